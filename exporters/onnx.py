@@ -1,0 +1,199 @@
+"""ONNX: written beside its place, checked, run in ONNX Runtime against PyTorch, and only then moved there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from lobo_fx.artifact import Artifact, written_beside
+from lobo_fx.errors import ExportError
+from lobo_fx.exporters.onnx_graph import clean
+from lobo_fx.exporters.onnx_runtime import OnnxRuntime, kernels
+from lobo_fx.inputs import dynamic_shapes_of
+from lobo_fx.measures import float_outputs, largest_error, rows
+from lobo_fx.program import Program
+from lobo_fx.provenance import describe
+from lobo_fx.quiet import quiet
+from lobo_fx.result import named_arrays, with_rows
+
+FLOAT_TOLERANCE = 1e-3
+"""Largest difference from PyTorch, as a share of the output range, of a float program."""
+QUANTIZED_TOLERANCE = 5e-2
+"""Likewise of a quantized one, where a rounding tie may fall the other way and be carried on."""
+LARGEST_SINGLE_FILE = 2**31 - 2**20
+"""Bytes that fit one protobuf file; weights past that go to a file beside it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxExporter:
+    """Writes ONNX for ONNX Runtime.
+
+    Attributes:
+        opset: version of the standard operators; None takes `torch.onnx`'s default.
+        translations: from operator overloads to onnxscript functions, for operators that `torch.onnx`
+            does not know (its `custom_translation_table`).
+        external_data: weights in a file beside the model; None decides by size (past 2 GB).
+    """
+
+    opset: int | None = None
+    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None
+    external_data: bool | None = None
+
+    def export(self, program: Program, path: Path, metadata: Mapping[str, str]) -> Artifact:
+        """Writes `path` (and `path` + ".data" where weights are stored apart).
+
+        Raises:
+            InvalidInput: the path can't be written to.
+            ExportError: an operator has no ONNX form, or the file disagrees with PyTorch; nothing is left.
+        """
+        with written_beside(path) as folder:
+            model = self._translate(program)
+            clean(model.model)
+            _describe(model.model, program, metadata)
+            external = self._stored_apart(program)
+            with quiet():
+                model.save(folder / path.name, external_data=external)
+            parity, details = _check(program, folder / path.name)
+            files = tuple(sorted(path.absolute().parent / file.name for file in folder.iterdir()))
+        details["opset"] = model.model.opset_imports[""]
+        return Artifact(path.absolute(), files, parity, details)
+
+    def _translate(self, program: Program) -> Any:
+        with quiet():
+            exported = exported_program(program)
+            try:
+                return torch.onnx.export(
+                    exported,
+                    dynamo=True,
+                    verbose=False,
+                    opset_version=self.opset,
+                    custom_translation_table=dict(self.translations or {}),
+                    input_names=[spec.name for spec in program.signature.inputs if spec],
+                    output_names=[spec.name for spec in program.signature.outputs if spec],
+                )
+            except Exception as error:
+                raise ExportError(_explain(program, error)) from error
+
+    def _stored_apart(self, program: Program) -> bool:
+        if self.external_data is not None:
+            return self.external_data
+        tensors = [*program.module.parameters(), *program.module.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > LARGEST_SINGLE_FILE
+
+
+def exported_program(program: Program) -> ExportedProgram:
+    """The program as `torch.export` has it, free dimensions kept free.
+
+    Raises:
+        ExportError: `torch.export` refuses the rewritten graph.
+    """
+    specs = iter(program.signature.inputs)
+    count = max(2, rows(program))
+    inputs = with_rows(program, count)
+
+    def free(leaf: object) -> dict[int, Any] | None:
+        spec = next(specs)
+        if spec is None:
+            return None
+        return {i: Dim.AUTO for i, size in enumerate(spec.shape) if isinstance(size, str)} or None
+
+    shapes = dynamic_shapes_of(inputs, program.signature.names[: program.signature.positional], free)
+    program.module.eval()
+    try:
+        return torch.export.export(
+            program.module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False
+        )
+    except Exception as error:
+        raise ExportError(f"torch.export refuses the rewritten graph: {error}") from error
+
+
+def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None:
+    """Names free dimensions as the program does, and writes what was done into the file's metadata."""
+    renamed: dict[str, str] = {}
+    for values, specs in ((model.graph.inputs, program.signature.inputs), (model.graph.outputs, program.signature.outputs)):
+        for value, spec in zip(values, [spec for spec in specs if spec], strict=True):
+            for index, size in enumerate(spec.shape):
+                if isinstance(size, str):
+                    renamed.setdefault(str(value.shape[index]), size)
+                    value.shape[index] = size
+    for value in [value for node in model.graph for value in node.outputs]:
+        for index, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and str(size) in renamed:
+                value.shape[index] = renamed[str(size)]
+    model.producer_name, model.producer_version = "lobo-fx", metadata.get("lobo_fx.version", "")
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    signature = {"inputs": list(map(str, program.signature.inputs)), "outputs": list(map(str, program.signature.outputs))}
+    model.metadata_props["lobo_fx.signature"] = json.dumps(signature)
+
+
+def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
+    """Checks the file, runs it beside PyTorch on the example rows and, where the batch is free, one more.
+
+    Raises:
+        ExportError: the file is malformed, does not load, or disagrees.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+        session = OnnxRuntime().load(path, threads=0)
+    except Exception as error:
+        raise ExportError(f"the exported file is not valid for ONNX Runtime: {error}") from error
+    quantized = is_quantized(program)
+    allowed = QUANTIZED_TOLERANCE if quantized else FLOAT_TOLERANCE
+    worst = 0.0
+    for count in sorted({rows(program), rows(program) + 1}):
+        inputs = with_rows(program, count)
+        expected = program.run(inputs)
+        arrays = named_arrays(program, inputs)
+        found = [torch.from_numpy(array) for array in session.run(arrays)]
+        tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(expected) if isinstance(leaf, torch.Tensor)]
+        if [tuple(t.shape) for t in tensors] != [tuple(t.shape) for t in found]:
+            shapes = f"{[tuple(t.shape) for t in found]}, PyTorch {[tuple(t.shape) for t in tensors]}"
+            raise ExportError(f"with {count} rows ONNX Runtime gives shapes {shapes}; no file was written")
+        floats = [f for f, t in zip(found, tensors, strict=True) if t.is_floating_point()]
+        if any(not bool(torch.isfinite(f).all()) for f in floats) and all(
+            bool(t.isfinite().all()) for t in float_outputs(expected)
+        ):
+            raise ExportError("ONNX Runtime gives NaN or infinity where PyTorch does not; no file was written")
+        worst = max(worst, largest_error(float_outputs(expected), floats))
+        if worst > allowed:
+            raise ExportError(
+                f"ONNX Runtime's outputs differ from PyTorch's by {worst:.1e} of their range with {count} rows "
+                f"(allowed: {allowed:.0e}); no file was written"
+            )
+    return worst, {"kernels": kernels(path)} if quantized else {}
+
+
+def is_quantized(program: Program) -> bool:
+    """Whether the graph holds quantize or dequantize operators."""
+    names = {node.target.namespace for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    return "quantized_decomposed" in names
+
+
+def _explain(program: Program, error: Exception) -> str:
+    """Names the operator without an ONNX form and where the user calls it."""
+    text = "\n".join(str(e) for e in _causes(error))
+    unknown = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>", text)
+    if unknown is None:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return f"torch.onnx can't translate the program: {lines[-1] if lines else type(error).__name__}"
+    operator = f"{unknown[1]}.{unknown[2]}"
+    users = [describe(node) for node in program.graph.nodes if str(node.target) == operator]
+    where = users[0] if users else operator
+    return (
+        f"{where} has no ONNX form. Give one with OnnxExporter(translations={{torch.ops.{operator}: function}}), "
+        "where function is written with onnxscript"
+    )
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    return [] if error is None else [error, *_causes(error.__cause__ or error.__context__)]

@@ -1,0 +1,86 @@
+"""ONNX Runtime on CPU: sessions for measuring and comparing, and which kernels it really runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lobo_fx.runtime import Arrays, ArraySpec
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+_ONLY_ERRORS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxRuntimeSession:
+    """A loaded ONNX file."""
+
+    handle: Any
+
+    @functools.cached_property
+    def inputs(self) -> list[ArraySpec]:
+        """Names, dtypes and shapes; a free dimension is None."""
+        return [
+            ArraySpec(i.name, _DTYPES[i.type], tuple(n if isinstance(n, int) else None for n in i.shape))
+            for i in self.handle.get_inputs()
+        ]
+
+    def run(self, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
+        """Runs it once; arrays that the file does not take are left out."""
+        outputs: list[np.ndarray[Any, Any]] = self.handle.run(
+            None, {spec.name: arrays[spec.name] for spec in self.inputs}
+        )
+        return outputs
+
+
+class OnnxRuntime:
+    """ONNX Runtime's CPU execution provider, sequential execution, all graph optimisations."""
+
+    @property
+    def version(self) -> str:
+        """Name and version."""
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
+
+    def load(self, path: Path, threads: int) -> OnnxRuntimeSession:
+        """Loads a file; `threads` 0 lets ONNX Runtime choose."""
+        return OnnxRuntimeSession(_session(path, threads))
+
+
+def kernels(path: Path) -> dict[str, int]:
+    """How often each operator occurs in the graph that ONNX Runtime runs after its optimisations."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        _session(path, 1, optimized)
+        graph = onnx.load(optimized, load_external_data=False).graph
+    return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+def _session(path: Path, threads: int, optimized: Path | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ONLY_ERRORS
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,103 @@
+"""`compile`: trace, then pass by pass rewrite, verify and measure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+
+from lobo_fx.context import Context, Data, Evaluate, LossFunction
+from lobo_fx.errors import InvalidInput
+from lobo_fx.inputs import DynamicShapes
+from lobo_fx.measures import mark_weights, measure, signal_to_noise
+from lobo_fx.progress import spinner
+from lobo_fx.provenance import PASS_KEY
+from lobo_fx.recipe import PassSpec, resolve
+from lobo_fx.report import Report, Row
+from lobo_fx.result import Result
+from lobo_fx.tracing import Model, trace
+from lobo_fx.verification import check_model, snapshot, verify
+
+
+def compile(
+    model: Model,
+    passes: PassSpec | Iterable[PassSpec] = (),
+    *,
+    example_inputs: object = None,
+    dynamic_shapes: DynamicShapes = "batch",
+    calibration_data: Data | None = None,
+    train_data: Data | None = None,
+    loss_fn: LossFunction | None = None,
+    evaluate: Evaluate | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Makes a trained model smaller and faster, and checks every step. The model itself is not touched.
+
+    Args:
+        model: an `nn.Module` (in any mode), a `torch.export.ExportedProgram`, or the path of a `.pt2` file.
+        passes: pass objects, names (`"quantize_static"`), a recipe file or the name of a built-in recipe.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. May be left
+            out where the model says what it takes (Hugging Face, timm).
+        dynamic_shapes: `"batch"` keeps the batch size free; None fixes every size; anything else is
+            `torch.export.export`'s own `dynamic_shapes`.
+        calibration_data: batches for the passes that calibrate: a DataLoader or a list. Labels are ignored.
+        train_data: batches with labels, for the passes that train.
+        loss_fn: from outputs and labels to a scalar, for the passes that train.
+        evaluate: from a module to a score; measured before and after every pass.
+        seed: for whatever a pass draws at random.
+        progress: whether to draw progress on the terminal.
+
+    Returns:
+        The compiled module with its report; `result.export("model.onnx")` writes the artifact.
+
+    Raises:
+        InvalidInput: an argument can't work; raised before any pass has run where that can be known.
+        TraceError: `torch.export` can't capture the model.
+        ContractError: a pass broke its promise.
+
+    Example:
+        >>> import torch, lobo_fx
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> result = lobo_fx.compile(model, ["fold_batch_norm"], example_inputs=torch.randn(1, 3, 8, 8))
+        >>> result.module(torch.randn(4, 3, 8, 8)).shape
+        torch.Size([4, 8, 6, 6])
+    """
+    chosen = resolve(passes)
+    with spinner("trace", progress):
+        original = trace(model, example_inputs, dynamic_shapes)
+        check_model(original)
+    context = Context(
+        original.signature, calibration_data, train_data, loss_fn, evaluate, seed=seed, show_progress=progress
+    )
+    if evaluate is not None and not callable(evaluate):
+        raise InvalidInput(f"evaluate is a {type(evaluate).__name__}; expected a function from a module to a score")
+    for author in chosen:
+        context.require(author.needs, author.name)
+    context.notes.extend(original.module.meta["lobo_fx_notes"])
+    mark_weights(original.module)
+    for node in original.graph.nodes:
+        node.meta[PASS_KEY] = ""
+
+    program = original.clone()
+    first = before = snapshot(original)
+    report = Report(
+        model=type(model).__name__ if not isinstance(model, (str,)) else str(model),
+        rows=[Row.of("original", measure(original, first.macs), math.inf, _score(evaluate, original.module), 0.0)],
+        notes=context.notes,
+    )
+    for author in chosen:
+        start = time.perf_counter()
+        with spinner(str(author), progress and not author.needs):
+            program = author.run(program, context)
+            after = verify(author, before, program)
+        measures = measure(program, after.macs)
+        snr = signal_to_noise(first.outputs, after.outputs)
+        score = _score(evaluate, program.module)
+        report.rows.append(Row.of(str(author), measures, snr, score, time.perf_counter() - start))
+        before = after
+    return Result(program, original, report, [(author.name, author.settings) for author in chosen])
+
+
+def _score(evaluate: Evaluate | None, module: object) -> float | None:
+    return None if evaluate is None else float(evaluate(module))  # type: ignore[arg-type]

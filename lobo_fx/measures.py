@@ -1,0 +1,130 @@
+"""What a program weighs and how far its outputs moved: counted on the program itself, never estimated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from lobo_fx.inputs import Inputs
+from lobo_fx.program import Program, ProgramModule
+
+_WEIGHT_NAMES = "lobo_fx_weight_names"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """Counts of one program.
+
+    Attributes:
+        parameters: weights and biases, quantized or not; shared ones counted once.
+        nonzero: how many of them are not zero.
+        macs: multiply-accumulates of one row of the batch, None where they were not counted.
+        bytes: memory of all parameters and buffers.
+    """
+
+    parameters: int
+    nonzero: int
+    macs: int | None
+    bytes: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the parameters that are zero."""
+        return 1 - self.nonzero / self.parameters if self.parameters else 0.0
+
+
+def mark_weights(module: ProgramModule) -> None:
+    """Notes the names of the parameters, so that a weight is still known as one once it is quantized."""
+    module.meta[_WEIGHT_NAMES] = sorted(name for name, _ in module.named_parameters(remove_duplicate=False))
+
+
+def weight_names(module: ProgramModule) -> list[str]:
+    """Names under which the original had its parameters."""
+    names: list[str] = module.meta.get(_WEIGHT_NAMES, [])
+    return names
+
+
+def weights(module: ProgramModule) -> Iterator[torch.Tensor]:
+    """Parameters, and buffers that stand for a quantized parameter; each tensor once."""
+    names = set(weight_names(module))
+    yield from module.parameters()
+    yield from (buffer for name, buffer in module.named_buffers() if name in names)
+
+
+def measure(program: Program, macs: int | None) -> Measures:
+    """Counts the program's parameters and memory; `macs` come from `run_counted`."""
+    tensors = list(weights(program.module))
+    everything = {tensor.untyped_storage().data_ptr(): tensor for tensor in _tensors(program.module)}
+    return Measures(
+        parameters=sum(tensor.numel() for tensor in tensors),
+        nonzero=sum(int(torch.count_nonzero(tensor)) for tensor in tensors),
+        macs=macs,
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in everything.values()),
+    )
+
+
+def _tensors(module: ProgramModule) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def run_counted(program: Program) -> tuple[Any, int]:
+    """Runs the example inputs; returns the outputs and the multiply-accumulates of one row.
+
+    Counts convolutions, matrix products and attention (`torch.utils.flop_counter`), as executed.
+    """
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        outputs = program.run()
+    return outputs, counter.get_total_flops() // 2 // rows(program)
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def rows(program: Program, inputs: Inputs | None = None) -> int:
+    """Rows of the batch in `inputs` (default: the examples); 1 where the batch is fixed."""
+    leaves = (inputs or program.example_inputs).leaves
+    for leaf, spec in zip(leaves, program.signature.inputs, strict=True):
+        if spec and spec.shape and spec.shape[0] == "batch":
+            return int(leaf.shape[0])
+    return 1
+
+
+def float_outputs(outputs: Any) -> list[torch.Tensor]:
+    """The floating-point tensors among a program's outputs, flat."""
+    leaves = pytree.tree_leaves(outputs)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
+def signal_to_noise(reference: Any, outputs: Any) -> float:
+    """Signal-to-noise ratio in decibels over all floating-point outputs; infinite where they are equal.
+
+    10·log10(Σ r² / Σ (r − o)²), each output tensor weighted by its own energy.
+    """
+    signal = noise = 0.0
+    for r, o in zip(float_outputs(reference), float_outputs(outputs), strict=True):
+        signal += float(r.double().pow(2).sum())
+        noise += float((r.double() - o.double()).pow(2).sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def largest_error(reference: Any, outputs: Any) -> float:
+    """Largest absolute difference over all outputs, as a share of the reference's largest magnitude."""
+    worst = 0.0
+    for r, o in zip(float_outputs(reference), float_outputs(outputs), strict=True):
+        if r.numel():
+            scale = float(r.abs().max()) or 1.0
+            worst = max(worst, float((r - o).abs().max()) / scale)
+    return worst

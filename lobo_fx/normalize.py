@@ -1,0 +1,303 @@
+"""Normalisation, once, right after tracing: no autograd wrappers, no writes in place, no asserts, no aliases.
+
+Later stages may then take every node for a pure function of its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.operators import arguments, aten, is_call, is_inplace
+from lobo_fx.program import ProgramModule, fetch
+from lobo_fx.provenance import describe, inherit
+from lobo_fx.shapes import propagate, storage_of
+
+_ASSERTS = frozenset(
+    {
+        aten._assert_scalar.default,
+        aten._assert_async.msg,
+        aten._assert_tensor_metadata.default,
+        aten.sym_constrain_range.default,
+        aten.sym_constrain_range_for_size.default,
+        torch._check,
+    }
+)
+_ALIASES = frozenset({aten.alias.default, aten.lift_fresh_copy.default, aten.detach_.default})
+_SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+
+
+def normalize(module: ProgramModule) -> list[str]:
+    """Normalises a freshly traced graph in place.
+
+    Returns:
+        What had to be left as it was, one sentence each.
+    """
+    inline_grad_modes(module)
+    drop_asserts(module.graph)
+    notes = remove_inplace(module)
+    drop_aliases(module.graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return notes
+
+
+def inline_grad_modes(module: ProgramModule) -> None:
+    """`with torch.no_grad():` regions become plain nodes; what leaves one stays cut off from gradients."""
+    while wrappers := [node for node in module.graph.nodes if is_call(node, _SET_GRAD)]:
+        for node in wrappers:
+            enabled, body_node, *operands = node.args
+            trained = any(getattr(n.meta.get("val"), "requires_grad", False) for n in node.all_input_nodes)
+            _inline(module, node, body_node, operands, detach=trained and not enabled)
+    module.delete_all_unused_submodules()
+
+
+def _inline(module: ProgramModule, node: fx.Node, body_node: fx.Node, operands: list[Any], detach: bool) -> None:
+    graph, body = module.graph, fetch(module, str(body_node.target))
+    inside = [n for n in body.graph.nodes if n.op == "placeholder"]
+    copies: dict[fx.Node, Any] = dict(zip(inside, operands, strict=True))
+    with graph.inserting_before(node):
+        for inner in body.graph.nodes:
+            if inner.op not in ("placeholder", "output"):
+                copies[inner] = graph.node_copy(inner, lambda n: copies[n])
+        outputs = [copies[n] for n in body.graph.output_node().args[0]]
+        if detach:
+            outputs = [graph.call_function(aten.detach.default, (value,)) for value in outputs]
+    for user in list(node.users):
+        user.replace_all_uses_with(outputs[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(node)
+    if not body_node.users:
+        graph.erase_node(body_node)
+
+
+def drop_asserts(graph: fx.Graph) -> None:
+    """Removes run-time checks: the program checks its inputs itself."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and node.target in _ASSERTS and not node.users:
+            graph.erase_node(node)
+
+
+def drop_aliases(graph: fx.Graph) -> None:
+    """Removes nodes that only rename a value."""
+    for node in list(graph.nodes):
+        if is_call(node, *_ALIASES):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+# --- writes in place -------------------------------------------------------------------------------------
+
+Inverse = Callable[[fx.Graph, fx.Node, fx.Node, fx.Node], fx.Node]
+
+
+def _reshape_back(graph: fx.Graph, parent: fx.Node, child: fx.Node, view: fx.Node) -> fx.Node:
+    return graph.call_function(aten.reshape_as.default, (child, parent))
+
+
+def _permute_back(graph: fx.Graph, parent: fx.Node, child: fx.Node, view: fx.Node) -> fx.Node:
+    dims = arguments(view)["dims"]
+    inverse = sorted(range(len(dims)), key=lambda i: dims[i] % len(dims))
+    return graph.call_function(aten.permute.default, (child, inverse))
+
+
+def _swap_back(graph: fx.Graph, parent: fx.Node, child: fx.Node, view: fx.Node) -> fx.Node:
+    return graph.call_function(view.target, (child, *view.args[1:]))  # type: ignore[arg-type]
+
+
+def _slice_back(graph: fx.Graph, parent: fx.Node, child: fx.Node, view: fx.Node) -> fx.Node:
+    at = arguments(view)
+    return graph.call_function(
+        aten.slice_scatter.default, (parent, child, at["dim"], at["start"], at["end"], at["step"])
+    )
+
+
+def _select_back(graph: fx.Graph, parent: fx.Node, child: fx.Node, view: fx.Node) -> fx.Node:
+    at = arguments(view)
+    return graph.call_function(aten.select_scatter.default, (parent, child, at["dim"], at["index"]))
+
+
+# How a changed view is put back into what it is a view of. A view not listed here can't be undone.
+_INVERSES: dict[object, Inverse] = {
+    aten.view.default: _reshape_back,
+    aten.reshape.default: _reshape_back,
+    aten.flatten.using_ints: _reshape_back,
+    aten.unflatten.int: _reshape_back,
+    aten.squeeze.default: _reshape_back,
+    aten.squeeze.dim: _reshape_back,
+    aten.squeeze.dims: _reshape_back,
+    aten.unsqueeze.default: _reshape_back,
+    aten.contiguous.default: _reshape_back,
+    aten.alias.default: _reshape_back,
+    aten.detach.default: _reshape_back,
+    aten.dropout.default: _reshape_back,
+    aten.permute.default: _permute_back,
+    aten.transpose.int: _swap_back,
+    aten.t.default: _swap_back,
+    aten.slice.Tensor: _slice_back,
+    aten.select.int: _select_back,
+}
+
+
+def remove_inplace(module: ProgramModule) -> list[str]:
+    """Every write in place becomes a new value; later readers of it, and of any view of it, are rewired.
+
+    Cases: (1) `y = relu_(x)`: later readers of `x` read `relu(x)`. (2) `x` is a view of `b`: the new
+    value is scattered into a new `b`. (3) another view `v` of `b` is read later: it is taken again from
+    the new `b`. (4) `b` is a buffer: the new value is copied into it at the end of the graph.
+
+    Returns:
+        A sentence for each write that could not be removed.
+    """
+    if not any(is_inplace(node) for node in module.graph.nodes):
+        return []
+    storages: dict[fx.Node, object] = {}
+    propagate(module, lambda node, value: storages.__setitem__(node, storage_of(value)))
+    order = {node: position for position, node in enumerate(module.graph.nodes)}
+    owners: set[fx.Node] = set()
+    notes = []
+    for node in [node for node in module.graph.nodes if is_inplace(node)]:
+        if not _Write(module.graph, node, storages, order, owners).replace():
+            notes.append(f"{describe(node)} writes in place in a way that can't be removed; left as it is")
+    return notes
+
+
+class _Write:
+    """One write in place, and the values that share its memory.
+
+    What is made in its stead takes over the memory's identity; `owners` are the new values that are no view.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        node: fx.Node,
+        storages: dict[fx.Node, object],
+        order: dict[fx.Node, int],
+        owners: set[fx.Node],
+    ) -> None:
+        self.graph, self.node, self.storages, self.order, self.owners = graph, node, storages, order, owners
+        self.refreshed: dict[fx.Node, fx.Node] = {}
+
+    def replace(self) -> bool:
+        node, target = self.node, _functional(self.node)
+        written = node.args[0] if node.args else None
+        if target is None or not isinstance(written, fx.Node) or self.storages.get(written) is None:
+            return False
+        self.memory = self.storages[written]
+        stale = [n for n in self.order if self._shares(n) and n not in (written, node) and self._readers(n)]
+        chain = self._chain(written)
+        if stale or chain[-1].op == "get_attr":
+            needed = {ancestor for n in stale for ancestor in self._chain(n)[:-1]}
+            if any(n.target not in _INVERSES for n in chain[:-1]) or any(self._parent(n) is None for n in needed):
+                return False
+            if {self._chain(n)[-1] for n in stale} - {chain[-1]}:
+                return False
+        with self.graph.inserting_after(node):
+            value = self._insert(target, node.args, node.kwargs)
+        value.meta["val"] = written.meta["val"]
+        value = self._keep_dtype(value, written)
+        if stale or chain[-1].op == "get_attr":
+            value = self._scatter(chain, value, stale)
+        else:
+            self._own(value)
+        self._redirect(written, value)
+        node.replace_all_uses_with(value)
+        self.graph.erase_node(node)
+        self.order.pop(node)
+        return True
+
+    def _own(self, value: fx.Node) -> None:
+        self.storages[value] = self.memory
+        self.owners.add(value)
+
+    def _shares(self, node: fx.Node) -> bool:
+        return self.storages.get(node) == self.memory and self.order[node] < self.order[self.node]
+
+    def _readers(self, node: fx.Node) -> list[fx.Node]:
+        """Users that come after the write."""
+        return [user for user in node.users if self.order.get(user, -1) > self.order[self.node]]
+
+    def _parent(self, node: fx.Node) -> fx.Node | None:
+        """What `node` is a view of: its first argument, where they share memory."""
+        first = node.args[0] if node.op == "call_function" and node.args else None
+        shares = isinstance(first, fx.Node) and self.storages.get(first) == self.memory
+        return first if shares and node not in self.owners and not is_inplace(node) else None  # type: ignore[return-value]
+
+    def _chain(self, node: fx.Node) -> list[fx.Node]:
+        """`node`, what it is a view of, and so on to the value that owns the memory."""
+        chain = [node]
+        while (parent := self._parent(chain[-1])) is not None:
+            chain.append(parent)
+        return chain
+
+    def _insert(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+        new = self.graph.call_function(target, args, kwargs or {})
+        inherit(new, self.node)
+        self.order[new] = self.order[self.node]
+        return new
+
+    def _keep_dtype(self, value: fx.Node, written: fx.Node) -> fx.Node:
+        """A write keeps the dtype of what it writes to; the functional form may promote it."""
+        old = written.meta["val"].dtype
+        operands = [n.meta["val"] for n in self.node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        if all(operand.dtype == old for operand in operands):
+            return value
+        with self.graph.inserting_after(value):
+            cast = self._insert(aten.to.dtype, (value, old))
+        cast.meta["val"] = written.meta["val"]
+        return cast
+
+    def _scatter(self, chain: list[fx.Node], value: fx.Node, stale: list[fx.Node]) -> fx.Node:
+        """Puts the new value back through `chain` into its owner, and takes every stale view again."""
+        point, owner = value, chain[-1]
+        for view, parent in zip(chain, chain[1:], strict=False):
+            with self.graph.inserting_after(point):
+                point = _INVERSES[view.target](self.graph, parent, point, view)
+                inherit(point, self.node)
+                point.meta["val"] = parent.meta["val"]
+                self.order[point] = self.order[self.node]
+        self.refreshed[owner], self.last = point, point
+        self._own(point)
+        for node in [*stale, chain[0]]:
+            self._refresh(node)
+        for node in stale:
+            self._redirect(node, self.refreshed[node])
+        if owner.op == "get_attr":
+            with self.graph.inserting_before(self.graph.output_node()):
+                self._insert(aten.copy_.default, (owner, point))
+        return self.refreshed[chain[0]]
+
+    def _refresh(self, node: fx.Node) -> fx.Node:
+        """The same view of the new owner."""
+        if node not in self.refreshed:
+            parent = self._parent(node)
+            assert parent is not None
+            source = self._refresh(parent)
+            with self.graph.inserting_after(self.last):
+                copy = self.graph.node_copy(node, lambda n: source if n is parent else n)
+            self.order[copy], self.storages[copy], self.last = self.order[self.node], self.memory, copy
+            self.refreshed[node] = copy
+        return self.refreshed[node]
+
+    def _redirect(self, old: fx.Node, new: fx.Node) -> None:
+        for user in self._readers(old):
+            user.replace_input_with(old, new)
+
+
+def _functional(node: fx.Node) -> Any:
+    """The overload that computes what `node` writes: `relu_` → `relu`, `__ior__` → `__or__`."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    schema = node.target._schema
+    written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    namespace, _, name = schema.name.partition("::")
+    functional = name.replace("__i", "__", 1) if name.startswith("__i") else name.removesuffix("_")
+    if functional == name or written != [schema.arguments[0].name]:
+        return None
+    packet = getattr(getattr(torch.ops, namespace), functional, None)
+    return getattr(packet, schema.overload_name or "default", None)
+
+

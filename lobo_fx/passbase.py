@@ -1,0 +1,66 @@
+"""What a pass is: settings, a promise about numbers, and `run(program, context) -> program`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+import re
+from typing import Any, ClassVar
+
+from lobo_fx.context import Context
+from lobo_fx.program import Program
+
+
+class Promise(enum.Enum):
+    """What a pass promises about the program's outputs; the compiler holds it to that.
+
+    Attributes:
+        EXACT: they stay what they were, to rounding (a fold).
+        APPROXIMATE: they may move; the signal-to-noise ratio is reported.
+    """
+
+    EXACT = "exact"
+    APPROXIMATE = "approximate"
+
+
+class Pass(abc.ABC):
+    """A rewrite. Subclass it as a frozen dataclass whose fields are the settings.
+
+    A pass gets the compiler's own copy of the model and may change it freely. What it returns is
+    verified before the next pass sees it: shapes, inputs, outputs, and the promise.
+
+    Attributes:
+        promise: what the pass promises about numbers.
+        needs: which of `calibration_data`, `train_data`, `loss_fn`, `evaluate` must be given.
+
+    Example:
+        See `examples/write_a_pass.py`.
+    """
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def run(self, program: Program, context: Context) -> Program:
+        """Returns the rewritten program (the same object, or a new one)."""
+
+    @property
+    def name(self) -> str:
+        """Name in reports and recipes: the class name in snake case."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        if not dataclasses.is_dataclass(self):
+            return {}
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"{type(self).__name__}({settings})"

@@ -1,0 +1,47 @@
+"""Where a node comes from, in the user's terms: module name, source line, and the pass that made it."""
+
+import re
+from typing import Any
+
+from torch import fx
+
+PASS_KEY = "lobo_fx_pass"
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
+_LIBRARY = re.compile(r"[/\\]torch[/\\](nn|_?export|fx|utils|_dynamo|functional|_tensor)|[/\\]lobo_fx[/\\]")
+
+
+def module_name(node: fx.Node) -> str:
+    """Dotted name of the innermost user module that `node` was traced in; empty for the model itself."""
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    name = next(reversed(stack.values()))[0] if stack else ""
+    return str(name).removeprefix("L['self'].").removeprefix("L__self__.")
+
+
+def source_line(node: fx.Node) -> str:
+    """`file.py:12: code` of the innermost frame outside torch, or an empty string."""
+    return user_line(node.meta.get("stack_trace") or "")
+
+
+def user_line(stack_trace: str) -> str:
+    """The innermost frame of a formatted stack trace that is not torch's or ours, as `file.py:12: code`."""
+    frames = [match for match in _FRAME.finditer(stack_trace) if not _LIBRARY.search(match["file"])]
+    return "{file}:{line}: {code}".format(**frames[-1].groupdict()) if frames else ""
+
+
+def describe(node: fx.Node) -> str:
+    """One phrase for messages: operator, user's module, user's line, and the pass that made the node."""
+    words = [str(node.target) if node.op == "call_function" else f"{node.op} {node.target}"]
+    if name := module_name(node):
+        words.append(f"in module '{name}'")
+    if line := source_line(node):
+        words.append(f"({line})")
+    if author := node.meta.get(PASS_KEY):
+        words.append(f"[made by {author}]")
+    return " ".join(words)
+
+
+def inherit(new: fx.Node, old: fx.Node) -> None:
+    """Gives `new` the module stack, source line and origin of the node it stands for."""
+    for key in ("nn_module_stack", "stack_trace", "from_node", "source_fn_stack", "torch_fn"):
+        if key in old.meta:
+            new.meta.setdefault(key, old.meta[key])

@@ -1,0 +1,141 @@
+"""Recipes: passes and their settings in YAML, validated with messages that point at the line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.passbase import Pass
+from lobo_fx.registry import PASSES
+
+PassSpec = Pass | str
+"""A pass object, a pass name, or a recipe: the path of a YAML file or the name of a built-in one."""
+
+
+def resolve(passes: PassSpec | Iterable[PassSpec]) -> list[Pass]:
+    """Turns what a user wrote into pass objects.
+
+    Raises:
+        InvalidInput: an unknown name or wrong settings.
+    """
+    if isinstance(passes, (str, Path, Pass)):
+        passes = [passes]
+    chosen: list[Pass] = []
+    for entry in passes:
+        if isinstance(entry, Pass):
+            chosen.append(entry)
+        elif isinstance(entry, type) and issubclass(entry, Pass):
+            chosen.append(build(entry, {}))
+        elif isinstance(entry, (str, Path)):
+            chosen.extend(_named(str(entry)))
+        else:
+            raise InvalidInput(f"passes holds a {type(entry).__name__}; expected a pass, a name or a recipe file")
+    return chosen
+
+
+def _named(name: str) -> list[Pass]:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise InvalidInput(f"no recipe file {name}")
+        return read_recipe(path.read_text(encoding="utf-8"), name)
+    if name in builtin_recipes():
+        return read_recipe((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
+    return [build(PASSES.get(name), {})]
+
+
+def _folder() -> Any:
+    return resources.files("lobo_fx") / "recipes"
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_recipe(text: str, source: str) -> list[Pass]:
+    """Reads a recipe.
+
+    Args:
+        text: YAML with one key, `passes`: a list of names, or of `name: {setting: value}`.
+        source: the file's name, for messages.
+
+    Raises:
+        InvalidInput: not YAML, or not a recipe; the message starts with `source:line`.
+
+    Example:
+        ```yaml
+        passes:
+          - fold_batch_norm
+          - quantize_static: {observer: histogram}
+        ```
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 1
+        raise InvalidInput(f"{source}:{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise InvalidInput(f"{source}:1: a recipe is a mapping with the key 'passes'")
+    found: list[Pass] = []
+    for key, value in root.value:
+        if key.value != "passes":
+            raise InvalidInput(f"{source}:{_line(key)}: unknown key '{key.value}'; a recipe has one key, 'passes'")
+        if not isinstance(value, yaml.SequenceNode):
+            raise InvalidInput(f"{source}:{_line(value)}: 'passes' must be a list")
+        found = [_read_pass(entry, source) for entry in value.value]
+    if not found:
+        raise InvalidInput(f"{source}:1: the recipe names no pass")
+    return found
+
+
+def _read_pass(node: yaml.Node, source: str) -> Pass:
+    settings: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    name = node
+    if isinstance(node, yaml.MappingNode) and len(node.value) == 1:
+        name, body = node.value[0]
+        if not isinstance(body, yaml.MappingNode):
+            raise InvalidInput(f"{source}:{_line(body)}: settings must be 'name: value' pairs")
+        settings = _value(body)
+        lines = {key.value: _line(key) for key, _ in body.value}
+    if not isinstance(name, yaml.ScalarNode):
+        raise InvalidInput(f"{source}:{_line(node)}: a pass is a name, or 'name: {{setting: value}}'")
+    try:
+        return build(PASSES.get(name.value), settings)
+    except InvalidInput as error:
+        line = next((lines[s] for s in lines if f"'{s}'" in str(error) or str(error).startswith(s)), _line(name))
+        raise InvalidInput(f"{source}:{line}: {error}") from None
+
+
+def build(kind: type[Pass], settings: dict[str, Any]) -> Pass:
+    """Constructs a pass, refusing settings that it does not have.
+
+    Raises:
+        InvalidInput: an unknown setting (the nearest is suggested) or a bad value.
+    """
+    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(known) or 'none'}"
+            raise InvalidInput(f"{kind.__name__} has no setting '{name}'; {hint}")
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise InvalidInput(f"{kind.__name__}: {error}") from None
+
+
+def _value(node: yaml.Node) -> Any:
+    return yaml.SafeLoader("").construct_object(node, deep=True)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1

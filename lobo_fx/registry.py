@@ -1,0 +1,79 @@
+"""Passes, exporters and runtimes by name, ours and those of other packages alike (entry points)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections import defaultdict
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from lobo_fx.errors import InvalidInput
+
+
+@dataclasses.dataclass
+class Registry:
+    """Names of one kind of plug-in.
+
+    A package offers a plug-in through an entry point. Several entry points with the same value are
+    one plug-in: the first name is its name, the others are aliases.
+
+    Attributes:
+        kind: what is registered, for messages ("pass").
+        group: the entry-point group.
+        added: plug-ins registered at run time.
+    """
+
+    kind: str
+    group: str
+    added: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def _points(self) -> dict[str, EntryPoint]:
+        points: dict[str, EntryPoint] = {}
+        for point in entry_points(group=self.group):
+            if points.setdefault(point.name, point).value != point.value:
+                raise InvalidInput(
+                    f"two packages offer a {self.kind} called '{point.name}': "
+                    f"{points[point.name].value} and {point.value}; uninstall one"
+                )
+        return points
+
+    def names(self) -> dict[str, list[str]]:
+        """Each plug-in's name with its aliases."""
+        by_value: dict[str, list[str]] = defaultdict(list)
+        for name, point in self._points.items():
+            by_value[point.value].append(name)
+        return {names[0]: names[1:] for names in by_value.values()} | {name: [] for name in self.added}
+
+    def register(self, name: str, plugin: Any) -> None:
+        """Adds a plug-in for this process.
+
+        Raises:
+            InvalidInput: the name is taken.
+        """
+        if name in self.added or name in self._points:
+            raise InvalidInput(f"a {self.kind} called '{name}' is registered already")
+        self.added[name] = plugin
+
+    def get(self, name: str) -> Any:
+        """The plug-in called `name`.
+
+        Raises:
+            InvalidInput: there is none; the message suggests the nearest names.
+        """
+        if name in self.added:
+            return self.added[name]
+        key = name.replace("-", "_")
+        if key in self._points:
+            return self._points[key].load()
+        known = [*self._points, *self.added]
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+        raise InvalidInput(f"no {self.kind} is called '{name}'; {hint}")
+
+
+PASSES = Registry("pass", "lobo_fx.passes")
+EXPORTERS = Registry("exporter", "lobo_fx.exporters")
+RUNTIMES = Registry("runtime", "lobo_fx.runtimes")

@@ -1,0 +1,239 @@
+"""The report: a row per pass, then the files and their latency; as a table, markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lobo_fx.artifact import Artifact
+from lobo_fx.measures import Measures
+from lobo_fx.runtime import Benchmark
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MEGABYTE = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The program after one pass.
+
+    Attributes:
+        name: the pass with its settings; `original` for the first row.
+        parameters: see `lobo_fx.measures.Measures`, as are the next four.
+        nonzero: parameters that are not zero.
+        sparsity: share of the parameters that are zero.
+        macs: multiply-accumulates of one row of the batch.
+        bytes: memory of parameters and buffers.
+        snr: signal-to-noise ratio of the outputs against the original's, in decibels.
+        score: what `evaluate` returned, if it was given.
+        seconds: time the pass and its verification took.
+    """
+
+    name: str
+    parameters: int
+    nonzero: int
+    sparsity: float
+    macs: int | None
+    bytes: int
+    snr: float
+    score: float | None
+    seconds: float
+
+    @classmethod
+    def of(cls, name: str, measures: Measures, snr: float, score: float | None, seconds: float) -> Row:
+        m = measures
+        return cls(name, m.parameters, m.nonzero, m.sparsity, m.macs, m.bytes, snr, score, seconds)
+
+
+@dataclasses.dataclass
+class Report:
+    """What was done to a model and what it brought.
+
+    Attributes:
+        model: name of the model's class, or its path.
+        rows: the original, then one row per pass.
+        notes: what a user should know: what was left alone and why.
+        artifacts: files written, by label.
+        benchmark: latencies, once measured.
+    """
+
+    model: str
+    rows: list[Row]
+    notes: list[str] = dataclasses.field(default_factory=list)
+    artifacts: dict[str, Artifact] = dataclasses.field(default_factory=dict)
+    benchmark: Benchmark | None = None
+
+    def __str__(self) -> str:
+        tables = [pass_table(self)]
+        if self.artifacts:
+            tables.append(artifact_table(self))
+        if self.benchmark:
+            tables.append(benchmark_table(self.benchmark))
+        return "".join(render(table) for table in tables) + "".join(f"note: {note}\n" for note in self.notes)
+
+    def to_json(self) -> str:
+        """Everything, with raw numbers; infinite ratios are null."""
+        data = {
+            "model": self.model,
+            "machine": machine(),
+            "passes": [dataclasses.asdict(row) for row in self.rows],
+            "notes": self.notes,
+            "artifacts": {
+                label: {"file": str(a.path), "bytes": a.bytes, "parity": a.parity, **a.details}
+                for label, a in self.artifacts.items()
+            },
+            "benchmark": self.benchmark and dataclasses.asdict(self.benchmark),
+        }
+        return json.dumps(_finite(data), indent=2)
+
+    def to_csv(self) -> str:
+        """The rows, with raw numbers."""
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in self.rows)
+        return stream.getvalue()
+
+    def to_markdown(self) -> str:
+        """The tables as GitHub markdown."""
+        parts = [f"# {_escape(self.model)}\n"]
+        tables = [("Passes", pass_table(self))]
+        if self.artifacts:
+            tables.append(("Files", artifact_table(self)))
+        if self.benchmark:
+            tables.append(("Latency", benchmark_table(self.benchmark)))
+        parts += [f"## {title}\n\n{_markdown(table)}" for title, table in tables]
+        if self.notes:
+            parts.append("## Notes\n\n" + "".join(f"- {_escape(note)}\n" for note in self.notes))
+        parts.append(f"Measured on {machine()}.\n")
+        return "\n".join(parts)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes `report.md`, `report.csv` and `report.json` into `folder`, which is made if missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {"report.md": self.to_markdown(), "report.csv": self.to_csv(), "report.json": self.to_json()}
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return [folder / name for name in texts]
+
+
+def pass_table(report: Report) -> Table:
+    """A line per pass."""
+    scored = any(row.score is not None for row in report.rows)
+    columns = ["pass", "params", "non-zero", "sparsity", "MACs", "MB in memory", "SNR dB"]
+    table = _table(report.model, [*columns, *(["score"] if scored else []), "seconds"])
+    for row in report.rows:
+        cells = [
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.nonzero:,}",
+            f"{row.sparsity:.1%}",
+            f"{row.macs / 1e6:,.1f}M" if row.macs is not None else "not measured",
+            f"{row.bytes / MEGABYTE:.2f}",
+            "=" if row.snr == math.inf else f"{row.snr:.1f}",
+        ]
+        if scored:
+            cells.append("not measured" if row.score is None else f"{row.score:.4g}")
+        table.add_row(*cells, f"{row.seconds:.1f}")
+    return table
+
+
+def artifact_table(report: Report) -> Table:
+    """A line per file."""
+    table = _table("files", ["file", "label", "MB", "of original", "gzip MB", "parity", "kernels"])
+    first = next(iter(report.artifacts.values())).bytes
+    for label, artifact in report.artifacts.items():
+        gzipped = artifact.details.get("gzip_bytes")
+        table.add_row(
+            artifact.path.name,
+            label,
+            f"{artifact.bytes / MEGABYTE:.2f}",
+            f"{artifact.bytes / first:.2f}" if "original" in report.artifacts else "not measured",
+            "not measured" if gzipped is None else f"{gzipped / MEGABYTE:.2f}",
+            f"{artifact.parity:.1e}",
+            str(artifact.details.get("kernels", "")),
+        )
+    return table
+
+
+def benchmark_table(benchmark: Benchmark) -> Table:
+    """A line per file measured."""
+    title = (
+        f"{benchmark.runtime}, {benchmark.threads} thread{'s' * (benchmark.threads > 1)}, "
+        f"batch {benchmark.batch}, {benchmark.rounds} rounds in turn"
+    )
+    table = _table(title, ["file", "p5 ms", "p50 ms", "p95 ms", "CPU ms", "ratio", "rows/s", "peak MB", "model MB"])
+    for label, latency in benchmark.latencies.items():
+        known = latency.memory is not None and latency.base_memory is not None
+        table.add_row(
+            label,
+            *(f"{value:.2f}" for value in (latency.p5, latency.p50, latency.p95, latency.cpu)),
+            f"{benchmark.ratio(label):.2f}",
+            f"{latency.throughput:.1f}",
+            f"{(latency.memory or 0) / MEGABYTE:.0f}" if known else "not measured",
+            f"{((latency.memory or 0) - (latency.base_memory or 0)) / MEGABYTE:.0f}" if known else "not measured",
+        )
+    return table
+
+
+def render(table: Table) -> str:
+    """A table as plain text, as wide as it needs."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=180, color_system=None).print(table)
+    return stream.getvalue()
+
+
+def machine() -> str:
+    """The processor and system that figures were measured on."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _markdown(table: Table) -> str:
+    columns = [list(column.cells) for column in table.columns]
+    lines = [[str(column.header) for column in table.columns], ["---"] + ["---:"] * (len(columns) - 1)]
+    lines += [[_escape(str(cell)) for cell in cells] for cells in zip(*columns, strict=True)]
+    title = f"{_escape(str(table.title))}\n\n" if table.title else ""
+    return title + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """Keeps names from being read as markdown or HTML."""
+    for old, new in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("`", "\\`")):
+        text = text.replace(old, new)
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value

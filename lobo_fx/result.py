@@ -1,0 +1,159 @@
+"""What `compile` returns: the module, the report, and the ways out (file, measurement, folder)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lobo_fx.artifact import Artifact, Exporter, check_writable
+from lobo_fx.inputs import Inputs
+from lobo_fx.program import Program, ProgramModule
+from lobo_fx.progress import spinner
+from lobo_fx.registry import EXPORTERS, RUNTIMES
+from lobo_fx.report import Report
+from lobo_fx.runtime import Benchmark, benchmark
+
+
+@dataclasses.dataclass
+class Result:
+    """A compiled model.
+
+    Attributes:
+        program: the compiled program.
+        original: the program as traced; it shares the user's weights.
+        report: what was done and what it brought; `print(result)` shows it.
+        passes: name and settings of every pass, in order.
+    """
+
+    program: Program
+    original: Program
+    report: Report
+    passes: list[tuple[str, dict[str, Any]]]
+
+    @property
+    def module(self) -> ProgramModule:
+        """The compiled model as an `nn.Module`: call it, train it, deep-copy it; parameters keep their names."""
+        return self.program.module
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def export(self, path: str | Path, exporter: str = "onnx") -> Artifact:
+        """Writes the compiled model, compared with PyTorch in the runtime before the file is called done.
+
+        Args:
+            path: the file to write; nothing is left there when anything goes wrong.
+            exporter: name of the format.
+
+        Raises:
+            InvalidInput: the path is not writable.
+            ExportError: the program can't be written, or the file disagrees with PyTorch.
+        """
+        artifact = self._write(self.program, Path(path), exporter)
+        self.report.artifacts["compiled"] = artifact
+        return artifact
+
+    def export_original(self, path: str | Path, exporter: str = "onnx") -> Artifact:
+        """Writes the model as it was before compilation, to compare with.
+
+        Raises:
+            InvalidInput: the path is not writable.
+            ExportError: the program can't be written, or the file disagrees with PyTorch.
+        """
+        artifact = self._write(self.original, Path(path), exporter)
+        self.report.artifacts = {"original": artifact} | self.report.artifacts
+        return artifact
+
+    def _write(self, program: Program, path: Path, name: str) -> Artifact:
+        exporter: Exporter = EXPORTERS.get(name)()
+        check_writable(path)
+        with spinner(f"export {path.name}"):
+            return exporter.export(program, path, self.metadata())
+
+    def metadata(self) -> dict[str, str]:
+        """What was done to the model, for the file's own metadata."""
+        from lobo_fx import __version__
+
+        return {
+            "lobo_fx.version": __version__,
+            "lobo_fx.model": self.report.model,
+            "lobo_fx.passes": json.dumps(self.passes, default=str),
+            "torch.version": str(torch.__version__),
+        }
+
+    def benchmark(
+        self,
+        *,
+        threads: int = 1,
+        batch: int = 1,
+        rounds: int = 30,
+        warmup: int = 3,
+        runtime: str = "onnxruntime",
+        exporter: str = "onnx",
+        memory: bool = True,
+    ) -> Benchmark:
+        """Measures the original and the compiled file in turn, in one run, on CPU.
+
+        Files that `export` and `export_original` wrote are used; what is missing goes to a temporary folder.
+
+        Args:
+            threads: threads of the runtime.
+            batch: rows of the input, where the batch is free.
+            rounds: how often each file runs.
+            warmup: calls that are not counted.
+            runtime: name of the runtime.
+            exporter: format to measure.
+            memory: also measure peak memory in fresh processes.
+
+        Raises:
+            InvalidInput: a number is not positive, or the runtime is unknown.
+        """
+        engine = RUNTIMES.get(runtime)()
+        with tempfile.TemporaryDirectory() as folder:
+            files = {}
+            for label, program in {"original": self.original, "compiled": self.program}.items():
+                known = self.report.artifacts.get(label)
+                if known is None or not known.path.is_file():
+                    known = self._write(program, Path(folder) / f"{label}.onnx", exporter)
+                files[label] = known.path
+            arrays = named_arrays(self.program, with_rows(self.program, batch))
+            measured = benchmark(
+                files, engine, arrays=arrays, threads=threads, batch=batch, rounds=rounds, warmup=warmup, memory=memory
+            )
+        self.report.benchmark = measured
+        return measured
+
+    def save(self, folder: str | Path) -> Path:
+        """Saves program and report; `lobo_fx.load` reads them without ever running a pickle.
+
+        Raises:
+            InvalidInput: the folder holds something else, or can't be written.
+        """
+        from lobo_fx.storage import save
+
+        return save(self, Path(folder))
+
+
+def with_rows(program: Program, count: int) -> Inputs:
+    """The example inputs with `count` rows, repeated or cut, where the batch is free."""
+    leaves = iter(program.signature.inputs)
+
+    def resize(tensor: torch.Tensor) -> torch.Tensor:
+        spec = next(spec for spec in leaves if spec is not None)
+        if not spec.shape or spec.shape[0] != "batch":
+            return tensor
+        times = -(-count // tensor.shape[0])
+        return tensor.repeat(times, *[1] * (tensor.dim() - 1))[:count].contiguous()
+
+    return program.example_inputs.map(resize)
+
+
+def named_arrays(program: Program, inputs: Inputs) -> dict[str, Any]:
+    """Inputs by the names that an exported file gives them, as numpy arrays."""
+    pairs = zip(program.signature.inputs, inputs.leaves, strict=True)
+    return {spec.name: leaf.detach().cpu().numpy() for spec, leaf in pairs if spec is not None}

@@ -1,0 +1,229 @@
+"""Latency: sessions of any runtime, run in turn in one process, so that a ratio means something."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.progress import track
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """One input of a session: name, numpy dtype, shape; None for a free dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+class Session(Protocol):
+    """A loaded file, ready to run."""
+
+    @property
+    def inputs(self) -> list[ArraySpec]:
+        """What it takes."""
+
+    def run(self, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
+        """Runs it once."""
+
+
+class Runtime(Protocol):
+    """Loads and runs files on CPU; registered under the entry-point group `lobo_fx.runtimes`."""
+
+    @property
+    def version(self) -> str:
+        """Name and version, for reports."""
+
+    def load(self, path: Path, threads: int) -> Session:
+        """Loads a file to run on `threads` threads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Times of one call, in milliseconds.
+
+    Attributes:
+        p5: wall time that 5 % of the calls stay under.
+        p50: median wall time.
+        p95: wall time that 95 % of the calls stay under.
+        cpu: median process CPU time, all threads together.
+        throughput: rows a second at the median.
+        memory: peak memory of a fresh process that loads and runs the file, in bytes; None if not measured.
+        base_memory: peak memory of that process before it loads the file, in bytes.
+    """
+
+    p5: float
+    p50: float
+    p95: float
+    cpu: float
+    throughput: float
+    memory: int | None = None
+    base_memory: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Files measured in turn, in one run.
+
+    Attributes:
+        runtime: name and version.
+        threads: threads of the runtime.
+        batch: rows of the input.
+        rounds: how often each file ran.
+        latencies: by label, the reference first.
+    """
+
+    runtime: str
+    threads: int
+    batch: int
+    rounds: int
+    latencies: Mapping[str, Latency]
+
+    def ratio(self, label: str, measure: str = "cpu") -> float:
+        """`label` divided by the reference, in one measure of `Latency`; under 1 is faster."""
+        reference = next(iter(self.latencies.values()))
+        return float(getattr(self.latencies[label], measure) / getattr(reference, measure))
+
+    def __str__(self) -> str:
+        from lobo_fx.report import benchmark_table, render
+
+        return render(benchmark_table(self))
+
+
+def benchmark(
+    files: Mapping[str, Path],
+    runtime: Runtime,
+    *,
+    arrays: Arrays | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    rounds: int = 30,
+    warmup: int = 3,
+    memory: bool = True,
+    progress: bool = True,
+) -> Benchmark:
+    """Measures files in turn: one call of each, then again, so that a slow moment hits all alike.
+
+    Args:
+        files: by label, the reference first.
+        runtime: what runs them.
+        arrays: inputs, the same for all; random data of the first file's input shapes by default.
+        threads: threads of the runtime.
+        batch: rows of the inputs, where the batch is free.
+        rounds: how often each file runs.
+        warmup: calls of each file that are not counted.
+        memory: also measure peak memory, in a fresh process for each file.
+        progress: whether to draw a progress bar.
+
+    Raises:
+        InvalidInput: a number is not positive, a file is missing, or the files take different inputs.
+    """
+    for name, value in {"threads": threads, "batch": batch, "rounds": rounds}.items():
+        if value < 1:
+            raise InvalidInput(f"{name} is {value}; it must be at least 1")
+    for path in files.values():
+        if not path.is_file():
+            raise InvalidInput(f"no file {path}")
+    sessions = {label: runtime.load(path, threads) for label, path in files.items()}
+    specs = next(iter(sessions.values())).inputs
+    for label, session in sessions.items():
+        if session.inputs != specs:
+            raise InvalidInput(f"'{label}' takes {session.inputs}, '{next(iter(sessions))}' takes {specs}")
+    feed = arrays if arrays is not None else random_arrays(specs, batch)
+    calls = {label: _call(session, feed) for label, session in sessions.items()}
+    latencies = interleave(calls, rounds=rounds, warmup=warmup, rows=batch, progress=progress)
+    if memory:
+        name = type(runtime)
+        for label, path in files.items():
+            base, peak = peak_memory(path, f"{name.__module__}:{name.__qualname__}", threads, batch)
+            latencies[label] = dataclasses.replace(latencies[label], memory=peak, base_memory=base)
+    return Benchmark(runtime.version, threads, batch, rounds, latencies)
+
+
+def _call(session: Session, arrays: Arrays) -> Callable[[], object]:
+    return lambda: session.run(arrays)
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, rows: int, progress: bool = False
+) -> dict[str, Latency]:
+    """Times functions in turn, `rounds` times each after `warmup` uncounted calls."""
+    wall: dict[str, list[float]] = {label: [] for label in calls}
+    cpu: dict[str, list[float]] = {label: [] for label in calls}
+    for index in track(range(-warmup, rounds), "benchmark", progress):
+        for label, call in calls.items():
+            cpu_start, start = time.process_time(), time.perf_counter()
+            call()
+            elapsed, cpu_elapsed = time.perf_counter() - start, time.process_time() - cpu_start
+            if index >= 0:
+                wall[label].append(1e3 * elapsed)
+                cpu[label].append(1e3 * cpu_elapsed)
+    found = {}
+    for label in calls:
+        p5, p50, p95 = (float(value) for value in np.percentile(wall[label], [5, 50, 95]))
+        found[label] = Latency(p5, p50, p95, statistics.median(cpu[label]), 1e3 * rows / p50)
+    return found
+
+
+def random_arrays(specs: list[ArraySpec], batch: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """Random inputs: normal floats, zero integers (a token that every vocabulary has); free sizes are `batch`."""
+    generator = np.random.default_rng(seed)
+    arrays = {}
+    for spec in specs:
+        shape = [batch if size is None else size for size in spec.shape]
+        floats = np.issubdtype(np.dtype(spec.dtype), np.floating)
+        values = generator.standard_normal(shape) if floats else np.zeros(shape)
+        arrays[spec.name] = values.astype(spec.dtype)
+    return arrays
+
+
+def peak_memory(path: Path, runtime: str, threads: int, batch: int) -> tuple[int, int]:
+    """Peak memory in bytes of a fresh process: before it loads the file, and after it ran it.
+
+    Args:
+        path: the file.
+        runtime: `module:class` of the runtime.
+        threads: threads of the runtime.
+        batch: rows of the inputs.
+
+    Raises:
+        InvalidInput: the process failed; its last line is quoted.
+    """
+    command = [sys.executable, "-m", "lobo_fx.runtime", str(path), runtime, str(threads), str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InvalidInput(f"{path} does not run in a fresh process: {done.stderr.strip().splitlines()[-1]}")
+    base, peak = json.loads(done.stdout.splitlines()[-1])
+    return base, peak
+
+
+def _measure_memory(path: str, runtime: str, threads: str, batch: str) -> tuple[int, int]:
+    import importlib
+    import resource
+
+    module, _, name = runtime.partition(":")
+    loader: Runtime = getattr(importlib.import_module(module), name)()
+    unit = 1 if sys.platform == "darwin" else 1024
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    session = loader.load(Path(path), int(threads))
+    feed = random_arrays(session.inputs, int(batch))
+    for _ in range(2):
+        session.run(feed)
+    return base, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure_memory(*sys.argv[1:])))

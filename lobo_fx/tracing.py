@@ -1,0 +1,130 @@
+"""The front end: from an `nn.Module`, an `ExportedProgram` or a `.pt2` file to a normalised `Program`."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from lobo_fx.errors import InvalidInput, TraceError
+from lobo_fx.inputs import (
+    DynamicShapes,
+    Inputs,
+    as_inputs,
+    check_arity,
+    find_inputs,
+    free_batch,
+    positional_names,
+)
+from lobo_fx.normalize import normalize
+from lobo_fx.program import Program, ProgramModule, mark_always_training, seal
+from lobo_fx.provenance import user_line
+from lobo_fx.quiet import quiet
+from lobo_fx.shapes import has_free_dimension, propagate
+
+Model = nn.Module | ExportedProgram | str | Path
+
+
+def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicShapes = "batch") -> Program:
+    """Captures a model as a normalised graph that shares its weights.
+
+    Args:
+        model: a module (its mode, device and weights are left as they were), an exported program, or the
+            path of a `.pt2` file.
+        example_inputs: a tensor, tuple or dict; None where the model says itself what it takes.
+        dynamic_shapes: `"batch"` keeps the first dimension free where the model allows it; None fixes
+            every size; anything else goes to `torch.export.export` as it is.
+
+    Raises:
+        InvalidInput: the inputs can't be found or don't fit `forward`.
+        TraceError: `torch.export` can't capture the model.
+    """
+    if isinstance(model, (str, Path)):
+        from lobo_fx.storage import read_pt2
+
+        model = read_pt2(Path(model))
+    if isinstance(model, ExportedProgram):
+        return _from_exported(model, example_inputs)
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model is a {type(model).__name__}; expected an nn.Module, an ExportedProgram or a path")
+    inputs = find_inputs(model) if example_inputs is None else as_inputs(example_inputs)
+    check_arity(model, inputs)
+    if dynamic_shapes != "batch":
+        return _program(_export(model, inputs, dynamic_shapes), inputs)
+    batched, specification = free_batch(inputs, positional_names(model, len(inputs.args)))
+    try:
+        program = _program(_export(model, batched, specification), inputs)
+        if any(has_free_dimension(n.meta.get("val")) for n in program.graph.find_nodes(op="placeholder")):
+            return program
+        reason = "the model's code depends on it"
+    except TraceError as error:
+        reason = str(error).splitlines()[0]
+    program = _program(_export(model, inputs, None), inputs)
+    program.module.meta["lobo_fx_notes"].append(f"the batch size is fixed: {reason}")
+    return program
+
+
+def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any) -> ExportedProgram:
+    """Runs `torch.export` in inference mode and says what went wrong in the user's terms."""
+    with _inference_mode(model), quiet():
+        try:
+            return torch.export.export(
+                model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False
+            )
+        except Exception as error:
+            line = user_line("".join(traceback.format_tb(error.__traceback__)))
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            where = f" at {line}" if line else ""
+            raise TraceError(
+                f"torch.export can't capture {type(model).__name__}{where}\n"
+                f"{type(error).__name__}: {reason}\n"
+                "Data-dependent Python control flow is the usual cause: see "
+                "https://pytorch.org/docs/stable/export.html#limitations-of-torch-export"
+            ) from None
+
+
+@contextlib.contextmanager
+def _inference_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every submodule's own mode comes back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _from_exported(exported: ExportedProgram, example_inputs: object) -> Program:
+    if example_inputs is None:
+        if exported.example_inputs is None:
+            raise InvalidInput("the exported program holds no example inputs; pass example_inputs=")
+        example_inputs = Inputs(*exported.example_inputs)
+    return _program(exported, as_inputs(example_inputs))
+
+
+def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
+    """A normalised program with its shapes propagated and its signature fixed."""
+    if any(tensor.device.type != "cpu" for tensor in exported.state_dict.values()):
+        from torch.export.passes import move_to_device_pass
+
+        exported = move_to_device_pass(exported, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = exported.module(check_guards=False)
+    assert isinstance(traced, fx.GraphModule)
+    module = ProgramModule(traced, traced.graph)
+    torch.nn.Module.train(module, False)
+    module.meta["lobo_fx_notes"] = normalize(module)
+    mark_always_training(module.graph)
+    propagate(module)
+    seal(module)
+    bound = module.signature.bind(inputs.args, inputs.kwargs)  # type: ignore[union-attr]
+    return Program(module, bound.to("cpu"))
