@@ -10,23 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export import Dim, ExportedProgram
 
 from lobo_fx.artifact import Artifact, written_beside
 from lobo_fx.errors import ExportError
 from lobo_fx.exporters.onnx_graph import clean
 from lobo_fx.exporters.onnx_runtime import OnnxRuntime, kernels
-from lobo_fx.inputs import dynamic_shapes_of
-from lobo_fx.measures import float_outputs, largest_error, rows
+from lobo_fx.exporters.parity import check_parity, is_quantized
+from lobo_fx.measures import rows
 from lobo_fx.program import Program
 from lobo_fx.provenance import describe
 from lobo_fx.quiet import quiet
-from lobo_fx.result import named_arrays, with_rows
+from lobo_fx.reexport import exported_program, named_arrays, with_rows
 
-FLOAT_TOLERANCE = 1e-3
-"""Largest difference from PyTorch, as a share of the output range, of a float program."""
-QUANTIZED_TOLERANCE = 5e-2
-"""Likewise of a quantized one, where a rounding tie may fall the other way and be carried on."""
 LARGEST_SINGLE_FILE = 2**31 - 2**20
 """Bytes that fit one protobuf file; weights past that go to a file beside it."""
 
@@ -66,8 +61,8 @@ class OnnxExporter:
         return Artifact(path.absolute(), files, parity, details)
 
     def _translate(self, program: Program) -> Any:
+        exported = exported_program(program)
         with quiet():
-            exported = exported_program(program)
             try:
                 return torch.onnx.export(
                     exported,
@@ -86,32 +81,6 @@ class OnnxExporter:
             return self.external_data
         tensors = [*program.module.parameters(), *program.module.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > LARGEST_SINGLE_FILE
-
-
-def exported_program(program: Program) -> ExportedProgram:
-    """The program as `torch.export` has it, free dimensions kept free.
-
-    Raises:
-        ExportError: `torch.export` refuses the rewritten graph.
-    """
-    specs = iter(program.signature.inputs)
-    count = max(2, rows(program))
-    inputs = with_rows(program, count)
-
-    def free(leaf: object) -> dict[int, Any] | None:
-        spec = next(specs)
-        if spec is None:
-            return None
-        return {i: Dim.AUTO for i, size in enumerate(spec.shape) if isinstance(size, str)} or None
-
-    shapes = dynamic_shapes_of(inputs, program.signature.names[: program.signature.positional], free)
-    program.module.eval()
-    try:
-        return torch.export.export(
-            program.module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False
-        )
-    except Exception as error:
-        raise ExportError(f"torch.export refuses the rewritten graph: {error}") from error
 
 
 def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None:
@@ -147,36 +116,12 @@ def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
         session = OnnxRuntime().load(path, threads=0)
     except Exception as error:
         raise ExportError(f"the exported file is not valid for ONNX Runtime: {error}") from error
-    quantized = is_quantized(program)
-    allowed = QUANTIZED_TOLERANCE if quantized else FLOAT_TOLERANCE
     worst = 0.0
     for count in sorted({rows(program), rows(program) + 1}):
         inputs = with_rows(program, count)
-        expected = program.run(inputs)
-        arrays = named_arrays(program, inputs)
-        found = [torch.from_numpy(array) for array in session.run(arrays)]
-        tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(expected) if isinstance(leaf, torch.Tensor)]
-        if [tuple(t.shape) for t in tensors] != [tuple(t.shape) for t in found]:
-            shapes = f"{[tuple(t.shape) for t in found]}, PyTorch {[tuple(t.shape) for t in tensors]}"
-            raise ExportError(f"with {count} rows ONNX Runtime gives shapes {shapes}; no file was written")
-        floats = [f for f, t in zip(found, tensors, strict=True) if t.is_floating_point()]
-        if any(not bool(torch.isfinite(f).all()) for f in floats) and all(
-            bool(t.isfinite().all()) for t in float_outputs(expected)
-        ):
-            raise ExportError("ONNX Runtime gives NaN or infinity where PyTorch does not; no file was written")
-        worst = max(worst, largest_error(float_outputs(expected), floats))
-        if worst > allowed:
-            raise ExportError(
-                f"ONNX Runtime's outputs differ from PyTorch's by {worst:.1e} of their range with {count} rows "
-                f"(allowed: {allowed:.0e}); no file was written"
-            )
-    return worst, {"kernels": kernels(path)} if quantized else {}
-
-
-def is_quantized(program: Program) -> bool:
-    """Whether the graph holds quantize or dequantize operators."""
-    names = {node.target.namespace for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
-    return "quantized_decomposed" in names
+        found = session.run(named_arrays(program, inputs))
+        worst = max(worst, check_parity(program, inputs, found))
+    return worst, {"kernels": kernels(path)} if is_quantized(program) else {}
 
 
 def _explain(program: Program, error: Exception) -> str:

@@ -44,6 +44,11 @@ def mark_weights(module: ProgramModule) -> None:
     module.meta[_WEIGHT_NAMES] = sorted(name for name, _ in module.named_parameters(remove_duplicate=False))
 
 
+def set_weight_names(module: ProgramModule, names: list[str]) -> None:
+    """Restores names noted by `mark_weights` before the module was saved."""
+    module.meta[_WEIGHT_NAMES] = list(names)
+
+
 def weight_names(module: ProgramModule) -> list[str]:
     """Names under which the original had its parameters."""
     names: list[str] = module.meta.get(_WEIGHT_NAMES, [])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -212,6 +213,7 @@ class Program:
         """This program with another graph, for instance what a library's transform returned."""
         if not isinstance(module, ProgramModule):
             module = ProgramModule(module, module.graph)
+        module.meta = self.module.meta
         return dataclasses.replace(self, module=module)
 
     def parameter(self, node: fx.Node) -> torch.Tensor:
@@ -221,8 +223,20 @@ class Program:
     def run(self, inputs: Inputs | None = None) -> Any:
         """Calls the module in inference mode (eval, no gradients) on `inputs` (default: the examples)."""
         inputs = self.example_inputs if inputs is None else inputs
-        with torch.no_grad():
+        with torch.no_grad(), self.inference():
             return self.module(*inputs.args, **inputs.kwargs)
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Eval mode for a while."""
+        if not self.module.training:
+            yield
+            return
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train()
 
 
 def fetch(module: nn.Module, name: str) -> Any:

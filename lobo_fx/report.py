@@ -160,7 +160,7 @@ def artifact_table(report: Report) -> Table:
             f"{artifact.bytes / first:.2f}" if "original" in report.artifacts else "not measured",
             "not measured" if gzipped is None else f"{gzipped / MEGABYTE:.2f}",
             f"{artifact.parity:.1e}",
-            str(artifact.details.get("kernels", "")),
+            ", ".join(f"{count} {name}" for name, count in artifact.details.get("kernels", {}).items()),
         )
     return table
 

@@ -6,14 +6,14 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from lobo_fx.artifact import Artifact, Exporter, check_writable
-from lobo_fx.inputs import Inputs
 from lobo_fx.program import Program, ProgramModule
 from lobo_fx.progress import spinner
+from lobo_fx.reexport import named_arrays, with_rows
 from lobo_fx.registry import EXPORTERS, RUNTIMES
 from lobo_fx.report import Report
 from lobo_fx.runtime import Benchmark, benchmark
@@ -25,13 +25,13 @@ class Result:
 
     Attributes:
         program: the compiled program.
-        original: the program as traced; it shares the user's weights.
+        original: the program as traced; it shares the user's weights. None after `lobo_fx.load`.
         report: what was done and what it brought; `print(result)` shows it.
         passes: name and settings of every pass, in order.
     """
 
     program: Program
-    original: Program
+    original: Program | None
     report: Report
     passes: list[tuple[str, dict[str, Any]]]
 
@@ -43,12 +43,12 @@ class Result:
     def __str__(self) -> str:
         return str(self.report)
 
-    def export(self, path: str | Path, exporter: str = "onnx") -> Artifact:
+    def export(self, path: str | Path, exporter: str | Exporter = "onnx") -> Artifact:
         """Writes the compiled model, compared with PyTorch in the runtime before the file is called done.
 
         Args:
             path: the file to write; nothing is left there when anything goes wrong.
-            exporter: name of the format.
+            exporter: name of the format, or an exporter with settings of its own.
 
         Raises:
             InvalidInput: the path is not writable.
@@ -58,19 +58,22 @@ class Result:
         self.report.artifacts["compiled"] = artifact
         return artifact
 
-    def export_original(self, path: str | Path, exporter: str = "onnx") -> Artifact:
+    def export_original(self, path: str | Path, exporter: str | Exporter = "onnx") -> Artifact:
         """Writes the model as it was before compilation, to compare with.
 
         Raises:
-            InvalidInput: the path is not writable.
+            InvalidInput: the path is not writable, or the result was loaded and has no original.
             ExportError: the program can't be written, or the file disagrees with PyTorch.
         """
+        if self.original is None:
+            raise InvalidInput("this result was loaded from a folder, which does not hold the original model")
         artifact = self._write(self.original, Path(path), exporter)
         self.report.artifacts = {"original": artifact} | self.report.artifacts
         return artifact
 
-    def _write(self, program: Program, path: Path, name: str) -> Artifact:
-        exporter: Exporter = EXPORTERS.get(name)()
+    def _write(self, program: Program, path: Path, exporter: str | Exporter) -> Artifact:
+        if isinstance(exporter, str):
+            exporter = cast("Exporter", EXPORTERS.get(exporter)())
         check_writable(path)
         with spinner(f"export {path.name}"):
             return exporter.export(program, path, self.metadata())
@@ -117,6 +120,8 @@ class Result:
         with tempfile.TemporaryDirectory() as folder:
             files = {}
             for label, program in {"original": self.original, "compiled": self.program}.items():
+                if program is None:
+                    continue
                 known = self.report.artifacts.get(label)
                 if known is None or not known.path.is_file():
                     known = self._write(program, Path(folder) / f"{label}.onnx", exporter)
@@ -137,23 +142,3 @@ class Result:
         from lobo_fx.storage import save
 
         return save(self, Path(folder))
-
-
-def with_rows(program: Program, count: int) -> Inputs:
-    """The example inputs with `count` rows, repeated or cut, where the batch is free."""
-    leaves = iter(program.signature.inputs)
-
-    def resize(tensor: torch.Tensor) -> torch.Tensor:
-        spec = next(spec for spec in leaves if spec is not None)
-        if not spec.shape or spec.shape[0] != "batch":
-            return tensor
-        times = -(-count // tensor.shape[0])
-        return tensor.repeat(times, *[1] * (tensor.dim() - 1))[:count].contiguous()
-
-    return program.example_inputs.map(resize)
-
-
-def named_arrays(program: Program, inputs: Inputs) -> dict[str, Any]:
-    """Inputs by the names that an exported file gives them, as numpy arrays."""
-    pairs = zip(program.signature.inputs, inputs.leaves, strict=True)
-    return {spec.name: leaf.detach().cpu().numpy() for spec, leaf in pairs if spec is not None}

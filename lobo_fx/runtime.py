@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -212,17 +213,25 @@ def peak_memory(path: Path, runtime: str, threads: int, batch: int) -> tuple[int
 
 def _measure_memory(path: str, runtime: str, threads: str, batch: str) -> tuple[int, int]:
     import importlib
-    import resource
 
     module, _, name = runtime.partition(":")
     loader: Runtime = getattr(importlib.import_module(module), name)()
-    unit = 1 if sys.platform == "darwin" else 1024
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    base = _peak()
     session = loader.load(Path(path), int(threads))
     feed = random_arrays(session.inputs, int(batch))
     for _ in range(2):
         session.run(feed)
-    return base, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return base, _peak()
+
+
+def _peak() -> int:
+    """Peak memory of this process in bytes; `ru_maxrss` would include the parent's from before the exec."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

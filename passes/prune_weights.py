@@ -111,10 +111,15 @@ def prunable_weights(program: Program) -> dict[str, torch.Tensor]:
 
 def _lowest(score: torch.Tensor, amount: float) -> torch.Tensor:
     """Mask that removes exactly round(amount · n) entries, the lowest first; ties by position."""
-    mask = torch.ones(score.numel(), dtype=torch.bool)
-    count = round(amount * score.numel())
-    mask[score.flatten().argsort(stable=True)[:count]] = False
-    return mask.view_as(score)
+    flat = score.flatten()
+    count = round(amount * flat.numel())
+    if count == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold = flat.kthvalue(count).values
+    removed = flat < threshold
+    ties = (flat == threshold).nonzero().flatten()
+    removed[ties[: count - int(removed.sum())]] = True
+    return removed.logical_not_().view_as(score)
 
 
 def _n_of_m(score: torch.Tensor, kept: int, group: int) -> torch.Tensor | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lobo_fx.passes.onnxruntime_quantizer import Observers
 
 _OBSERVERS = ("min_max", "histogram")
+SMALLEST_SCALE = 2.0**-40
+"""Far below any scale in use, and its square is still a normal float32."""
 _LARGEST_BIAS = 2**30
 """Half of int32's range: room for the products that are added to the bias."""
 
@@ -63,7 +65,10 @@ class QuantizeStatic(Pass):
 
             from lobo_fx.passes.onnxruntime_quantizer import Observers
         chosen = {"min_max": MinMaxObserver, "histogram": HistogramObserver}[self.observer]
-        return Observers(activation=chosen.with_args(), weight=PerChannelMinMaxObserver.with_args())
+        return Observers(
+            activation=chosen.with_args(eps=SMALLEST_SCALE),
+            weight=PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE),
+        )
 
 
 def prepare(program: Program, observers: Observers, context: Context) -> fx.GraphModule:
@@ -106,7 +111,6 @@ def convert(program: Program, prepared: fx.GraphModule) -> Program:
         widen_weight_scales(prepared)
         sources = _stored_operands(prepared)
         converted = convert_pt2e(prepared)
-    converted.meta = program.module.meta
     program = program.with_graph_module(converted)
     _name_weights(program, sources)
     return program
@@ -152,8 +156,9 @@ def _name_weights(program: Program, sources: dict[tuple[str, int], str]) -> None
         if not reads or reads[0] is not dequantize.args[0]:
             continue  # not folded: the weight stays float
         values = [fetch(module, str(read.target)).detach() for read in reads]
-        if name in stored and not torch.equal(stored[name], values[0]):
-            name = f"{name}_{operator}"  # one parameter, two scales
+        still_float = any(node.target == name for node in graph.find_nodes(op="get_attr"))
+        if still_float if name not in stored else not torch.equal(stored[name], values[0]):
+            name = f"{name}_{operator}_int8"  # a shared parameter: others read it as float, or at another scale
         stored[name] = values[0]
         for read, suffix, value in zip(reads, ("", "_scale", "_zero_point"), values, strict=False):
             read.target = _replace(module, name + suffix, value)

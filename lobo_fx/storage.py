@@ -1,0 +1,180 @@
+"""Saving and loading without pickles: `torch.export`'s archive for the graph, JSON for the rest.
+
+`torch.export.load` itself can fall back to unpickling and can resolve any attribute of torch; a file is
+therefore read by `inspect_pt2` first and refused unless it holds data only.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import ExportedProgram
+
+from lobo_fx.artifact import written_beside
+from lobo_fx.errors import InvalidInput
+from lobo_fx.measures import set_weight_names, weight_names
+from lobo_fx.quiet import quiet
+from lobo_fx.reexport import exported_program
+from lobo_fx.report import Report, Row
+from lobo_fx.tracing import trace
+
+if TYPE_CHECKING:
+    from lobo_fx.result import Result
+
+PROGRAM_FILE = "program.pt2"
+MANIFEST_FILE = "lobo_fx.json"
+_TARGET = re.compile(r"torch\.ops\.[\w.]+|_?operator\.\w+|math\.\w+|torch\._?sym_\w+")
+_FUNCTIONS = frozenset(
+    "Symbol Integer Rational Float Add Mul Pow Mod PythonMod FloorDiv CleanDiv CeilDiv IntTrueDiv Max Min Abs "
+    "Eq Ne Lt Le Gt Ge Equality Unequality LessThan GreaterThan StrictLessThan StrictGreaterThan".split()
+)
+_SYNTAX = (ast.Expression, ast.Call, ast.Name, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare)
+_SYNTAX += (ast.operator, ast.unaryop, ast.cmpop, ast.Load)
+
+
+
+def save(result: Result, folder: Path) -> Path:
+    """Writes `program.pt2` and `lobo_fx.json` into `folder`, which is made if missing.
+
+    Raises:
+        InvalidInput: the folder can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"can't make the folder {folder}: {error.strerror}") from None
+    manifest = {
+        "format": 1,
+        "passes": result.passes,
+        "weights": weight_names(result.module),
+        "report": json.loads(result.report.to_json()),
+    }
+    with written_beside(folder / PROGRAM_FILE) as draft:
+        torch.export.save(exported_program(result.program), draft / PROGRAM_FILE)
+        (draft / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
+    return folder
+
+
+def load(folder: str | Path) -> Result:
+    """Loads what `Result.save` wrote: a module that runs, trains and exports, without the model's class.
+
+    Args:
+        folder: the saved folder.
+
+    Returns:
+        A result with its report; the original model is not part of it.
+
+    Raises:
+        InvalidInput: the folder is not one, or its files hold more than data.
+    """
+    from lobo_fx.result import Result
+
+    folder = Path(folder)
+    if not (folder / MANIFEST_FILE).is_file():
+        raise InvalidInput(f"{folder} was not written by Result.save: it has no {MANIFEST_FILE}")
+    manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    if manifest.get("format") != 1:
+        raise InvalidInput(f"{folder} has format {manifest.get('format')}; this version reads format 1")
+    program = trace(folder / PROGRAM_FILE)
+    set_weight_names(program.module, manifest["weights"])
+    saved = manifest["report"]
+    rows = [Row(**{**row, "snr": float("inf") if row["snr"] is None else row["snr"]}) for row in saved["passes"]]
+    report = Report(saved["model"], rows, list(saved["notes"]))
+    return Result(program, None, report, [(name, settings) for name, settings in manifest["passes"]])
+
+
+def read_pt2(path: Path) -> ExportedProgram:
+    """Loads an exported program after making sure that the file holds data only.
+
+    Raises:
+        InvalidInput: no such file, not an archive of `torch.export.save`, or one that would run code.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}")
+    inspect_pt2(path)
+    with quiet():
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401  operators of quantized programs
+
+        try:
+            return torch.export.load(path)
+        except Exception as error:
+            raise InvalidInput(f"{path} can't be loaded: {_first_line(error)}") from error
+
+
+def inspect_pt2(path: Path) -> None:
+    """Refuses an archive that would unpickle objects, load libraries, or name anything but operators.
+
+    Raises:
+        InvalidInput: says what was found in the file.
+    """
+    if not zipfile.is_zipfile(path):
+        raise InvalidInput(f"{path} is not an archive written by torch.export.save")
+    with zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist()]
+        if "archive_format" not in names:
+            raise InvalidInput(f"{path} is not an archive written by torch.export.save (of this torch version)")
+        for entry in archive.namelist():
+            name = entry.partition("/")[2]
+            if name.startswith("data/aotinductor/") or re.match(r"data/constants/(custom_obj|opaque_obj)", name):
+                raise InvalidInput(f"{path} holds code or pickled objects ({name}); refused")
+            if name.startswith("data/sample_inputs/"):
+                _check_sample_inputs(path, archive.read(entry))
+            if name.endswith("_config.json"):
+                for key, value in _items(json.loads(archive.read(entry))):
+                    if key == "use_pickle" and value:
+                        raise InvalidInput(f"{path} holds pickled tensors ({name}); refused")
+            if name.startswith("models/"):
+                _check_model(path, json.loads(archive.read(entry)))
+
+
+def _check_sample_inputs(path: Path, data: bytes) -> None:
+    try:
+        torch.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:
+        raise InvalidInput(f"{path} holds sample inputs that are more than tensors; refused") from error
+
+
+def _check_model(path: Path, model: Any) -> None:
+    for key, value in _items(model):
+        if key == "target" and isinstance(value, str) and not _TARGET.fullmatch(value):
+            raise InvalidInput(f"{path} calls '{value}', which is not an operator; refused")
+        if key == "expr_str" and isinstance(value, str) and not _is_arithmetic(value):
+            raise InvalidInput(f"{path} holds a size expression that is not arithmetic: {value!r}; refused")
+
+
+def _is_arithmetic(expression: str) -> bool:
+    """Whether a size expression, which torch evaluates as Python, only calls arithmetic on symbols and numbers."""
+    try:
+        nodes = list(ast.walk(ast.parse(expression, mode="eval")))
+    except SyntaxError:
+        return False
+    called = [node.func for node in nodes if isinstance(node, ast.Call)]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return (
+        all(isinstance(node, _SYNTAX) for node in nodes)
+        and all(isinstance(function, ast.Name) and function.id in _FUNCTIONS for function in called)
+        and all(text.isidentifier() or text.isdecimal() for text in texts)
+    )
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """All key–value pairs of nested JSON."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield key, entry
+            yield from _items(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _items(entry)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
