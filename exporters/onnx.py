@@ -86,7 +86,10 @@ class OnnxExporter:
 def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None:
     """Names free dimensions as the program does, and writes what was done into the file's metadata."""
     renamed: dict[str, str] = {}
-    for values, specs in ((model.graph.inputs, program.signature.inputs), (model.graph.outputs, program.signature.outputs)):
+    for values, specs in (
+        (model.graph.inputs, program.signature.inputs),
+        (model.graph.outputs, program.signature.outputs),
+    ):
         for value, spec in zip(values, [spec for spec in specs if spec], strict=True):
             for index, size in enumerate(spec.shape):
                 if isinstance(size, str):
@@ -99,7 +102,10 @@ def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None
     model.producer_name, model.producer_version = "lobo-fx", metadata.get("lobo_fx.version", "")
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
-    signature = {"inputs": list(map(str, program.signature.inputs)), "outputs": list(map(str, program.signature.outputs))}
+    signature = {
+        "inputs": list(map(str, program.signature.inputs)),
+        "outputs": list(map(str, program.signature.outputs)),
+    }
     model.metadata_props["lobo_fx.signature"] = json.dumps(signature)
 
 

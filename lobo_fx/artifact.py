@@ -41,7 +41,7 @@ class Artifact:
     def gzip_bytes(self) -> int:
         """Size after gzip at level 6, as a download would be. Takes seconds for large files."""
         counter = _Counter()
-        with gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6, mtime=0) as stream:  # type: ignore[call-overload]
+        with gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6, mtime=0) as stream:
             for file in self.files:
                 with file.open("rb") as source:
                     shutil.copyfileobj(source, stream, 1 << 20)

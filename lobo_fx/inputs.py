@@ -89,9 +89,7 @@ def find_inputs(model: nn.Module) -> Inputs:
     if isinstance(dummy, Mapping) and dummy:
         return Inputs((), dict(dummy))
     signature = inspect.signature(model.forward)
-    raise InvalidInput(
-        f"{type(model).__name__} does not say what inputs it takes (forward{signature}). {HOW_TO_PASS}"
-    )
+    raise InvalidInput(f"{type(model).__name__} does not say what inputs it takes (forward{signature}). {HOW_TO_PASS}")
 
 
 def _from_config(model: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:

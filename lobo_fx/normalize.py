@@ -5,8 +5,9 @@ Later stages may then take every node for a pure function of its arguments.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -67,7 +68,7 @@ def _inline(module: ProgramModule, node: fx.Node, body_node: fx.Node, operands: 
         if detach:
             outputs = [graph.call_function(aten.detach.default, (value,)) for value in outputs]
     for user in list(node.users):
-        user.replace_all_uses_with(outputs[user.args[1]])
+        user.replace_all_uses_with(outputs[cast("int", user.args[1])])
         graph.erase_node(user)
     graph.erase_node(node)
     if not body_node.users:
@@ -254,7 +255,7 @@ class _Write:
     def _scatter(self, chain: list[fx.Node], value: fx.Node, stale: list[fx.Node]) -> fx.Node:
         """Puts the new value back through `chain` into its owner, and takes every stale view again."""
         point, owner = value, chain[-1]
-        for view, parent in zip(chain, chain[1:], strict=False):
+        for view, parent in itertools.pairwise(chain):
             with self.graph.inserting_after(point):
                 point = _INVERSES[view.target](self.graph, parent, point, view)
                 inherit(point, self.node)
@@ -299,5 +300,3 @@ def _functional(node: fx.Node) -> Any:
         return None
     packet = getattr(getattr(torch.ops, namespace), functional, None)
     return getattr(packet, schema.overload_name or "default", None)
-
-

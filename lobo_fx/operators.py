@@ -84,7 +84,5 @@ def training_flag(node: fx.Node) -> str | None:
 def is_inplace(node: fx.Node) -> bool:
     """Whether `node` writes into one of its arguments, by its schema."""
     return (
-        node.op == "call_function"
-        and isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.is_mutable
+        node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 import enum
 import re
 from typing import Any, ClassVar
@@ -53,13 +52,8 @@ class Pass(abc.ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
-        if not dataclasses.is_dataclass(self):
-            return {}
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
-        }
+        fields = getattr(self, "__dataclass_fields__", {}).values()
+        return {field.name: getattr(self, field.name) for field in fields if getattr(self, field.name) != field.default}
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())

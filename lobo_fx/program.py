@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -125,8 +125,7 @@ class ProgramModule(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
         with quiet():  # torch warns of its own pytree specifications
-            module: ProgramModule = super().__deepcopy__(memo)
-        return module
+            return cast("ProgramModule", super().__deepcopy__(memo))
 
     def _deepcopy_init(self) -> Callable[..., None]:
         return ProgramModule.__init__
@@ -218,7 +217,7 @@ class Program:
 
     def parameter(self, node: fx.Node) -> torch.Tensor:
         """The parameter or buffer that a `get_attr` node reads."""
-        return fetch(self.module, str(node.target))
+        return cast("torch.Tensor", fetch(self.module, str(node.target)))
 
     def run(self, inputs: Inputs | None = None) -> Any:
         """Calls the module in inference mode (eval, no gradients) on `inputs` (default: the examples)."""

@@ -15,8 +15,8 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.passbase import Pass
 from lobo_fx.registry import PASSES
 
-PassSpec = Pass | str
-"""A pass object, a pass name, or a recipe: the path of a YAML file or the name of a built-in one."""
+PassSpec = Pass | type[Pass] | str | Path
+"""A pass (or its class), a pass name, or a recipe: the path of a YAML file or the name of a built-in one."""
 
 
 def resolve(passes: PassSpec | Iterable[PassSpec]) -> list[Pass]:
@@ -25,7 +25,7 @@ def resolve(passes: PassSpec | Iterable[PassSpec]) -> list[Pass]:
     Raises:
         InvalidInput: an unknown name or wrong settings.
     """
-    if isinstance(passes, (str, Path, Pass)):
+    if isinstance(passes, (str, Path, Pass, type)):
         passes = [passes]
     chosen: list[Pass] = []
     for entry in passes:
@@ -121,7 +121,7 @@ def build(kind: type[Pass], settings: dict[str, Any]) -> Pass:
     Raises:
         InvalidInput: an unknown setting (the nearest is suggested) or a bad value.
     """
-    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list[str]()
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from lobo_fx.artifact import Artifact, Exporter, check_writable
+from lobo_fx.errors import InvalidInput
 from lobo_fx.program import Program, ProgramModule
 from lobo_fx.progress import spinner
 from lobo_fx.reexport import named_arrays, with_rows
@@ -128,7 +129,14 @@ class Result:
                 files[label] = known.path
             arrays = named_arrays(self.program, with_rows(self.program, batch))
             measured = benchmark(
-                files, engine, arrays=arrays, threads=threads, batch=batch, rounds=rounds, warmup=warmup, memory=memory
+                files,
+                engine,
+                arrays=arrays,
+                threads=threads,
+                batch=batch,
+                rounds=rounds,
+                warmup=warmup,
+                memory=memory,
             )
         self.report.benchmark = measured
         return measured

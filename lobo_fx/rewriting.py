@@ -30,9 +30,7 @@ class Op:
         shared: whether the node may have users outside the pattern (its result is then still needed).
     """
 
-    def __init__(
-        self, targets: object, *inputs: Op | None, name: str | None = None, shared: bool = False
-    ) -> None:
+    def __init__(self, targets: object, *inputs: Op | None, name: str | None = None, shared: bool = False) -> None:
         self.targets = frozenset(targets) if isinstance(targets, (set, frozenset, tuple, list)) else {targets}
         self.inputs, self.name, self.shared = inputs, name, shared
 

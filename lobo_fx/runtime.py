@@ -147,9 +147,9 @@ def benchmark(
     calls = {label: _call(session, feed) for label, session in sessions.items()}
     latencies = interleave(calls, rounds=rounds, warmup=warmup, rows=batch, progress=progress)
     if memory:
-        name = type(runtime)
+        kind = type(runtime)
         for label, path in files.items():
-            base, peak = peak_memory(path, f"{name.__module__}:{name.__qualname__}", threads, batch)
+            base, peak = peak_memory(path, f"{kind.__module__}:{kind.__qualname__}", threads, batch)
             latencies[label] = dataclasses.replace(latencies[label], memory=peak, base_memory=base)
     return Benchmark(runtime.version, threads, batch, rounds, latencies)
 
@@ -180,7 +180,7 @@ def interleave(
 
 
 def random_arrays(specs: list[ArraySpec], batch: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Random inputs: normal floats, zero integers (a token that every vocabulary has); free sizes are `batch`."""
+    """Random inputs: normal floats, zero integers (a token that every vocabulary has)."""
     generator = np.random.default_rng(seed)
     arrays = {}
     for spec in specs:

@@ -93,9 +93,7 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
             raise PropagationError(culprit, f"a free dimension became {environment.replacements[symbol]}")
 
 
-def _refresh(
-    value: Any, mode: FakeTensorMode, environment: ShapeEnv, symbols: dict[sympy.Symbol, sympy.Symbol]
-) -> Any:
+def _refresh(value: Any, mode: FakeTensorMode, environment: ShapeEnv, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Any:
     """The placeholder's value again, in a new fake mode and with new symbols for the free dimensions."""
     if not isinstance(value, torch.Tensor):
         return value
@@ -126,7 +124,8 @@ def _first_constant(module: fx.GraphModule, placeholders: list[fx.Node]) -> fx.N
         if node.op == "call_function" and isinstance(value, torch.Tensor):
             fed = any(has_free_dimension(source.meta.get("val")) for source in node.all_input_nodes)
             if fed and not has_free_dimension(value):
-                return node
+                found: fx.Node = node
+                return found
     return placeholders[0]
 
 

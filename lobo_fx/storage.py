@@ -32,13 +32,16 @@ if TYPE_CHECKING:
 PROGRAM_FILE = "program.pt2"
 MANIFEST_FILE = "lobo_fx.json"
 _TARGET = re.compile(r"torch\.ops\.[\w.]+|_?operator\.\w+|math\.\w+|torch\._?sym_\w+")
+# Names that torch's size expressions call, and the syntax they are made of.
 _FUNCTIONS = frozenset(
-    "Symbol Integer Rational Float Add Mul Pow Mod PythonMod FloorDiv CleanDiv CeilDiv IntTrueDiv Max Min Abs "
-    "Eq Ne Lt Le Gt Ge Equality Unequality LessThan GreaterThan StrictLessThan StrictGreaterThan".split()
+    {"Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "PythonMod", "Max", "Min"}
 )
-_SYNTAX = (ast.Expression, ast.Call, ast.Name, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare)
-_SYNTAX += (ast.operator, ast.unaryop, ast.cmpop, ast.Load)
-
+_FUNCTIONS |= {"FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "Abs", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality"}
+_FUNCTIONS |= {"Unequality", "LessThan", "GreaterThan", "StrictLessThan", "StrictGreaterThan"}
+_SYNTAX = (
+    *(ast.Expression, ast.Call, ast.Name, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare),
+    *(ast.operator, ast.unaryop, ast.cmpop, ast.Load),
+)
 
 
 def save(result: Result, folder: Path) -> Path:

@@ -82,7 +82,9 @@ def check_promise(evidence: Evidence) -> str | None:
     error = largest_error(evidence.before.outputs, evidence.after.outputs)
     if error <= EXACT_TOLERANCE:
         return None
-    return f"it promises exactness, but the outputs moved by {error:.1e} of their range (allowed: {EXACT_TOLERANCE:.0e})"
+    return (
+        f"it promises exactness, but the outputs moved by {error:.1e} of their range (allowed: {EXACT_TOLERANCE:.0e})"
+    )
 
 
 CHECKS: tuple[Callable[[Evidence], str | None], ...] = (

@@ -52,9 +52,7 @@ class OnnxRuntimeQuantizer(Quantizer):
     """
 
     def __init__(self, observers: Observers) -> None:
-        self.activation = QuantizationSpec(
-            torch.uint8, observers.activation, 0, 255, torch.per_tensor_affine
-        )
+        self.activation = QuantizationSpec(torch.uint8, observers.activation, 0, 255, torch.per_tensor_affine)
         self.observers = observers
         self.skipped: list[tuple[fx.Node, str]] = []
         self._quantized: set[fx.Node] = set()
@@ -93,9 +91,11 @@ class OnnxRuntimeQuantizer(Quantizer):
 
     def _annotate_linear(self, node: fx.Node) -> None:
         given = arguments(node)
-        source, weight, bias, axis = given.get("input"), given.get("weight"), given.get("bias"), 0
-        if node.target is aten.addmm.default:
-            source, weight, bias, axis = given["mat1"], given["mat2"], given["self"], 1
+        source, weight, bias, axis = (
+            (given["mat1"], given["mat2"], given["self"], 1)
+            if node.target is aten.addmm.default
+            else (given["input"], given["weight"], given["bias"], 0)
+        )
         if weight_node(weight) is None:
             self.skipped.append((node, "its weight is computed, not a parameter"))
             return
@@ -169,5 +169,3 @@ def _set(
     node: fx.Node, inputs: dict[fx.Node, QuantizationSpecBase | None], output: QuantizationSpecBase | None
 ) -> None:
     node.meta[ANNOTATION] = QuantizationAnnotation(inputs, output, _annotated=True)
-
-

@@ -88,7 +88,7 @@ class PruneWeights(Pass):
         if self.scope == "layer" or not scores:
             return {name: _lowest(score, self.amount) for name, score in scores.items()}
         together = _lowest(torch.cat([score.flatten() for score in scores.values()]), self.amount)
-        parts = together.split([score.numel() for score in scores.values()])
+        parts = torch.split(together, [score.numel() for score in scores.values()])
         return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lobo_fx.passes.onnxruntime_quantizer import Observers
 
 _OBSERVERS = ("min_max", "histogram")
-SMALLEST_SCALE = 2.0**-40
+SMALLEST_SCALE = 2.0**-60
 """Far below any scale in use, and its square is still a normal float32."""
 _LARGEST_BIAS = 2**30
 """Half of int32's range: room for the products that are added to the bias."""
@@ -79,7 +79,7 @@ def prepare(program: Program, observers: Observers, context: Context) -> fx.Grap
         from lobo_fx.passes.onnxruntime_quantizer import OnnxRuntimeQuantizer
 
         quantizer = OnnxRuntimeQuantizer(observers)
-        prepared = prepare_pt2e(program.module, quantizer)
+        prepared: fx.GraphModule = prepare_pt2e(program.module, quantizer)
     for node, reason in quantizer.skipped:
         context.note(f"{describe(node)} stays float: {reason}")
     return prepared
