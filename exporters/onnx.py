@@ -16,6 +16,7 @@ from lobo_fx.errors import ExportError
 from lobo_fx.exporters.onnx_graph import clean
 from lobo_fx.exporters.onnx_runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.parity import check_parity, is_quantized
+from lobo_fx.masks import without_masks
 from lobo_fx.measures import rows
 from lobo_fx.program import Program
 from lobo_fx.provenance import describe
@@ -48,6 +49,7 @@ class OnnxExporter:
             InvalidInput: the path can't be written to.
             ExportError: an operator has no ONNX form, or the file disagrees with PyTorch; nothing is left.
         """
+        program = without_masks(program)
         with written_beside(path) as folder:
             model = self._translate(program)
             clean(model.model)
@@ -56,9 +58,11 @@ class OnnxExporter:
             with quiet():
                 model.save(folder / path.name, external_data=external)
             parity, details = _check(program, folder / path.name)
-            files = tuple(sorted(path.absolute().parent / file.name for file in folder.iterdir()))
+            written = sorted(folder.iterdir())
+            size = sum(file.stat().st_size for file in written)
+        files = tuple(path.absolute().parent / file.name for file in written)
         details["opset"] = model.model.opset_imports[""]
-        return Artifact(path.absolute(), files, parity, details)
+        return Artifact(path.absolute(), files, size, parity, details)
 
     def _translate(self, program: Program) -> Any:
         exported = exported_program(program)

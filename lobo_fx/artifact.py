@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import os
 import shutil
@@ -23,6 +24,7 @@ class Artifact:
     Attributes:
         path: the file to load.
         files: all files that belong to it (external data beside the model).
+        bytes: their size on disk when they were written.
         parity: largest difference between the runtime's outputs and PyTorch's, as a share of the output
             range, over the batches that were compared.
         details: what the exporter says of it (opset, kernels that run as integers, ...).
@@ -30,14 +32,11 @@ class Artifact:
 
     path: Path
     files: tuple[Path, ...]
+    bytes: int
     parity: float
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    @property
-    def bytes(self) -> int:
-        """Size on disk."""
-        return sum(file.stat().st_size for file in self.files)
-
+    @functools.cached_property
     def gzip_bytes(self) -> int:
         """Size after gzip at level 6, as a download would be. Takes seconds for large files."""
         counter = _Counter()
@@ -46,6 +45,12 @@ class Artifact:
                 with file.open("rb") as source:
                     shutil.copyfileobj(source, stream, 1 << 20)
         return counter.size
+
+    @property
+    def known_gzip_bytes(self) -> int | None:
+        """`gzip_bytes` if it was asked for before, else None."""
+        size: int | None = self.__dict__.get("gzip_bytes")
+        return size
 
 
 class _Counter:

@@ -74,7 +74,7 @@ def compile(
         raise InvalidInput(f"evaluate is a {type(evaluate).__name__}; expected a function from a module to a score")
     for author in chosen:
         context.require(author.needs, author.name)
-    context.notes.extend(original.module.meta["lobo_fx_notes"])
+    context.notes.extend(original.notes)
     mark_weights(original.module)
     for node in original.graph.nodes:
         node.meta[PASS_KEY] = ""

@@ -7,11 +7,14 @@ off again without changing anything.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import torch
 from torch import fx
 
 from lobo_fx.operators import aten, is_call
-from lobo_fx.program import Program, fetch, register
+from lobo_fx.program import Program, ProgramModule, fetch, register
 from lobo_fx.provenance import inherit
 
 _SUFFIX = "_mask"
@@ -77,6 +80,17 @@ def strip_masks(program: Program) -> None:
             path, _, leaf = name.rpartition(".")
             delattr(program.module.get_submodule(path), leaf)
     program.module.recompile()
+
+
+def without_masks(program: Program) -> Program:
+    """The program without masks, sharing the weights; the program itself keeps them."""
+    if not masks(program):
+        return program
+    twin = ProgramModule(program.module, copy.deepcopy(program.graph))
+    twin.meta = program.module.meta
+    bare = dataclasses.replace(program, module=twin)
+    strip_masks(bare)
+    return bare
 
 
 def weight_node(value: object) -> fx.Node | None:

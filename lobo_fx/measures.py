@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lobo_fx.inputs import Inputs
+from lobo_fx.masks import masks
 from lobo_fx.program import Program, ProgramModule
 
 _WEIGHT_NAMES = "lobo_fx_weight_names"
@@ -25,7 +26,7 @@ class Measures:
         parameters: weights and biases, quantized or not; shared ones counted once.
         nonzero: how many of them are not zero.
         macs: multiply-accumulates of one row of the batch, None where they were not counted.
-        bytes: memory of all parameters and buffers.
+        bytes: memory of all parameters and buffers; masks, which no artifact has, are left out.
     """
 
     parameters: int
@@ -65,7 +66,8 @@ def weights(module: ProgramModule) -> Iterator[torch.Tensor]:
 def measure(program: Program, macs: int | None) -> Measures:
     """Counts the program's parameters and memory; `macs` come from `run_counted`."""
     tensors = list(weights(program.module))
-    everything = {tensor.untyped_storage().data_ptr(): tensor for tensor in _tensors(program.module)}
+    kept = {mask.data_ptr() for mask in masks(program).values()}
+    everything = {tensor.data_ptr(): tensor for tensor in _tensors(program.module) if tensor.data_ptr() not in kept}
     return Measures(
         parameters=sum(tensor.numel() for tensor in tensors),
         nonzero=sum(int(torch.count_nonzero(tensor)) for tensor in tensors),

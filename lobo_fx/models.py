@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from lobo_fx.errors import InvalidInput
-from lobo_fx.inputs import Inputs
+from lobo_fx.inputs import Inputs, as_inputs
 from lobo_fx.quiet import quiet
 from lobo_fx.tracing import Model
 
 _TORCHVISION_OPERATORS = ("nms", "qnms")
+_library: torch.library.Library | None = None
 
 
 def declare_torchvision_operators() -> None:
@@ -34,19 +35,14 @@ def declare_torchvision_operators() -> None:
     import of torchvision; it does nothing where the operators are there.
     """
     global _library
-    if _library is not None:
-        return
-    if any(hasattr(torch.ops.torchvision, name) for name in _TORCHVISION_OPERATORS):
+    if _library is not None or any(hasattr(torch.ops.torchvision, name) for name in _TORCHVISION_OPERATORS):
         return
     _load_torchvision_binary()
     missing = [name for name in _TORCHVISION_OPERATORS if not hasattr(torch.ops.torchvision, name)]
     if missing:
-        _library = torch.library.Library("torchvision", "FRAGMENT")
+        _library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for name in missing:
-            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-_library: torch.library.Library | None = None
+            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def _load_torchvision_binary() -> None:
@@ -56,7 +52,7 @@ def _load_torchvision_binary() -> None:
         return
     for library in Path(next(iter(found.submodule_search_locations))).glob("_C*.so"):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError:
             return
 
@@ -182,32 +178,24 @@ def _transformers(name: str) -> nn.Module:
     declare_torchvision_operators()
     transformers = _import("transformers", "transformers")
     folder = Path(name)
+    kind, settings = _PRESETS.get(name, (name, {}))
     if (folder / "config.json").is_file():
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = settings.pop("model_type", None)
-        architectures = settings.get("architectures") or []
-    else:
-        kind, settings = _PRESETS.get(name, (name, {}))
-        architectures = []
-    known = sorted(transformers.CONFIG_MAPPING.keys())
-    _check_name(kind, [*known, *_PRESETS], "transformers")
+        kind = settings.pop("model_type", "")
+    _check_name(kind, [*sorted(transformers.CONFIG_MAPPING.keys()), *_PRESETS], "transformers")
+    architecture = next(iter(settings.get("architectures") or []), None)
     with quiet():
         config = transformers.AutoConfig.for_model(kind, **settings)
         if hasattr(config, "use_cache"):
-            config.use_cache = False
-        if architectures:
-            return _model(getattr(transformers, architectures[0], None), config, architectures[0])
-        model: nn.Module = transformers.AutoModel.from_config(config)
-    local = folder / "model.safetensors"
-    if local.is_file():
-        load_checkpoint(model, local)
-    return model
-
-
-def _model(kind: Any, config: Any, name: str) -> nn.Module:
-    if kind is None:
-        raise InvalidInput(f"this version of transformers has no {name}")
-    model: nn.Module = kind(config)
+            config.use_cache = False  # past keys and values are no part of one call
+        if architecture is None:
+            model: nn.Module = transformers.AutoModel.from_config(config)
+        elif hasattr(transformers, architecture):
+            model = getattr(transformers, architecture)(config)
+        else:
+            raise InvalidInput(f"this version of transformers has no {architecture}")
+    if (folder / "model.safetensors").is_file():
+        load_checkpoint(model, folder / "model.safetensors")
     return model
 
 
@@ -221,6 +209,19 @@ def _check_name(name: str | None, known: list[str], source: str) -> None:
 def _from_file(path: Path, function: str) -> Any:
     if path.suffix != ".py":
         raise InvalidInput(f"'{path}' is not torchvision, timm, transformers, or a Python file")
+    made = call_from_file(path, function)
+    if isinstance(made, tuple):
+        model, inputs = made
+        return model, as_inputs(inputs)
+    return made
+
+
+def call_from_file(path: Path, function: str) -> Any:
+    """Runs a Python file of the user's and calls one of its functions without arguments.
+
+    Raises:
+        InvalidInput: no such file or function (near ones are suggested).
+    """
     if not path.is_file():
         raise InvalidInput(f"no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -231,12 +232,6 @@ def _from_file(path: Path, function: str) -> Any:
     made = getattr(module, function, None)
     if not callable(made):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        near = difflib.get_close_matches(function, names, n=3)
-        raise InvalidInput(f"{path} has no function '{function}'" + (f"; did you mean {near[0]}?" if near else ""))
-    built = made()
-    if isinstance(built, tuple):
-        from lobo_fx.inputs import as_inputs
-
-        model, inputs = built
-        return model, as_inputs(inputs)
-    return built
+        near = difflib.get_close_matches(function, names, n=1)
+        raise InvalidInput(f"{path} has no function '{function}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    return made()

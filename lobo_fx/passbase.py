@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import abc
 import enum
-import re
 from typing import Any, ClassVar
 
 from lobo_fx.context import Context
 from lobo_fx.program import Program
+from lobo_fx.registry import snake_case
 
 
 class Promise(enum.Enum):
@@ -47,7 +47,7 @@ class Pass(abc.ABC):
     @property
     def name(self) -> str:
         """Name in reports and recipes: the class name in snake case."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+        return snake_case(type(self).__name__)
 
     @property
     def settings(self) -> dict[str, Any]:

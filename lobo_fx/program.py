@@ -20,6 +20,7 @@ from lobo_fx.shapes import Dimension, TensorSpec, dimension_names, output_values
 
 _ALWAYS_TRAINING = "lobo_fx_always_training"
 _SIGNATURE = "lobo_fx_signature"
+NOTES = "lobo_fx_notes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +195,12 @@ class Program:
 
     module: ProgramModule
     example_inputs: Inputs
+
+    @property
+    def notes(self) -> list[str]:
+        """What tracing left as it was, one sentence each."""
+        notes: list[str] = self.module.meta.setdefault(NOTES, [])
+        return notes
 
     @property
     def graph(self) -> fx.Graph:

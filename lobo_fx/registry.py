@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import re
 from collections import defaultdict
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -17,7 +18,7 @@ class Registry:
     """Names of one kind of plug-in.
 
     A package offers a plug-in through an entry point. Several entry points with the same value are
-    one plug-in: the first name is its name, the others are aliases.
+    one plug-in: the class name in snake case is its name, the others are aliases.
 
     Attributes:
         kind: what is registered, for messages ("pass").
@@ -45,7 +46,12 @@ class Registry:
         by_value: dict[str, list[str]] = defaultdict(list)
         for name, point in self._points.items():
             by_value[point.value].append(name)
-        return {names[0]: names[1:] for names in by_value.values()} | {name: [] for name in self.added}
+        found: dict[str, list[str]] = {}
+        for value, names in by_value.items():
+            own = snake_case(value.rpartition(":")[2])
+            names.sort(key=lambda name, own=own: (name != own, name))  # type: ignore[misc]
+            found[names[0]] = names[1:]
+        return found | {name: [] for name in self.added}
 
     def register(self, name: str, plugin: Any) -> None:
         """Adds a plug-in for this process.
@@ -72,6 +78,11 @@ class Registry:
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
         raise InvalidInput(f"no {self.kind} is called '{name}'; {hint}")
+
+
+def snake_case(name: str) -> str:
+    """`PruneWeights` → `prune_weights`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 PASSES = Registry("pass", "lobo_fx.passes")

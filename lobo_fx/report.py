@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lobo_fx.artifact import Artifact
 from lobo_fx.measures import Measures
 from lobo_fx.runtime import Benchmark
+from lobo_fx.tables import escape, new_table, render, to_markdown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,7 +88,13 @@ class Report:
             "passes": [dataclasses.asdict(row) for row in self.rows],
             "notes": self.notes,
             "artifacts": {
-                label: {"file": str(a.path), "bytes": a.bytes, "parity": a.parity, **a.details}
+                label: {
+                    "file": str(a.path),
+                    "bytes": a.bytes,
+                    "gzip_bytes": a.known_gzip_bytes,
+                    "parity": a.parity,
+                    **a.details,
+                }
                 for label, a in self.artifacts.items()
             },
             "benchmark": self.benchmark and dataclasses.asdict(self.benchmark),
@@ -104,15 +111,15 @@ class Report:
 
     def to_markdown(self) -> str:
         """The tables as GitHub markdown."""
-        parts = [f"# {_escape(self.model)}\n"]
+        parts = [f"# {escape(self.model)}\n"]
         tables = [("Passes", pass_table(self))]
         if self.artifacts:
             tables.append(("Files", artifact_table(self)))
         if self.benchmark:
             tables.append(("Latency", benchmark_table(self.benchmark)))
-        parts += [f"## {title}\n\n{_markdown(table)}" for title, table in tables]
+        parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in tables]
         if self.notes:
-            parts.append("## Notes\n\n" + "".join(f"- {_escape(note)}\n" for note in self.notes))
+            parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in self.notes))
         parts.append(f"Measured on {machine()}.\n")
         return "\n".join(parts)
 
@@ -130,7 +137,7 @@ def pass_table(report: Report) -> Table:
     """A line per pass."""
     scored = any(row.score is not None for row in report.rows)
     columns = ["pass", "params", "non-zero", "sparsity", "MACs", "MB in memory", "SNR dB"]
-    table = _table(report.model, [*columns, *(["score"] if scored else []), "seconds"])
+    table = new_table(report.model, [*columns, *(["score"] if scored else []), "seconds"])
     for row in report.rows:
         cells = [
             row.name,
@@ -149,10 +156,10 @@ def pass_table(report: Report) -> Table:
 
 def artifact_table(report: Report) -> Table:
     """A line per file."""
-    table = _table("files", ["file", "label", "MB", "of original", "gzip MB", "parity", "kernels"])
+    table = new_table("files", ["file", "label", "MB", "of original", "gzip MB", "parity", "kernels"])
     first = next(iter(report.artifacts.values())).bytes
     for label, artifact in report.artifacts.items():
-        gzipped = artifact.details.get("gzip_bytes")
+        gzipped = artifact.known_gzip_bytes
         table.add_row(
             artifact.path.name,
             label,
@@ -171,27 +178,22 @@ def benchmark_table(benchmark: Benchmark) -> Table:
         f"{benchmark.runtime}, {benchmark.threads} thread{'s' * (benchmark.threads > 1)}, "
         f"batch {benchmark.batch}, {benchmark.rounds} rounds in turn"
     )
-    table = _table(title, ["file", "p5 ms", "p50 ms", "p95 ms", "CPU ms", "ratio", "rows/s", "peak MB", "model MB"])
+    table = new_table(
+        title,
+        ["file", "p5 ms", "p50 ms", "p95 ms", "CPU ms", "p50 ratio", "CPU ratio", "rows/s", "peak MB", "model MB"],
+    )
     for label, latency in benchmark.latencies.items():
         known = latency.memory is not None and latency.base_memory is not None
         table.add_row(
             label,
             *(f"{value:.2f}" for value in (latency.p5, latency.p50, latency.p95, latency.cpu)),
+            f"{benchmark.ratio(label, 'p50'):.2f}",
             f"{benchmark.ratio(label):.2f}",
             f"{latency.throughput:.1f}",
             f"{(latency.memory or 0) / MEGABYTE:.0f}" if known else "not measured",
             f"{((latency.memory or 0) - (latency.base_memory or 0)) / MEGABYTE:.0f}" if known else "not measured",
         )
     return table
-
-
-def render(table: Table) -> str:
-    """A table as plain text, as wide as it needs."""
-    from rich.console import Console
-
-    stream = io.StringIO()
-    Console(file=stream, width=180, color_system=None).print(table)
-    return stream.getvalue()
 
 
 def machine() -> str:
@@ -202,31 +204,6 @@ def machine() -> str:
         lines = cpuinfo.read_text().splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
-
-
-def _table(title: str, columns: list[str]) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(title), title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
-    return table
-
-
-def _markdown(table: Table) -> str:
-    columns = [list(column.cells) for column in table.columns]
-    lines = [[str(column.header) for column in table.columns], ["---"] + ["---:"] * (len(columns) - 1)]
-    lines += [[_escape(str(cell)) for cell in cells] for cells in zip(*columns, strict=True)]
-    title = f"{_escape(str(table.title))}\n\n" if table.title else ""
-    return title + "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _escape(text: str) -> str:
-    """Keeps names from being read as markdown or HTML."""
-    for old, new in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("`", "\\`")):
-        text = text.replace(old, new)
-    return text
 
 
 def _finite(value: Any) -> Any:

@@ -99,7 +99,8 @@ class Benchmark:
         return float(getattr(self.latencies[label], measure) / getattr(reference, measure))
 
     def __str__(self) -> str:
-        from lobo_fx.report import benchmark_table, render
+        from lobo_fx.report import benchmark_table
+        from lobo_fx.tables import render
 
         return render(benchmark_table(self))
 
@@ -216,15 +217,15 @@ def _measure_memory(path: str, runtime: str, threads: str, batch: str) -> tuple[
 
     module, _, name = runtime.partition(":")
     loader: Runtime = getattr(importlib.import_module(module), name)()
-    base = _peak()
+    base = peak_memory_now()
     session = loader.load(Path(path), int(threads))
     feed = random_arrays(session.inputs, int(batch))
     for _ in range(2):
         session.run(feed)
-    return base, _peak()
+    return base, peak_memory_now()
 
 
-def _peak() -> int:
+def peak_memory_now() -> int:
     """Peak memory of this process in bytes; `ru_maxrss` would include the parent's from before the exec."""
     status = Path("/proc/self/status")
     if status.is_file():

@@ -24,7 +24,7 @@ from lobo_fx.inputs import (
     positional_names,
 )
 from lobo_fx.normalize import normalize
-from lobo_fx.program import Program, ProgramModule, mark_always_training, seal
+from lobo_fx.program import NOTES, Program, ProgramModule, mark_always_training, seal
 from lobo_fx.provenance import user_line
 from lobo_fx.quiet import quiet
 from lobo_fx.shapes import has_free_dimension, propagate
@@ -67,7 +67,7 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
     except TraceError as error:
         reason = str(error).splitlines()[0]
     program = _program(_export(model, inputs, None), inputs)
-    program.module.meta["lobo_fx_notes"].append(f"the batch size is fixed: {reason}")
+    program.notes.append(f"the batch size is fixed: {reason}")
     return program
 
 
@@ -122,7 +122,7 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
     assert isinstance(traced, fx.GraphModule)
     module = ProgramModule(traced, traced.graph)
     torch.nn.Module.train(module, False)
-    module.meta["lobo_fx_notes"] = normalize(module)
+    module.meta[NOTES] = normalize(module)
     mark_always_training(module.graph)
     propagate(module)
     seal(module)

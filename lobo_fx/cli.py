@@ -1,0 +1,248 @@
+"""The command line: `lobo-fx compile | benchmark | inspect | passes`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect as python_inspect
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from lobo_fx.errors import InvalidInput, LoboError
+
+app = typer.Typer(
+    name="lobo-fx",
+    help="Makes trained PyTorch models smaller and faster on CPU, and proves it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Command = TypeVar("Command", bound=Callable[..., None])
+
+MODEL_HELP = "torchvision:NAME, timm:NAME, transformers:NAME, path/to/file.py:function, or file.pt2"
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load: .safetensors, or .pt with tensors only.")]
+Seed = Annotated[int, typer.Option(help="Seed of random weights, random data and random choices.")]
+Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
+Batch = Annotated[int, typer.Option(help="Rows of the input.")]
+Rounds = Annotated[int, typer.Option(help="How often each file runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def _command(function: Command) -> Command:
+    """Turns our errors into one message and exit status 2; anything else is a bug and shows its trace."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except LoboError as error:
+            from rich.console import Console
+
+            Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+
+    app.command()(guarded)
+    return function
+
+
+@_command
+def compile(
+    model: ModelArgument,
+    recipe: Annotated[str | None, typer.Option(help="A built-in recipe or a YAML file.")] = None,
+    passes: Annotated[
+        list[str] | None, typer.Option("--pass", help="NAME or NAME:setting=value,…; may be repeated.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for files and report.")] = Path("out"),
+    checkpoint: Checkpoint = None,
+    calibration_data: Annotated[
+        str | None, typer.Option(help=".npy, .npz, .safetensors, or file.py:function. Default: random data.")
+    ] = None,
+    batches: Annotated[int, typer.Option(help="Random calibration batches, where no data is given.")] = 4,
+    static: Annotated[bool, typer.Option("--static", help="Fix all sizes, the batch included.")] = False,
+    threads: Threads = 1,
+    batch: Batch = 1,
+    rounds: Rounds = 30,
+    seed: Seed = 0,
+) -> None:
+    """Compile a model, export it and the original, and measure both in turn."""
+    import lobo_fx
+    from lobo_fx.models import build
+    from lobo_fx.recipe import resolve
+
+    if (recipe is None) == (not passes):
+        raise InvalidInput("give --recipe, or one or more --pass; `lobo-fx passes` lists both")
+    chosen = resolve(recipe) if recipe else [_read_pass(text) for text in passes or []]
+    _make_folder(output)
+    built, inputs = build(model, checkpoint, seed)
+    notes = []
+    if checkpoint is None and not model.endswith(".pt2") and not model.partition(":")[0].endswith(".py"):
+        notes.append(f"the weights are random (seed {seed}): sizes and latencies are real, accuracies are not")
+    data: Any = None
+    if any("calibration_data" in author.needs for author in chosen):
+        if calibration_data is None:
+            notes.append("calibrated on random data: give --calibration-data for ranges that fit yours")
+        data = _calibration(built, inputs, calibration_data, batches, batch, seed)
+    result = lobo_fx.compile(
+        built,
+        chosen,
+        example_inputs=inputs,
+        dynamic_shapes=None if static else "batch",
+        calibration_data=data,
+        seed=seed,
+    )
+    result.report.model = model
+    result.report.notes[:0] = notes
+    result.export_original(output / "original.onnx")
+    result.export(output / "model.onnx")
+    for artifact in result.report.artifacts.values():
+        artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
+    result.benchmark(threads=threads, batch=batch, rounds=rounds)
+    result.save(output / "program")
+    result.report.save(output)
+    typer.echo(str(result))
+    typer.echo(f"written to {output}: model.onnx, original.onnx, program/, report.md, report.csv, report.json")
+
+
+@_command
+def benchmark(
+    files: Annotated[list[Path], typer.Argument(help="Files to measure; the first is the reference.")],
+    runtime: Annotated[str, typer.Option(help="What runs them.")] = "onnxruntime",
+    threads: Threads = 1,
+    batch: Batch = 1,
+    rounds: Rounds = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Measure files in turn, in one run: latency, throughput, peak memory."""
+    from lobo_fx.registry import RUNTIMES
+    from lobo_fx.runtime import benchmark as measure
+
+    labels = [file.name for file in files]
+    if len(set(labels)) < len(labels):
+        labels = [str(file) for file in files]
+    if len(set(labels)) < len(labels):
+        raise InvalidInput("a file is given twice")
+    found = measure(
+        dict(zip(labels, files, strict=True)), RUNTIMES.get(runtime)(), threads=threads, batch=batch, rounds=rounds
+    )
+    typer.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else str(found))
+
+
+@_command
+def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0, as_json: AsJson = False) -> None:
+    """Show what a model looks like to the compiler: inputs, outputs, operators, what was left as it is."""
+    from lobo_fx.measures import measure, run_counted
+    from lobo_fx.models import build
+    from lobo_fx.tracing import trace
+
+    built, inputs = build(model, checkpoint, seed)
+    program = trace(built, inputs)
+    measures = measure(program, run_counted(program)[1])
+    operators = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    facts = {
+        "model": model,
+        "inputs": [str(spec) for spec in program.signature.inputs],
+        "outputs": [str(spec) for spec in program.signature.outputs],
+        "parameters": measures.parameters,
+        "macs": measures.macs,
+        "bytes": measures.bytes,
+        "operators": dict(operators.most_common()),
+        "notes": program.notes,
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(f"{model}: {measures.parameters:,} parameters, {(measures.macs or 0) / 1e6:,.1f}M MACs a row")
+    for label in ("inputs", "outputs", "notes"):
+        for line in facts[label]:  # type: ignore[attr-defined]
+            typer.echo(f"{label.removesuffix('s')}: {line}")
+    from lobo_fx.tables import new_table, render
+
+    shown = new_table("operators", ["operator", "count"])
+    for name, count in operators.most_common():
+        shown.add_row(name, str(count))
+    typer.echo(render(shown))
+
+
+@_command
+def passes(as_json: AsJson = False) -> None:
+    """List the passes with their settings, and the built-in recipes."""
+    from lobo_fx.recipe import builtin_recipes
+    from lobo_fx.registry import PASSES
+    from lobo_fx.tables import new_table, render
+
+    known = []
+    for name, aliases in PASSES.names().items():
+        kind = PASSES.get(name)
+        fields = dataclasses.fields(kind)
+        known.append(
+            {
+                "name": name,
+                "aliases": aliases,
+                "settings": {field.name: field.default for field in fields},
+                "needs": list(kind.needs),
+                "promise": kind.promise.value,
+                "summary": (python_inspect.getdoc(kind) or "").split("\n")[0],
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"passes": known, "recipes": builtin_recipes()}, indent=2, default=str))
+        return
+    shown = new_table("passes", ["name", "also", "settings", "needs", "promise", "what it does"])
+    for entry in known:
+        settings = ", ".join(f"{key}={value!r}" for key, value in entry["settings"].items())
+        cells = [entry["name"], ", ".join(entry["aliases"]), settings, ", ".join(entry["needs"])]
+        shown.add_row(*cells, entry["promise"], entry["summary"])
+    typer.echo(render(shown))
+    typer.echo(f"recipes: {', '.join(builtin_recipes())}")
+
+
+def _read_pass(text: str) -> Any:
+    """`name` or `name:setting=value,setting=value`, values as in YAML."""
+    import yaml
+
+    from lobo_fx.recipe import build
+    from lobo_fx.registry import PASSES
+
+    name, _, rest = text.partition(":")
+    settings = {}
+    for pair in filter(None, rest.split(",")):
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise InvalidInput(f"--pass {text}: write settings as setting=value, separated by commas")
+        # N:M would be read as a base-60 number
+        settings[key] = value if ":" in value else yaml.safe_load(value)
+    return build(PASSES.get(name), settings)
+
+
+def _calibration(built: Any, inputs: Any, spec: str | None, batches: int, batch: int, seed: int) -> Any:
+    from lobo_fx.data import random_batches, read_batches
+    from lobo_fx.inputs import as_inputs, find_inputs
+    from lobo_fx.tracing import trace
+
+    if spec is not None:
+        return read_batches(spec, batch)
+    if isinstance(built, Path):
+        return random_batches(trace(built).example_inputs, batches, seed)
+    return random_batches(find_inputs(built) if inputs is None else as_inputs(inputs), batches, seed)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"can't make the folder {folder}: {error.strerror}") from None
+
+
+def main() -> None:
+    """Entry point of the `lobo-fx` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
