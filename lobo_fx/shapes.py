@@ -13,6 +13,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -85,7 +86,7 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
     values = [_refresh(node.meta.get("val"), mode, environment, symbols) for node in placeholders]
     interpreter = _FakeInterpreter(module, mode)
     interpreter.on_node = on_node
-    with mode:
+    with mode, enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
         interpreter.run(*values, enable_io_processing=False)
     for symbol in symbols.values():
         if environment.replacements.get(symbol, symbol) != symbol:
