@@ -90,7 +90,7 @@ def compile(
         start = time.perf_counter()
         with spinner(str(author), progress and not author.needs):
             program = author.run(program, context)
-            after = verify(author, before, program)
+            after = verify(author, before, program, context)
         measures = measure(program, after.macs)
         snr = signal_to_noise(first.outputs, after.outputs)
         score = _score(evaluate, program.module)

@@ -32,6 +32,7 @@ class Context:
         seed: for whatever a pass draws at random.
         show_progress: whether long work draws a progress bar.
         notes: sentences for the report; passes add to them with `note`.
+        expected: what the outputs must be after the running pass; set with `expect`.
     """
 
     signature: Signature
@@ -42,10 +43,15 @@ class Context:
     seed: int = 0
     show_progress: bool = True
     notes: list[str] = dataclasses.field(default_factory=list)
+    expected: list[Any] = dataclasses.field(default_factory=list)
 
     def note(self, sentence: str) -> None:
         """Adds a sentence to the report."""
         self.notes.append(sentence)
+
+    def expect(self, outputs: Any) -> None:
+        """States what the program's outputs on the example inputs must be once the running pass is done."""
+        self.expected.append(outputs)
 
     def generator(self) -> torch.Generator:
         """A random generator seeded for this compilation."""

@@ -16,10 +16,13 @@ class Promise(enum.Enum):
 
     Attributes:
         EXACT: they stay what they were, to rounding (a fold).
+        MASKED: they equal those of the program before with channels zeroed, which the pass hands to
+            `context.expect` where that holds.
         APPROXIMATE: they may move; the signal-to-noise ratio is reported.
     """
 
     EXACT = "exact"
+    MASKED = "masked"
     APPROXIMATE = "approximate"
 
 

@@ -7,7 +7,8 @@ if not __name__.startswith("lobo_fx."):
     raise ImportError("import lobo_fx.passes, not passes: a module must exist only once")
 
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
+from lobo_fx.passes.prune_channels import PruneChannels
 from lobo_fx.passes.prune_weights import PruneWeights
 from lobo_fx.passes.quantize_static import QuantizeStatic
 
-__all__ = ["FoldBatchNorm", "PruneWeights", "QuantizeStatic"]
+__all__ = ["FoldBatchNorm", "PruneChannels", "PruneWeights", "QuantizeStatic"]

@@ -1,0 +1,44 @@
+"""What hangs on a leaf: the parameters it runs through, by name, and the leaves that can be pruned."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from lobo_fx.axes.algebra import Axis
+from lobo_fx.axes.inference import Axes, Inference
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A dimension of a stored tensor that a leaf runs through.
+
+    Attributes:
+        name: dotted name of the parameter or buffer.
+        tensor: its values.
+        axes: its axes.
+        dim: which of its dimensions.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    axes: Axes
+    dim: int
+
+
+def members(inference: Inference) -> dict[Axis, list[Member]]:
+    """Every unlocked leaf that runs through a stored tensor, with its members, in graph order."""
+    found: dict[Axis, list[Member]] = {}
+    seen: set[int] = set()
+    for node in inference.program.graph.find_nodes(op="get_attr"):
+        tensor = inference.program.parameter(node)
+        if id(tensor) in seen or id(tensor) not in inference.stored:
+            continue
+        seen.add(id(tensor))
+        axes = inference.stored[id(tensor)]
+        for dim, axis in enumerate(axes):
+            for leaf in dict.fromkeys(axis.leaves()):
+                if not leaf.locks and leaf.size != 1:
+                    found.setdefault(leaf, []).append(Member(str(node.target), tensor, axes, dim))
+    return found

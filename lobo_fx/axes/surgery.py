@@ -1,0 +1,109 @@
+"""Surgery: positions leave the leaves; every tensor and every size constant follows."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.axes.algebra import Axis, Removal, kept, kept_size
+from lobo_fx.axes.inference import Inference
+from lobo_fx.operators import arguments, aten, set_argument
+from lobo_fx.provenance import inherit
+
+_SPLITS = (
+    aten.split.Tensor,
+    aten.split.sizes,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.tensor_split.sections,
+)
+
+
+def zero(inference: Inference, removal: Removal) -> None:
+    """Zeroes what surgery would remove: the reference that removal is compared with."""
+    for tensor, axes in _touched(inference, removal):
+        for dim, axis in enumerate(axes):
+            gone = (~kept(axis, removal)).nonzero().flatten()
+            if len(gone):
+                tensor.data.index_fill_(dim, gone, 0)
+
+
+def remove(inference: Inference, removal: Removal) -> None:
+    """Removes positions from the program that was inferred, in place.
+
+    Args:
+        inference: axes of the program.
+        removal: for each leaf, True where a position stays; leaves not named stay whole.
+    """
+    for tensor, axes in _touched(inference, removal):
+        data = tensor.data
+        for dim, axis in enumerate(axes):
+            mask = kept(axis, removal)
+            if not bool(mask.all()):
+                data = data.index_select(dim, mask.nonzero().flatten())
+        tensor.data = data.contiguous()
+    for node, values in inference.frozen.items():
+        for name, value in values.items():
+            set_argument(node, name, value)
+    for node, sizes in inference.sizes.items():
+        for name, counted in sizes.items():
+            _resize(node, name, counted, removal)
+    inference.program.module.recompile()
+
+
+def _touched(inference: Inference, removal: Removal) -> list[tuple[torch.Tensor, tuple[Axis, ...]]]:
+    """Stored tensors that lose positions, with their axes; tied ones once."""
+    found: dict[int, tuple[torch.Tensor, tuple[Axis, ...]]] = {}
+    for node in inference.program.graph.find_nodes(op="get_attr"):
+        tensor = inference.program.parameter(node)
+        axes = inference.stored.get(id(tensor))
+        if axes and any(leaf in removal for axis in axes for leaf in axis.leaves()):
+            found[id(tensor)] = (tensor, axes)
+    return list(found.values())
+
+
+def _resize(node: fx.Node, name: str, axes: Axis | Sequence[Axis], removal: Removal) -> None:
+    """Writes the new size of an axis (or sizes) into an argument, where it changed."""
+    given = arguments(node)
+    everything = [axes] if isinstance(axes, Axis) else list(axes)
+    if not any(leaf in removal for axis in everything for leaf in axis.leaves()):
+        return
+    if name == "split_sizes":
+        _resplit(node, [kept_size(axis, removal) for axis in everything])
+    elif isinstance(axes, Axis):
+        set_argument(node, name, kept_size(axes, removal))
+    else:
+        values = [
+            _resized(node, value, axis, removal) if any(leaf in removal for leaf in axis.leaves()) else value
+            for value, axis in zip(given[name], everything, strict=True)
+        ]
+        set_argument(node, name, values)
+
+
+def _resized(node: fx.Node, value: Any, axis: Axis, removal: Removal) -> Any:
+    """A size in a list: -1 stays, a number is replaced, a computed size is scaled."""
+    if isinstance(value, int):
+        return value if value == -1 else kept_size(axis, removal)
+    before, after = 1, 1
+    for leaf in axis.leaves():
+        if leaf in removal:
+            assert isinstance(leaf.size, int)
+            before, after = before * leaf.size, after * int(removal[leaf].sum())
+    with node.graph.inserting_before(node):
+        scaled = node.graph.call_function(operator.mul, (value, after))
+        result = node.graph.call_function(operator.floordiv, (scaled, before))
+    for new in (scaled, result):
+        inherit(new, node)
+    return result
+
+
+def _resplit(node: fx.Node, sizes: list[int]) -> None:
+    """Splits into the pieces' own new sizes, which need not be equal any more."""
+    assert node.target in _SPLITS
+    given = arguments(node)
+    node.target = aten.split_with_sizes.default
+    node.args, node.kwargs = (given["self"], sizes, given["dim"]), {}
