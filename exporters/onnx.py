@@ -106,6 +106,8 @@ def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None
     model.producer_name, model.producer_version = "lobo-fx", metadata.get("lobo_fx.version", "")
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
+    model.metadata_props["lobo_fx.runtime"] = OnnxRuntime().version
+    model.metadata_props["lobo_fx.opset"] = str(model.opset_imports[""])
     signature = {
         "inputs": list(map(str, program.signature.inputs)),
         "outputs": list(map(str, program.signature.outputs)),

@@ -135,14 +135,18 @@ def benchmark(
 
 @_command
 def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0, as_json: AsJson = False) -> None:
-    """Show what a model looks like to the compiler: inputs, outputs, operators, what was left as it is."""
+    """Show what the compiler sees in a model: inputs, outputs, operators, what can be pruned and what can't."""
+    from lobo_fx.axes import Inference
+    from lobo_fx.axes.survey import axis_table, lock_table, survey
     from lobo_fx.measures import measure, run_counted
     from lobo_fx.models import build
+    from lobo_fx.tables import new_table, render
     from lobo_fx.tracing import trace
 
     built, inputs = build(model, checkpoint, seed)
     program = trace(built, inputs)
     measures = measure(program, run_counted(program)[1])
+    inference = Inference(program).run()
     operators = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
     facts = {
         "model": model,
@@ -152,6 +156,7 @@ def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0,
         "macs": measures.macs,
         "bytes": measures.bytes,
         "operators": dict(operators.most_common()),
+        "axes": survey(inference).as_json(),
         "notes": program.notes,
     }
     if as_json:
@@ -161,8 +166,11 @@ def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0,
     for label in ("inputs", "outputs", "notes"):
         for line in facts[label]:  # type: ignore[attr-defined]
             typer.echo(f"{label.removesuffix('s')}: {line}")
-    from lobo_fx.tables import new_table, render
-
+    found = survey(inference)
+    typer.echo(f"{found.free_share:.1%} of the parameters can be pruned along {len(found.axes)} free axes")
+    typer.echo(render(axis_table(found)))
+    if found.locks:
+        typer.echo(render(lock_table(found)))
     shown = new_table("operators", ["operator", "count"])
     for name, count in operators.most_common():
         shown.add_row(name, str(count))

@@ -14,6 +14,7 @@ from lobo_fx.inputs import Inputs
 from lobo_fx.program import Signature
 from lobo_fx.progress import track
 
+_CPU = torch.device("cpu")
 Data = Iterable[Any]
 LossFunction = Callable[..., torch.Tensor]
 Evaluate = Callable[[nn.Module], float]
@@ -29,6 +30,7 @@ class Context:
         train_data: batches with labels.
         loss_fn: from outputs and labels to a scalar.
         evaluate: from a module to a score, higher is better.
+        device: where the program's tensors are, and batches are brought to; the compiler works on CPU.
         seed: for whatever a pass draws at random.
         show_progress: whether long work draws a progress bar.
         notes: sentences for the report; passes add to them with `note`.
@@ -40,6 +42,7 @@ class Context:
     train_data: Data | None = None
     loss_fn: LossFunction | None = None
     evaluate: Evaluate | None = None
+    device: torch.device = _CPU
     seed: int = 0
     show_progress: bool = True
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -101,4 +104,4 @@ class Context:
         for tensor in inputs.tensors:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise InvalidInput(f"{source}, batch {index} holds NaN or infinity")
-        return inputs
+        return inputs.to(self.device)

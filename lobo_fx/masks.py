@@ -16,6 +16,7 @@ from torch import fx
 from lobo_fx.operators import aten, is_call
 from lobo_fx.program import Program, ProgramModule, fetch, register
 from lobo_fx.provenance import inherit
+from lobo_fx.quiet import quiet
 
 _SUFFIX = "_mask"
 
@@ -86,7 +87,9 @@ def without_masks(program: Program) -> Program:
     """The program without masks, sharing the weights; the program itself keeps them."""
     if not masks(program):
         return program
-    twin = ProgramModule(program.module, copy.deepcopy(program.graph))
+    with quiet():  # torch warns of its own pytree specifications
+        graph = copy.deepcopy(program.graph)
+    twin = ProgramModule(program.module, graph)
     twin.meta = program.module.meta
     bare = dataclasses.replace(program, module=twin)
     strip_masks(bare)

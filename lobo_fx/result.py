@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from lobo_fx.artifact import Artifact, Exporter, check_writable
+from lobo_fx.axes.record import KeptIndices, kept_indices
 from lobo_fx.errors import InvalidInput
 from lobo_fx.program import Program, ProgramModule
 from lobo_fx.progress import spinner
@@ -40,6 +41,11 @@ class Result:
     def module(self) -> ProgramModule:
         """The compiled model as an `nn.Module`: call it, train it, deep-copy it; parameters keep their names."""
         return self.program.module
+
+    @property
+    def kept_indices(self) -> KeptIndices:
+        """By parameter and dimension, the original indices of what structured pruning left; others are whole."""
+        return kept_indices(self.module)
 
     def __str__(self) -> str:
         return str(self.report)

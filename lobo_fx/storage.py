@@ -19,6 +19,7 @@ import torch
 from torch.export import ExportedProgram
 
 from lobo_fx.artifact import written_beside
+from lobo_fx.axes.record import kept_indices, restore
 from lobo_fx.errors import InvalidInput
 from lobo_fx.measures import set_weight_names, weight_names
 from lobo_fx.quiet import quiet
@@ -58,6 +59,7 @@ def save(result: Result, folder: Path) -> Path:
         "format": 1,
         "passes": result.passes,
         "weights": weight_names(result.module),
+        "kept_indices": kept_indices(result.module),
         "report": json.loads(result.report.to_json()),
     }
     with written_beside(folder / PROGRAM_FILE) as draft:
@@ -88,6 +90,7 @@ def load(folder: str | Path) -> Result:
         raise InvalidInput(f"{folder} has format {manifest.get('format')}; this version reads format 1")
     program = trace(folder / PROGRAM_FILE)
     set_weight_names(program.module, manifest["weights"])
+    restore(program.module, manifest["kept_indices"])
     saved = manifest["report"]
     rows = [Row(**{**row, "snr": float("inf") if row["snr"] is None else row["snr"]}) for row in saved["passes"]]
     report = Report(saved["model"], rows, list(saved["notes"]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from lobo_fx.axes.algebra import Axis, project
+from lobo_fx.axes.algebra import Axis
 from lobo_fx.axes.members import Member
 
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
@@ -37,9 +37,5 @@ def importance(
     score = ELEMENTWISE[criterion] if isinstance(criterion, str) else criterion
     result = torch.zeros(leaf.size, dtype=torch.float64)
     for member in members:
-        if isinstance(member.tensor, torch.nn.Parameter):
-            elements = score(member.tensor.detach())
-            others = [dim for dim in range(elements.dim()) if dim != member.dim]
-            along = elements.sum(others) if others else elements
-            result += project(member.axes[member.dim], leaf, along.double())
+        result += member.along(leaf, score)
     return result

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
-from lobo_fx.axes.algebra import Axis
+from lobo_fx.axes.algebra import Axis, project
 from lobo_fx.axes.inference import Axes, Inference
 
 
@@ -25,6 +26,20 @@ class Member:
     tensor: torch.Tensor
     axes: Axes
     dim: int
+
+    def along(self, leaf: Axis, score: Callable[[torch.Tensor], torch.Tensor] = torch.square) -> torch.Tensor:
+        """Scores of all elements, summed for each position of the leaf; zeros for a buffer.
+
+        Args:
+            leaf: what to sum for, shape [leaf.size].
+            score: from the tensor to a score of each element.
+        """
+        if not isinstance(self.tensor, torch.nn.Parameter):
+            return torch.zeros(leaf.size, dtype=torch.float64)
+        elements = score(self.tensor.detach())
+        others = [dim for dim in range(elements.dim()) if dim != self.dim]
+        summed = elements.sum(others) if others else elements
+        return project(self.axes[self.dim], leaf, summed.double())
 
 
 def members(inference: Inference) -> dict[Axis, list[Member]]:

@@ -11,6 +11,7 @@ from torch import fx
 
 from lobo_fx.axes.algebra import Axis, Removal, kept, kept_size
 from lobo_fx.axes.inference import Inference
+from lobo_fx.axes.record import record
 from lobo_fx.operators import arguments, aten, set_argument
 from lobo_fx.provenance import inherit
 
@@ -45,6 +46,7 @@ def remove(inference: Inference, removal: Removal) -> None:
             mask = kept(axis, removal)
             if not bool(mask.all()):
                 data = data.index_select(dim, mask.nonzero().flatten())
+                record(inference.program.module, tensor, dim, mask)
         tensor.data = data.contiguous()
     for node, values in inference.frozen.items():
         for name, value in values.items():

@@ -1,0 +1,123 @@
+"""A survey of a program's axes for people: what can be pruned, what can't and why, and how much each covers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from lobo_fx.axes.algebra import Axis
+from lobo_fx.axes.inference import Inference
+from lobo_fx.axes.members import Member, members
+from lobo_fx.tables import new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_KINDS = ("heads", "head_dim", "groups", "hidden", "channels")
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisSummary:
+    """One free axis.
+
+    Attributes:
+        size: number of positions.
+        kind: what it is used as, as far as rules know.
+        members: parameters and dimensions that it runs through, as `name[dim]`.
+        parameters: how many parameters lie along it.
+        spread: largest over smallest L2 importance of its positions; 1 where all matter alike.
+        inexact: why removing positions is more than zeroing them.
+    """
+
+    size: int
+    kind: str
+    members: tuple[str, ...]
+    parameters: int
+    spread: float
+    inexact: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """All axes of a program.
+
+    Attributes:
+        axes: the free ones, widest coverage first.
+        locks: parameters that no free axis covers, by reason.
+        free_share: share of the parameters under a free axis.
+        unknown: operators without a rule, with where they are called.
+    """
+
+    axes: tuple[AxisSummary, ...]
+    locks: dict[str, int]
+    free_share: float
+    unknown: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+
+def survey(inference: Inference) -> Survey:
+    """Summarises what was inferred."""
+    free = members(inference)
+    locks: dict[str, int] = defaultdict(int)
+    covered = everything = 0
+    for parameter in inference.program.module.parameters():
+        everything += parameter.numel()
+        leaves = [leaf for axis in inference.stored.get(id(parameter), ()) for leaf in axis.leaves() if leaf.size != 1]
+        if any(not leaf.locks for leaf in leaves):
+            covered += parameter.numel()
+        else:
+            reasons = dict.fromkeys(reason for leaf in leaves for reason in leaf.locks)
+            locks["; ".join(list(reasons)[:2]) or "no operator reads it"] += parameter.numel()
+    axes = [_summary(leaf, found) for leaf, found in free.items()]
+    axes.sort(key=lambda axis: -axis.parameters)
+    ranked = dict(sorted(locks.items(), key=lambda entry: -entry[1]))
+    return Survey(tuple(axes), ranked, covered / everything if everything else 0.0, dict(inference.unknown))
+
+
+def _summary(leaf: Axis, found: list[Member]) -> AxisSummary:
+    kind = next((kind for kind in _KINDS if kind in _roles(leaf, found)), "width")
+    parameters = {member.name: member.tensor.numel() for member in found}
+    energy = sum(member.along(leaf) for member in found)
+    smallest, largest = float(energy.min()), float(energy.max())  # type: ignore[union-attr]
+    return AxisSummary(
+        leaf.size,
+        kind,
+        tuple(f"{member.name}[{member.dim}]" for member in found),
+        sum(parameters.values()),
+        (largest / smallest) ** 0.5 if smallest else float("inf") if largest else 1.0,
+        tuple(leaf.inexact),
+    )
+
+
+def _roles(leaf: Axis, found: list[Member]) -> set[str]:
+    """Roles of the leaf, or of an axis that is nothing but the leaf."""
+    roles = set(leaf.roles)
+    for member in found:
+        axis = member.axes[member.dim].find()
+        if axis is leaf:
+            roles |= axis.roles
+    return roles
+
+
+def axis_table(found: Survey) -> Table:
+    """A line per free axis."""
+    table = new_table("free axes", ["runs through", "size", "kind", "parameters", "importance spread", "removal"])
+    for axis in found.axes:
+        names = ", ".join(axis.members[:4]) + (f" and {len(axis.members) - 4} more" if len(axis.members) > 4 else "")
+        removal = "more than zeroing" if axis.inexact else "equals zeroing"
+        table.add_row(names, str(axis.size), axis.kind, f"{axis.parameters:,}", f"{axis.spread:.2f}", removal)
+    return table
+
+
+def lock_table(found: Survey) -> Table:
+    """A line per reason why parameters can't be pruned."""
+    table = new_table("locked", ["reason", "parameters"])
+    for reason, count in found.locks.items():
+        table.add_row(reason, f"{count:,}")
+    for operator, where in found.unknown.items():
+        table.add_row(f"{operator} has no axis rule: {where}", "")
+    return table
