@@ -10,6 +10,9 @@ from lobo_fx.context import Context
 from lobo_fx.program import Program
 from lobo_fx.registry import snake_case
 
+EXACT_TOLERANCE = 1e-4
+"""Largest error of an exact pass, as a share of the output's largest magnitude (float32 rounding)."""
+
 
 class Promise(enum.Enum):
     """What a pass promises about the program's outputs; the compiler holds it to that.

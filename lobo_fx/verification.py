@@ -13,13 +13,10 @@ from torch.utils import _pytree as pytree
 from lobo_fx.context import Context
 from lobo_fx.errors import ContractError, InvalidInput
 from lobo_fx.measures import largest_error, run_counted
-from lobo_fx.passbase import Pass, Promise
+from lobo_fx.passbase import EXACT_TOLERANCE, Pass, Promise
 from lobo_fx.program import Program, Signature
 from lobo_fx.provenance import PASS_KEY, describe
 from lobo_fx.shapes import PropagationError, propagate
-
-EXACT_TOLERANCE = 1e-4
-"""Largest error of an exact pass, as a share of the output's largest magnitude (float32 rounding)."""
 
 
 @dataclasses.dataclass(frozen=True)

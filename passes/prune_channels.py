@@ -10,15 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
+from torch import fx
 
 from lobo_fx.axes import Axis, Inference
-from lobo_fx.axes.algebra import Removal
+from lobo_fx.axes.algebra import Removal, kept
 from lobo_fx.axes.members import Member, members
 from lobo_fx.axes.surgery import remove, zero
 from lobo_fx.context import Context
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import ContractError, InvalidInput
 from lobo_fx.masks import strip_masks
-from lobo_fx.passbase import Pass, Promise
+from lobo_fx.measures import largest_error
+from lobo_fx.operators import CONVOLUTIONS, arguments, aten
+from lobo_fx.passbase import EXACT_TOLERANCE, Pass, Promise
+from lobo_fx.passes.compensation import METHODS, fit
 from lobo_fx.passes.importance import ELEMENTWISE, Elementwise, importance
 from lobo_fx.program import Program
 
@@ -40,6 +44,9 @@ class PruneChannels(Pass):
         importance: `l1`, `l2`, `random`, or a function that scores each element of a parameter.
         round_to: widths that stay are multiples of this, where the axis is at least twice as wide.
         minimum: no axis gets narrower.
+        compensation: what is fitted to calibration data after removal, so that the outputs stay near the
+            original's: `none`, `recalibrate` (batch norms), `bias` (and biases), `reconstruct` (and weights, by
+            least squares); `auto` is `reconstruct` where calibration data is given, else `none`.
 
     Source: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023, for the problem; Li et al.,
         "Pruning Filters for Efficient ConvNets", 2017, for magnitudes.
@@ -49,6 +56,7 @@ class PruneChannels(Pass):
     importance: str | Elementwise = "l2"
     round_to: int = 8
     minimum: int = 1
+    compensation: str = "auto"
 
     promise: ClassVar[Promise] = Promise.MASKED
 
@@ -62,12 +70,22 @@ class PruneChannels(Pass):
             raise InvalidInput(
                 f"importance is {self.importance!r}; it must be one of {', '.join(known)}, or a function"
             )
+        if self.compensation not in ("auto", *METHODS):
+            raise InvalidInput(
+                f"compensation is {self.compensation!r}; it must be one of {', '.join(('auto', *METHODS))}"
+            )
         for name in ("round_to", "minimum"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
 
     def run(self, program: Program, context: Context) -> Program:
+        method = self.compensation
+        if method == "auto":
+            method = "none" if context.calibration_data is None else "reconstruct"
+        if method != "none":
+            context.require(["calibration_data"], self.name)
         strip_masks(program)
+        original = program if method == "none" else program.clone()
         inference = Inference(program).run()
         for operator, where in inference.unknown.items():
             context.note(f"{operator} has no axis rule, so what it touches keeps its size: {where}")
@@ -89,7 +107,20 @@ class PruneChannels(Pass):
         else:
             context.expect(program.run())
         remove(inference, removal)
+        if method != "none":
+            self._check_removal(program, context)
+            batches = list(context.calibration_batches())
+            fit(program, original, kept_outputs(inference, removal), batches, method, context.show_progress)
         return program
+
+    def _check_removal(self, program: Program, context: Context) -> None:
+        """Compares removal with zeroing now: fitting moves the outputs on purpose."""
+        outputs = program.run()
+        for expected in context.expected:
+            error = largest_error(expected, outputs)
+            if error > EXACT_TOLERANCE:
+                raise ContractError(f"{self}: removing differs from zeroing by {error:.1e} of the output range")
+        context.expected.clear()
 
     def _width(self, size: int, ratio: float) -> int:
         """How many positions of an axis stay."""
@@ -115,3 +146,14 @@ class PruneChannels(Pass):
                 raise InvalidInput(f"'{pattern}' matches no module with a width to prune; near: {', '.join(near)}")
             chosen |= dict.fromkeys(matched, ratio)
         return chosen
+
+
+def kept_outputs(inference: Inference, removal: Removal) -> dict[str, torch.Tensor]:
+    """By name of a convolution or linear layer, which of its original outputs stay."""
+    found = {}
+    for node in inference.program.graph.nodes:
+        if node.op == "call_function" and node.target in CONVOLUTIONS | {aten.linear.default}:
+            weight = arguments(node)["weight"]
+            if isinstance(weight, fx.Node) and weight in inference.values:
+                found[node.name] = kept(inference.of(weight)[0], removal)
+    return found
