@@ -1,0 +1,442 @@
+"""Axis inference and surgery on whole model zoos: half of every free axis goes, and the model must still be one.
+
+    python benchmarks/zoo.py --set transformers --output zoo.md
+
+For each model, weights random: (1) positions are permuted along every free axis, and the outputs must not move:
+axes that were inferred wrongly show; (2) a random half of every free axis is removed that equals zeroing, and
+the result must equal the zeroed network; (3) a random half of every free axis is removed, the program must keep
+its outputs' shapes and stay finite; (4) with --export, what is left must agree with ONNX Runtime.
+
+Each model runs in a process of its own, forked from one that has imported the libraries. A model that fails is
+listed with its reason. Results go to a JSON lines file beside the table; models already in it are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import fnmatch
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_transformers import TINY, build_tiny
+from torch import nn
+
+from lobo_fx.axes.algebra import Axis, Form, Removal
+from lobo_fx.axes.inference import Inference
+from lobo_fx.axes.members import members
+from lobo_fx.axes.surgery import remove, zero
+from lobo_fx.exporters.onnx import OnnxExporter
+from lobo_fx.inputs import Inputs
+from lobo_fx.measures import float_outputs, largest_error, signal_to_noise
+from lobo_fx.models import build, declare_torchvision_operators
+from lobo_fx.program import Program
+from lobo_fx.quiet import quiet
+from lobo_fx.report import machine
+from lobo_fx.shapes import propagate
+from lobo_fx.tables import new_table, to_markdown
+from lobo_fx.tracing import trace
+
+EXACT = 1e-4
+"""Largest error of an exact comparison, as a share of the output's range (float32 rounding)."""
+TOP_LOCKS = 5
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What was found of one model; what was not reached stays None.
+
+    Attributes:
+        name: of the model, as `--models` matches it.
+        parameters: how many.
+        nodes: of the traced graph.
+        traced: seconds that tracing took.
+        free: share of the parameters that lie under a free axis.
+        leaves: number of free leaves.
+        kept: share of the parameters left with half of every free axis removed.
+        inferred: seconds of inference and surgery.
+        permuted: error after permuting positions along every free axis.
+        zeroed: error against the zeroed network, where only axes were halved whose removal equals zeroing.
+        snr: decibels against the zeroed network, every axis halved.
+        parity: error of ONNX Runtime against PyTorch.
+        seconds: in all.
+        unknown: operators without a rule.
+        locks: the reasons that keep the most parameters.
+        failure: the stage that failed and why.
+    """
+
+    name: str
+    parameters: int | None = None
+    nodes: int | None = None
+    traced: float | None = None
+    free: float | None = None
+    leaves: int | None = None
+    kept: float | None = None
+    inferred: float | None = None
+    permuted: float | None = None
+    zeroed: float | None = None
+    snr: float | None = None
+    parity: float | None = None
+    seconds: float | None = None
+    unknown: dict[str, str] = dataclasses.field(default_factory=dict)
+    locks: dict[str, float] = dataclasses.field(default_factory=dict)
+    failure: str = ""
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+def torchvision_models(module: str) -> list[str]:
+    """Every model of a part of `torchvision.models`."""
+    declare_torchvision_operators()
+    from torchvision import models
+
+    return [f"torchvision:{name}" for name in models.list_models(module=getattr(models, module, models))]
+
+
+def timm_models(cache: Path) -> list[str]:
+    """The smallest model of each architecture family in timm, by parameters counted without allocating them."""
+    declare_torchvision_operators()
+    import timm
+
+    if cache.is_file():
+        known = json.loads(cache.read_text(encoding="utf-8"))
+        if known["timm"] == timm.__version__:
+            return list(known["models"])
+    families = {family: timm.list_models(module=family) for family in timm.list_modules()}
+    smallest = [f"timm:{min(names, key=_timm_size)}" for names in families.values() if names]
+    cache.write_text(json.dumps({"timm": timm.__version__, "models": smallest}, indent=1), encoding="utf-8")
+    return smallest
+
+
+def _timm_size(name: str) -> float:
+    import timm
+
+    try:
+        with torch.device("meta"), quiet():
+            return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+    except Exception:
+        return math.inf  # its constructor reads values, which meta tensors lack
+
+
+def build_model(name: str) -> tuple[nn.Module, Inputs | None]:
+    """The model, its constant parameters made random, so that nothing hides behind a zero or a one."""
+    torch.manual_seed(0)
+    model, inputs = build_tiny(name.partition(":")[2]) if name.startswith("transformers:") else build(name)
+    assert isinstance(model, nn.Module)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            tensor.data += 0.2 * torch.rand_like(tensor)
+    return model.eval(), inputs
+
+
+def count_parameters(name: str) -> int:
+    """Counted without allocating them where the constructor allows."""
+    try:
+        with torch.device("meta"):
+            model, _ = build(name)
+    except Exception:
+        return 0
+    assert isinstance(model, nn.Module)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# --- checks ------------------------------------------------------------------------------------------------
+
+
+def check(outcome: Outcome, export: bool, largest: float) -> None:
+    """Fills in the outcome of one model.
+
+    Raises:
+        Exception: whatever a stage complains of; `outcome.failure` names the stage.
+    """
+    outcome.failure = "build"
+    if not outcome.name.startswith("transformers:"):
+        outcome.parameters = count_parameters(outcome.name)
+        if outcome.parameters > largest:
+            raise ValueError(f"{outcome.parameters / 1e6:.0f} M parameters, allowed {largest / 1e6:.0f} M")
+    model, inputs = build_model(outcome.name)
+    outcome.failure = "trace"
+    start = time.perf_counter()
+    original = trace(model, inputs)
+    outcome.traced = time.perf_counter() - start
+    outcome.nodes, outcome.parameters = len(original.graph.nodes), count(original)
+    expected = original.run()
+    if not all(bool(tensor.isfinite().all()) for tensor in float_outputs(expected)):
+        raise ValueError("the model gives NaN or infinity")
+
+    outcome.failure = "permute"
+    program, inference, free = inferred(original)
+    outcome.leaves, outcome.free = len(free), share(inference, free)
+    outcome.unknown, outcome.locks = inference.unknown, lock_reasons(inference)
+    permute(inference, free)
+    outcome.permuted = largest_error(expected, program.run())
+    if not outcome.permuted <= EXACT:
+        raise ValueError(f"the outputs move by {outcome.permuted:.1e} when positions are permuted")
+
+    outcome.failure = "equal zeroing"
+    program, inference, free = inferred(original)
+    removal = halves(leaf for leaf in free if not leaf.inexact)
+    zero(inference, removal)
+    reference = program.run()
+    remove(inference, removal)
+    outcome.zeroed = largest_error(reference, run_checked(original, program))
+    if not outcome.zeroed <= EXACT:
+        raise ValueError(f"the outputs differ from the zeroed network's by {outcome.zeroed:.1e}")
+
+    outcome.failure = "remove"
+    start = time.perf_counter()
+    program, inference, free = inferred(original)
+    removal = halves(free)
+    outcome.inferred = time.perf_counter() - start
+    zero(inference, removal)
+    reference = program.run()
+    start = time.perf_counter()
+    remove(inference, removal)
+    outcome.inferred += time.perf_counter() - start
+    outcome.kept = count(program) / count(original)
+    outputs = run_checked(original, program)
+    if not all(bool(tensor.isfinite().all()) for tensor in float_outputs(outputs)):
+        raise ValueError("the outputs hold NaN or infinity")
+    outcome.snr = signal_to_noise(reference, outputs)
+
+    if export:
+        outcome.failure = "export"
+        with tempfile.TemporaryDirectory() as folder:
+            outcome.parity = OnnxExporter().export(program, Path(folder) / "model.onnx", {}).parity
+    outcome.failure = ""
+
+
+def inferred(original: Program) -> tuple[Program, Inference, list[Axis]]:
+    """A copy with its axes and its free leaves."""
+    program = original.clone()
+    inference = Inference(program).run()
+    return program, inference, list(members(inference))
+
+
+def run_checked(original: Program, program: Program) -> Any:
+    """Runs a rewritten program, whose shapes must fit together and whose outputs must be as they were."""
+    program.graph.lint()
+    propagate(program.module)
+    if program.signature != original.signature:
+        raise ValueError(f"the outputs are {program.signature.outputs}, were {original.signature.outputs}")
+    return program.run()
+
+
+def count(program: Program) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in program.module.parameters())
+
+
+def share(inference: Inference, free: Iterable[Axis]) -> float:
+    """Share of the parameters that lie under a free leaf."""
+    chosen = set(free)
+    total = under = 0
+    for parameter in inference.program.module.parameters():
+        axes = inference.stored.get(id(parameter), ())
+        total += parameter.numel()
+        under += parameter.numel() * any(leaf in chosen for axis in axes for leaf in axis.leaves())
+    return under / total if total else 0.0
+
+
+def lock_reasons(inference: Inference) -> dict[str, float]:
+    """Why parameters keep all of their dimensions, by share of the parameters."""
+    reasons: Counter[str] = Counter()
+    parameters = list(inference.program.module.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    for parameter in parameters:
+        leaves = [leaf for axis in inference.stored.get(id(parameter), ()) for leaf in axis.leaves() if leaf.size != 1]
+        if leaves and all(leaf.locks for leaf in leaves):
+            reasons[" | ".join(dict.fromkeys(next(iter(leaf.locks)) for leaf in leaves))] += parameter.numel()
+    return {reason: number / total for reason, number in reasons.most_common(TOP_LOCKS)}
+
+
+def halves(leaves: Iterable[Axis]) -> Removal:
+    """A random half of each leaf stays."""
+    generator = torch.Generator().manual_seed(0)
+    removal: Removal = {}
+    for leaf in leaves:
+        removal[leaf] = torch.zeros(leaf.size, dtype=torch.bool)
+        removal[leaf][torch.randperm(leaf.size, generator=generator)[: max(1, leaf.size // 2)]] = True
+    return removal
+
+
+def permute(inference: Inference, leaves: Iterable[Axis]) -> None:
+    """Permutes positions along every leaf, in every tensor that it runs through."""
+    generator = torch.Generator().manual_seed(0)
+    orders = {leaf: torch.randperm(leaf.size, generator=generator) for leaf in leaves}
+    seen: set[int] = set()
+    for node in inference.program.graph.find_nodes(op="get_attr"):
+        tensor = inference.program.parameter(node)
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            for dim, axis in enumerate(inference.stored.get(id(tensor), ())):
+                tensor.data = tensor.data.index_select(dim, permuted(axis, orders))
+
+
+def permuted(axis: Axis, orders: Mapping[Axis, torch.Tensor]) -> torch.Tensor:
+    """Which old position stands at each position of an axis whose leaves are permuted."""
+    root = axis.find()
+    if root.form is Form.LEAF:
+        return orders[root] if root in orders else torch.arange(root.size)
+    positions = torch.zeros(0 if root.form is Form.CONCATENATION else 1, dtype=torch.long)
+    for part in root.parts:
+        inner = permuted(part, orders)
+        if root.form is Form.CONCATENATION:
+            positions = torch.cat([positions, len(positions) + inner])
+        else:
+            positions = (positions[:, None] * len(inner) + inner).flatten()
+    return positions
+
+
+# --- running -----------------------------------------------------------------------------------------------
+
+
+def child(sender: Connection, name: str, settings: argparse.Namespace) -> None:
+    """Checks one model in a process of its own and sends what was found."""
+    size = int(settings.memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    torch.set_num_threads(1)
+    outcome = Outcome(name)
+    start = time.perf_counter()
+    try:
+        check(outcome, settings.export, settings.largest)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        outcome.failure += f": {' '.join(lines[:3])[:400]}"
+    outcome.seconds = time.perf_counter() - start
+    sender.send(dataclasses.asdict(outcome))
+
+
+def run_one(name: str, settings: argparse.Namespace) -> Outcome:
+    """Checks one model in a process of its own, with limits on time and memory."""
+    context = multiprocessing.get_context("forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(sender, name, settings))
+    process.start()
+    sender.close()
+    outcome = Outcome(name, failure=f"not done in {settings.timeout} s")
+    try:
+        if receiver.poll(settings.timeout):
+            outcome = Outcome(**receiver.recv())
+        else:
+            process.kill()
+    except EOFError:
+        process.join()
+        outcome.failure = f"the process died with {process.exitcode} (memory: {settings.memory} GiB allowed)"
+    process.join()
+    return outcome
+
+
+def main() -> None:
+    """Runs the chosen sets and writes the table."""
+    settings = _settings()
+    log = settings.output.with_suffix(".jsonl")
+    done: dict[str, Outcome] = {}
+    if log.is_file():
+        for line in log.read_text(encoding="utf-8").splitlines():
+            outcome = Outcome(**json.loads(line))
+            done[outcome.name] = outcome
+    sets: dict[str, Callable[[], list[str]]] = {
+        "torchvision": lambda: torchvision_models("classification"),
+        "segmentation": lambda: torchvision_models("segmentation"),
+        "video": lambda: torchvision_models("video"),
+        "timm": lambda: timm_models(settings.output.with_name("timm_smallest.json")),
+        "transformers": lambda: [f"transformers:{name}" for name in TINY],
+    }
+    names = [name for chosen in settings.set or sets for name in sets[chosen]()]
+    names = [name for name in names if any(fnmatch.fnmatch(name, f"*{pattern}") for pattern in settings.models)]
+    names = names[: settings.limit]
+    missing = [name for name in names if name not in done or (settings.retry and done[name].failure)]
+    with log.open("a", encoding="utf-8") as file, concurrent.futures.ThreadPoolExecutor(settings.workers) as pool:
+        for outcome in pool.map(lambda name: run_one(name, settings), missing):
+            done[outcome.name] = outcome
+            file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+            file.flush()
+            print(outcome.name, outcome.failure or "ok", f"{outcome.seconds or 0:.1f} s", flush=True)
+    outcomes = [done[name] for name in names]
+    settings.output.write_text(f"{table(outcomes)}\n{summary(outcomes)}\n", encoding="utf-8")
+    print(summary(outcomes))
+
+
+def table(outcomes: Iterable[Outcome]) -> str:
+    """One row a model."""
+    columns = ["model", "traced (s)", "under a free axis", "free leaves", "kept", "inference and surgery (s)"]
+    columns += ["permuted", "equals zeroing", "all halved (dB)", "ONNX parity", "seconds", "failure"]
+    drawn = new_table(f"Half of every free axis removed, {machine()}", columns)
+    for outcome in outcomes:
+        drawn.add_row(
+            outcome.name,
+            _figure(outcome.traced, ".1f"),
+            _figure(outcome.free, ".3f"),
+            _figure(outcome.leaves, "d"),
+            _figure(outcome.kept, ".3f"),
+            _figure(outcome.inferred, ".2f"),
+            _figure(outcome.permuted, ".0e"),
+            _figure(outcome.zeroed, ".0e"),
+            _figure(outcome.snr, ".0f"),
+            _figure(outcome.parity, ".0e"),
+            _figure(outcome.seconds, ".0f"),
+            outcome.failure,
+        )
+    return to_markdown(drawn)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """Counts and medians in one line."""
+    passed = [outcome for outcome in outcomes if not outcome.failure]
+    if not passed:
+        return f"0 of {len(outcomes)} models"
+
+    def median(name: str) -> float:
+        return float(statistics.median(getattr(outcome, name) for outcome in passed))
+
+    return (
+        f"{len(passed)} of {len(outcomes)} models; median: {median('free'):.3f} of the parameters under a free axis, "
+        f"{median('kept'):.3f} kept, {median('inferred'):.2f} s of inference and surgery, "
+        f"{median('seconds'):.1f} s in all"
+    )
+
+
+def _settings() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sets = ["torchvision", "segmentation", "video", "timm", "transformers"]
+    parser.add_argument("--set", action="append", choices=sets, help="may be given again; default: all")
+    parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help="as the shell matches names")
+    parser.add_argument("--limit", type=int, help="no more models than that")
+    parser.add_argument("--export", action="store_true", help="also write ONNX and compare it with PyTorch")
+    parser.add_argument("--retry", action="store_true", help="run those again that failed")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one model")
+    parser.add_argument("--memory", type=float, default=12.0, help="address space of one process, GiB")
+    parser.add_argument("--largest", type=float, default=2e8, help="parameters of the largest model to build")
+    parser.add_argument("--output", type=Path, default=Path("zoo.md"))
+    return parser.parse_args()
+
+
+if __name__ == "__mp_main__":  # the process that all others are forked from
+    torch.set_num_threads(1)
+    declare_torchvision_operators()
+    with quiet():
+        import timm  # noqa: F401
+        import torchvision  # noqa: F401
+        import transformers.modeling_utils  # noqa: F401
+
+if __name__ == "__main__":
+    main()
