@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -75,6 +75,27 @@ class Context:
         if empty:
             raise InvalidInput("calibration_data is empty: it must yield at least one batch")
 
+    def training_batches(self, description: str = "train") -> Iterator[tuple[Inputs, Any]]:
+        """Training data as inputs of the program, and the rest of each batch: its label, or all there is.
+
+        Raises:
+            InvalidInput: there is no data, or a batch does not fit the program.
+        """
+        if self.train_data is None:
+            raise InvalidInput("train_data= is needed: batches of inputs and labels")
+        empty = True
+        for index, batch in enumerate(track(self.train_data, description, self.show_progress)):
+            empty = False
+            if isinstance(batch, Mapping):
+                rest = [value for name, value in batch.items() if name not in self.signature.names]
+            else:
+                rest = list(batch[len(self.signature.names) :]) if isinstance(batch, (tuple, list)) else []
+            if not rest:
+                raise InvalidInput(f"train_data, batch {index} holds no label beside the inputs")
+            yield self._bind("train_data", index, batch), rest[0] if len(rest) == 1 else rest
+        if empty:
+            raise InvalidInput("train_data is empty: it must yield at least one batch")
+
     def require(self, needs: Iterable[str], user: str) -> None:
         """Refuses to start when something `user` (a pass) needs is missing or of the wrong shape.
 
@@ -85,7 +106,7 @@ class Context:
             value = getattr(self, need)
             if value is None:
                 raise InvalidInput(f"{user} needs {need}=; pass it to lobo_fx.compile")
-            if need != "calibration_data":
+            if need not in ("calibration_data", "train_data"):
                 continue
             if iter(value) is value:
                 raise InvalidInput(

@@ -6,14 +6,16 @@ import dataclasses
 import difflib
 import fnmatch
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.algebra import Removal, kept
+from lobo_fx.axes.cost import COSTS
 from lobo_fx.axes.members import Member, members
 from lobo_fx.axes.surgery import remove, zero
 from lobo_fx.context import Context
@@ -23,8 +25,11 @@ from lobo_fx.measures import largest_error
 from lobo_fx.operators import CONVOLUTIONS, arguments, aten
 from lobo_fx.passbase import EXACT_TOLERANCE, Pass, Promise
 from lobo_fx.passes.compensation import METHODS, fit
-from lobo_fx.passes.importance import ELEMENTWISE, Elementwise, importance
+from lobo_fx.passes.importance import Criterion, Elementwise, resolve
 from lobo_fx.program import Program
+
+SCOPES = ("axis", "global", "isomorphic")
+TARGET_TOLERANCE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +46,27 @@ class PruneChannels(Pass):
     Attributes:
         ratio: share of each axis to remove, in [0, 1); or shares by pattern of module names, for the output
             widths of the modules matched (`{"layer1.*": 0.3}`).
-        importance: `l1`, `l2`, `random`, or a function that scores each element of a parameter.
+        importance: a criterion's name (`lobo_fx.passes.importance.CRITERIA`), a criterion such as
+            `Consensus(["l1", "taylor"])`, or a function that scores each element of a parameter.
+        scope: `axis` removes the share from each axis; `global` ranks all axes together, each divided by its
+            mean; `isomorphic` ranks together the axes that run through the same kinds of parameters.
+        target: `macs` or `parameters`: chooses the ratio so that the share `keep` of them stays.
+        keep: share of `target` that stays, in (0, 1]; hit within 2 %.
         round_to: widths that stay are multiples of this, where the axis is at least twice as wide.
         minimum: no axis gets narrower.
         compensation: what is fitted to calibration data after removal, so that the outputs stay near the
             original's: `none`, `recalibrate` (batch norms), `bias` (and biases), `reconstruct` (and weights, by
             least squares); `auto` is `reconstruct` where calibration data is given, else `none`.
 
-    Source: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023, for the problem; Li et al.,
-        "Pruning Filters for Efficient ConvNets", 2017, for magnitudes.
+    Source: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023, for the problem; "Isomorphic Pruning
+        for Vision Models", 2024, for the scope of that name.
     """
 
     ratio: float | Mapping[str, float] = 0.5
-    importance: str | Elementwise = "l2"
+    importance: str | Criterion | Elementwise = "l2"
+    scope: str = "axis"
+    target: str | None = None
+    keep: float = 0.5
     round_to: int = 8
     minimum: int = 1
     compensation: str = "auto"
@@ -65,39 +78,35 @@ class PruneChannels(Pass):
         for ratio in ratios:
             if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
                 raise InvalidInput(f"ratio is {ratio!r}; it must be in [0, 1), the share of an axis to remove")
-        known = [*ELEMENTWISE, "random"]
-        if isinstance(self.importance, str) and self.importance not in known:
-            raise InvalidInput(
-                f"importance is {self.importance!r}; it must be one of {', '.join(known)}, or a function"
-            )
-        if self.compensation not in ("auto", *METHODS):
-            raise InvalidInput(
-                f"compensation is {self.compensation!r}; it must be one of {', '.join(('auto', *METHODS))}"
-            )
+        resolve(self.importance)
+        choices = {"scope": SCOPES, "target": (None, *COSTS), "compensation": ("auto", *METHODS)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, known))}")
+        if not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
+            raise InvalidInput(f"keep is {self.keep!r}; it must be in (0, 1], the share of the target that stays")
+        if isinstance(self.ratio, Mapping) and (self.target or self.scope != "axis"):
+            raise InvalidInput("ratio by module names sets each width itself; it goes with neither target nor scope")
         for name in ("round_to", "minimum"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the criterion and the compensation need."""
+        fitted = ("calibration_data",) if self.compensation not in ("auto", "none") else ()
+        return tuple(dict.fromkeys((*resolve(self.importance).needs, *fitted)))
 
     def run(self, program: Program, context: Context) -> Program:
         method = self.compensation
         if method == "auto":
             method = "none" if context.calibration_data is None else "reconstruct"
-        if method != "none":
-            context.require(["calibration_data"], self.name)
         strip_masks(program)
         original = program if method == "none" else program.clone()
         inference = Inference(program).run()
         for operator, where in inference.unknown.items():
             context.note(f"{operator} has no axis rule, so what it touches keeps its size: {where}")
-        free = members(inference)
-        generator = context.generator()
-        removal: Removal = {}
-        for leaf, ratio in self._ratios(free).items():
-            stay = self._width(leaf.size, ratio)
-            if stay < leaf.size:
-                scores = importance(leaf, free[leaf], self.importance, generator)
-                removal[leaf] = torch.zeros(leaf.size, dtype=torch.bool)
-                removal[leaf][scores.argsort(descending=True, stable=True)[:stay]] = True
+        removal = self.plan(inference, context)
         if not removal:
             context.note("prune_channels found nothing to remove")
             return program
@@ -112,6 +121,64 @@ class PruneChannels(Pass):
             batches = list(context.calibration_batches())
             fit(program, original, kept_outputs(inference, removal), batches, method, context.show_progress)
         return program
+
+    def plan(self, inference: Inference, context: Context) -> Removal:
+        """Decides what goes, and touches nothing.
+
+        Raises:
+            InvalidInput: a pattern matches nothing, or the target can't be hit.
+        """
+        free = members(inference)
+        scorer = resolve(self.importance).scorer(inference, context)
+        scores = {leaf: scorer(leaf, parameters(found)) for leaf, found in free.items()}
+        if isinstance(self.ratio, Mapping):
+            chosen = self._by_pattern(self.ratio, free)
+            return self._removal({leaf: scores[leaf] for leaf in chosen}, chosen)
+        if self.target is None:
+            return self._removal(scores, self._shares(scores, free, self.ratio))
+        cost = COSTS[self.target]
+        whole = cost(inference, {})
+        best: tuple[float, Removal] = (abs(1 - self.keep), {})
+        low, high = 0.0, 1.0
+        for _ in range(24):
+            middle = (low + high) / 2
+            removal = self._removal(scores, self._shares(scores, free, middle))
+            share = cost(inference, removal) / whole
+            best = min(best, (abs(share - self.keep), removal), key=lambda entry: entry[0])
+            low, high = (middle, high) if share > self.keep else (low, middle)
+        if best[0] > TARGET_TOLERANCE * self.keep:
+            nearest = cost(inference, best[1]) / whole
+            raise InvalidInput(
+                f"keep={self.keep} of the {self.target} can't be hit with round_to={self.round_to}, "
+                f"minimum={self.minimum} and scope={self.scope!r}: the nearest possible is {nearest:.3f}"
+            )
+        return best[1]
+
+    def _removal(self, scores: Mapping[Axis, torch.Tensor], shares: Mapping[Axis, float]) -> Removal:
+        """Keeps the best of each leaf, as many as its share allows."""
+        removal: Removal = {}
+        for leaf, score in scores.items():
+            stay = self._width(leaf.size, shares[leaf])
+            if stay < leaf.size:
+                removal[leaf] = torch.zeros(leaf.size, dtype=torch.bool)
+                removal[leaf][score.argsort(descending=True, stable=True)[:stay]] = True
+        return removal
+
+    def _shares(
+        self, scores: Mapping[Axis, torch.Tensor], free: Mapping[Axis, Sequence[Member]], ratio: float
+    ) -> dict[Axis, float]:
+        """The share to remove from each leaf."""
+        if self.scope == "axis":
+            return dict.fromkeys(scores, ratio)
+        ranked: dict[object, list[Axis]] = defaultdict(list)
+        for leaf in scores:
+            ranked["all" if self.scope == "global" else _likeness(free[leaf])].append(leaf)
+        shares: dict[Axis, float] = {}
+        for leaves in ranked.values():
+            scaled = {leaf: scores[leaf] / scores[leaf].mean().clamp_min(1e-300) for leaf in leaves}
+            threshold = torch.cat(list(scaled.values())).quantile(ratio) if ratio else -math.inf
+            shares |= {leaf: float((score < threshold).double().mean()) for leaf, score in scaled.items()}
+        return shares
 
     def _check_removal(self, program: Program, context: Context) -> None:
         """Compares removal with zeroing now: fitting moves the outputs on purpose."""
@@ -129,23 +196,31 @@ class PruneChannels(Pass):
             stay = max(self.round_to, self.round_to * math.floor(stay / self.round_to + 0.5))
         return min(size, max(self.minimum, 1, round(stay)))
 
-    def _ratios(self, free: Mapping[Axis, Sequence[Member]]) -> dict[Axis, float]:
-        """The share to remove from each free axis that is to be pruned."""
-        if not isinstance(self.ratio, Mapping):
-            return dict.fromkeys(free, self.ratio)
+    def _by_pattern(self, ratios: Mapping[str, float], free: Mapping[Axis, Sequence[Member]]) -> dict[Axis, float]:
+        """The share to remove from the output widths of the modules matched."""
         makers = {
             leaf: {member.name.rpartition(".")[0] for member in found if member.dim == 0}
             for leaf, found in free.items()
         }
         names = sorted(set().union(*makers.values()))
         chosen: dict[Axis, float] = {}
-        for pattern, ratio in self.ratio.items():
+        for pattern, ratio in ratios.items():
             matched = [leaf for leaf, modules in makers.items() if fnmatch.filter(modules, pattern)]
             if not matched:
                 near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3)
                 raise InvalidInput(f"'{pattern}' matches no module with a width to prune; near: {', '.join(near)}")
             chosen |= dict.fromkeys(matched, ratio)
         return chosen
+
+
+def parameters(found: Sequence[Member]) -> list[Member]:
+    """The members that training made, and so say what matters; buffers are only cut along."""
+    return [member for member in found if isinstance(member.tensor, nn.Parameter)]
+
+
+def _likeness(found: Sequence[Member]) -> tuple[tuple[str, int, int], ...]:
+    """What kinds of parameters a leaf runs through: leaves alike here play the same part."""
+    return tuple(sorted({(member.name.rpartition(".")[2], member.tensor.dim(), member.dim) for member in found}))
 
 
 def kept_outputs(inference: Inference, removal: Removal) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 
@@ -27,16 +26,13 @@ class Member:
     axes: Axes
     dim: int
 
-    def along(self, leaf: Axis, score: Callable[[torch.Tensor], torch.Tensor] = torch.square) -> torch.Tensor:
-        """Scores of all elements, summed for each position of the leaf; zeros for a buffer.
+    @property
+    def weight(self) -> torch.Tensor:
+        """The values, outside any gradient."""
+        return self.tensor.detach()
 
-        Args:
-            leaf: what to sum for, shape [leaf.size].
-            score: from the tensor to a score of each element.
-        """
-        if not isinstance(self.tensor, torch.nn.Parameter):
-            return torch.zeros(leaf.size, dtype=torch.float64)
-        elements = score(self.tensor.detach())
+    def along(self, leaf: Axis, elements: torch.Tensor) -> torch.Tensor:
+        """Scores of all elements, shaped as the tensor, summed for each position of the leaf."""
         others = [dim for dim in range(elements.dim()) if dim != self.dim]
         summed = elements.sum(others) if others else elements
         return project(self.axes[self.dim], leaf, summed.double())

@@ -6,6 +6,8 @@ import dataclasses
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lobo_fx.axes.algebra import Axis
 from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.members import Member, members
@@ -81,8 +83,8 @@ def survey(inference: Inference) -> Survey:
 def _summary(leaf: Axis, found: list[Member]) -> AxisSummary:
     kind = next((kind for kind in _KINDS if kind in _roles(leaf, found)), "width")
     parameters = {member.name: member.tensor.numel() for member in found}
-    energy = sum(member.along(leaf) for member in found)
-    smallest, largest = float(energy.min()), float(energy.max())  # type: ignore[union-attr]
+    energy = torch.stack([member.along(leaf, member.weight.square()) for member in found]).sum(0)
+    smallest, largest = float(energy.min()), float(energy.max())
     return AxisSummary(
         leaf.size,
         kind,

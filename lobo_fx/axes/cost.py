@@ -1,0 +1,75 @@
+"""What a program costs after a removal, from its axes alone: nothing is cut and nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.axes.algebra import Axis, Removal, kept_size
+from lobo_fx.axes.inference import Inference
+from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten
+
+
+def parameters_after(inference: Inference, removal: Removal) -> int:
+    """Number of parameters that stay; tied ones once."""
+    count = 0
+    for parameter in inference.program.module.parameters():
+        axes = inference.stored.get(id(parameter))
+        count += parameter.numel() if axes is None else _positions(axes, removal)
+    return count
+
+
+def macs_after(inference: Inference, removal: Removal) -> int:
+    """Multiply-accumulates of one row of the batch that stay: convolutions, matrix products, attention."""
+    return sum(_macs(inference, node, removal) for node in inference.program.graph.nodes)
+
+
+COSTS: dict[str, Callable[[Inference, Removal], int]] = {"macs": macs_after, "parameters": parameters_after}
+
+
+def _positions(axes: Any, removal: Removal) -> int:
+    """Product of sizes; a free size, which is the batch, counts as one row."""
+    count = 1
+    for axis in axes:
+        size = kept_size(axis, removal)
+        count *= size if isinstance(size, int) else _one_row(size)
+    return count
+
+
+def _one_row(size: Any) -> int:
+    return int(size.subs(dict.fromkeys(size.free_symbols, 1)))
+
+
+def _macs(inference: Inference, node: fx.Node, removal: Removal) -> int:
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+        return 0
+    summed = _summed(inference, node)
+    if node.target is aten.scaled_dot_product_attention.default:
+        given = arguments(node)
+        query, key, value = (inference.of(given[name]) for name in ("query", "key", "value"))
+        scores = _positions((*query[:-1], key[-2]), removal)
+        return scores * int(kept_size(query[-1], removal) + kept_size(value[-1], removal))
+    return _positions((*inference.of(node), *summed), removal) if summed else 0
+
+
+def _summed(inference: Inference, node: fx.Node) -> tuple[Axis, ...]:
+    """The axes that an operator sums products over."""
+    given = arguments(node)
+    if node.target in CONVOLUTIONS:
+        return inference.of(given["weight"])[1:]
+    if node.target in TRANSPOSED_CONVOLUTIONS:
+        weight = inference.of(given["weight"])
+        # each input position is multiplied with the kernel, so the output's own positions are not what counts
+        return (weight[0], *weight[2:])
+    if node.target is aten.linear.default:
+        return inference.of(given["input"])[-1:]
+    if node.target in (aten.matmul.default, aten.mm.default, aten.bmm.default):
+        return inference.of(given["self"])[-1:]
+    if node.target is aten.addmm.default:
+        return inference.of(given["mat1"])[-1:]
+    if node.target is aten.baddbmm.default:
+        return inference.of(given["batch1"])[-1:]
+    return ()
