@@ -152,7 +152,7 @@ class Inference:
                     self.lock_all(self.values.get(source), "it is an output")
             else:
                 self.values[node] = self._apply(node)
-        mark_unweighted_sums(self.program.graph, self.sums)
+        mark_unweighted_sums(self.program.graph, self.values, self.sums)
         return self
 
     def of(self, node: fx.Node) -> Axes:
@@ -191,7 +191,9 @@ class Inference:
             for axis, size in zip(axes, sizes_of(value), strict=True):
                 assert axis.find().size == size, f"{describe(node)}: axis {axis} for size {size}"
                 if not isinstance(size, int):
-                    axis.lock("its size is free")
+                    for leaf in axis.leaves():
+                        if not isinstance(leaf.size, int):
+                            leaf.lock("its size is free")
         return axes
 
     def _unknown(self, node: fx.Node, reason: str, known: bool = False) -> Any:

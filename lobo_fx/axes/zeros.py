@@ -2,91 +2,126 @@
 
 Zeroing a channel zeroes every weight that makes or reads it. Where its values are summed with weights, that is
 the same as removing it. Where values are summed without weights (attention, a plain sum), it is the same only
-if they are still zero there: `relu(0)` is, `sigmoid(0)` is not.
+if they are still zero there: `relu(0)` is, `sigmoid(0)` is not, and neither is a sum with a value that the
+channel does not run through.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import fx
 
 from lobo_fx.axes.algebra import Axis
-from lobo_fx.operators import arguments, aten
+from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten
 
 Sum = tuple[fx.Node, Axis, tuple[fx.Node, ...]]
 """A node that sums over an axis, and the operands whose product is summed."""
+Leaves = frozenset[Axis]
+Zeros = Mapping[fx.Node, Leaves]
+"""By node: the leaves at whose zeroed positions its values are zero."""
 
 # f(0) = 0, element by element.
 _PRESERVING = frozenset(
     getattr(aten, name).default
     for name in (
-        *(
-            "relu",
-            "gelu",
-            "silu",
-            "tanh",
-            "neg",
-            "abs",
-            "hardswish",
-            "hardtanh",
-            "relu6",
-            "elu",
-            "selu",
-            "celu",
-            "mish",
-        ),
-        *("leaky_relu", "sqrt", "square", "sin", "tan", "sign", "round", "floor", "ceil", "erf", "dropout", "clone"),
-        *("contiguous", "detach", "alias", "feature_dropout", "zeros_like", "expand_as", "type_as"),
+        *("relu", "gelu", "silu", "tanh", "neg", "abs", "hardswish", "hardtanh", "relu6", "elu", "selu", "celu"),
+        *("mish", "leaky_relu", "sqrt", "square", "sin", "tan", "sign", "round", "floor", "ceil", "erf", "dropout"),
+        *("clone", "contiguous", "detach", "alias", "feature_dropout", "expand_as", "type_as"),
     )
-    if hasattr(getattr(aten, name), "default")
 ) | {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other}
 _PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
 _QUOTIENTS = frozenset({aten.div.Tensor, aten.div.Scalar})
-_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
-_WEIGHTED = frozenset({aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
+_SUMS = frozenset({aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar})
+_WEIGHTED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default}
+_WEIGHTED |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 _NORMS = frozenset({aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default})
 _NORMS |= {aten.instance_norm.default}
+_ZEROS = frozenset({aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default})
+# Not zero for zeros; what is computed element by element and tagged so need not be named here.
 _NONZERO = frozenset(
-    {aten.softmax.int, aten.log_softmax.int, aten.ones.default, aten.full.default, aten.arange.default}
+    {
+        *(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default),
+        *(aten.logsumexp.default, aten.copy.default, aten.fill.Scalar, aten.fill.Tensor, aten.softplus.default),
+        *(aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.ScalarOther, aten.where.ScalarSelf),
+        *(aten.where.Scalar, aten.hardsigmoid.default, aten.log_sigmoid.default, aten.empty_like.default),
+        *(aten.ones_like.default, aten.full_like.default, aten.new_ones.default, aten.new_full.default),
+    }
 )
-_NONZERO |= {aten.new_ones.default, aten.new_full.default, aten.ones_like.default, aten.full_like.default}
+_PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
 
 
-def mark_unweighted_sums(graph: fx.Graph, sums: list[Sum]) -> None:
-    """Marks axes inexact that are summed where zeroed positions are not zero."""
-    zero: dict[fx.Node, bool] = {}
+def mark_unweighted_sums(graph: fx.Graph, values: Mapping[fx.Node, Any], sums: list[Sum]) -> None:
+    """Marks axes inexact that are summed where zeroed positions are not zero.
+
+    Args:
+        graph: in order.
+        values: the axes of every node.
+        sums: where values are summed.
+    """
+    zeros: dict[fx.Node, Leaves] = {}
+    carried: dict[fx.Node, Leaves] = {}
     for node in graph.nodes:
-        zero[node] = _stays_zero(node, zero)
+        carried[node] = frozenset(_leaves(values.get(node)))
+        zeros[node] = _zeros(node, zeros, carried) & carried[node] if carried[node] else frozenset()
     for node, axis, operands in sums:
-        if not any(zero[operand] for operand in operands):
-            axis.mark_inexact(f"{node.target} sums values over it that are not zero for a zeroed channel")
+        zero = frozenset[Axis]().union(*(zeros[operand] for operand in operands))
+        for leaf in axis.leaves():
+            if leaf not in zero:
+                leaf.mark_inexact(f"{node.target} sums values over it that are not zero for a zeroed channel")
 
 
-def _stays_zero(node: fx.Node, zero: dict[fx.Node, bool]) -> bool:
-    if node.op in ("get_attr", "placeholder") or node.op != "call_function":
-        return True
-    inputs = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
-    target = node.target
+def _zeros(node: fx.Node, zeros: Zeros, carried: Zeros) -> Leaves:
+    if node.op != "call_function":
+        return carried[node] if node.op == "get_attr" else frozenset()
+    target, given = node.target, arguments(node)
+    nowhere: Leaves = frozenset()
+
+    def operand(name: str) -> Leaves:
+        value = given.get(name)
+        if isinstance(value, fx.Node):
+            return zeros[value]
+        return carried[node] if value in (0, None) else nowhere
+
     if target in _PRODUCTS:
-        return any(zero[source] for source in inputs)
+        return operand("self") | operand("other")
     if target in _QUOTIENTS:
-        first = node.args[0]
-        return isinstance(first, fx.Node) and zero[first]
+        return operand("self")
     if target in _SUMS:
-        return all(zero[source] for source in inputs) and not any(_is_number(value) for value in node.args[:2])
+        return operand("self") & operand("other")
     if target in _WEIGHTED:
-        return zero[arguments(node)["weight"]]
+        return (operand("weight") & operand("bias")) | (nowhere if given["bias"] else operand("input"))
     if target in _NORMS:
-        return isinstance(arguments(node).get("weight"), fx.Node)
+        kept = operand("input") if target is aten.rms_norm.default else nowhere
+        return kept | (operand("weight") if given["weight"] else nowhere)
     if target is aten.scaled_dot_product_attention.default:
-        return zero[arguments(node)["value"]]
-    if target in _NONZERO:
-        return False
-    pointwise = isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
-    if pointwise and target not in _PRESERVING:
-        return False
-    return all(zero.get(source, True) for source in node.all_input_nodes)
+        return operand("value")
+    if target in _ZEROS:
+        return carried[node]
+    if target in _NONZERO or (target in _PADS and given["value"]):
+        return nowhere
+    if target not in _PRESERVING and isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
+        return nowhere
+    moved = _moved(node, zeros, carried)
+    return moved & operand("self") if target in (aten.addmm.default, aten.baddbmm.default) else moved
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and value != 0
+def _moved(node: fx.Node, zeros: Zeros, carried: Zeros) -> Leaves:
+    """Views, cuts, joins, products: zero wherever every tensor that the leaf runs through is."""
+    found: set[Axis] = set()
+    for source in node.all_input_nodes:
+        found |= zeros[source]
+    for source in node.all_input_nodes:
+        found -= carried[source] - zeros[source]
+    return frozenset(found)
+
+
+def _leaves(axes: Any) -> Iterator[Axis]:
+    """The leaves of a tensor's axes, or of several tensors'."""
+    if isinstance(axes, Axis):
+        yield from axes.leaves()
+    elif isinstance(axes, (tuple, list)):
+        for axis in axes:
+            yield from _leaves(axis)
