@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from lobo_fx.axes.algebra import Axis, AxisError, Size, concatenation, cut, product, total
-from lobo_fx.axes.inference import Axes, Call, axis_rule, pointwise
+from lobo_fx.axes.inference import Axes, Call, axis_rule, pointwise, sizes_of
 from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, aten
 
 # --- families ----------------------------------------------------------------------------------------------
@@ -19,20 +19,15 @@ from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, aten
 POINTWISE = (
     *(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default),
     *(aten.feature_alpha_dropout.default, aten.clone.default, aten.contiguous.default, aten.to.dtype),
-    *(aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default, aten.detach.default),
+    *(aten.to.dtype_layout, aten.to.device, aten.detach.default),
     *(aten.alias.default, aten.rrelu.default, aten.zeros_like.default, aten.ones_like.default),
     *(aten.full_like.default, aten.empty_like.default, aten.relu6.default, aten._to_copy.default),
     *(aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.ScalarOther, aten.where.ScalarSelf),
     *(aten.where.Scalar, aten.hardswish.default, aten.hardsigmoid.default, aten.selu.default, aten.celu.default),
-    *(aten.mish.default, aten.softplus.default, aten.copy.default, aten.fill.Scalar, aten.square.default),
-    *(
-        aten.lift_fresh.default,
-        aten.__and__.Tensor,
-        aten.__or__.Tensor,
-        aten.true_divide.Tensor,
-        aten.float_power.Tensor_Scalar,
-    ),
-    *(aten.expand_as.default, aten.nan_to_num.default, aten.logsigmoid.default if hasattr(aten, "logsigmoid") else ()),
+    *(aten.mish.default, aten.softplus.default, aten.copy.default, aten.fill.Scalar, aten.fill.Tensor),
+    *(aten.square.default, aten.lift_fresh.default, aten.__and__.Tensor, aten.__or__.Tensor),
+    *(aten.true_divide.Tensor, aten.float_power.Tensor_Scalar, aten.floor_divide.default),
+    *(aten.expand_as.default, aten.nan_to_num.default, aten.log_sigmoid.default),
 )
 
 
@@ -41,6 +36,12 @@ def _overloads(items: Sequence[Any]) -> list[Any]:
 
 
 axis_rule(*dict.fromkeys(_overloads(POINTWISE)))(pointwise)
+
+
+@axis_rule(aten.to.other, aten.type_as.default)
+def converted(call: Call) -> Axes:
+    """Only the dtype comes from the other tensor."""
+    return call.axes("self")
 
 
 @axis_rule(operator.getitem)
@@ -161,6 +162,8 @@ def attention(call: Call) -> Axes:
     for axis in batch:
         axis.mark("heads")
     k[-2].lock("attention takes a softmax over it")
+    if call.given["is_causal"]:
+        q[-2].lock("its positions are compared")
     if call.has("attn_mask"):
         call.inference.broadcast(call.node, [(*batch, q[-2], k[-2]), call.axes("attn_mask")])
     return (*batch, q[-2], v[-1])
@@ -260,8 +263,12 @@ def recurrent(call: Call) -> list[Axes]:
 
 @axis_rule(aten.batch_norm.default, aten.instance_norm.default)
 def channel_norm(call: Call) -> Axes:
-    """Statistics per channel: dimension 1 carries weight, bias and running statistics."""
+    """Dimension 1 carries weight, bias and running statistics; those of the input itself run over the others."""
     x = call.axes("input")
+    alone = call.node.target is aten.instance_norm.default
+    if call.given["use_input_stats" if alone else "training"] or not call.has("running_mean"):
+        for axis in (*(() if alone else x[:1]), *x[2:]):
+            axis.mark_inexact(f"{call.node.target} takes statistics over it")
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call.has(name):
             call.unify(x[1], call.axes(name)[0])
@@ -283,6 +290,16 @@ def layer_norm(call: Call) -> Axes:
     return x
 
 
+@axis_rule(aten._weight_norm.default)
+def weight_norm(call: Call) -> Axes:
+    """v[… d …] · g[1 d 1] / norm of v over all other dimensions."""
+    v, g, dim = call.axes("v"), call.axes("g"), call.given["dim"] % len(call.axes("v"))
+    for d, axis in enumerate(v):
+        if d != dim:
+            axis.mark_inexact("weight_norm takes a norm over it")
+    return call.inference.broadcast(call.node, [v, g])
+
+
 @axis_rule(aten.group_norm.default)
 def group_norm(call: Call) -> Axes:
     """Dimension 1 = groups × width, with statistics over the width."""
@@ -294,7 +311,8 @@ def group_norm(call: Call) -> Axes:
     group.mark("groups")
     call.counts("num_groups", group)
     call.unify(x[1], product([group, width]))
-    width.mark_inexact("group_norm takes statistics over it")
+    for axis in (width, *x[2:]):
+        axis.mark_inexact("group_norm takes statistics over it")
     for name in ("weight", "bias"):
         if call.has(name):
             call.unify(x[1], call.axes(name)[0])
@@ -369,20 +387,21 @@ def reduction(call: Call) -> Any:
     ),
 )
 def spatial(call: Call) -> Any:
-    """Rows and channels stay; what follows is computed along space."""
+    """Rows and channels stay; what follows is computed along space, unless the window is 1 wide there."""
     source = call.given.get("self", call.given.get("input"))
     assert isinstance(source, fx.Node)
     x = call.inference.of(source)
     value = call.node.meta["val"]
-    first = value if isinstance(value, torch.Tensor) else value[0]
+    sizes = sizes_of(value if isinstance(value, torch.Tensor) else value[0])
     rank = 1 if "1d" in str(call.node.target) else 3 if "3d" in str(call.node.target) else 2
-    head = x[: len(x) - rank]
-    for axis in x[len(head) :]:
-        axis.lock(f"{call.node.target} runs over it")
-    from lobo_fx.axes.inference import sizes_of
-
-    tail = tuple(call.fixed(s, f"{call.node.target} runs over it") for s in sizes_of(first)[len(head) :])
-    return (*head, *tail) if isinstance(value, torch.Tensor) else [(*head, *tail) for _ in value]
+    output = list(x)
+    window = call.given.get("kernel_size") or ()
+    for d in range(len(x) - rank, len(x)):
+        along = window[(d - len(x)) % len(window)] if window else None
+        if along != 1 or x[d].find().size != sizes[d]:
+            x[d].lock(f"{call.node.target} runs over it")
+            output[d] = call.fixed(sizes[d], f"{call.node.target} runs over it")
+    return tuple(output) if isinstance(value, torch.Tensor) else [tuple(output) for _ in value]
 
 
 # --- views -------------------------------------------------------------------------------------------------
@@ -427,6 +446,8 @@ def view(call: Call) -> Axes:
         call.counts("sizes", outputs[dim : dim + len(call.given["sizes"])])
     elif "size" in call.given or "shape" in call.given:
         call.counts("size" if "size" in call.given else "shape", outputs)
+    if call.node.target in (aten.view_as.default, aten.reshape_as.default):
+        return tuple(call.unify(axis, own) for axis, own in zip(outputs, call.axes("other"), strict=True))
     return tuple(outputs)
 
 
@@ -618,6 +639,48 @@ def slice_(call: Call) -> Axes:
         piece = call.fixed(size, str(error))
     x[dim] = piece
     return tuple(x)
+
+
+@axis_rule(aten.slice_scatter.default)
+def slice_scatter(call: Call) -> Axes:
+    """A run of positions of one dimension is replaced; the others are the same in both tensors."""
+    x, source = call.axes("self"), call.axes("src")
+    dim = call.given["dim"] % len(x)
+    whole = x[dim].find().size == source[dim].find().size
+    if not whole:
+        call.inference.lock_all([x[dim], source[dim]], "a part of it is replaced by position")
+    return tuple(axis if d == dim and not whole else call.unify(axis, source[d]) for d, axis in enumerate(x))
+
+
+@axis_rule(aten.select_scatter.default)
+def select_scatter(call: Call) -> Axes:
+    """One position of one dimension is replaced; the others are the same in both tensors."""
+    x, source = list(call.axes("self")), iter(call.axes("src"))
+    dim = call.given["dim"] % len(x)
+    x[dim].lock("one of its positions is replaced")
+    return tuple(axis if d == dim else call.unify(axis, next(source)) for d, axis in enumerate(x))
+
+
+@axis_rule(aten.topk.default, aten.sort.default, aten.sort.stable, aten.kthvalue.default)
+def ranked(call: Call) -> list[Axes]:
+    """Values and positions along one dimension, whose order is lost."""
+    x = list(call.axes("self"))
+    dim = call.given["dim"] % len(x)
+    x[dim].lock(f"{call.node.target} compares its positions")
+    if call.given.get("keepdim", True):
+        x[dim] = call.fixed(sizes_of(call.node.meta["val"][0])[dim], f"{call.node.target} gives ranks")
+    else:
+        del x[dim]
+    return [tuple(x), tuple(x)]
+
+
+@axis_rule(aten.meshgrid.default, aten.meshgrid.indexing)
+def meshgrid(call: Call) -> list[Axes]:
+    """Every tensor has one dimension for each vector; `xy` swaps the first two."""
+    axes = [axis for vector in call.given["tensors"] for axis in call.inference.of(vector) or (Axis(1),)]
+    if call.given.get("indexing") == "xy":
+        axes[:2] = axes[1::-1]
+    return [tuple(axes) for _ in call.node.meta["val"]]
 
 
 @axis_rule(aten.glu.default)
