@@ -29,6 +29,7 @@ _ASSERTS = frozenset(
 )
 _ALIASES = frozenset({aten.alias.default, aten.lift_fresh_copy.default, aten.detach_.default})
 _SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 
 
 def normalize(module: ProgramModule) -> list[str]:
@@ -37,7 +38,7 @@ def normalize(module: ProgramModule) -> list[str]:
     Returns:
         What had to be left as it was, one sentence each.
     """
-    inline_grad_modes(module)
+    inline_modes(module)
     drop_asserts(module.graph)
     notes = remove_inplace(module)
     drop_aliases(module.graph)
@@ -46,14 +47,30 @@ def normalize(module: ProgramModule) -> list[str]:
     return notes
 
 
-def inline_grad_modes(module: ProgramModule) -> None:
-    """`with torch.no_grad():` regions become plain nodes; what leaves one stays cut off from gradients."""
-    while wrappers := [node for node in module.graph.nodes if is_call(node, _SET_GRAD)]:
+def inline_modes(module: ProgramModule) -> None:
+    """Regions under a mode become plain nodes.
+
+    Cases: (1) `with torch.no_grad():`; what leaves it stays cut off from gradients. (2) `with torch.autocast(...)`
+    that is switched off, or for another device. One that is on stays: it decides the dtypes inside.
+    """
+    while wrappers := [node for node in module.graph.nodes if is_call(node, _SET_GRAD) or _idle_autocast(node)]:
         for node in wrappers:
-            enabled, body_node, *operands = node.args
+            if node.target is _SET_GRAD:
+                enabled, body_node, *operands = node.args
+            else:
+                _, _, _, _, body_node, *operands = node.args
+                enabled = True
             trained = any(getattr(n.meta.get("val"), "requires_grad", False) for n in node.all_input_nodes)
             _inline(module, node, body_node, operands, detach=trained and not enabled)
     module.delete_all_unused_submodules()
+
+
+def _idle_autocast(node: fx.Node) -> bool:
+    """Whether `node` is a region under an autocast that does nothing on CPU."""
+    if not is_call(node, _AUTOCAST):
+        return False
+    device, _, enabled, *_ = node.args
+    return device != "cpu" or not enabled
 
 
 def _inline(module: ProgramModule, node: fx.Node, body_node: fx.Node, operands: list[Any], detach: bool) -> None:
