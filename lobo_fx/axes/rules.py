@@ -169,7 +169,7 @@ def attention(call: Call) -> Axes:
     return (*batch, q[-2], v[-1])
 
 
-@axis_rule(*CONVOLUTIONS, *_overloads([aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding]))
+@axis_rule(*CONVOLUTIONS)
 def convolution(call: Call) -> Axes:
     """x[n (g·i) …], w[(g·o) i …] → [n (g·o) …]."""
     x, weight, groups = call.axes("input"), call.axes("weight"), call.given["groups"]
@@ -207,14 +207,19 @@ def transposed_convolution(call: Call) -> Axes:
 
 
 def _convolved(call: Call, x: Axes, weight: Axes, outputs: Axis, batched: bool) -> Axes:
-    for axis in (*weight[2:], *x[2 if batched else 1 :]):
-        axis.lock("it is a spatial dimension of a convolution")
+    """Space is locked, unless the kernel is 1 wide along it and leaves its size."""
+    reason = "it is a spatial dimension of a convolution"
+    first = 2 if batched else 1
+    spatial = list(x[first:])
+    for d, (kernel, size) in enumerate(zip(weight[2:], call.sizes()[first:], strict=True)):
+        kernel.lock(reason)
+        if kernel.find().size != 1 or spatial[d].find().size != size:
+            spatial[d].lock(reason)
+            spatial[d] = call.fixed(size, reason)
     if call.has("bias"):
         call.unify(outputs, call.axes("bias")[0])
     outputs.mark("channels")
-    spatial = call.sizes()[2 if batched else 1 :]
-    fixed = tuple(call.fixed(size, "it is a spatial dimension of a convolution") for size in spatial)
-    return (*(x[:1] if batched else ()), outputs, *fixed)
+    return (*(x[:1] if batched else ()), outputs, *spatial)
 
 
 @axis_rule(aten.embedding.default)
@@ -782,6 +787,16 @@ def channel_shuffle(call: Call) -> Axes:
     call.unify(x[1], product([group, width]))
     x[1] = product([width, group])
     return tuple(x)
+
+
+@axis_rule(aten.unfold.default)
+def unfold(call: Call) -> Axes:
+    """Windows along one dimension: it counts them, and a new last dimension runs through each."""
+    x = list(call.axes("self"))
+    dim = call.given["dimension"] % len(x)
+    x[dim].lock("windows run over it")
+    x[dim] = call.fixed(call.sizes()[dim], "it counts windows")
+    return (*x, call.fixed(call.sizes()[-1], "it runs through a window"))
 
 
 @axis_rule(aten.im2col.default)
