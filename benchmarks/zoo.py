@@ -210,7 +210,8 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
     outputs = run_checked(original, program)
     if not all(bool(tensor.isfinite().all()) for tensor in float_outputs(outputs)):
         raise ValueError("the outputs hold NaN or infinity")
-    outcome.snr = signal_to_noise(reference, outputs)
+    if all(bool(tensor.isfinite().all()) for tensor in float_outputs(reference)):
+        outcome.snr = signal_to_noise(reference, outputs)
 
     if export:
         outcome.failure = "export"
@@ -423,7 +424,7 @@ def _settings() -> argparse.Namespace:
     parser.add_argument("--export", action="store_true", help="also write ONNX and compare it with PyTorch")
     parser.add_argument("--retry", action="store_true", help="run those again that failed")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=240.0, help="seconds for one model")
+    parser.add_argument("--timeout", type=float, default=400.0, help="seconds for one model")
     parser.add_argument("--memory", type=float, default=12.0, help="address space of one process, GiB")
     parser.add_argument("--largest", type=float, default=2e8, help="parameters of the largest model to build")
     parser.add_argument("--output", type=Path, default=Path("zoo.md"))

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from lobo_fx.axes.algebra import Axis, AxisError, Size, unify
-from lobo_fx.axes.zeros import Sum, mark_unweighted_sums
+from lobo_fx.axes.zeros import Sum, mark_inexact_zeros
 from lobo_fx.errors import InvalidInput
 from lobo_fx.operators import arguments
 from lobo_fx.program import Program
@@ -152,7 +152,7 @@ class Inference:
                     self.lock_all(self.values.get(source), "it is an output")
             else:
                 self.values[node] = self._apply(node)
-        mark_unweighted_sums(self.program.graph, self.values, self.sums)
+        mark_inexact_zeros(self.program.graph, self.values, self.sums)
         return self
 
     def of(self, node: fx.Node) -> Axes:

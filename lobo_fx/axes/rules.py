@@ -36,6 +36,7 @@ def _overloads(items: Sequence[Any]) -> list[Any]:
 
 
 axis_rule(*dict.fromkeys(_overloads(POINTWISE)))(pointwise)
+_CONSTANTS = frozenset({aten.zeros_like.default, aten.ones_like.default, aten.full_like.default})
 
 
 @axis_rule(aten.to.other, aten.type_as.default)
@@ -300,8 +301,7 @@ def weight_norm(call: Call) -> Axes:
     """v[… d …] · g[1 d 1] / norm of v over all other dimensions."""
     v, g, dim = call.axes("v"), call.axes("g"), call.given["dim"] % len(call.axes("v"))
     for d, axis in enumerate(v):
-        if d != dim:
-            axis.mark_inexact("weight_norm takes a norm over it")
+        axis.mark_inexact("weight_norm divides by a norm " + ("over it" if d != dim else "that is zero for zeros"))
     return call.inference.broadcast(call.node, [v, g])
 
 
@@ -610,10 +610,11 @@ def unbind(call: Call) -> list[Axes]:
 
 @axis_rule(aten.select.int)
 def select(call: Call) -> Axes:
-    """One position of the given dimension."""
+    """One position of the given dimension; of a constant it is like any other."""
     x = call.axes("self")
     dim = call.given["dim"] % len(x)
-    x[dim].lock("one of its positions is selected")
+    if call.given["self"].target not in _CONSTANTS or call.given["index"] not in (0, -1):
+        x[dim].lock("one of its positions is selected")
     return (*x[:dim], *x[dim + 1 :])
 
 

@@ -33,7 +33,7 @@ _PRESERVING = frozenset(
     )
 ) | {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other}
 _PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
-_QUOTIENTS = frozenset({aten.div.Tensor, aten.div.Scalar})
+_QUOTIENTS = frozenset({aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor})
 _SUMS = frozenset({aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar})
 _WEIGHTED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default}
 _WEIGHTED |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
@@ -50,11 +50,15 @@ _NONZERO = frozenset(
         *(aten.ones_like.default, aten.full_like.default, aten.new_ones.default, aten.new_full.default),
     }
 )
+# By argument: not finite where it is zero.
+_SINGULAR = dict.fromkeys(_QUOTIENTS, "other") | dict.fromkeys(
+    [aten.reciprocal.default, aten.rsqrt.default, aten.log.default, aten.log2.default, aten.log10.default], "self"
+)
 _PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
 
 
-def mark_unweighted_sums(graph: fx.Graph, values: Mapping[fx.Node, Any], sums: list[Sum]) -> None:
-    """Marks axes inexact that are summed where zeroed positions are not zero.
+def mark_inexact_zeros(graph: fx.Graph, values: Mapping[fx.Node, Any], sums: list[Sum]) -> None:
+    """Marks axes inexact that are summed where zeroed positions are not zero, or divided by where they are.
 
     Args:
         graph: in order.
@@ -66,6 +70,9 @@ def mark_unweighted_sums(graph: fx.Graph, values: Mapping[fx.Node, Any], sums: l
     for node in graph.nodes:
         carried[node] = frozenset(_leaves(values.get(node)))
         zeros[node] = _zeros(node, zeros, carried) & carried[node] if carried[node] else frozenset()
+        divisor = arguments(node).get(_SINGULAR[node.target]) if node.target in _SINGULAR else None
+        for leaf in zeros[divisor] if isinstance(divisor, fx.Node) else ():
+            leaf.mark_inexact(f"{node.target} is not finite for a zeroed channel")
     for node, axis, operands in sums:
         zero = frozenset[Axis]().union(*(zeros[operand] for operand in operands))
         for leaf in axis.leaves():
