@@ -131,7 +131,10 @@ def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
     worst = 0.0
     for count in sorted({rows(program), rows(program) + 1}):
         inputs = with_rows(program, count)
-        found = session.run(named_arrays(program, inputs))
+        try:
+            found = session.run(named_arrays(program, inputs))
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime can't run the exported file with {count} rows: {error}") from error
         worst = max(worst, check_parity(program, inputs, found))
     return worst, {"kernels": kernels(path)} if is_quantized(program) else {}
 

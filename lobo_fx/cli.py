@@ -192,8 +192,8 @@ def passes(as_json: AsJson = False) -> None:
             {
                 "name": name,
                 "aliases": aliases,
-                "settings": {field.name: field.default for field in fields},
-                "needs": list(kind.needs),
+                "settings": {field.name: getattr(kind(), field.name) for field in fields},
+                "needs": list(kind().needs),
                 "promise": kind.promise.value,
                 "summary": (python_inspect.getdoc(kind) or "").split("\n")[0],
             }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from lobo_fx.context import Context, Data, Evaluate, LossFunction
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import ContractError, InvalidInput, LoboError
 from lobo_fx.inputs import DynamicShapes
 from lobo_fx.measures import mark_weights, measure, signal_to_noise
+from lobo_fx.passbase import Pass
+from lobo_fx.program import Program
 from lobo_fx.progress import spinner
 from lobo_fx.provenance import PASS_KEY
 from lobo_fx.recipe import PassSpec, resolve
@@ -82,22 +85,40 @@ def compile(
     program = original.clone()
     first = before = snapshot(original)
     report = Report(
-        model=type(model).__name__ if not isinstance(model, (str,)) else str(model),
-        rows=[Row.of("original", measure(original, first.macs), math.inf, _score(evaluate, original.module), 0.0)],
+        model=str(model) if isinstance(model, (str, Path)) else type(model).__name__,
+        rows=[Row.of("original", measure(original, first.macs), math.inf, _score(evaluate, original), 0.0)],
         notes=context.notes,
     )
     for author in chosen:
         start = time.perf_counter()
         with spinner(str(author), progress and not author.needs):
-            program = author.run(program, context)
+            program = _run(author, program, context)
             after = verify(author, before, program, context)
         measures = measure(program, after.macs)
         snr = signal_to_noise(first.outputs, after.outputs)
-        score = _score(evaluate, program.module)
+        score = _score(evaluate, program)
         report.rows.append(Row.of(str(author), measures, snr, score, time.perf_counter() - start))
         before = after
     return Result(program, original, report, [(author.name, author.settings) for author in chosen])
 
 
-def _score(evaluate: Evaluate | None, module: object) -> float | None:
-    return None if evaluate is None else float(evaluate(module))  # type: ignore[arg-type]
+def _run(author: Pass, program: Program, context: Context) -> Program:
+    try:
+        rewritten = author.run(program, context)
+    except LoboError:
+        raise
+    except Exception as error:
+        raise ContractError(f"{author} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(rewritten, Program):
+        raise ContractError(f"{author} returned a {type(rewritten).__name__}; run must return the program")
+    return rewritten
+
+
+def _score(evaluate: Evaluate | None, program: Program) -> float | None:
+    """The user's score of a copy, which `evaluate` may switch to training or change at will."""
+    if evaluate is None:
+        return None
+    score = evaluate(program.clone().module)
+    if not isinstance(score, (int, float)):
+        raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")
+    return float(score)

@@ -160,7 +160,8 @@ def free_batch(inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Any]:
     if rows == 1:
         inputs = inputs.map(lambda t: t.repeat(2, *[1] * (t.dim() - 1)) if carries_batch(t) else t)
         rows = 2
-    return inputs, dynamic_shapes_of(inputs, names, lambda leaf: {0: Dim.AUTO} if carries_batch(leaf) else None)
+    batch = Dim("batch")
+    return inputs, dynamic_shapes_of(inputs, names, lambda leaf: {0: batch} if carries_batch(leaf) else None)
 
 
 def dynamic_shapes_of(inputs: Inputs, names: Sequence[str], describe: Callable[[Any], Any]) -> Any:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 from torch import fx
 
-from lobo_fx.operators import aten, is_call
+from lobo_fx.operators import aten
 from lobo_fx.program import Program, ProgramModule, fetch, register
 from lobo_fx.provenance import inherit
 from lobo_fx.quiet import quiet
 
 _SUFFIX = "_mask"
+_MASKED = "lobo_fx_masked"
 
 
 def mask_weight(program: Program, name: str, mask: torch.Tensor) -> None:
@@ -50,36 +52,42 @@ def _mask_read(program: Program, read: fx.Node, mask: torch.Tensor) -> None:
         stored = program.graph.get_attr(name)
     with program.graph.inserting_after(stored):
         masked = program.graph.call_function(aten.mul.Tensor, (read, stored))
+    masked.meta[_MASKED] = True
     inherit(masked, next(iter(read.users)))
     read.replace_all_uses_with(masked, delete_user_cb=lambda user: user is not masked)
 
 
 def masks(program: Program) -> dict[str, torch.Tensor]:
     """The masks in force, by parameter name."""
-    found = {}
-    for node in program.graph.find_nodes(op="get_attr"):
-        target = str(node.target)
-        if target.endswith(_SUFFIX) and any(_is_masked(user) for user in node.users):
-            found[target.removesuffix(_SUFFIX)] = program.parameter(node)
-    return found
+    masked = [node for node in program.graph.nodes if _is_masked(node)]
+    return {str(node.args[0].target): program.parameter(node.args[1]) for node in masked}
+
+
+def restore_masks(program: Program, names: Iterable[str]) -> None:
+    """Marks the masks of a program that was saved, by parameter name."""
+    chosen = set(names)
+    for node in program.graph.find_nodes(op="call_function", target=aten.mul.Tensor):
+        weight, mask = node.args[:2]
+        if all(isinstance(n, fx.Node) and n.op == "get_attr" for n in (weight, mask)) and weight.target in chosen:
+            node.meta[_MASKED] = mask.target == f"{weight.target}{_SUFFIX}"
 
 
 def strip_masks(program: Program) -> None:
     """Takes all masks off; the zeros stay in the weights, nothing keeps them there any more."""
     for node in list(program.graph.nodes):
-        if _is_masked(node):
-            weight, mask = node.args
-            with torch.no_grad():
-                program.parameter(weight).mul_(program.parameter(mask))
-            node.replace_all_uses_with(weight)
-            program.graph.erase_node(node)
-    for node in program.graph.find_nodes(op="get_attr"):
-        if str(node.target).endswith(_SUFFIX) and not node.users:
-            program.graph.erase_node(node)
-    for name, _ in list(program.module.named_buffers()):
-        if name.endswith(_SUFFIX):
-            path, _, leaf = name.rpartition(".")
-            delattr(program.module.get_submodule(path), leaf)
+        if not _is_masked(node):
+            continue
+        weight, mask = node.args
+        with torch.no_grad():
+            program.parameter(weight).mul_(program.parameter(mask))
+        node.replace_all_uses_with(weight)
+        program.graph.erase_node(node)
+        if not mask.users:
+            program.graph.erase_node(mask)
+            path, _, leaf = str(mask.target).rpartition(".")
+            owner = program.module.get_submodule(path)
+            if hasattr(owner, leaf):
+                delattr(owner, leaf)
     program.module.recompile()
 
 
@@ -104,8 +112,4 @@ def weight_node(value: object) -> fx.Node | None:
 
 
 def _is_masked(node: fx.Node) -> bool:
-    if not is_call(node, aten.mul.Tensor) or len(node.args) < 2:
-        return False
-    weight, mask = node.args[:2]
-    both = isinstance(weight, fx.Node) and isinstance(mask, fx.Node) and weight.op == mask.op == "get_attr"
-    return both and mask.target == f"{weight.target}{_SUFFIX}"  # type: ignore[union-attr]
+    return bool(node.meta.get(_MASKED))

@@ -37,14 +37,17 @@ class Pass(abc.ABC):
 
     Attributes:
         promise: what the pass promises about numbers.
-        needs: which of `calibration_data`, `train_data`, `loss_fn`, `evaluate` must be given.
 
     Example:
         See `examples/write_a_pass.py`.
     """
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
-    needs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Which of `calibration_data`, `train_data`, `loss_fn`, `evaluate` must be given."""
+        return ()
 
     @abc.abstractmethod
     def run(self, program: Program, context: Context) -> Program:

@@ -21,11 +21,13 @@ def exported_program(program: Program) -> ExportedProgram:
         ExportError: `torch.export` refuses the rewritten graph.
     """
     specs = iter(program.signature.inputs)
+    symbols = {size for spec in program.signature.inputs if spec for size in spec.shape if isinstance(size, str)}
+    dims = {name: Dim(name) if name.isidentifier() else Dim.AUTO for name in symbols}
 
     def free(leaf: object) -> dict[int, Any] | None:
         spec = next(specs)
         sizes = spec.shape if spec else ()
-        return {index: Dim.AUTO for index, size in enumerate(sizes) if isinstance(size, str)} or None
+        return {i: dims[size] for i, size in enumerate(sizes) if isinstance(size, str)} or None
 
     inputs = with_rows(program, max(2, rows(program)))
     shapes = dynamic_shapes_of(inputs, program.signature.names[: program.signature.positional], free)

@@ -125,6 +125,14 @@ def add_parameter(program: Program, name: str, value: Any) -> fx.Node:
     return program.graph.get_attr(name)
 
 
+def free_name(program: Program, name: str) -> str:
+    """`name`, or with a number after it where the module has something of that name."""
+    taken = {known for known, _ in [*program.module.named_parameters(), *program.module.named_buffers()]}
+    taken |= {known for known, _ in program.module.named_modules()}
+    candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 2)))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
 def drop_unused(program: Program, names: Iterable[str]) -> None:
     """Deletes parameters and buffers that no node reads any more."""
     read = {node.target for node in program.graph.nodes if node.op == "get_attr"}

@@ -10,6 +10,7 @@ import ast
 import io
 import json
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from lobo_fx.artifact import written_beside
 from lobo_fx.axes.record import kept_indices, restore
 from lobo_fx.errors import InvalidInput
+from lobo_fx.masks import masks, restore_masks
 from lobo_fx.measures import set_weight_names, weight_names
 from lobo_fx.quiet import quiet
 from lobo_fx.reexport import exported_program
@@ -32,7 +35,17 @@ if TYPE_CHECKING:
 
 PROGRAM_FILE = "program.pt2"
 MANIFEST_FILE = "lobo_fx.json"
-_TARGET = re.compile(r"torch\.ops\.[\w.]+|_?operator\.\w+|math\.\w+|torch\._?sym_\w+")
+_ENTRY = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)|data/sample_inputs/model\.pt"
+)
+_TARGET = re.compile(
+    r"torch\.ops\.(?!aten\.from_file)\w+\.\w+\.\w+|torch\.ops\.higher_order\.\w+"
+    r"|_?operator\.\w+|math\.\w+|torch\._?sym_\w+"
+)
+# Contexts of output types that make torch import a module by name.
+_IMPORTING = ("default_factory", "__enum__")
 # Names that torch's size expressions call, and the syntax they are made of.
 _FUNCTIONS = frozenset(
     {"Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "PythonMod", "Max", "Min"}
@@ -60,6 +73,8 @@ def save(result: Result, folder: Path) -> Path:
         "passes": result.passes,
         "weights": weight_names(result.module),
         "kept_indices": kept_indices(result.module),
+        "masks": sorted(masks(result.program)),
+        "output_types": sorted(_types(result.program.signature.structure)),
         "report": json.loads(result.report.to_json()),
     }
     with written_beside(folder / PROGRAM_FILE) as draft:
@@ -88,7 +103,11 @@ def load(folder: str | Path) -> Result:
     manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     if manifest.get("format") != 1:
         raise InvalidInput(f"{folder} has format {manifest.get('format')}; this version reads format 1")
+    for name in manifest["output_types"]:
+        if name.rpartition(".")[0] not in sys.modules:
+            raise InvalidInput(f"the outputs are of type {name}; import {name.rpartition('.')[0]} first, then load")
     program = trace(folder / PROGRAM_FILE)
+    restore_masks(program, manifest["masks"])
     set_weight_names(program.module, manifest["weights"])
     restore(program.module, manifest["kept_indices"])
     saved = manifest["report"]
@@ -108,15 +127,19 @@ def read_pt2(path: Path) -> ExportedProgram:
     inspect_pt2(path)
     with quiet():
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  operators of quantized programs
+        from torch.export.pt2_archive._package import load_pt2
 
         try:
-            return torch.export.load(path)
+            return load_pt2(str(path)).exported_programs["model"]
         except Exception as error:
             raise InvalidInput(f"{path} can't be loaded: {_first_line(error)}") from error
 
 
 def inspect_pt2(path: Path) -> None:
-    """Refuses an archive that would unpickle objects, load libraries, or name anything but operators.
+    """Refuses an archive that would unpickle objects, import modules, or call anything but operators.
+
+    Only the entries that `torch.export.save` writes for one program are let through, by exact name: torch's own
+    reader ignores case and falls back to older formats that unpickle.
 
     Raises:
         InvalidInput: says what was found in the file.
@@ -124,21 +147,28 @@ def inspect_pt2(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         raise InvalidInput(f"{path} is not an archive written by torch.export.save")
     with zipfile.ZipFile(path) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
-        if "archive_format" not in names:
+        names = archive.namelist()
+        prefix = names[0].partition("/")[0] if names else ""
+        if len({name.lower() for name in names}) < len(names):
+            raise InvalidInput(f"{path} holds two entries of one name; refused")
+        for name in names:
+            if not name.startswith(f"{prefix}/") or not _ENTRY.fullmatch(name[len(prefix) + 1 :]):
+                raise InvalidInput(f"{path} holds '{name}', which torch.export.save does not write; refused")
+        missing = {f"{prefix}/archive_format", f"{prefix}/models/model.json"} - set(names)
+        if missing:
             raise InvalidInput(f"{path} is not an archive written by torch.export.save (of this torch version)")
-        for entry in archive.namelist():
-            name = entry.partition("/")[2]
-            if name.startswith("data/aotinductor/") or re.match(r"data/constants/(custom_obj|opaque_obj)", name):
-                raise InvalidInput(f"{path} holds code or pickled objects ({name}); refused")
-            if name.startswith("data/sample_inputs/"):
-                _check_sample_inputs(path, archive.read(entry))
+        for name in names:
+            if name.endswith("sample_inputs/model.pt"):
+                _check_sample_inputs(path, archive.read(name))
             if name.endswith("_config.json"):
-                for key, value in _items(json.loads(archive.read(entry))):
+                for key, value in _items(json.loads(archive.read(name))):
                     if key == "use_pickle" and value:
                         raise InvalidInput(f"{path} holds pickled tensors ({name}); refused")
-            if name.startswith("models/"):
-                _check_model(path, json.loads(archive.read(entry)))
+            if name.endswith("models/model.json"):
+                text = archive.read(name).decode()
+                if any(word in text for word in _IMPORTING):
+                    raise InvalidInput(f"{path} has inputs or outputs whose type would import a module; refused")
+                _check_model(path, json.loads(text))
 
 
 def _check_sample_inputs(path: Path, data: bytes) -> None:
@@ -169,6 +199,13 @@ def _is_arithmetic(expression: str) -> bool:
         and all(isinstance(function, ast.Name) and function.id in _FUNCTIONS for function in called)
         and all(text.isidentifier() or text.isdecimal() for text in texts)
     )
+
+
+def _types(structure: pytree.TreeSpec) -> set[str]:
+    """Output types that a library must register before they can be rebuilt."""
+    own = structure.type
+    found = set() if own is None or own in (tuple, list, dict) else {f"{own.__module__}.{own.__qualname__}"}
+    return found.union(*(_types(child) for child in structure.children()))
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:

@@ -33,7 +33,7 @@ Model = nn.Module | ExportedProgram | str | Path
 
 
 def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicShapes = "batch") -> Program:
-    """Captures a model as a normalised graph that shares its weights.
+    """Captures a model as a normalised graph that shares its parameters; buffers are its own.
 
     Args:
         model: a module (its mode, device and weights are left as they were), an exported program, or the
@@ -121,7 +121,12 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
         traced = exported.module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
     module = ProgramModule(traced, traced.graph)
+    buffers: dict[int, torch.Tensor] = {}
     torch.nn.Module.train(module, False)
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        buffers.setdefault(id(buffer), buffer.detach().clone())
+        owner = module.get_submodule(name.rpartition(".")[0])
+        owner._buffers[name.rpartition(".")[2]] = buffers[id(buffer)]  # running it must not change the user's
     module.meta[NOTES] = normalize(module)
     mark_always_training(module.graph)
     propagate(module)

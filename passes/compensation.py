@@ -19,6 +19,7 @@ from lobo_fx.masks import weight_node
 from lobo_fx.operators import CONVOLUTIONS, arguments, aten, is_call, set_argument
 from lobo_fx.program import Program, register
 from lobo_fx.progress import track
+from lobo_fx.rewriting import free_name
 
 METHODS = ("none", "recalibrate", "bias", "reconstruct")
 _RIDGE = 1e-3
@@ -63,7 +64,8 @@ class _Layer:
             if mean is not None:
                 self.program.parameter(mean).sub_(bias.to(weight.dtype))
                 return
-        name = f"{str(given['weight'].target).rpartition('.')[0]}.bias".lstrip(".")
+        prefix = str(given["weight"].target).rpartition(".")[0]
+        name = free_name(self.program, f"{prefix}.bias".lstrip("."))
         register(self.program.module, name, nn.Parameter(bias.to(weight.dtype)))
         with self.program.graph.inserting_before(self.node):
             set_argument(self.node, "bias", self.program.graph.get_attr(name))

@@ -13,7 +13,7 @@ from lobo_fx.masks import weight_node
 from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten, set_argument
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.program import Program
-from lobo_fx.rewriting import Match, Op, Rejected, add_parameter, drop_unused, rewrite
+from lobo_fx.rewriting import Match, Op, Rejected, add_parameter, drop_unused, free_name, rewrite
 
 _LINEAR = frozenset({aten.linear.default})
 
@@ -78,7 +78,8 @@ def _fold(program: Program, match: Match, folded: list[str]) -> fx.Node | Reject
     else:
         name = str(weight_at.target).rpartition(".")[0]
         with program.graph.inserting_before(operator):
-            stored = add_parameter(program, f"{name}.bias".lstrip("."), nn.Parameter(shifted.to(weight.dtype)))
+            bias_name = free_name(program, f"{name}.bias".lstrip("."))
+            stored = add_parameter(program, bias_name, nn.Parameter(shifted.to(weight.dtype)))
         set_argument(operator, "bias", stored)
     names = [str(node.target) for node in (*statistics, *affine) if node is not None]
     folded += [*names, *_counter(program, names[0].rpartition(".")[0])]

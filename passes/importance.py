@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import fx
@@ -27,13 +27,12 @@ Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Criterion(abc.ABC):
-    """How positions are scored.
+    """How positions are scored."""
 
-    Attributes:
-        needs: which of `calibration_data`, `train_data`, `loss_fn` must be given.
-    """
-
-    needs: ClassVar[tuple[str, ...]] = ()
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Which of `calibration_data`, `train_data`, `loss_fn` must be given."""
+        return ()
 
     @abc.abstractmethod
     def scorer(self, inference: Inference, context: Context) -> Scorer:
@@ -107,7 +106,11 @@ class Taylor(Criterion):
     """
 
     squared: bool = False
-    needs: ClassVar[tuple[str, ...]] = ("train_data", "loss_fn")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it is computed from."""
+        return ("train_data", "loss_fn")
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
         first, _ = gradients(inference, context)
@@ -127,7 +130,10 @@ class Fisher(Criterion):
     Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("train_data", "loss_fn")
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it is computed from."""
+        return ("train_data", "loss_fn")
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
         _, second = gradients(inference, context)
@@ -146,7 +152,10 @@ class Activation(Criterion):
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (Wanda), 2023.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("calibration_data",)
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it is computed from."""
+        return ("calibration_data",)
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
         norms = input_norms(inference, context)
@@ -188,7 +197,7 @@ class Consensus(Criterion):
     criteria: Sequence[str | Criterion]
 
     @property
-    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+    def needs(self) -> tuple[str, ...]:
         """What any of the criteria needs."""
         return tuple(dict.fromkeys(need for criterion in self.criteria for need in resolve(criterion).needs))
 

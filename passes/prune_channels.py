@@ -92,7 +92,7 @@ class PruneChannels(Pass):
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
 
     @property
-    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+    def needs(self) -> tuple[str, ...]:
         """What the criterion and the compensation need."""
         fitted = ("calibration_data",) if self.compensation not in ("auto", "none") else ()
         return tuple(dict.fromkeys((*resolve(self.importance).needs, *fitted)))

@@ -45,7 +45,11 @@ class QuantizeStatic(Pass):
     observer: Literal["min_max", "histogram"] = "histogram"
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
-    needs: ClassVar[tuple[str, ...]] = ("calibration_data",)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Calibration data, always."""
+        return ("calibration_data",)
 
     def __post_init__(self) -> None:
         if self.observer not in _OBSERVERS:

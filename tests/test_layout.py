@@ -1,0 +1,195 @@
+"""The package as it is installed: folders, links, guards, layers, and an import that is silent and light."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import lobo_fx
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = ROOT / "lobo_fx"
+LINKED = ("passes", "exporters")
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter, from `folder`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def setuptools_settings() -> dict[str, list[str]]:
+    """Lists and tables of `[tool.setuptools…]`, read line by line: Python 3.10 has no TOML reader."""
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif section.startswith("tool.setuptools") and "=" in line:
+            key, _, value = line.partition("=")
+            literal = ast.literal_eval(value.strip())
+            found[f"{section}.{key.strip()}"] = literal if isinstance(literal, list) else [literal]
+    return found
+
+
+# --- folders, links, guards ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_the_top_level_folders_are_linked_into_the_package(name: str) -> None:
+    link = CORE / name
+    assert link.is_symlink()
+    assert os.readlink(link) == f"../{name}"
+    assert (link / "__init__.py").samefile(ROOT / name / "__init__.py")
+
+
+def package_of(path: Path) -> str:
+    return ".".join(path.parent.relative_to(ROOT).parts)
+
+
+def test_every_package_is_listed_and_nothing_else() -> None:
+    listed = setuptools_settings()["tool.setuptools.packages"]
+    modules = {package_of(path) for path in CORE.rglob("*.py")} | {f"lobo_fx.{name}" for name in LINKED}
+    data = {package for package in listed if not list((ROOT / package.replace(".", "/")).glob("*.py"))}
+    assert sorted(listed) == sorted(modules | data)
+    assert data <= packaged_data().keys()
+
+
+def test_the_linked_packages_are_mapped_to_their_folders() -> None:
+    settings = setuptools_settings()
+    for name in LINKED:
+        assert settings[f'tool.setuptools.package-dir."lobo_fx.{name}"'] == [name]
+
+
+def packaged_data() -> dict[str, set[Path]]:
+    """By package, the data files that its wheel holds."""
+    prefix = "tool.setuptools.package-data."
+    found: dict[str, set[Path]] = {}
+    for key, patterns in setuptools_settings().items():
+        if key.startswith(prefix):
+            package = key.removeprefix(prefix).strip('"')
+            found[package] = {path for pattern in patterns for path in (ROOT / package.replace(".", "/")).glob(pattern)}
+    return found
+
+
+def test_data_files_are_packaged() -> None:
+    packaged = set().union(*packaged_data().values())
+    listed = setuptools_settings()["tool.setuptools.packages"]
+    assert packaged_data().keys() <= set(listed)
+    assert {CORE / "py.typed", CORE / "recipes" / "balanced.yaml"} <= packaged
+    assert packaged >= {path for suffix in ("yaml", "json", "typed") for path in CORE.rglob(f"*.{suffix}")}
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_the_folders_can_not_be_imported_by_their_bare_names(name: str) -> None:
+    done = python(f"import {name}", ROOT)
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].startswith(f"ImportError: import lobo_fx.{name}, not {name}")
+
+
+def test_entry_points_lead_into_the_package() -> None:
+    for group in ("passes", "exporters", "runtimes"):
+        points = entry_points(group=f"lobo_fx.{group}")
+        assert points
+        assert all(point.load().__module__ == point.module for point in points)
+
+
+# --- importing -------------------------------------------------------------------------------------------
+
+HEAVY = ("torchao", "onnx", "onnxruntime", "onnxscript", "rich", "typer", "yaml", "transformers", "timm", "torchvision")
+
+
+def loaded(code: str) -> set[str]:
+    """Which of the heavy packages `code` imports; it must print nothing."""
+    probe = f"import sys\nprint(*sorted(n for n in {HEAVY + LINKED} if n in sys.modules))"
+    done = python(f"{code}\n{probe}", ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1, f"the import printed: {done.stdout}"
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_little_and_prints_nothing() -> None:
+    assert loaded("import lobo_fx") <= loaded("import torch")
+
+
+def test_the_probe_notices_an_import_and_a_print() -> None:
+    assert "yaml" in loaded("import lobo_fx, yaml")
+    with pytest.raises(AssertionError, match="printed"):
+        loaded("print('hello')")
+
+
+def test_importing_passes_and_exporters_prints_nothing_and_makes_one_module_of_each() -> None:
+    names = loaded("import lobo_fx.passes, lobo_fx.exporters")
+    assert not names & {"passes", "exporters", "transformers", "timm", "torchvision", "rich"}
+
+
+def test_every_public_name_is_there() -> None:
+    names = [name for name in dir(lobo_fx) if not name.startswith("_")]
+    for name in ("Artifact", "Context", "LoboError", "Pass", "Program", "Result", "compile", "load", "trace"):
+        assert name in names
+    for name in names:
+        assert getattr(lobo_fx, name) is not None
+    with pytest.raises(AttributeError, match="compyle"):
+        lobo_fx.compyle  # noqa: B018
+
+
+# --- layers ----------------------------------------------------------------------------------------------
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, at its head or inside its functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def under(names: set[str], *packages: str) -> set[str]:
+    return {name for name in names if any(name == p or name.startswith(f"{p}.") for p in packages)}
+
+
+def core_files() -> list[Path]:
+    files = [*CORE.glob("*.py")]
+    files += [
+        path for path in CORE.rglob("*.py") if path.relative_to(CORE).parts[0] not in LINKED and path not in files
+    ]
+    return sorted(files)
+
+
+def test_the_core_names_no_pass_no_exporter_and_no_onnx() -> None:
+    assert len(core_files()) > 20
+    for path in core_files():
+        if path == CORE / "cli.py":
+            continue
+        above = under(
+            imports(path), "lobo_fx.passes", "lobo_fx.exporters", "lobo_fx.cli", "onnx", "onnxruntime", "torchao"
+        )
+        assert not above, f"{path.relative_to(ROOT)} imports {above}"
+
+
+def test_passes_name_no_exporter_and_exporters_no_pass() -> None:
+    files = {name: sorted((ROOT / name).rglob("*.py")) for name in LINKED}
+    assert all(files.values())
+    for path in files["passes"]:
+        assert not under(imports(path), "lobo_fx.exporters", "lobo_fx.cli", "onnx", "onnxruntime"), path.name
+    for path in files["exporters"]:
+        assert not under(imports(path), "lobo_fx.passes", "lobo_fx.cli"), path.name
+
+
+def test_the_layer_check_sees_imports_of_every_form(tmp_path: Path) -> None:
+    path = tmp_path / "example.py"
+    path.write_text("def f():\n    from lobo_fx import passes\n    import lobo_fx.exporters.onnx as o\n")
+    assert under(imports(path), "lobo_fx.passes", "lobo_fx.exporters") == {"lobo_fx.passes", "lobo_fx.exporters.onnx"}
+    path.write_text("from lobo_fx.passbase import Pass\nimport onnx_graph\n")
+    assert not under(imports(path), "lobo_fx.passes", "onnx")

@@ -1,0 +1,394 @@
+"""Pruning channels: exact widths, the right channels, and a network that is the same but for them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lobo_fx
+from lobo_fx import InvalidInput, Result
+from lobo_fx.passes import PruneChannels, QuantizeStatic
+from lobo_fx.testing import assert_untouched, check_pass
+
+Array = npt.NDArray[Any]
+ROWS = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+class TwoLayers(nn.Module):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, width)
+        self.second = nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.second(self.first(x).relu())
+
+
+class ConvNet(nn.Module):
+    """A stem, a residual block with a wide inside, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.BatchNorm2d(16)
+        )
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.stem(x)
+        return self.head((x + self.block(x)).relu().mean((2, 3)))
+
+
+class Attention(nn.Module):
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 16)
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.head = nn.Linear(16, 11, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.embedding(x)
+        q, k, v = (part(x).view(x.shape[0], x.shape[1], 4, 4).transpose(1, 2) for part in (self.q, self.k, self.v))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(x)
+
+
+def conv_net() -> ConvNet:
+    """With batch norms that are no identity, and channels that differ."""
+    model = ConvNet().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in module.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.rand_like(tensor) + 0.5)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.weight.data.mul_(3)
+    return model
+
+
+def words(rows: int = 2) -> torch.Tensor:
+    return torch.randint(0, 11, (rows, 5))
+
+
+def prune(model: nn.Module, author: PruneChannels, x: torch.Tensor = ROWS, seed: int = 0) -> Result:
+    return check_pass(author, model, x, seed=seed)
+
+
+def arrays(module: nn.Module) -> dict[str, Array]:
+    return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+
+
+# --- widths ------------------------------------------------------------------------------------------------
+
+WIDTHS = [
+    # width, ratio, round_to, minimum, what stays
+    (64, 0.5, 8, 1, 32),
+    (64, 0.3, 8, 1, 48),
+    (64, 0.4, 8, 1, 40),
+    (24, 0.5, 8, 1, 16),
+    (20, 0.5, 8, 1, 8),
+    (16, 0.9, 8, 1, 8),
+    (15, 0.6, 8, 1, 6),
+    (12, 0.9, 8, 1, 1),
+    (12, 0.9, 8, 5, 5),
+    (64, 0.9, 8, 24, 24),
+    (64, 0.99, 8, 1, 8),
+    (10, 0.99, 1, 1, 1),
+    (10, 0.3, 1, 1, 7),
+    (40, 0.5, 16, 1, 16),
+    (16, 0.0, 8, 1, 16),
+    (17, 0.0, 8, 1, 17),
+    (22, 0.0, 8, 1, 22),
+    (6, 0.5, 8, 99, 6),
+]
+
+
+@pytest.mark.parametrize(("width", "ratio", "round_to", "minimum", "stay"), WIDTHS)
+def test_widths(width: int, ratio: float, round_to: int, minimum: int, stay: int) -> None:
+    result = prune(TwoLayers(width), PruneChannels(ratio, round_to=round_to, minimum=minimum))
+    assert result.module.get_parameter("first.weight").shape == (stay, 6)
+    assert result.module.get_parameter("first.bias").shape == (stay,)
+    assert result.module.get_parameter("second.weight").shape == (5, stay)
+    assert result.module.get_parameter("second.bias").shape == (5,)
+
+
+def test_every_axis_of_a_residual_network() -> None:
+    shapes = {name: x.shape for name, x in prune(conv_net(), PruneChannels(), IMAGES).module.state_dict().items()}
+    assert shapes["stem.0.weight"] == (8, 3, 3, 3)
+    assert shapes["block.0.weight"] == (16, 8, 3, 3)
+    assert shapes["block.1.running_var"] == (16,)
+    assert shapes["block.3.weight"] == (8, 16, 1, 1)
+    assert shapes["head.weight"] == (5, 8)
+
+
+def test_a_model_without_a_free_axis_says_so() -> None:
+    result = prune(nn.Linear(6, 5), PruneChannels())
+    assert "prune_channels found nothing to remove" in result.report.notes
+    assert result.module.weight.shape == (5, 6)
+
+
+def test_the_report_counts_what_is_left() -> None:
+    result = prune(TwoLayers(), PruneChannels())
+    assert [row.parameters for row in result.report.rows] == [16 * 7 + 5 * 17, 8 * 7 + 5 * 9]
+
+
+# --- by name -----------------------------------------------------------------------------------------------
+
+
+def test_patterns_choose_modules_and_their_ratios() -> None:
+    result = prune(conv_net(), PruneChannels({"block.0": 0.75}), IMAGES)
+    assert result.module.get_parameter("block.0.weight").shape == (8, 16, 3, 3)
+    assert result.module.get_parameter("block.3.weight").shape == (16, 8, 1, 1)
+    both = prune(conv_net(), PruneChannels({"block.0": 0.75, "stem.*": 0.5}), IMAGES)
+    assert both.module.get_parameter("block.0.weight").shape == (8, 8, 3, 3)
+    assert both.module.get_parameter("head.weight").shape == (5, 8)
+
+
+def test_a_later_pattern_wins() -> None:
+    result = prune(conv_net(), PruneChannels({"*": 0.5, "block.0": 0.25}), IMAGES)
+    assert result.module.get_parameter("block.0.weight").shape == (24, 8, 3, 3)
+
+
+@pytest.mark.parametrize("pattern", ["stem.O", "head"])
+def test_a_pattern_without_a_match_lists_what_is_near(pattern: str) -> None:
+    """`head` is a module, but its width is the output's."""
+    with pytest.raises(InvalidInput, match=rf"'{pattern}' matches no module") as caught:
+        lobo_fx.compile(conv_net(), [PruneChannels({pattern: 0.5})], example_inputs=IMAGES, progress=False)
+    if pattern == "stem.O":
+        assert "stem.0" in str(caught.value)
+
+
+@pytest.mark.parametrize("ratio", [1, 1.0, -0.1, 2, "half", None, float("nan"), {"*": 1.5}, {"*": 0.5, "b": -1}])
+def test_bad_ratios_are_refused(ratio: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"it must be in \[0, 1\)"):
+        PruneChannels(ratio)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"importance": "l3"}, "importance"),
+        ({"round_to": 0}, "whole number"),
+        ({"round_to": 2.5}, "whole number"),
+        ({"minimum": 0}, "whole number"),
+    ],
+)
+def test_bad_settings_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        PruneChannels(**setting)
+
+
+# --- importance --------------------------------------------------------------------------------------------
+
+SCORES: dict[str, tuple[Any, Callable[[Array], Array]]] = {
+    "l1": ("l1", np.abs),
+    "l2": ("l2", np.square),
+    "callable": (lambda weight: weight.abs() ** 3, lambda weight: np.abs(weight) ** 3),
+    "the largest go": (lambda weight: -weight.abs(), lambda weight: -np.abs(weight)),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_the_least_important_channels_go(name: str) -> None:
+    criterion, score = SCORES[name]
+    model = TwoLayers()
+    before = arrays(model)
+    importance = score(before["first.weight"]).sum(1) + score(before["first.bias"])
+    importance = importance + score(before["second.weight"]).sum(0)
+    stay = np.sort(np.argsort(-importance)[:11])
+    after = arrays(prune(model, PruneChannels(0.3, importance=criterion, round_to=1)).module)
+    assert np.array_equal(after["first.weight"], before["first.weight"][stay])
+    assert np.array_equal(after["first.bias"], before["first.bias"][stay])
+    assert np.array_equal(after["second.weight"], before["second.weight"][:, stay])
+    assert np.array_equal(after["second.bias"], before["second.bias"])
+
+
+def test_heads_are_scored_by_all_that_runs_through_them() -> None:
+    """The rows of a product are summed for each of its factors."""
+    model = Attention()
+    with torch.no_grad():
+        for part in (model.q, model.k, model.v):
+            part.weight[4:8] *= 0.01
+            part.bias[4:8] *= 0.01
+    before = arrays(model)
+    after = arrays(prune(model, PruneChannels({"v": 0.25}, round_to=1), words()).module)
+    heads = before["v.weight"].reshape(4, 4, 16)[[0, 2, 3]]
+    squares = np.square(before["v.weight"]).reshape(4, 4, 16).sum((0, 2))
+    squares = squares + np.square(before["v.bias"]).reshape(4, 4).sum(0)
+    squares = squares + np.square(before["out.weight"]).reshape(16, 4, 4).sum((0, 1))
+    widths = np.sort(np.argsort(-squares)[:3])
+    assert np.array_equal(after["v.weight"], heads[:, widths].reshape(9, 16))
+    assert after["out.weight"].shape == (16, 9)
+    assert after["q.weight"].shape == after["k.weight"].shape == (12, 16)
+
+
+def kept_rows(after: Array, before: Array) -> list[int]:
+    """Which rows of a matrix are left, in order."""
+    return [int(np.flatnonzero((before == row).all(1))[0]) for row in after]
+
+
+def test_random_importance_depends_on_the_seed_alone() -> None:
+    def rows(model: nn.Module, seed: int) -> list[int]:
+        result = prune(model, PruneChannels(importance="random"), seed=seed)
+        return kept_rows(arrays(result.module)["first.weight"], arrays(model)["first.weight"])
+
+    first, second = TwoLayers(), TwoLayers()
+    assert rows(first, 0) == rows(first, 0) == rows(second, 0)
+    assert rows(first, 0) == sorted(rows(first, 0))
+    assert len({tuple(rows(first, seed)) for seed in range(5)}) > 1
+
+
+# --- what must not change ----------------------------------------------------------------------------------
+
+
+def test_a_pruned_network_is_the_network_with_channels_zeroed() -> None:
+    """By hand: zero what leaves the stem, the block's inside, and all that reads or norms it."""
+    model = conv_net()
+    result = prune(model, PruneChannels(), IMAGES)
+    before, after = arrays(model), arrays(result.module)
+    reference = copy.deepcopy(model)
+    for conv, norm in (("stem.0", "stem.1"), ("block.0", "block.1")):
+        stay = [int(np.flatnonzero(before[f"{norm}.running_mean"] == x)[0]) for x in after[f"{norm}.running_mean"]]
+        gone = sorted(set(range(len(before[f"{conv}.bias"]))) - set(stay))
+        assert len(gone) == len(stay)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            assert np.array_equal(after[f"{norm}.{name}"], before[f"{norm}.{name}"][stay])
+        assert np.array_equal(after[f"{conv}.bias"], before[f"{conv}.bias"][stay])
+        with torch.no_grad():
+            for name in ("weight", "bias"):
+                reference.get_parameter(f"{norm}.{name}")[gone] = 0
+                if conv == "stem.0":  # the residual stream, which the block adds to
+                    reference.get_parameter(f"block.4.{name}")[gone] = 0
+    torch.testing.assert_close(result.module(IMAGES), reference(IMAGES), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(result.module(IMAGES), model(IMAGES), rtol=1e-2)
+
+
+def test_the_users_model_is_untouched() -> None:
+    model = conv_net().train()
+    with assert_untouched(model):
+        lobo_fx.compile(model, [PruneChannels()], example_inputs=IMAGES, progress=False)
+    assert model.stem[0].weight.shape == (16, 3, 3, 3)
+
+
+def test_parameters_keep_their_names() -> None:
+    model = conv_net()
+    result = prune(model, PruneChannels(), IMAGES)
+    assert list(result.module.state_dict()) == list(model.state_dict())
+    names = [name for name, _ in model.named_parameters()]
+    assert sorted(name for name, _ in result.module.named_parameters()) == sorted(names)
+
+
+def test_the_batch_stays_free() -> None:
+    result = prune(conv_net(), PruneChannels(), IMAGES)
+    rows = torch.randn(7, 3, 8, 8)
+    found = result.module(rows)
+    assert found.shape == (7, 5)
+    torch.testing.assert_close(found[3:4], result.module(rows[3:4]))
+    assert result.original is not None
+    assert not isinstance(result.program.signature.inputs[0].shape[0], int)  # type: ignore[union-attr]
+
+
+def test_tied_weights_stay_tied() -> None:
+    result = prune(Attention(tied=True).eval(), PruneChannels(), words())
+    assert result.module.get_parameter("head.weight") is result.module.get_parameter("embedding.weight")
+    assert result.module.get_parameter("head.weight").shape == (11, 8)
+
+
+def test_the_attention_scale_stays_that_of_the_original_width() -> None:
+    result = prune(Attention().eval(), PruneChannels(0.5, round_to=1), words())
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    (node,) = result.program.graph.find_nodes(op="call_function", target=attention)
+    assert node.kwargs["scale"] == pytest.approx(1 / math.sqrt(4))
+    assert node.args[0].meta["val"].shape[-1] == 2
+
+
+def test_a_pruned_module_trains() -> None:
+    module = prune(conv_net(), PruneChannels(), IMAGES).module.train()
+    optimizer = torch.optim.SGD(module.parameters(), 0.05)
+    losses = []
+    for _ in range(20):
+        loss = F.cross_entropy(module(IMAGES), torch.tensor([1, 3]))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- with the rest of the compiler -------------------------------------------------------------------------
+
+
+def onnx_outputs(path: Path, x: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    return torch.from_numpy(np.asarray(found))
+
+
+@pytest.mark.parametrize("kind", ["images", "words"])
+def test_the_exported_file_agrees(kind: str, tmp_path: Path) -> None:
+    model: nn.Module = conv_net() if kind == "images" else Attention(tied=True).eval()
+    x, more = (IMAGES, torch.randn(3, 3, 8, 8)) if kind == "images" else (words(), words(3))
+    result = prune(model, PruneChannels(), x)
+    path = result.export(tmp_path / "model.onnx").path
+    for batch in (x, more):
+        torch.testing.assert_close(onnx_outputs(path, batch), result.module(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_result_loads(tmp_path: Path) -> None:
+    result = prune(conv_net(), PruneChannels(), IMAGES)
+    loaded = lobo_fx.load(result.save(tmp_path / "saved"))
+    more = torch.randn(3, 3, 8, 8)
+    assert torch.equal(loaded.module(more), result.module(more))
+    assert {k: v.shape for k, v in loaded.module.state_dict().items()} == {
+        k: v.shape for k, v in result.module.state_dict().items()
+    }
+
+
+def test_pruned_then_quantized(tmp_path: Path) -> None:
+    data = [torch.randn(4, 3, 8, 8) for _ in range(4)]
+    pruned = lobo_fx.compile(
+        conv_net(), [PruneChannels()], example_inputs=IMAGES, calibration_data=data, progress=False
+    )
+    result = lobo_fx.compile(
+        conv_net(), [PruneChannels(), QuantizeStatic()], example_inputs=IMAGES, calibration_data=data, progress=False
+    )
+    assert [row.parameters for row in result.report.rows][1] == pruned.report.rows[1].parameters
+    found = onnx_outputs(result.export(tmp_path / "model.onnx").path, data[0])
+    assert found.shape == (4, 5)
+    torch.testing.assert_close(found, result.module(data[0]), rtol=0.05, atol=0.05)
+
+
+def test_pruned_twice() -> None:
+    model = TwoLayers(64)
+    result = lobo_fx.compile(model, [PruneChannels(), PruneChannels()], example_inputs=ROWS, progress=False)
+    assert result.module.get_parameter("first.weight").shape == (16, 6)
+
+
+def test_a_recipe_names_it() -> None:
+    result = lobo_fx.compile(TwoLayers(), ["prune_channels"], example_inputs=ROWS, progress=False)
+    assert result.passes == [("prune_channels", {})]
+    assert result.module.get_parameter("first.weight").shape == (8, 6)
+
+
+def test_statistics_over_an_axis_are_reported() -> None:
+    """A layer norm runs over the width: removal is more than zeroing, and the twin without one is exact."""
+    normed = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.Linear(16, 5))
+    for model, expected in ((normed, True), (TwoLayers(), False)):
+        notes = prune(model, PruneChannels()).report.notes
+        assert any("removal is more than zeroing" in note for note in notes) == expected
+        assert any("layer_norm.default takes statistics over it" in note for note in notes) == expected
