@@ -74,6 +74,7 @@ class Outcome:
         seconds: in all.
         unknown: operators without a rule.
         locks: the reasons that keep the most parameters.
+        notes: what tracing left as it was.
         failure: the stage that failed and why.
     """
 
@@ -92,6 +93,7 @@ class Outcome:
     seconds: float | None = None
     unknown: dict[str, str] = dataclasses.field(default_factory=dict)
     locks: dict[str, float] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
     failure: str = ""
 
 
@@ -173,6 +175,7 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
     original = trace(model, inputs)
     outcome.traced = time.perf_counter() - start
     outcome.nodes, outcome.parameters = len(original.graph.nodes), count(original)
+    outcome.notes = original.notes
     expected = original.run()
     if not all(bool(tensor.isfinite().all()) for tensor in float_outputs(expected)):
         raise ValueError("the model gives NaN or infinity")

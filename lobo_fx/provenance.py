@@ -1,13 +1,16 @@
 """Where a node comes from, in the user's terms: module name, source line, and the pass that made it."""
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
 PASS_KEY = "lobo_fx_pass"
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
-_LIBRARY = re.compile(r"[/\\]torch[/\\](nn|_?export|fx|utils|_dynamo|functional|_tensor)|[/\\]lobo_fx[/\\]")
+_LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
 
 def module_name(node: fx.Node) -> str:
@@ -24,7 +27,7 @@ def source_line(node: fx.Node) -> str:
 
 def user_line(stack_trace: str) -> str:
     """The innermost frame of a formatted stack trace that is not torch's or ours, as `file.py:12: code`."""
-    frames = [match for match in _FRAME.finditer(stack_trace) if not _LIBRARY.search(match["file"])]
+    frames = [match for match in _FRAME.finditer(stack_trace) if not match["file"].startswith(_LIBRARIES)]
     return "{file}:{line}: {code}".format(**frames[-1].groupdict()) if frames else ""
 
 

@@ -27,6 +27,8 @@ def resolve(passes: PassSpec | Iterable[PassSpec]) -> list[Pass]:
     """
     if isinstance(passes, (str, Path, Pass, type)):
         passes = [passes]
+    if not isinstance(passes, Iterable):
+        raise InvalidInput(f"passes is a {type(passes).__name__}; expected a list of passes, names or recipes")
     chosen: list[Pass] = []
     for entry in passes:
         if isinstance(entry, Pass):
@@ -45,7 +47,10 @@ def _named(name: str) -> list[Pass]:
         path = Path(name)
         if not path.is_file():
             raise InvalidInput(f"no recipe file {name}")
-        return read_recipe(path.read_text(encoding="utf-8"), name)
+        try:
+            return read_recipe(path.read_text(encoding="utf-8"), name)
+        except UnicodeDecodeError:
+            raise InvalidInput(f"{name} is no text file") from None
     if name in builtin_recipes():
         return read_recipe((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
     return [build(PASSES.get(name), {})]
@@ -85,6 +90,8 @@ def read_recipe(text: str, source: str) -> list[Pass]:
     if not isinstance(root, yaml.MappingNode):
         raise InvalidInput(f"{source}:1: a recipe is a mapping with the key 'passes'")
     found: list[Pass] = []
+    if len(root.value) > 1 and root.value[1][0].value == "passes":
+        raise InvalidInput(f"{source}:{_line(root.value[1][0])}: 'passes' is given twice")
     for key, value in root.value:
         if key.value != "passes":
             raise InvalidInput(f"{source}:{_line(key)}: unknown key '{key.value}'; a recipe has one key, 'passes'")
@@ -104,8 +111,16 @@ def _read_pass(node: yaml.Node, source: str) -> Pass:
         name, body = node.value[0]
         if not isinstance(body, yaml.MappingNode):
             raise InvalidInput(f"{source}:{_line(body)}: settings must be 'name: value' pairs")
-        settings = _value(body)
-        lines = {key.value: _line(key) for key, _ in body.value}
+        for key, _ in body.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+                raise InvalidInput(f"{source}:{_line(key)}: the name of a setting must be text")
+            if key.value in lines:
+                raise InvalidInput(f"{source}:{_line(key)}: '{key.value}' is set twice")
+            lines[key.value] = _line(key)
+        try:
+            settings = _value(body)
+        except yaml.YAMLError as error:
+            raise InvalidInput(f"{source}:{_line(body)}: {getattr(error, 'problem', error)}") from None
     if not isinstance(name, yaml.ScalarNode):
         raise InvalidInput(f"{source}:{_line(node)}: a pass is a name, or 'name: {{setting: value}}'")
     try:

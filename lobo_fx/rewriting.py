@@ -140,4 +140,6 @@ def drop_unused(program: Program, names: Iterable[str]) -> None:
         if name in read:
             continue  # shared with a node that was left alone
         path, _, leaf = name.rpartition(".")
-        delattr(program.module.get_submodule(path), leaf)
+        owner = program.module.get_submodule(path)
+        if hasattr(owner, leaf):
+            delattr(owner, leaf)

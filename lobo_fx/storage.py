@@ -7,6 +7,7 @@ therefore read by `inspect_pt2` first and refused unless it holds data only.
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import re
@@ -165,10 +166,10 @@ def inspect_pt2(path: Path) -> None:
                     if key == "use_pickle" and value:
                         raise InvalidInput(f"{path} holds pickled tensors ({name}); refused")
             if name.endswith("models/model.json"):
-                text = archive.read(name).decode()
-                if any(word in text for word in _IMPORTING):
+                model = json.loads(archive.read(name))
+                if any(key.startswith(_IMPORTING) for key, _ in _items(model)):
                     raise InvalidInput(f"{path} has inputs or outputs whose type would import a module; refused")
-                _check_model(path, json.loads(text))
+                _check_model(path, model)
 
 
 def _check_sample_inputs(path: Path, data: bytes) -> None:
@@ -209,7 +210,10 @@ def _types(structure: pytree.TreeSpec) -> set[str]:
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    """All key–value pairs of nested JSON."""
+    """All key-value pairs of nested JSON, of JSON inside strings too."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
+        with contextlib.suppress(ValueError):
+            yield from _items(json.loads(value))
     if isinstance(value, dict):
         for key, entry in value.items():
             yield key, entry

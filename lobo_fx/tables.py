@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 def new_table(title: str, columns: list[str]) -> Table:
     """An empty table; the first column is text, the others are figures."""
-    from rich.markup import escape as escape_markup
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=escape_markup(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")
     return table
@@ -31,7 +31,16 @@ def to_markdown(table: Table) -> str:
 
 def escape(text: str) -> str:
     """Keeps names from being read as markdown or HTML."""
-    for old, new in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("*", "\\*"), ("`", "\\`")):
+    for old, new in (
+        ("\\", "\\\\"),
+        ("\n", " "),
+        ("[", "\\["),
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        ("|", "\\|"),
+        ("*", "\\*"),
+        ("`", "\\`"),
+    ):
         text = text.replace(old, new)
     return text
 
@@ -41,5 +50,5 @@ def render(table: Table, width: int = 180) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None).print(table)
+    Console(file=stream, width=width, color_system=None, markup=False, emoji=False, highlight=False).print(table)
     return stream.getvalue()

@@ -84,10 +84,19 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any) -> ExportedPr
             where = f" at {line}" if line else ""
             raise TraceError(
                 f"torch.export can't capture {type(model).__name__}{where}\n"
-                f"{type(error).__name__}: {reason}\n"
-                "Data-dependent Python control flow is the usual cause: see "
-                "https://pytorch.org/docs/stable/export.html#limitations-of-torch-export"
+                f"{type(error).__name__}: {reason}\n{_hint(error, inputs)}"
             ) from None
+
+
+def _hint(error: Exception, inputs: Inputs) -> str:
+    """What to look at: the control flow where a value decided it, the inputs otherwise."""
+    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error).lower():
+        return (
+            "The code depends on values, which a graph can't follow: use torch.where or torch.cond; see "
+            "https://pytorch.org/docs/stable/export.html#limitations-of-torch-export"
+        )
+    shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in inputs.tensors)
+    return f"Check that the example inputs are what the model takes: {shapes}"
 
 
 @contextlib.contextmanager

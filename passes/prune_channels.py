@@ -191,6 +191,8 @@ class PruneChannels(Pass):
 
     def _width(self, size: int, ratio: float) -> int:
         """How many positions of an axis stay."""
+        if not ratio:
+            return size
         stay = size * (1 - ratio)
         if size >= 2 * self.round_to:
             stay = max(self.round_to, self.round_to * math.floor(stay / self.round_to + 0.5))

@@ -75,13 +75,15 @@ class PruneWeights(Pass):
             score = SCORES[self.criterion](weight, generator)
             # what was removed before counts towards the share, and stays removed
             scores[name] = score.masked_fill(~known[name], -1.0) if name in known else score
-        for name, mask in self._masks(scores, context).items():
+        for name, mask in self._masks(scores, input_dims(program), context).items():
             mask_weight(program, name, mask)
         return program
 
-    def _masks(self, scores: dict[str, torch.Tensor], context: Context) -> dict[str, torch.Tensor]:
+    def _masks(
+        self, scores: dict[str, torch.Tensor], dims: dict[str, int], context: Context
+    ) -> dict[str, torch.Tensor]:
         if self.pattern is not None:
-            found = {name: _n_of_m(score, *_parse(self.pattern)) for name, score in scores.items()}
+            found = {name: _n_of_m(score, *_parse(self.pattern), dims[name]) for name, score in scores.items()}
             for name in [name for name, mask in found.items() if mask is None]:
                 context.note(f"'{name}' keeps its weights: its inputs don't divide into groups of {self.pattern}")
             return {name: mask for name, mask in found.items() if mask is not None}
@@ -122,15 +124,28 @@ def _lowest(score: torch.Tensor, amount: float) -> torch.Tensor:
     return removed.logical_not_().view_as(score)
 
 
-def _n_of_m(score: torch.Tensor, kept: int, group: int) -> torch.Tensor | None:
-    """Mask that keeps the `kept` highest of every `group` neighbours along dimension 1; None if they don't divide."""
-    moved = score.movedim(1, -1)
+def input_dims(program: Program) -> dict[str, int]:
+    """Which dimension of each weight runs over the inputs: 1 for convolutions and linear layers, else 0."""
+    found: dict[str, int] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target in _PRUNED:
+            given = arguments(node)
+            first = node.target in CONVOLUTIONS or node.target is aten.linear.default
+            for read in map(weight_node, [given.get("weight"), given.get("mat2"), given.get("other")]):
+                if read is not None:
+                    found.setdefault(str(read.target), 1 if first else -2 if "other" in given else 0)
+    return found
+
+
+def _n_of_m(score: torch.Tensor, kept: int, group: int, dim: int) -> torch.Tensor | None:
+    """Mask that keeps the `kept` highest of every `group` neighbours along `dim`; None if they don't divide."""
+    moved = score.movedim(dim, -1)
     if moved.shape[-1] % group:
         return None
     grouped = moved.reshape(-1, group)
     mask = torch.zeros_like(grouped, dtype=torch.bool)
     mask.scatter_(1, grouped.topk(kept, dim=1).indices, True)
-    return mask.view(moved.shape).movedim(-1, 1).contiguous()
+    return mask.view(moved.shape).movedim(-1, dim).contiguous()
 
 
 def _parse(pattern: object) -> tuple[int, int]:
