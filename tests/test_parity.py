@@ -94,7 +94,7 @@ def test_nan_only_where_pytorch_has_it() -> None:
     program = program_of(torch.tanh)
     found = arrays(program)
     found[0][0, 0, 0, 0] = math.nan
-    with pytest.raises(ExportError, match="NaN.* where PyTorch does not"):
+    with pytest.raises(ExportError, match=r"NaN.* where PyTorch does not"):
         check(program, found)
 
 
