@@ -167,7 +167,7 @@ def inspect_pt2(path: Path) -> None:
                         raise InvalidInput(f"{path} holds pickled tensors ({name}); refused")
             if name.endswith("models/model.json"):
                 model = json.loads(archive.read(name))
-                if any(key.startswith(_IMPORTING) for key, _ in _items(model)):
+                if any(key.startswith(_IMPORTING) for key, _ in _items(model, inside_strings=True)):
                     raise InvalidInput(f"{path} has inputs or outputs whose type would import a module; refused")
                 _check_model(path, model)
 
@@ -209,18 +209,18 @@ def _types(structure: pytree.TreeSpec) -> set[str]:
     return found.union(*(_types(child) for child in structure.children()))
 
 
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
-    """All key-value pairs of nested JSON, of JSON inside strings too."""
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
+def _items(value: Any, inside_strings: bool = False) -> Iterator[tuple[str, Any]]:
+    """All key-value pairs of nested JSON, if asked for of JSON inside strings too."""
+    if inside_strings and isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
         with contextlib.suppress(ValueError):
-            yield from _items(json.loads(value))
+            yield from _items(json.loads(value), inside_strings)
     if isinstance(value, dict):
         for key, entry in value.items():
             yield key, entry
-            yield from _items(entry)
+            yield from _items(entry, inside_strings)
     elif isinstance(value, list):
         for entry in value:
-            yield from _items(entry)
+            yield from _items(entry, inside_strings)
 
 
 def _first_line(error: Exception) -> str:
