@@ -138,8 +138,19 @@ def check_arity(model: nn.Module, inputs: Inputs) -> None:
 
 
 def positional_names(model: nn.Module, count: int) -> list[str]:
-    """Names of the first `count` parameters of the model's forward."""
-    return list(inspect.signature(model.forward).parameters)[:count]
+    """Names of the first `count` parameters of the model's forward; `*rest` for those that it gathers."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[:count]
+    names = [parameter.name for parameter in parameters]
+    gathered = [p.name for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL]
+    return [*names[: names.index(gathered[0])], f"*{gathered[0]}"] if gathered else names
+
+
+def in_order(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Keyword inputs in the order of the model's forward."""
+    known = list(inspect.signature(model.forward).parameters)
+    place = {name: index for index, name in enumerate(known)}
+    names = sorted(inputs.kwargs, key=lambda name: place.get(name, len(known)))
+    return Inputs(inputs.args, {name: inputs.kwargs[name] for name in names})
 
 
 def free_batch(inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Any]:
@@ -167,4 +178,8 @@ def free_batch(inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Any]:
 def dynamic_shapes_of(inputs: Inputs, names: Sequence[str], describe: Callable[[Any], Any]) -> Any:
     """A `torch.export` specification: what `describe` says of each leaf, nested as the inputs are."""
     args, kwargs = pytree.tree_map(describe, (inputs.args, dict(inputs.kwargs)))
+    if names and names[-1].startswith("*"):
+        *names, rest = names
+        args, gathered = args[: len(names)], {rest[1:]: tuple(args[len(names) :])}
+        return dict(zip(names, args, strict=True)) | gathered | kwargs
     return dict(zip(names, args, strict=True)) | kwargs if kwargs else args

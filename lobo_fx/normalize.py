@@ -38,21 +38,25 @@ def normalize(module: ProgramModule) -> list[str]:
     Returns:
         What had to be left as it was, one sentence each.
     """
-    inline_modes(module)
+    notes = inline_modes(module)
     drop_asserts(module.graph)
-    notes = remove_inplace(module)
+    notes += remove_inplace(module)
     drop_aliases(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     return notes
 
 
-def inline_modes(module: ProgramModule) -> None:
+def inline_modes(module: ProgramModule) -> list[str]:
     """Regions under a mode become plain nodes.
 
     Cases: (1) `with torch.no_grad():`; what leaves it stays cut off from gradients. (2) `with torch.autocast(...)`
     that is switched off, or for another device. One that is on stays: it decides the dtypes inside.
+
+    Returns:
+        A sentence for each write without gradients to a value that trains: its gradient is not eager's.
     """
+    notes: list[str] = []
     while wrappers := [node for node in module.graph.nodes if is_call(node, _SET_GRAD) or _idle_autocast(node)]:
         for node in wrappers:
             if node.target is _SET_GRAD:
@@ -60,9 +64,41 @@ def inline_modes(module: ProgramModule) -> None:
             else:
                 _, _, _, _, body_node, *operands = node.args
                 enabled = True
-            trained = any(getattr(n.meta.get("val"), "requires_grad", False) for n in node.all_input_nodes)
-            _inline(module, node, body_node, operands, detach=trained and not enabled)
+            detach = not enabled and any(_trains(n) for n in node.all_input_nodes)
+            if detach:
+                notes += _writes_without_gradient(module, body_node, operands)
+            _inline(module, node, body_node, operands, detach=detach)
     module.delete_all_unused_submodules()
+    return notes
+
+
+def _trains(node: fx.Node) -> bool:
+    """Whether `node` depends on something that requires a gradient."""
+    seen: set[fx.Node] = set()
+    ahead = [node]
+    while ahead:
+        source = ahead.pop()
+        if source in seen:
+            continue
+        seen.add(source)
+        if source.op in ("get_attr", "placeholder") and getattr(source.meta.get("val"), "requires_grad", False):
+            return True
+        ahead += source.all_input_nodes
+    return False
+
+
+def _writes_without_gradient(module: ProgramModule, body_node: fx.Node, operands: list[Any]) -> list[str]:
+    body = fetch(module, str(body_node.target))
+    inside = [n for n in body.graph.nodes if n.op == "placeholder"]
+    outer = dict(zip(inside, operands, strict=True))
+    notes = []
+    for inner in body.graph.nodes:
+        base = inner.args[0] if is_inplace(inner) and inner.args else None
+        while isinstance(base, fx.Node) and base.op == "call_function" and base.args:
+            base = base.args[0]
+        if isinstance(base, fx.Node) and base in outer and _trains(outer[base]):
+            notes.append(f"{describe(inner)} writes where gradients are off: in training its gradient is lost")
+    return notes
 
 
 def _idle_autocast(node: fx.Node) -> bool:
@@ -101,10 +137,17 @@ def drop_asserts(graph: fx.Graph) -> None:
 
 def drop_aliases(graph: fx.Graph) -> None:
     """Removes nodes that only rename a value."""
+    writes = any(is_inplace(node) and not _saves_buffer(node) for node in graph.nodes)
     for node in list(graph.nodes):
-        if is_call(node, *_ALIASES):
+        if writes and is_call(node, aten.lift_fresh_copy.default):
+            node.target = aten.clone.default  # what is written to must not be the constant itself
+        elif is_call(node, *_ALIASES):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _saves_buffer(node: fx.Node) -> bool:
+    return is_call(node, aten.copy_.default) and isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
 
 
 # --- writes in place -------------------------------------------------------------------------------------
@@ -176,9 +219,10 @@ def remove_inplace(module: ProgramModule) -> list[str]:
     propagate(module, lambda node, value: storages.__setitem__(node, storage_of(value)))
     order = {node: position for position, node in enumerate(module.graph.nodes)}
     owners: set[fx.Node] = set()
+    saved: dict[fx.Node, fx.Node] = {}
     notes = []
     for node in [node for node in module.graph.nodes if is_inplace(node)]:
-        if not _Write(module.graph, node, storages, order, owners).replace():
+        if not _Write(module.graph, node, storages, order, owners, saved).replace():
             notes.append(f"{describe(node)} writes in place in a way that can't be removed; left as it is")
     return notes
 
@@ -196,7 +240,9 @@ class _Write:
         storages: dict[fx.Node, object],
         order: dict[fx.Node, int],
         owners: set[fx.Node],
+        saved: dict[fx.Node, fx.Node],
     ) -> None:
+        self.saved = saved  # by buffer, the node that keeps its last value
         self.graph, self.node, self.storages, self.order, self.owners = graph, node, storages, order, owners
         self.refreshed: dict[fx.Node, fx.Node] = {}
 
@@ -208,7 +254,10 @@ class _Write:
         self.memory = self.storages[written]
         stale = [n for n in self.order if self._shares(n) and n not in (written, node) and self._readers(n)]
         chain = self._chain(written)
-        if stale or chain[-1].op == "get_attr":
+        self.buffer = next((n for n in self.order if n.op == "get_attr" and self.storages.get(n) == self.memory), None)
+        if self.buffer is not None and chain[-1] is not self.buffer and chain[-1] not in self.owners:
+            return False
+        if stale or self.buffer is not None:
             needed = {ancestor for n in stale for ancestor in self._chain(n)[:-1]}
             if any(n.target not in _INVERSES for n in chain[:-1]) or any(self._parent(n) is None for n in needed):
                 return False
@@ -217,8 +266,8 @@ class _Write:
         with self.graph.inserting_after(node):
             value = self._insert(target, node.args, node.kwargs)
         value.meta["val"] = written.meta["val"]
-        value = self._keep_dtype(value, written)
-        if stale or chain[-1].op == "get_attr":
+        value = self._keep_dtype(value, written, target)
+        if stale or self.buffer is not None:
             value = self._scatter(chain, value, stale)
         else:
             self._own(value)
@@ -258,12 +307,13 @@ class _Write:
         self.order[new] = self.order[self.node]
         return new
 
-    def _keep_dtype(self, value: fx.Node, written: fx.Node) -> fx.Node:
+    def _keep_dtype(self, value: fx.Node, written: fx.Node, target: Any) -> fx.Node:
         """A write keeps the dtype of what it writes to; the functional form may promote it."""
         old = written.meta["val"].dtype
-        operands = [n.meta["val"] for n in self.node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-        if all(operand.dtype == old for operand in operands):
-            return value
+        args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), lambda n: n.meta["val"])
+        with written.meta["val"].fake_mode:
+            if target(*args, **kwargs).dtype == old:
+                return value
         with self.graph.inserting_after(value):
             cast = self._insert(aten.to.dtype, (value, old))
         cast.meta["val"] = written.meta["val"]
@@ -284,9 +334,12 @@ class _Write:
             self._refresh(node)
         for node in stale:
             self._redirect(node, self.refreshed[node])
-        if owner.op == "get_attr":
+        if self.buffer is not None:
+            if (last := self.saved.pop(self.buffer, None)) is not None:
+                self.graph.erase_node(last)
+                self.order.pop(last)
             with self.graph.inserting_before(self.graph.output_node()):
-                self._insert(aten.copy_.default, (owner, point))
+                self.saved[self.buffer] = self._insert(aten.copy_.default, (self.buffer, point))
         return self.refreshed[chain[0]]
 
     def _refresh(self, node: fx.Node) -> fx.Node:
@@ -310,6 +363,8 @@ def _functional(node: fx.Node) -> Any:
     """The overload that computes what `node` writes: `relu_` → `relu`, `__ior__` → `__or__`."""
     assert isinstance(node.target, torch._ops.OpOverload)
     schema = node.target._schema
+    if torch.Tag.inplace_view in node.target.tags and node.target is not aten.detach_.default:
+        return None  # it changes the shape of what it writes to, not its values
     written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     namespace, _, name = schema.name.partition("::")
     functional = name.replace("__i", "__", 1) if name.startswith("__i") else name.removesuffix("_")

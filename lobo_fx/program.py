@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.inputs import Inputs
-from lobo_fx.operators import arguments, set_argument, training_flag
+from lobo_fx.operators import arguments, is_inplace, set_argument, training_flag
 from lobo_fx.quiet import quiet
 from lobo_fx.shapes import Dimension, TensorSpec, dimension_names, output_values, tensor_specs
 
@@ -33,6 +33,8 @@ class Signature:
         inputs: a specification for each flattened input, None for one that is no tensor.
         outputs: likewise for each flattened output.
         structure: how the outputs nest (tuple, dict, `ModelOutput`, ...).
+        nesting: how positional and keyword inputs nest.
+        constants: for each flattened input that is no tensor, the value it was traced with.
     """
 
     names: tuple[str, ...]
@@ -40,6 +42,8 @@ class Signature:
     inputs: tuple[TensorSpec | None, ...]
     outputs: tuple[TensorSpec | None, ...]
     structure: pytree.TreeSpec
+    nesting: pytree.TreeSpec
+    constants: tuple[Any, ...]
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
         """Arranges a call's inputs as they were traced, whether passed by position or by name.
@@ -80,12 +84,16 @@ class Signature:
         raise InvalidInput(f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or a dict")
 
     def _check(self, inputs: Inputs) -> None:
-        leaves = inputs.leaves
-        if len(leaves) != len(self.inputs):
-            raise InvalidInput(f"{len(leaves)} tensors given, the program takes {len(self.inputs)}: {self}")
+        leaves, nesting = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        if nesting != self.nesting:
+            raise InvalidInput(f"the inputs nest as {nesting}, the program was traced with {self.nesting}: {self}")
         free: dict[str, int] = {}
-        for leaf, spec in zip(leaves, self.inputs, strict=True):
+        for leaf, spec, constant in zip(leaves, self.inputs, self.constants, strict=True):
             if spec is None:
+                if leaf != constant:
+                    raise InvalidInput(
+                        f"{leaf!r} given where {constant!r} was traced as a constant; inputs: {', '.join(self.names)}"
+                    )
                 continue
             if not isinstance(leaf, torch.Tensor):
                 raise InvalidInput(f"input '{spec.name}' is a {type(leaf).__name__}, expected {spec}")
@@ -229,8 +237,19 @@ class Program:
     def run(self, inputs: Inputs | None = None) -> Any:
         """Calls the module in inference mode (eval, no gradients) on `inputs` (default: the examples)."""
         inputs = self.example_inputs if inputs is None else inputs
-        with torch.no_grad(), self.inference():
+        with torch.no_grad(), self.inference(), self._kept_buffers():
             return self.module(*inputs.args, **inputs.kwargs)
+
+    @contextlib.contextmanager
+    def _kept_buffers(self) -> Iterator[None]:
+        """Gives buffers that the graph writes to their values back."""
+        buffers = list(self.module.buffers()) if any(map(is_inplace, self.graph.nodes)) else []
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        finally:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
@@ -268,6 +287,8 @@ def signature_of(module: fx.GraphModule) -> Signature:
         inputs=tensor_specs([n.name for n in placeholders], [n.meta.get("val") for n in placeholders], symbols),
         outputs=tensor_specs(_output_names(structure, len(outputs)), outputs, symbols),
         structure=structure,
+        nesting=info.in_spec,
+        constants=tuple(None if isinstance(v, torch.Tensor) else v for v in (n.meta.get("val") for n in placeholders)),
     )
 
 

@@ -53,7 +53,13 @@ def _named(name: str) -> list[Pass]:
             raise InvalidInput(f"{name} is no text file") from None
     if name in builtin_recipes():
         return read_recipe((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
-    return [build(PASSES.get(name), {})]
+    try:
+        return [build(PASSES.get(name), {})]
+    except InvalidInput:
+        near = difflib.get_close_matches(name, builtin_recipes(), n=1)
+        if not near:
+            raise
+        raise InvalidInput(f"no pass or recipe is called '{name}'; did you mean {near[0]}?") from None
 
 
 def _folder() -> Any:

@@ -79,8 +79,11 @@ def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:
         The matches that the rule turned down.
     """
     graph, rejected = program.graph, []
+    live = set(graph.nodes)
     for root in list(graph.nodes):
         match = Match(root)
+        if root not in live:
+            continue
         if root.op != "call_function" or not _matches(pattern, root, match, is_root=True):
             continue
         known = set(graph.nodes)
@@ -94,9 +97,21 @@ def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:
                 inherit(node, root)
         if outcome is not root:
             root.replace_all_uses_with(outcome, delete_user_cb=lambda user, kept=outcome: user is not kept)
+            _erase_dead(graph, root)
+            live = set(graph.nodes)
     graph.eliminate_dead_code()
     program.module.recompile()
     return rejected
+
+
+def _erase_dead(graph: fx.Graph, node: fx.Node) -> None:
+    """Removes a node without users, and what only it read: dead users must not stop the next match."""
+    if node.users or node.op == "placeholder":
+        return
+    sources = node.all_input_nodes
+    graph.erase_node(node)
+    for source in sources:
+        _erase_dead(graph, source)
 
 
 def _matches(pattern: Op, node: object, match: Match, is_root: bool = False) -> bool:

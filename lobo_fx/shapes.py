@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
+from lobo_fx.operators import arguments, is_call
+
 Dimension = int | str
 
 
@@ -53,6 +55,8 @@ class _FakeInterpreter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         try:
             value = super().run_node(n)
+            if is_call(n, torch.ops.aten.dropout.default) and not arguments(n)["train"]:
+                value = self.map_nodes_to_values(n.args[0], n)  # the operator gives its input; its Python form a copy
         except Exception as error:
             raise PropagationError(n, str(error).split("\n\n")[0]) from error
         n.meta["val"] = value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import io
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -15,12 +17,14 @@ from torch.export import ExportedProgram
 
 from lobo_fx.errors import InvalidInput, TraceError
 from lobo_fx.inputs import (
+    HOW_TO_PASS,
     DynamicShapes,
     Inputs,
     as_inputs,
     check_arity,
     find_inputs,
     free_batch,
+    in_order,
     positional_names,
 )
 from lobo_fx.normalize import normalize
@@ -56,11 +60,12 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
         raise InvalidInput(f"model is a {type(model).__name__}; expected an nn.Module, an ExportedProgram or a path")
     inputs = find_inputs(model) if example_inputs is None else as_inputs(example_inputs)
     check_arity(model, inputs)
+    inputs = in_order(model, inputs)
     if dynamic_shapes != "batch":
         return _program(_export(model, inputs, dynamic_shapes), inputs)
     batched, specification = free_batch(inputs, positional_names(model, len(inputs.args)))
     try:
-        program = _program(_export(model, batched, specification), inputs)
+        program = _program(_export(model, batched, specification, doubled=batched is not inputs), inputs)
         if any(has_free_dimension(n.meta.get("val")) for n in program.graph.find_nodes(op="placeholder")):
             return program
         reason = "the model's code depends on it"
@@ -71,20 +76,35 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
     return program
 
 
-def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any) -> ExportedProgram:
+def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False) -> ExportedProgram:
     """Runs `torch.export` in inference mode and says what went wrong in the user's terms."""
-    with _inference_mode(model), quiet():
+    with _inference_mode(model), quiet(), contextlib.redirect_stderr(io.StringIO()):
         try:
             return torch.export.export(
                 model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False
             )
         except Exception as error:
+            if not doubled:
+                _check_runs(model, inputs)
             line = user_line("".join(traceback.format_tb(error.__traceback__)))
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             where = f" at {line}" if line else ""
             raise TraceError(
                 f"torch.export can't capture {type(model).__name__}{where}\n"
                 f"{type(error).__name__}: {reason}\n{_hint(error, inputs)}"
+            ) from None
+
+
+def _check_runs(model: nn.Module, inputs: Inputs) -> None:
+    """Refuses inputs that the model itself refuses."""
+    trial = copy.deepcopy(model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            trial(*inputs.args, **inputs.kwargs)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InvalidInput(
+                f"{type(model).__name__} refuses these example_inputs: {reason}. {HOW_TO_PASS}"
             ) from None
 
 
@@ -104,9 +124,15 @@ def _inference_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while; every submodule's own mode comes back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    config: Any = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    if cached:
+        config.use_cache = False  # past keys and values are no part of one call
     try:
         yield
     finally:
+        if cached:
+            config.use_cache = cached
         for module, training in modes.items():
             module.training = training
 
