@@ -1127,6 +1127,17 @@ def sum_over_channels_of_sigmoids() -> Net:
 
 
 @case(inexact=[8])
+def sum_over_channels_of_a_value_that_borrows_their_shape() -> Net:
+    return Net(
+        lambda m, x: m.b(m.a(x)) * m.c(x).expand_as(m.a(x)).sum(1, keepdim=True),
+        images(),
+        a=nn.Conv2d(3, 8, 1),
+        b=nn.Conv2d(8, 5, 1),
+        c=nn.Conv2d(3, 1, 1),
+    )
+
+
+@case(inexact=[8])
 def mean_over_channels() -> Net:
     return Net(lambda m, x: m.a(x).mean(1), images(), a=nn.Conv2d(3, 8, 1))
 

@@ -55,6 +55,10 @@ _SINGULAR = dict.fromkeys(_QUOTIENTS, "other") | dict.fromkeys(
     [aten.reciprocal.default, aten.rsqrt.default, aten.log.default, aten.log2.default, aten.log10.default], "self"
 )
 _PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
+# The other tensor lends its shape or dtype, not its values.
+_BORROWING = frozenset(
+    {aten.expand_as.default, aten.type_as.default, aten.to.other, aten.view_as.default, aten.reshape_as.default}
+)
 
 
 def mark_inexact_zeros(graph: fx.Graph, values: Mapping[fx.Node, Any], sums: list[Sum]) -> None:
@@ -118,9 +122,10 @@ def _zeros(node: fx.Node, zeros: Zeros, carried: Zeros) -> Leaves:
 def _moved(node: fx.Node, zeros: Zeros, carried: Zeros) -> Leaves:
     """Views, cuts, joins, products: zero wherever every tensor that the leaf runs through is."""
     found: set[Axis] = set()
-    for source in node.all_input_nodes:
+    sources = [arguments(node)["self"]] if node.target in _BORROWING else node.all_input_nodes
+    for source in sources:
         found |= zeros[source]
-    for source in node.all_input_nodes:
+    for source in sources:
         found -= carried[source] - zeros[source]
     return frozenset(found)
 
