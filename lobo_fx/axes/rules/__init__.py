@@ -1,0 +1,19 @@
+"""The table of axis rules, one file a family. Each rule's docstring is its algebra."""
+
+from lobo_fx.axes.rules import (  # noqa: F401  each fills the table
+    attention,
+    contractions,
+    convolutions,
+    creation,
+    cutting,
+    indexing,
+    joining,
+    norms,
+    ordering,
+    pointwise,
+    recurrent,
+    reductions,
+    repeating,
+    spatial,
+    views,
+)

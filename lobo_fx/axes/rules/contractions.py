@@ -1,0 +1,93 @@
+"""Matrix products of every kind: sums of products over an axis that operands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lobo_fx.axes.algebra import Axis, AxisError
+from lobo_fx.axes.inference import Axes, Call, axis_rule
+from lobo_fx.operators import aten
+
+
+def contraction(signature: str, *names: str) -> Callable[[Call], Axes]:
+    """A rule from a signature such as "m k, k n -> m n": equal letters are one axis, `...` is broadcast."""
+    left, right = signature.split("->")
+    inputs = [term.split() for term in left.split(",")]
+    output = right.split()
+
+    def rule(call: Call) -> Axes:
+        letters: dict[str, Axis] = {}
+        rest: list[Axes] = []
+        for name, letter_names in zip(names, inputs, strict=True):
+            if not call.has(name):
+                continue
+            axes = call.axes(name)
+            count = len(letter_names) - ("..." in letter_names)
+            if "..." in letter_names:
+                rest.append(axes[: len(axes) - count])
+            for letter, axis in zip(letter_names[len(letter_names) - count :], axes[len(axes) - count :], strict=True):
+                letters[letter] = call.unify(letters[letter], axis) if letter in letters else axis
+        batch = call.inference.broadcast(call.node, rest) if rest else ()
+        operands = [call.given[name] for name, term in zip(names, inputs, strict=True) if len(term) > 1]
+        for letter, axis in letters.items():
+            if letter not in output:
+                call.sums(axis, *operands)
+        return (*batch, *(letters[letter] for letter in output if letter != "..."))
+
+    rule.__doc__ = signature
+    return rule
+
+
+axis_rule(aten.linear.default)(contraction("... k, n k, n -> ... n", "input", "weight", "bias"))
+axis_rule(aten.mm.default)(contraction("m k, k n -> m n", "self", "mat2"))
+axis_rule(aten.bmm.default)(contraction("b m k, b k n -> b m n", "self", "mat2"))
+axis_rule(aten.dot.default)(contraction("k, k ->", "self", "tensor"))
+axis_rule(aten.mv.default)(contraction("m k, k -> m", "self", "vec"))
+axis_rule(aten.outer.default)(contraction("m, n -> m n", "self", "vec2"))
+
+
+@axis_rule(aten.addmm.default)
+def addmm(call: Call) -> Axes:
+    """Self + mat1 · mat2, self broadcast."""
+    result = contraction("m k, k n -> m n", "mat1", "mat2")(call)
+    return call.inference.broadcast(call.node, [result, call.axes("self")])
+
+
+@axis_rule(aten.baddbmm.default)
+def baddbmm(call: Call) -> Axes:
+    """Self + batch1 · batch2, self broadcast."""
+    result = contraction("b m k, b k n -> b m n", "batch1", "batch2")(call)
+    return call.inference.broadcast(call.node, [result, call.axes("self")])
+
+
+@axis_rule(aten.matmul.default)
+def matmul(call: Call) -> Axes:
+    """The last dimension of one with the last but one of the other; the rest is broadcast."""
+    a, b = call.axes("self"), call.axes("other")
+    call.sums(call.unify(a[-1], b[-2] if len(b) > 1 else b[0]), call.given["self"], call.given["other"])
+    if call.given["self"].op != "get_attr" and call.given["other"].op != "get_attr":
+        a[-1].mark("head_dim")
+        for axis in a[:-2]:
+            axis.mark("heads")
+    batch = call.inference.broadcast(call.node, [a[:-2], b[:-2]]) if len(a) > 2 or len(b) > 2 else ()
+    return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
+
+
+@axis_rule(aten.einsum.default)
+def einsum(call: Call) -> Axes:
+    """Equal letters are one axis; letters that the output lacks are summed."""
+    equation = call.given["equation"].replace(" ", "")
+    if "." in equation:
+        raise AxisError("an ellipsis in einsum is not understood")
+    left, _, right = equation.partition("->")
+    letters: dict[str, Axis] = {}
+    for term, tensor in zip(left.split(","), call.given["tensors"], strict=True):
+        for letter, axis in zip(term, call.inference.of(tensor), strict=True):
+            letters[letter] = call.unify(letters[letter], axis) if letter in letters else axis
+    if "->" not in equation:
+        joined = left.replace(",", "")
+        right = "".join(sorted(letter for letter in set(joined) if joined.count(letter) == 1))
+    for letter, axis in letters.items():
+        if letter not in right:
+            call.sums(axis, *call.given["tensors"])
+    return tuple(letters[letter] for letter in right)

@@ -1,0 +1,60 @@
+"""Convolutions: channels are contracted, space is locked."""
+
+from __future__ import annotations
+
+from lobo_fx.axes.algebra import Axis, product
+from lobo_fx.axes.inference import Axes, Call, axis_rule
+from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+
+
+@axis_rule(*CONVOLUTIONS)
+def convolution(call: Call) -> Axes:
+    """x[n (g·i) …], w[(g·o) i …] → [n (g·o) …]."""
+    x, weight, groups = call.axes("input"), call.axes("weight"), call.given["groups"]
+    batched = len(x) == len(weight)
+    channels = x[1] if batched else x[0]
+    if groups == 1:
+        call.unify(channels, weight[1])
+    else:
+        group = call.fresh(groups)
+        group.mark("groups")
+        call.counts("groups", group)
+        call.unify(channels, product([group, weight[1]]))
+        outputs = weight[0].find().size
+        assert isinstance(outputs, int)
+        call.unify(weight[0], product([group, call.fresh(outputs // groups)]))
+    return _convolved(call, x, weight, weight[0], batched)
+
+
+@axis_rule(*TRANSPOSED_CONVOLUTIONS)
+def transposed_convolution(call: Call) -> Axes:
+    """x[n (g·i) …], w[(g·i) o …] → [n (g·o) …]."""
+    x, weight, groups = call.axes("input"), call.axes("weight"), call.given["groups"]
+    batched = len(x) == len(weight)
+    channels = call.unify(x[1] if batched else x[0], weight[0])
+    outputs = weight[1]
+    if groups > 1:
+        group = call.fresh(groups)
+        group.mark("groups")
+        call.counts("groups", group)
+        size = channels.find().size
+        assert isinstance(size, int)
+        call.unify(channels, product([group, call.fresh(size // groups)]))
+        outputs = product([group, weight[1]])
+    return _convolved(call, x, weight, outputs, batched)
+
+
+def _convolved(call: Call, x: Axes, weight: Axes, outputs: Axis, batched: bool) -> Axes:
+    """Space is locked, unless the kernel is 1 wide along it and leaves its size."""
+    reason = "it is a spatial dimension of a convolution"
+    first = 2 if batched else 1
+    spatial = list(x[first:])
+    for d, (kernel, size) in enumerate(zip(weight[2:], call.sizes()[first:], strict=True)):
+        kernel.lock(reason)
+        if kernel.find().size != 1 or spatial[d].find().size != size:
+            spatial[d].lock(reason)
+            spatial[d] = call.fixed(size, reason)
+    if call.has("bias"):
+        call.unify(outputs, call.axes("bias")[0])
+    outputs.mark("channels")
+    return (*(x[:1] if batched else ()), outputs, *spatial)

@@ -1,0 +1,118 @@
+"""Parts of a tensor, taken or replaced."""
+
+from __future__ import annotations
+
+from lobo_fx.axes.algebra import Axis, AxisError, concatenation, cut
+from lobo_fx.axes.inference import Axes, Call, axis_rule
+from lobo_fx.operators import aten
+
+
+@axis_rule(
+    *(aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default),
+    aten.tensor_split.sections,
+)
+def split(call: Call) -> list[Axes]:
+    """The given dimension is the concatenation of the pieces."""
+    return _pieces(call, call.given["dim"] % len(call.axes("self")))
+
+
+def _pieces(call: Call, dim: int) -> list[Axes]:
+    """The output's pieces along `dim`, by the sizes that they have."""
+    x = call.axes("self")
+    values = call.node.meta["val"]
+    sizes = [value.shape[dim] for value in values]
+    rest, pieces = x[dim], []
+    try:
+        for size in sizes[:-1]:
+            head, rest = cut(rest, size)
+            pieces.append(head)
+        pieces.append(rest)
+    except AxisError as error:
+        x[dim].lock(str(error))
+        pieces = [call.fixed(s if isinstance(s, int) else s.node.expr, str(error)) for s in sizes]
+    else:
+        call.counts("split_sizes", pieces)
+    return [(*x[:dim], piece, *x[dim + 1 :]) for piece in pieces]
+
+
+@axis_rule(aten.unbind.int)
+def unbind(call: Call) -> list[Axes]:
+    """The given dimension vanishes; its positions have meanings of their own."""
+    x = call.axes("self")
+    dim = call.given["dim"] % len(x)
+    x[dim].lock("it is taken apart position by position")
+    return [(*x[:dim], *x[dim + 1 :]) for _ in call.node.meta["val"]]
+
+
+_CONSTANTS = frozenset({aten.zeros_like.default, aten.ones_like.default, aten.full_like.default})
+
+
+@axis_rule(aten.select.int)
+def select(call: Call) -> Axes:
+    """One position of the given dimension; of a constant it is like any other."""
+    x = call.axes("self")
+    dim = call.given["dim"] % len(x)
+    if call.given["self"].target not in _CONSTANTS or call.given["index"] not in (0, -1):
+        x[dim].lock("one of its positions is selected")
+    return (*x[:dim], *x[dim + 1 :])
+
+
+@axis_rule(aten.slice.Tensor)
+def slice_(call: Call) -> Axes:
+    """A run of positions of the given dimension."""
+    x, sizes = list(call.axes("self")), call.sizes()
+    dim = call.given["dim"] % len(x)
+    size, axis = sizes[dim], x[dim]
+    if axis.find().size == size and call.given["step"] == 1:
+        return tuple(x)
+    whole, start = axis.find().size, call.given["start"] or 0
+    if call.given["step"] != 1 or not all(isinstance(number, int) for number in (whole, start, size)):
+        axis.lock("a part of it is taken by position")
+        x[dim] = call.fixed(size, "a part of another dimension, taken by position")
+        return tuple(x)
+    start = max(start + whole if start < 0 else start, 0)
+    head, piece = Axis(0), axis
+    try:
+        if start:
+            head, piece = cut(piece, start)
+        if piece.find().size != size:
+            piece = cut(piece, size)[0]
+        call.counts("start", head)
+        call.counts("end", concatenation([head, piece]))
+    except AxisError as error:
+        axis.lock(str(error))
+        piece = call.fixed(size, str(error))
+    x[dim] = piece
+    return tuple(x)
+
+
+@axis_rule(aten.slice_scatter.default)
+def slice_scatter(call: Call) -> Axes:
+    """A run of positions of one dimension is replaced; the others are the same in both tensors."""
+    x, source = call.axes("self"), call.axes("src")
+    dim = call.given["dim"] % len(x)
+    whole = x[dim].find().size == source[dim].find().size
+    if not whole:
+        call.inference.lock_all([x[dim], source[dim]], "a part of it is replaced by position")
+    return tuple(axis if d == dim and not whole else call.unify(axis, source[d]) for d, axis in enumerate(x))
+
+
+@axis_rule(aten.select_scatter.default)
+def select_scatter(call: Call) -> Axes:
+    """One position of one dimension is replaced; the others are the same in both tensors."""
+    x, source = list(call.axes("self")), iter(call.axes("src"))
+    dim = call.given["dim"] % len(x)
+    x[dim].lock("one of its positions is replaced")
+    return tuple(axis if d == dim else call.unify(axis, next(source)) for d, axis in enumerate(x))
+
+
+@axis_rule(aten.glu.default)
+def glu(call: Call) -> Axes:
+    """The first half times the sigmoid of the second."""
+    x = list(call.axes("self"))
+    dim = call.given["dim"] % len(x)
+    size = x[dim].find().size
+    assert isinstance(size, int)
+    head, tail = cut(x[dim], size // 2)
+    x[dim] = call.unify(head, tail)
+    return tuple(x)

@@ -1,0 +1,51 @@
+"""Element by element: every tensor argument is broadcast."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+
+from lobo_fx.axes.inference import Axes, Call, axis_rule, pointwise
+from lobo_fx.operators import aten
+
+# Element by element, though not tagged so, or with arguments that are no tensors.
+POINTWISE = (
+    *(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default),
+    *(aten.feature_alpha_dropout.default, aten.clone.default, aten.contiguous.default, aten.to.dtype),
+    *(aten.to.dtype_layout, aten.to.device, aten.detach.default),
+    *(aten.alias.default, aten.rrelu.default, aten.zeros_like.default, aten.ones_like.default),
+    *(aten.full_like.default, aten.empty_like.default, aten.relu6.default, aten._to_copy.default),
+    *(aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.ScalarOther, aten.where.ScalarSelf),
+    *(aten.where.Scalar, aten.hardswish.default, aten.hardsigmoid.default, aten.selu.default, aten.celu.default),
+    *(aten.mish.default, aten.softplus.default, aten.copy.default, aten.fill.Scalar, aten.fill.Tensor),
+    *(aten.square.default, aten.lift_fresh.default, aten.__and__.Tensor, aten.__or__.Tensor),
+    *(aten.true_divide.Tensor, aten.float_power.Tensor_Scalar, aten.floor_divide.default),
+    *(aten.expand_as.default, aten.nan_to_num.default, aten.log_sigmoid.default),
+)
+axis_rule(*POINTWISE)(pointwise)
+
+
+@axis_rule(aten.to.other, aten.type_as.default)
+def converted(call: Call) -> Axes:
+    """Only the dtype comes from the other tensor."""
+    return call.axes("self")
+
+
+@axis_rule(operator.getitem)
+def getitem(call: Call) -> Any:
+    """The axes of one of several results."""
+    source, index = call.node.args
+    assert isinstance(source, fx.Node)
+    assert isinstance(index, int)
+    return call.inference.values[source][index]
+
+
+@axis_rule(aten.prelu.default)
+def prelu(call: Call) -> Axes:
+    """A slope per channel (dimension 1), or one for all."""
+    x, weight = call.axes("self"), call.axes("weight")
+    if weight[0].find().size != 1:
+        call.unify(x[1], weight[0])
+    return x

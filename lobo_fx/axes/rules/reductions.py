@@ -1,0 +1,39 @@
+"""Reductions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lobo_fx.axes.inference import Call, axis_rule
+from lobo_fx.operators import aten
+
+_SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim}
+
+
+@axis_rule(
+    *(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default, aten.amax.default),
+    *(aten.amin.default, aten.var.dim, aten.var.correction, aten.std.dim, aten.std.correction),
+    *(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.logsumexp.default),
+    *(aten.max.dim, aten.min.dim, aten.var_mean.correction, aten.prod.dim_int, aten.any.dim, aten.all.dim),
+    *(aten.argmax.default, aten.argmin.default, aten.max.default, aten.min.default),
+)
+def reduction(call: Call) -> Any:
+    """Reduced dimensions vanish. A sum of zeros is zero; any other reduction is a statistic over the axis."""
+    x = call.axes("self")
+    dims = call.given.get("dim")
+    chosen = (
+        set(range(len(x))) if dims in (None, []) else {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
+    )
+    for dim in chosen:
+        if call.node.target in (aten.argmax.default, aten.argmin.default, aten.max.dim, aten.min.dim):
+            x[dim].lock(f"{call.node.target} gives positions along it")
+        elif call.node.target in _SUMS:
+            call.sums(x[dim], call.given["self"])
+        else:
+            x[dim].mark_inexact(f"{call.node.target} runs over it")
+    keep = call.given.get("keepdim", False)
+    axes = tuple(axis if d not in chosen else call.fresh(1) for d, axis in enumerate(x) if d not in chosen or keep)
+    value = call.node.meta["val"]
+    return axes if isinstance(value, torch.Tensor) else [axes for _ in value]

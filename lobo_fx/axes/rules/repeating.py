@@ -1,0 +1,47 @@
+"""Copies of the same elements."""
+
+from __future__ import annotations
+
+from lobo_fx.axes.algebra import Axis, AxisError, product, total
+from lobo_fx.axes.inference import Axes, Call, axis_rule
+from lobo_fx.operators import aten
+
+
+@axis_rule(aten.expand.default, aten.broadcast_to.default)
+def expand(call: Call) -> Axes:
+    """A dimension of size 1, or a new one, is repeated: a new axis, free until it meets another."""
+    x, sizes = call.axes("self"), call.sizes()
+    padded = (*(None for _ in range(len(sizes) - len(x))), *x)
+    outputs = tuple(
+        axis if axis is not None and axis.find().size == size else call.fresh(size)
+        for axis, size in zip(padded, sizes, strict=True)
+    )
+    call.counts("size", outputs)
+    return outputs
+
+
+@axis_rule(aten.repeat.default)
+def repeat(call: Call) -> Axes:
+    """[r0 r1 …] times: each dimension is repeats × axis."""
+    x, repeats = call.axes("self"), call.given["repeats"]
+    padded = (*(Axis(1) for _ in range(len(repeats) - len(x))), *x)
+    output = []
+    for axis, size in zip(padded, call.sizes(), strict=True):
+        if axis.find().size == size:
+            output.append(axis)
+        elif axis.find().size == 1:
+            output.append(call.fixed(size, "it counts repetitions"))
+        else:
+            times = total([size]) / axis.find().size if not isinstance(size, int) else size // axis.find().size
+            output.append(product([call.fixed(times, "it counts repetitions"), axis]))
+    return tuple(output)
+
+
+@axis_rule(aten.repeat_interleave.self_int)
+def repeat_interleave(call: Call) -> Axes:
+    """Each position `n` times: axis × repeats."""
+    x, dim = list(call.axes("self")), call.given["dim"]
+    if dim is None:
+        raise AxisError("repeat_interleave without a dimension is not understood")
+    x[dim] = product([x[dim], call.fixed(call.given["repeats"], "it counts repetitions")])
+    return tuple(x)

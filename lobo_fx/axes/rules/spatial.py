@@ -1,0 +1,107 @@
+"""Pooling, interpolation, padding and windows; channels that become space, and space that becomes channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.axes.algebra import product
+from lobo_fx.axes.inference import Axes, Call, axis_rule, sizes_of
+from lobo_fx.operators import aten
+
+
+@axis_rule(
+    *(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default),
+    *(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default),
+    *(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default),
+    *(aten.adaptive_avg_pool3d.default, aten.adaptive_max_pool2d.default),
+    *(aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec),
+    *(aten.upsample_nearest1d.vec, aten.upsample_linear1d.vec, aten.upsample_trilinear3d.vec),
+    *(aten.upsample_nearest3d.vec, aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default),
+    *(aten.upsample_bicubic2d.default, aten._upsample_bilinear2d_aa.default),
+    *(aten.max_pool2d_with_indices.default, aten.grid_sampler.default, aten.reflection_pad2d.default),
+    *(aten._upsample_bicubic2d_aa.default, aten._upsample_bicubic2d_aa.vec, aten._upsample_bilinear2d_aa.vec),
+)
+def spatial(call: Call) -> Any:
+    """Rows and channels stay; what follows is computed along space, unless the window is 1 wide there."""
+    source = call.given.get("self", call.given.get("input"))
+    assert isinstance(source, fx.Node)
+    x = call.inference.of(source)
+    value = call.node.meta["val"]
+    sizes = sizes_of(value if isinstance(value, torch.Tensor) else value[0])
+    rank = 1 if "1d" in str(call.node.target) else 3 if "3d" in str(call.node.target) else 2
+    output = list(x)
+    window = call.given.get("kernel_size") or ()
+    for d in range(len(x) - rank, len(x)):
+        along = window[(d - len(x)) % len(window)] if window else None
+        if along != 1 or x[d].find().size != sizes[d]:
+            x[d].lock(f"{call.node.target} runs over it")
+            output[d] = call.fixed(sizes[d], f"{call.node.target} runs over it")
+    return tuple(output) if isinstance(value, torch.Tensor) else [tuple(output) for _ in value]
+
+
+@axis_rule(aten.constant_pad_nd.default, aten.pad.default)
+def pad(call: Call) -> Axes:
+    """Padded dimensions are locked."""
+    x, sizes = list(call.axes("self")), call.sizes()
+    pads = call.given["pad"]
+    for index in range(len(pads) // 2):
+        if pads[2 * index : 2 * index + 2] != [0, 0]:
+            dim = len(x) - 1 - index
+            x[dim].lock("it is padded")
+            x[dim] = call.fixed(sizes[dim], "it is padded")
+    return tuple(x)
+
+
+@axis_rule(aten.pixel_shuffle.default)
+def pixel_shuffle(call: Call) -> Axes:
+    """[… (c·r·r) h w] → [… c (h·r) (w·r)]."""
+    *rest, channels, _, _ = call.axes("self")
+    factor = call.given["upscale_factor"]
+    sizes = call.sizes()
+    output = call.fresh(sizes[-3])
+    fixed = [call.fixed(factor, "it is a factor of pixel_shuffle") for _ in range(2)]
+    call.unify(channels, product([output, *fixed]))
+    return (*rest, output, *(call.fixed(size, "it is a spatial dimension") for size in sizes[-2:]))
+
+
+@axis_rule(aten.pixel_unshuffle.default)
+def pixel_unshuffle(call: Call) -> Axes:
+    """[… c (h·r) (w·r)] → [… (c·r·r) h w]."""
+    *rest, channels, _, _ = call.axes("self")
+    factor = call.given["downscale_factor"]
+    fixed = [call.fixed(factor, "it is a factor of pixel_unshuffle") for _ in range(2)]
+    tail = (call.fixed(size, "it is a spatial dimension") for size in call.sizes()[-2:])
+    return (*rest, product([channels, *fixed]), *tail)
+
+
+@axis_rule(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
+def channel_shuffle(call: Call) -> Axes:
+    """[n (g·c) …] → [n (c·g) …]."""
+    x, groups = list(call.axes("self")), call.given["groups"]
+    size = x[1].find().size
+    assert isinstance(size, int)
+    group, width = call.fresh(groups), call.fresh(size // groups)
+    call.unify(x[1], product([group, width]))
+    x[1] = product([width, group])
+    return tuple(x)
+
+
+@axis_rule(aten.unfold.default)
+def unfold(call: Call) -> Axes:
+    """Windows along one dimension: it counts them, and a new last dimension runs through each."""
+    x = list(call.axes("self"))
+    dim = call.given["dimension"] % len(x)
+    x[dim].lock("windows run over it")
+    x[dim] = call.fixed(call.sizes()[dim], "it counts windows")
+    return (*x, call.fixed(call.sizes()[-1], "it runs through a window"))
+
+
+@axis_rule(aten.im2col.default)
+def im2col(call: Call) -> Axes:
+    """[n c h w] → [n (c·k·k) l]."""
+    n, channels, *_ = call.axes("self")
+    kernel = [call.fixed(size, "it is a kernel dimension") for size in call.given["kernel_size"]]
+    return (n, product([channels, *kernel]), call.fixed(call.sizes()[-1], "it is a spatial dimension"))
