@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lobo_fx.artifact import Artifact, written_beside
-from lobo_fx.errors import ExportError
+from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx_graph import clean
 from lobo_fx.exporters.onnx_runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.parity import check_parity, is_quantized
@@ -26,13 +26,23 @@ from lobo_fx.reexport import exported_program, named_arrays, with_rows
 LARGEST_SINGLE_FILE = 2**31 - 2**20
 """Bytes that fit one protobuf file; weights past that go to a file beside it."""
 
+OLDEST_OPSET = 18
+"""What `torch.onnx` writes without converting down, which loses what older operators lack."""
+
+
+def newest_opset() -> int:
+    """The newest opset that the installed onnx knows."""
+    import onnx
+
+    return int(onnx.defs.onnx_opset_version())
+
 
 @dataclasses.dataclass(frozen=True)
 class OnnxExporter:
     """Writes ONNX for ONNX Runtime.
 
     Attributes:
-        opset: version of the standard operators; None takes `torch.onnx`'s default.
+        opset: version of the standard operators, at least 18; None takes `torch.onnx`'s default.
         translations: from operator overloads to onnxscript functions, for operators that `torch.onnx`
             does not know (its `custom_translation_table`).
         external_data: weights in a file beside the model; None decides by size (past 2 GB).
@@ -41,6 +51,11 @@ class OnnxExporter:
     opset: int | None = None
     translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None
     external_data: bool | None = None
+
+    def __post_init__(self) -> None:
+        newest = newest_opset()
+        if self.opset is not None and not (isinstance(self.opset, int) and OLDEST_OPSET <= self.opset <= newest):
+            raise InvalidInput(f"opset is {self.opset!r}; it must be from {OLDEST_OPSET} to {newest}")
 
     def export(self, program: Program, path: Path, metadata: Mapping[str, str]) -> Artifact:
         """Writes `path` (and `path` + ".data" where weights are stored apart).
@@ -52,6 +67,9 @@ class OnnxExporter:
         program = without_masks(program)
         with written_beside(path) as folder:
             model = self._translate(program)
+            opset = model.model.opset_imports[""]
+            if self.opset not in (None, opset):
+                raise ExportError(f"torch.onnx wrote opset {opset} where {self.opset} was asked for")
             clean(model.model)
             _describe(model.model, program, metadata)
             external = self._stored_apart(program)
@@ -61,7 +79,7 @@ class OnnxExporter:
             written = sorted(folder.iterdir())
             size = sum(file.stat().st_size for file in written)
         files = tuple(path.absolute().parent / file.name for file in written)
-        details["opset"] = model.model.opset_imports[""]
+        details["opset"] = opset
         return Artifact(path.absolute(), files, size, parity, details)
 
     def _translate(self, program: Program) -> Any:

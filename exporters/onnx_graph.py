@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 
 def clean(model: ir.Model) -> None:
     """Rewrites the model in place; its outputs stay the same."""
     fold_weight_transposes(model)
+    share_transposed(model)
     strip_metadata(model)
 
 
 def fold_weight_transposes(model: ir.Model) -> None:
     """`Transpose(DequantizeLinear(W))` becomes `DequantizeLinear(Wᵀ)`, the form that integer products take."""
     for node in list(model.graph):
-        if node.op_type != "Transpose":
+        if node.op_type != "Transpose" or node.outputs[0].is_graph_output():
             continue
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if source is None or source.op_type != "DequantizeLinear" or len(source.outputs[0].uses()) != 1:
+        if source is None or source.op_type != "DequantizeLinear" or not _only_read_here(source.outputs[0]):
             continue
         weight = source.inputs[0]
-        if weight is None or weight.const_value is None or len(weight.uses()) != 1:
+        if weight is None or weight.const_value is None or not _only_read_here(weight):
             continue
-        axes = node.attributes["perm"].as_ints()
+        rank = weight.const_value.numpy().ndim
+        axes = node.attributes["perm"].as_ints() if "perm" in node.attributes else list(reversed(range(rank)))
         turned = weight.const_value.numpy().transpose(axes).copy()
         weight.const_value = ir.tensor(turned, name=weight.name)
         weight.shape = ir.Shape(turned.shape)
@@ -31,6 +34,29 @@ def fold_weight_transposes(model: ir.Model) -> None:
         source.outputs[0].shape = node.outputs[0].shape
         node.outputs[0].replace_all_uses_with(source.outputs[0])
         model.graph.remove(node, safe=True)
+
+
+def share_transposed(model: ir.Model) -> None:
+    """A matrix that is stored twice, once transposed (a tied embedding), is stored once and transposed at load."""
+    matrices: dict[tuple[int, ...], list[ir.Value]] = {}
+    for value in list(model.graph.initializers.values()):
+        shape = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
+        if len(shape) != 2 or min(shape) < 2 or value.is_graph_output():
+            continue
+        for twin in matrices.get(shape[::-1], []):
+            if np.array_equal(value.const_value.numpy(), twin.const_value.numpy().T):
+                turned = ir.node("Transpose", [twin], {"perm": [1, 0]})
+                turned.outputs[0].dtype, turned.outputs[0].shape = value.dtype, value.shape
+                value.replace_all_uses_with(turned.outputs[0])
+                model.graph.insert_before(model.graph[0], turned)
+                del model.graph.initializers[value.name]
+                break
+        else:
+            matrices.setdefault(shape, []).append(value)
+
+
+def _only_read_here(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def strip_metadata(model: ir.Model) -> None:

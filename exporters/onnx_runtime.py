@@ -19,8 +19,7 @@ _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
+    **{f"tensor({name})": name for name in ("int8", "uint8", "int16", "uint16", "uint32", "uint64")},
     "tensor(bool)": "bool",
 }
 _ONLY_ERRORS = 3

@@ -94,6 +94,7 @@ def compile(
         with spinner(str(author), progress and not author.needs):
             program = _run(author, program, context)
             after = verify(author, before, program, context)
+        mark_weights(program.module)
         measures = measure(program, after.macs)
         snr = signal_to_noise(first.outputs, after.outputs)
         score = _score(evaluate, program)

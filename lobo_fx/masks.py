@@ -36,7 +36,7 @@ def mask_weight(program: Program, name: str, mask: torch.Tensor) -> None:
     if name in known:
         mask = known[name].logical_and_(mask)
     with torch.no_grad():
-        weight.mul_(mask)
+        weight.masked_fill_(~mask, 0)  # a product would leave negative zeros
     if name in known:
         return
     tied = [n for n, p in program.module.named_parameters(remove_duplicate=False) if p is weight]
@@ -79,7 +79,7 @@ def strip_masks(program: Program) -> None:
             continue
         weight, mask = node.args
         with torch.no_grad():
-            program.parameter(weight).mul_(program.parameter(mask))
+            program.parameter(weight).masked_fill_(~program.parameter(mask), 0)
         node.replace_all_uses_with(weight)
         program.graph.erase_node(node)
         if not mask.users:

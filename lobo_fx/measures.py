@@ -41,8 +41,9 @@ class Measures:
 
 
 def mark_weights(module: ProgramModule) -> None:
-    """Notes the names of the parameters, so that a weight is still known as one once it is quantized."""
-    module.meta[_WEIGHT_NAMES] = sorted(name for name, _ in module.named_parameters(remove_duplicate=False))
+    """Adds the names of the parameters to those noted, so that a weight is still known once it is quantized."""
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    module.meta[_WEIGHT_NAMES] = sorted(names.union(weight_names(module)))
 
 
 def set_weight_names(module: ProgramModule, names: list[str]) -> None:
@@ -86,16 +87,22 @@ def run_counted(program: Program) -> tuple[Any, int]:
 
     Counts convolutions, matrix products and attention (`torch.utils.flop_counter`), as executed.
     """
-    attention = {
+    more = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
     }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with FlopCounterMode(display=False, custom_mapping=more) as counter:
         outputs = program.run()
     return outputs, counter.get_total_flops() // 2 // rows(program)
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _recurrent_flops(x: Any, w_ih: Any, w_hh: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Shapes [time, rows, inputs], [gates · hidden, inputs], [gates · hidden, hidden]."""
+    return int(2 * x[0] * x[1] * (math.prod(w_ih) + math.prod(w_hh)))
 
 
 def rows(program: Program, inputs: Inputs | None = None) -> int:

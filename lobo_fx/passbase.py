@@ -6,12 +6,21 @@ import abc
 import enum
 from typing import Any, ClassVar
 
+import torch
+
 from lobo_fx.context import Context
+from lobo_fx.measures import float_outputs
 from lobo_fx.program import Program
 from lobo_fx.registry import snake_case
 
 EXACT_TOLERANCE = 1e-4
 """Largest error of an exact pass, as a share of the output's largest magnitude (float32 rounding)."""
+
+
+def exact_tolerance(outputs: Any) -> float:
+    """`EXACT_TOLERANCE`, or two steps of rounding where an output is of a coarser type (half, bfloat16)."""
+    steps = [torch.finfo(tensor.dtype).eps for tensor in float_outputs(outputs)]
+    return max(EXACT_TOLERANCE, *(2 * step for step in steps), 0.0)
 
 
 class Promise(enum.Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -276,6 +276,7 @@ def signature_of(module: fx.GraphModule) -> Signature:
     """Reads the signature off a graph whose shapes are propagated."""
     graph = module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    input_names = [str(node.target) for node in placeholders]  # a node's own name avoids Python's builtins
     symbols = dimension_names(graph)
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     args_spec, _ = info.in_spec.children()
@@ -284,22 +285,31 @@ def signature_of(module: fx.GraphModule) -> Signature:
     return Signature(
         names=tuple(info.orig_args),
         positional=args_spec.num_children,
-        inputs=tensor_specs([n.name for n in placeholders], [n.meta.get("val") for n in placeholders], symbols),
-        outputs=tensor_specs(_output_names(structure, len(outputs)), outputs, symbols),
+        inputs=tensor_specs(input_names, [n.meta.get("val") for n in placeholders], symbols),
+        outputs=tensor_specs(_output_names(structure, len(outputs), input_names), outputs, symbols),
         structure=structure,
         nesting=info.in_spec,
         constants=tuple(None if isinstance(v, torch.Tensor) else v for v in (n.meta.get("val") for n in placeholders)),
     )
 
 
-def _output_names(structure: pytree.TreeSpec, count: int) -> list[str]:
-    """Names of flattened outputs: the keys of a dict or ModelOutput, joined by dots; else `output_0`, ..."""
+def _output_names(structure: pytree.TreeSpec, count: int, taken: Iterable[str]) -> list[str]:
+    """Names of flattened outputs: the keys of a dict or ModelOutput, joined by dots; else `output_0`, ...
+
+    A name that an input or an earlier output has gets `_out` after it: a file needs them to differ.
+    """
     tree = pytree.tree_unflatten(list(range(count)), structure)
     paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     names = [".".join(_key(entry) for entry in path) for path in paths]
     if count == 1 and names[0] in ("", "0"):
         return ["output"]
-    return [f"output_{name}" if not name or name[0].isdigit() else name for name in names]
+    known, unique = set(taken), []
+    for name in (f"output_{name}" if not name or name[0].isdigit() else name for name in names):
+        while name in known:
+            name += "_out"
+        known.add(name)
+        unique.append(name)
+    return unique
 
 
 def _key(entry: Any) -> str:

@@ -149,12 +149,13 @@ def free_name(program: Program, name: str) -> str:
 
 
 def drop_unused(program: Program, names: Iterable[str]) -> None:
-    """Deletes parameters and buffers that no node reads any more."""
-    read = {node.target for node in program.graph.nodes if node.op == "get_attr"}
-    for name in names:
-        if name in read:
-            continue  # shared with a node that was left alone
-        path, _, leaf = name.rpartition(".")
-        owner = program.module.get_submodule(path)
-        if hasattr(owner, leaf):
-            delattr(owner, leaf)
+    """Deletes parameters and buffers that no node reads any more, under all their names."""
+    module = program.module
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    tensors = dict(named)
+    read = {id(program.parameter(node)) for node in program.graph.find_nodes(op="get_attr")}
+    dead = {id(tensors[name]) for name in names if name in tensors} - read
+    for name, tensor in named:
+        if id(tensor) in dead:
+            path, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(path), leaf)

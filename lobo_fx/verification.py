@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from lobo_fx.context import Context
 from lobo_fx.errors import ContractError, InvalidInput
-from lobo_fx.measures import largest_error, run_counted
-from lobo_fx.passbase import EXACT_TOLERANCE, Pass, Promise
+from lobo_fx.measures import float_outputs, largest_error, run_counted
+from lobo_fx.passbase import Pass, Promise, exact_tolerance
 from lobo_fx.program import Program, Signature
 from lobo_fx.provenance import PASS_KEY, describe
 from lobo_fx.shapes import PropagationError, propagate
@@ -66,7 +65,7 @@ def check_outputs_unchanged(evidence: Evidence) -> str | None:
 
 def check_finite(evidence: Evidence) -> str | None:
     """Outputs hold no NaN or infinity that was not there before."""
-    pairs = zip(_floats(evidence.before.outputs), _floats(evidence.after.outputs), strict=True)
+    pairs = zip(float_outputs(evidence.before.outputs), float_outputs(evidence.after.outputs), strict=True)
     if all(bool((new.isfinite() | (~old.isfinite() & ~new.isnan()) | old.isnan()).all()) for old, new in pairs):
         return None
     node = first_nonfinite(evidence.program)
@@ -79,12 +78,11 @@ def check_promise(evidence: Evidence) -> str | None:
     exact = evidence.author.promise is Promise.EXACT
     expected = [evidence.before.outputs] if exact else evidence.expected
     error = max((largest_error(outputs, evidence.after.outputs) for outputs in expected), default=0.0)
-    if error <= EXACT_TOLERANCE:
+    allowed = exact_tolerance(evidence.before.outputs)
+    if error <= allowed:
         return None
     promise = "exactness" if exact else "that removing equals zeroing"
-    return (
-        f"it promises {promise}, but the outputs moved by {error:.1e} of their range (allowed: {EXACT_TOLERANCE:.0e})"
-    )
+    return f"it promises {promise}, but the outputs moved by {error:.1e} of their range (allowed: {allowed:.0e})"
 
 
 CHECKS: tuple[Callable[[Evidence], str | None], ...] = (
@@ -143,7 +141,7 @@ def check_model(program: Program) -> None:
     for name, tensor in [*program.module.named_parameters(), *program.module.named_buffers()]:
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise InvalidInput(f"the model's '{name}' holds NaN; load or train the weights first")
-    if any(bool(output.isnan().any()) for output in _floats(program.run())):
+    if any(bool(output.isnan().any()) for output in float_outputs(program.run())):
         node = first_nonfinite(program)
         where = f": {describe(node)} is the first to give NaN or infinity" if node else ""
         raise InvalidInput(f"the model gives NaN on the example inputs{where}")
@@ -156,14 +154,14 @@ def first_nonfinite(program: Program) -> fx.Node | None:
     class Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            if not found and n.op == "call_function" and any(not bool(t.isfinite().all()) for t in _floats(value)):
+            if (
+                not found
+                and n.op == "call_function"
+                and any(not bool(t.isfinite().all()) for t in float_outputs(value))
+            ):
                 found.append(n)
             return value
 
     with torch.no_grad():
         Watch(program.module).run(*program.example_inputs.leaves, enable_io_processing=False)
     return found[0] if found else None
-
-
-def _floats(outputs: Any) -> list[torch.Tensor]:
-    return [t for t in pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.is_floating_point()]

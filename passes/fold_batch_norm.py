@@ -37,7 +37,7 @@ class FoldBatchNorm(Pass):
 
     def run(self, program: Program, context: Context) -> Program:
         operators = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | _LINEAR
-        pattern = Op(aten.batch_norm.default, Op(operators, name="operator"), name="norm")
+        pattern = Op(aten.batch_norm.default, Op(operators, name="operator", shared=True), name="norm")
         folded: list[str] = []
         for rejected in rewrite(program, pattern, lambda match: _fold(program, match, folded)):
             context.note(str(rejected))
@@ -51,6 +51,8 @@ def _fold(program: Program, match: Match, folded: list[str]) -> fx.Node | Reject
     weight_at, bias_at = weight_node(given["weight"]), given["bias"]
     statistics = [norm["running_mean"], norm["running_var"]]
     affine = [norm["weight"], norm["bias"]]
+    if len(operator.users) > 1:
+        return Rejected(operator, "its result is used elsewhere as well")
     if norm["training"] or any(weight_node(node) is None for node in statistics):
         return Rejected(match.root, "it normalises with the statistics of its batch")
     if weight_at is None or (bias_at is not None and weight_node(bias_at) is None):
@@ -105,4 +107,4 @@ def _is_tied(program: Program, weight: torch.Tensor) -> bool:
 def _counter(program: Program, prefix: str) -> list[str]:
     """The norm's count of batches, which has no reader in the graph."""
     name = f"{prefix}.num_batches_tracked".lstrip(".")
-    return [name] if any(name == known for known, _ in program.module.named_buffers()) else []
+    return [name] if any(name == known for known, _ in program.module.named_buffers(remove_duplicate=False)) else []

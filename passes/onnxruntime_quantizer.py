@@ -32,6 +32,12 @@ ANNOTATION = "quantization_annotation"
 LINEAR = frozenset({aten.linear.default, aten.addmm.default})
 # A runtime folds these into the operator before them: they only cut the range that is quantized.
 FUSED_ACTIVATIONS = frozenset({aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default})
+_DEQUANTIZE = frozenset(
+    {
+        torch.ops.quantized_decomposed.dequantize_per_channel.default,
+        torch.ops.quantized_decomposed.dequantize_per_tensor.default,
+    }
+)
 _AVERAGE_POOLS = frozenset({aten.adaptive_avg_pool2d.default})
 _ADDITIONS = frozenset({aten.add.Tensor})
 
@@ -66,6 +72,8 @@ class OnnxRuntimeQuantizer(Quantizer):
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Marks every operator that has an integer kernel worth running."""
         for node in model.graph.nodes:
+            node.meta.pop(ANNOTATION, None)  # of an earlier quantization
+        for node in model.graph.nodes:
             if is_call(node, *CONVOLUTIONS):
                 self._annotate_convolution(node)
             elif is_call(node, *LINEAR):
@@ -83,8 +91,7 @@ class OnnxRuntimeQuantizer(Quantizer):
 
     def _annotate_convolution(self, node: fx.Node) -> None:
         given = arguments(node)
-        if weight_node(given["weight"]) is None:
-            self.skipped.append((node, "its weight is computed, not a parameter"))
+        if not self._takes(node, given["input"], given["weight"]):
             return
         self._annotate_weighted(node, given["input"], given["weight"], given["bias"], channel_axis=0)
         self._quantize_output(node)
@@ -96,15 +103,24 @@ class OnnxRuntimeQuantizer(Quantizer):
             if node.target is aten.addmm.default
             else (given["input"], given["weight"], given["bias"], 0)
         )
-        if weight_node(weight) is None:
-            self.skipped.append((node, "its weight is computed, not a parameter"))
-            return
-        if source.meta["val"].dtype != torch.float32:
-            self.skipped.append((node, f"its input is {source.meta['val'].dtype}"))
+        if not self._takes(node, source, weight):
             return
         # only the two-dimensional product has a kernel that adds an integer bias
         derived = bias if source.meta["val"].dim() == 2 else None
         self._annotate_weighted(node, source, weight, derived, channel_axis=axis)
+
+    def _takes(self, node: fx.Node, source: fx.Node, weight: fx.Node) -> bool:
+        """Whether there is something to quantize; if not, the reason is kept."""
+        dtype = source.meta["val"].dtype
+        if weight.target in _DEQUANTIZE:
+            return False
+        if weight_node(weight) is None:
+            self.skipped.append((node, "its weight is computed, not a parameter"))
+            return False
+        if dtype != torch.float32:
+            self.skipped.append((node, f"its input is {str(dtype).removeprefix('torch.')}, not float32"))
+            return False
+        return True
 
     def _annotate_weighted(
         self, node: fx.Node, source: fx.Node, weight: fx.Node, bias: fx.Node | None, channel_axis: int
@@ -128,7 +144,7 @@ class OnnxRuntimeQuantizer(Quantizer):
     def _quantize_output(self, node: fx.Node) -> None:
         """Quantizes what leaves the operator, after the activation that is fused into it."""
         last, users = node, list(node.users)
-        if len(users) == 1 and is_call(users[0], *FUSED_ACTIVATIONS) and users[0].args[0] is node:
+        if len(users) == 1 and is_fused(users[0]) and users[0].args[0] is node:
             last = users[0]
         elif node in self._quantized:
             return
@@ -156,6 +172,15 @@ class OnnxRuntimeQuantizer(Quantizer):
             shared = SharedQuantizationSpec(source)
             _set(node, {source: shared}, shared)
             self._quantized.add(node)
+
+
+def is_fused(node: fx.Node) -> bool:
+    """Whether an activation only cuts a range that holds zero, as every quantized range does."""
+    if not is_call(node, *FUSED_ACTIVATIONS):
+        return False
+    given = arguments(node)
+    low, high = given.get("min", given.get("min_val")), given.get("max", given.get("max_val"))
+    return (low is None or low <= 0) and (high is None or high >= 0)
 
 
 def bias_parameters(observers: list[ObserverOrFakeQuantize]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,7 +23,7 @@ from lobo_fx.errors import ContractError, InvalidInput
 from lobo_fx.masks import strip_masks
 from lobo_fx.measures import largest_error
 from lobo_fx.operators import CONVOLUTIONS, arguments, aten
-from lobo_fx.passbase import EXACT_TOLERANCE, Pass, Promise
+from lobo_fx.passbase import Pass, Promise, exact_tolerance
 from lobo_fx.passes.compensation import METHODS, fit
 from lobo_fx.passes.importance import Criterion, Elementwise, resolve
 from lobo_fx.program import Program
@@ -185,7 +185,7 @@ class PruneChannels(Pass):
         outputs = program.run()
         for expected in context.expected:
             error = largest_error(expected, outputs)
-            if error > EXACT_TOLERANCE:
+            if error > exact_tolerance(outputs):
                 raise ContractError(f"{self}: removing differs from zeroing by {error:.1e} of the output range")
         context.expected.clear()
 

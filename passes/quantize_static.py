@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Literal
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
 from torch import fx, nn
@@ -11,6 +12,7 @@ from torch import fx, nn
 from lobo_fx.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.masks import strip_masks
+from lobo_fx.measures import mark_weights
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
 from lobo_fx.program import Program, fetch, register
@@ -93,22 +95,41 @@ def calibrate(prepared: fx.GraphModule, context: Context) -> None:
     """Runs the calibration data through the observers, one batch in memory at a time.
 
     Raises:
-        InvalidInput: no data, or a range that is NaN or infinite.
+        InvalidInput: no data, values that are NaN or infinite, or a layer that no data reaches.
     """
-    with torch.no_grad(), quiet():
-        for inputs in context.calibration_batches():
-            prepared(*inputs.args, **inputs.kwargs)
-    for node in prepared.graph.nodes:
-        if node.op == "call_module":
-            observer = prepared.get_submodule(str(node.target))
-            limits = [getattr(observer, name, None) for name in ("min_val", "max_val")]
-            if any(limit is not None and not bool(limit.isfinite().all()) for limit in limits):
-                source = node.args[0]
-                raise InvalidInput(f"calibration gave NaN or an infinite range at {describe(source)}")
+    from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
+
+    observed = {str(node.target): node.args[0] for node in prepared.graph.find_nodes(op="call_module")}
+    reached: set[str] = set()
+    batch = 0
+
+    def check(name: str, value: torch.Tensor) -> None:
+        if value.numel():
+            reached.add(name)
+            low, high = value.aminmax()
+            if not (math.isfinite(low) and math.isfinite(high)):
+                where = describe(cast("fx.Node", observed[name]))
+                raise InvalidInput(f"calibration batch {batch} gives NaN or an infinite range at {where}")
+
+    hooks = [
+        prepared.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: check(name, given[0]))
+        for name in observed
+    ]
+    try:
+        with torch.no_grad(), quiet():
+            for batch, inputs in enumerate(context.calibration_batches()):  # noqa: B007  read by check
+                prepared(*inputs.args, **inputs.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, source in observed.items():
+        if name not in reached and not isinstance(prepared.get_submodule(name), DerivedObserverOrFakeQuantize):
+            raise InvalidInput(f"no calibration data reaches {describe(cast('fx.Node', source))}: it is empty there")
 
 
 def convert(program: Program, prepared: fx.GraphModule) -> Program:
     """Replaces observers by quantize and dequantize operators and stores weights as integers."""
+    mark_weights(program.module)
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 

@@ -219,7 +219,7 @@ def test_a_renamed_input() -> None:
 
 def test_a_renamed_placeholder() -> None:
     def rename(program: Program) -> None:
-        program.graph.find_nodes(op="placeholder")[0].name = "pixels"
+        program.graph.find_nodes(op="placeholder")[0].target = "pixels"
 
     complaint(Rewrite(rename), "the inputs changed from (x: float32[batch, 4]", "to (pixels: float32[batch, 4]")
 
