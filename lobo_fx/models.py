@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -139,7 +140,9 @@ def _torchvision(name: str) -> tuple[nn.Module, Inputs | None]:
     known = models.list_models()
     _check_name(name, known, "torchvision")
     with quiet():
-        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+            options["weights_backbone"] = None  # otherwise the backbone's weights are downloaded
         model = models.get_model(name, weights=None, **options)
     video = name in models.list_models(module=models.video)
     size = 299 if name == "inception_v3" else 112 if video else 224
