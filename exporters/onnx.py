@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -48,6 +48,7 @@ class OnnxExporter:
         external_data: weights in a file beside the model; None decides by size (past 2 GB).
     """
 
+    suffix: ClassVar[str] = ".onnx"
     opset: int | None = None
     translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None
     external_data: bool | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lobo_fx.errors import InvalidInput
 from lobo_fx.runtime import Arrays, ArraySpec
 
 _DTYPES = {
@@ -33,10 +34,16 @@ class OnnxRuntimeSession:
 
     @functools.cached_property
     def inputs(self) -> list[ArraySpec]:
-        """Names, dtypes and shapes; a free dimension is None."""
+        """Names, dtypes and shapes; a free dimension is None.
+
+        Raises:
+            InvalidInput: an input is no array of numbers.
+        """
+        found = self.handle.get_inputs()
+        if odd := [i for i in found if i.type not in _DTYPES]:
+            raise InvalidInput(f"the input '{odd[0].name}' is a {odd[0].type}, which can't be fed")
         return [
-            ArraySpec(i.name, _DTYPES[i.type], tuple(n if isinstance(n, int) else None for n in i.shape))
-            for i in self.handle.get_inputs()
+            ArraySpec(i.name, _DTYPES[i.type], tuple(n if isinstance(n, int) else None for n in i.shape)) for i in found
         ]
 
     def run(self, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
@@ -58,7 +65,11 @@ class OnnxRuntime:
         return f"onnxruntime {onnxruntime.__version__}"
 
     def load(self, path: Path, threads: int) -> OnnxRuntimeSession:
-        """Loads a file; `threads` 0 lets ONNX Runtime choose."""
+        """Loads a file; `threads` 0 lets ONNX Runtime choose.
+
+        Raises:
+            InvalidInput: the file is missing or damaged, or holds what ONNX Runtime can't run.
+        """
         return OnnxRuntimeSession(_session(path, threads))
 
 
@@ -76,10 +87,19 @@ def kernels(path: Path) -> dict[str, int]:
 def _session(path: Path, threads: int, optimized: Path | None = None) -> Any:
     import onnxruntime
 
+    if threads < 0:
+        raise InvalidInput(f"threads is {threads}; it must be at least 0")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ONLY_ERRORS
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}")
+    if not path.stat().st_size:
+        raise InvalidInput(f"{path} is empty")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InvalidInput(f"ONNX Runtime can't load {path}: {error}") from error

@@ -69,6 +69,10 @@ class _Counter:
 class Exporter(Protocol):
     """Writes a program in one format; registered under the entry-point group `lobo_fx.exporters`."""
 
+    @property
+    def suffix(self) -> str:
+        """How names of its files end (".onnx")."""
+
     def export(self, program: Program, path: Path, metadata: Mapping[str, str]) -> Artifact:
         """Writes the file, compares it with PyTorch, and only then puts it at `path`.
 
@@ -92,14 +96,69 @@ def check_writable(path: Path) -> None:
         raise InvalidInput(f"the folder {folder} is not writable")
 
 
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that can't be made or written to, before any work; makes nothing.
+
+    Raises:
+        InvalidInput: something on the way is no folder or not writable.
+    """
+    near = folder.absolute()
+    while not near.exists() and near != near.parent:
+        near = near.parent
+    if not near.is_dir():
+        raise InvalidInput(f"can't make the folder {folder}: {near} is a file")
+    if not os.access(near, os.W_OK):
+        raise InvalidInput(f"can't make the folder {folder}: {near} is not writable")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, where missing.
+
+    Raises:
+        InvalidInput: it can't be made.
+    """
+    check_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"can't make the folder {folder}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A folder beside `path` whose files move there when all went well, and vanish when not."""
+    """A folder beside `path` whose files move there when all went well, and vanish when not.
+
+    Weights that an older file at `path` kept apart, in `path` + ".data", go with it.
+
+    Raises:
+        InvalidInput: the place can't be written to.
+    """
     check_writable(path)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    place, draft = path.absolute().parent, None
     try:
-        yield folder
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-            os.replace(file, path.absolute().parent / file.name)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=place))
+        yield draft
+        apart = f"{path.name}.data"
+        stale = path.exists() and not (draft / apart).exists()
+        for file in sorted(draft.iterdir(), key=lambda file: file.name == path.name):
+            os.replace(file, place / file.name)
+        if stale:
+            (place / apart).unlink(missing_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"can't write {path}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Writes text files into a folder, which is made if missing; each is whole or not there.
+
+    Raises:
+        InvalidInput: the folder can't be made or written to.
+    """
+    make_folder(folder)
+    with written_beside(folder / next(iter(texts))) as draft:
+        for name, text in texts.items():
+            (draft / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]

@@ -22,13 +22,13 @@ def read_batches(spec: str, batch: int = 1) -> Data:
         batch: rows a batch, for arrays.
 
     Raises:
-        InvalidInput: no such file or function, an unknown format, or pickled objects in it.
+        InvalidInput: no such file or function, an unknown format, a damaged file, pickled objects, or no rows.
     """
+    if batch < 1:
+        raise InvalidInput(f"batch is {batch}; it must be at least 1")
     path = Path(spec)
     if path.suffix in (".npy", ".npz", ".safetensors"):
-        if not path.is_file():
-            raise InvalidInput(f"no file {path}")
-        return _rows(_read_arrays(path), batch)
+        return _rows(path, _read_arrays(path), batch)
     source, _, name = spec.rpartition(":")
     if source.endswith(".py"):
         from lobo_fx.models import call_from_file
@@ -41,24 +41,34 @@ def read_batches(spec: str, batch: int = 1) -> Data:
 
 
 def _read_arrays(path: Path) -> Mapping[str, torch.Tensor]:
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}")
+    if not path.stat().st_size:
+        raise InvalidInput(f"{path} is empty")
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+        from lobo_fx.models import read_safetensors
 
-        return load_file(path)
+        return read_safetensors(path)
     try:
         loaded = np.load(path, allow_pickle=False)
-        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except ValueError as error:
-        raise InvalidInput(f"{path} can't be read as plain arrays: {error}") from None
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        if isinstance(loaded, np.ndarray):
+            arrays = {"": loaded}
+        else:
+            with loaded:
+                arrays = dict(loaded)
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    except Exception as error:
+        raise InvalidInput(f"{path} can't be read as plain arrays: {error}") from error
 
 
-def _rows(arrays: Mapping[str, torch.Tensor], batch: int) -> list[Any]:
+def _rows(path: Path, arrays: Mapping[str, torch.Tensor], batch: int) -> list[Any]:
     """A list of batches: tensors where the file has one unnamed array, dicts otherwise."""
-    counts = {name: len(array) for name, array in arrays.items()}
-    if len(set(counts.values())) != 1:
-        raise InvalidInput(f"the arrays have different numbers of rows: {counts}")
-    count = next(iter(counts.values()))
+    counts = {name: len(array) if array.dim() else 0 for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        raise InvalidInput(f"the arrays in {path} have different numbers of rows: {counts}")
+    count = next(iter(counts.values()), 0)
+    if not count:
+        raise InvalidInput(f"{path} holds no rows; the first dimension of each array counts samples")
     cuts = [slice(start, start + batch) for start in range(0, count, batch)]
     if set(arrays) == {""}:
         return [arrays[""][cut] for cut in cuts]
@@ -69,7 +79,12 @@ def random_batches(inputs: Inputs, count: int, seed: int = 0) -> list[Inputs]:
     """Stand-ins for calibration data: normal floats; integers are the example inputs' own, reordered.
 
     Good enough to measure latency and size; ranges for accuracy need real data.
+
+    Raises:
+        InvalidInput: `count` is not positive.
     """
+    if count < 1:
+        raise InvalidInput(f"{count} random batches; at least 1 is needed")
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: torch.Tensor) -> torch.Tensor:

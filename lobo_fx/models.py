@@ -6,12 +6,17 @@ in: safetensors, or a `.pt` file of tensors only (never a pickle).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Callable
+import pickle
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +70,7 @@ def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Mod
         spec: `torchvision:NAME`, `timm:NAME`, `transformers:NAME` (a model type such as `whisper-tiny` or
             `bert`, or a folder with a `config.json`), `path/to/file.py:function` (called without
             arguments; returns a model, or a model and its example inputs), or `file.pt2`.
-        checkpoint: weights to load: `.safetensors`, or `.pt`/`.pth`/`.bin` holding tensors only.
+        checkpoint: weights to load, see `load_checkpoint`.
         seed: of the random weights.
 
     Returns:
@@ -79,19 +84,20 @@ def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Mod
         if checkpoint is not None:
             raise InvalidInput("a .pt2 file holds its own weights; leave out the checkpoint")
         return Path(spec), None
-    source, separator, name = spec.rpartition(":")
-    if not separator or not name:
-        raise InvalidInput(
-            f"'{spec}' names no model; write torchvision:NAME, timm:NAME, transformers:NAME, "
-            "path/to/file.py:function or file.pt2"
-        )
-    torch.manual_seed(seed)
     builders: dict[str, Callable[[str], Any]] = {
         "torchvision": _torchvision,
         "timm": _timm,
         "transformers": _transformers,
     }
-    made = builders[source](name) if source in builders else _from_file(Path(source), name)
+    library, _, name = spec.partition(":")
+    file, _, function = spec.rpartition(":")
+    if not (name if library in builders else function and file.endswith(".py")):
+        raise InvalidInput(
+            f"'{spec}' names no model; write torchvision:NAME, timm:NAME, transformers:NAME, "
+            "path/to/file.py:function or file.pt2"
+        )
+    torch.manual_seed(seed)
+    made = builders[library](name) if library in builders else _from_file(Path(file), function)
     model, inputs = made if isinstance(made, tuple) else (made, None)
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"{spec} gives a {type(model).__name__}; expected an nn.Module")
@@ -100,28 +106,150 @@ def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Mod
     return model, inputs
 
 
+def weights_are_random(spec: str, checkpoint: Path | None) -> bool:
+    """Whether `build` makes up the weights, as far as the specification tells."""
+    library, _, name = spec.partition(":")
+    if checkpoint is not None or library not in ("torchvision", "timm", "transformers"):
+        return False
+    return library != "transformers" or not _is_config(Path(name)) or _weights_in(Path(name)) is None
+
+
+def _is_config(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
 def load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Fills in weights from a file that holds tensors only.
+    """Fills in weights from files that hold tensors only.
+
+    Every parameter and buffer of the model must be there, or share its memory with one that is. A Hugging Face
+    checkpoint may be that of the model with a head, or of the model without: names are then matched by the
+    model's `base_model_prefix`, and the head's weights left out.
+
+    Args:
+        model: changed in place, when all fits.
+        path: `.safetensors`, or `.pt`/`.pth`/`.bin` holding tensors only; an index of shards, or a folder as
+            `save_pretrained` writes it.
 
     Raises:
-        InvalidInput: no such file, a pickle, or names and shapes that don't fit.
+        InvalidInput: no such file, a damaged one, a pickle, or names and shapes that don't fit.
     """
+    state = _read_checkpoint(path)
+    own = model.state_dict(keep_vars=True)
+    state = _renamed(state, own, getattr(model, "base_model_prefix", ""))
+    filled = {id(own[name]) for name in own.keys() & state.keys()}
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    problems = {
+        "missing": [name for name, tensor in own.items() if id(tensor) not in filled],
+        "unexpected": [n for n in state if n not in own and not any(re.search(pattern, n) for pattern in ignored)],
+        "of another shape": [
+            f"{name} ({list(state[name].shape)}, the model has {list(tensor.shape)})"
+            for name, tensor in own.items()
+            if name in state and isinstance(tensor, torch.Tensor) and state[name].shape != tensor.shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{kind}: {_first_few(names)}" for kind, names in problems.items() if names)
+        raise InvalidInput(f"{path} does not fit {type(model).__name__}; {told}")
+    model.load_state_dict(state, strict=False)
+
+
+def _renamed(state: dict[str, torch.Tensor], own: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    """The checkpoint under the model's names: as it is, or with the prefix of the base model taken off or put on."""
+    dot = f"{prefix}."
+    without = {name.removeprefix(dot): tensor for name, tensor in state.items() if name.startswith(dot)}
+    candidates = [state, *([without, {dot + name: tensor for name, tensor in state.items()}] if prefix else [])]
+    return max(candidates, key=lambda candidate: len(own.keys() & candidate.keys()))
+
+
+def _first_few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The file that Hugging Face's `save_pretrained` put the weights in."""
+    return next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    if path.is_dir():
+        found = _weights_in(path)
+        if found is None:
+            raise InvalidInput(f"{path} holds none of {', '.join(_WEIGHT_FILES)}")
+        path = found
     if not path.is_file():
         raise InvalidInput(f"no file {path}")
-    if path.suffix == ".safetensors":
-        state = _import("safetensors.torch", "safetensors").load_file(path)
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:
-            raise InvalidInput(
-                f"{path} holds more than tensors, and loading it would run its code; save model.state_dict() "
-                "with torch.save, or use safetensors"
-            ) from None
+    if not path.stat().st_size:
+        raise InvalidInput(f"{path} is empty")
+    if path.suffix == ".json":
+        return _read_shards(path)
+    state = read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
+    others = [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
+    if others:
+        raise InvalidInput(
+            f"{path} holds more than named tensors ({_first_few(others)}); save model.state_dict() alone"
+        )
+    return state
+
+
+def _read_shards(path: Path) -> dict[str, torch.Tensor]:
+    files = read_json(path).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
+        raise InvalidInput(f"{path} is no index of shards: it has no 'weight_map' from names to files beside it")
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(set(files.values())):
+        state |= _read_checkpoint(path.parent / file)
+    return state
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a safetensors file.
+
+    Raises:
+        InvalidInput: the file is damaged, or safetensors is not installed.
+    """
     try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"{path} does not fit {type(model).__name__}: {error}") from None
+        state: dict[str, torch.Tensor] = _import("safetensors.torch", "safetensors").load_file(path)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"{path} is damaged or no safetensors file: {error}") from error
+    return state
+
+
+def _read_pt(path: Path) -> dict[str, Any]:
+    try:
+        with quiet():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch names the global that a pickle asks for; anything else is no checkpoint
+        if not isinstance(error, pickle.UnpicklingError) or "GLOBAL" not in str(error):
+            raise InvalidInput(f"{path} is damaged, or was not written by torch.save") from error
+        raise InvalidInput(
+            f"{path} holds more than tensors, and loading it would run its code; save model.state_dict() "
+            "with torch.save, or use safetensors"
+        ) from error
+    if not isinstance(state, dict):
+        raise InvalidInput(f"{path} holds a {type(state).__name__}; expected model.state_dict()")
+    return {str(name): tensor for name, tensor in state.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        InvalidInput: it can't be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path} is no JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{path} holds a {type(found).__name__}; expected an object with named entries")
+    return found
 
 
 def _import(module: str, package: str) -> Any:
@@ -182,24 +310,39 @@ def _transformers(name: str) -> nn.Module:
     transformers = _import("transformers", "transformers")
     folder = Path(name)
     kind, settings = _PRESETS.get(name, (name, {}))
-    if (folder / "config.json").is_file():
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if _is_config(folder):
+        settings = read_json(folder / "config.json")
         kind = settings.pop("model_type", "")
-    _check_name(kind, [*sorted(transformers.CONFIG_MAPPING.keys()), *_PRESETS], "transformers")
-    architecture = next(iter(settings.get("architectures") or []), None)
-    with quiet():
-        config = transformers.AutoConfig.for_model(kind, **settings)
-        if hasattr(config, "use_cache"):
-            config.use_cache = False  # past keys and values are no part of one call
-        if architecture is None:
-            model: nn.Module = transformers.AutoModel.from_config(config)
-        elif hasattr(transformers, architecture):
-            model = getattr(transformers, architecture)(config)
-        else:
-            raise InvalidInput(f"this version of transformers has no {architecture}")
-    if (folder / "model.safetensors").is_file():
-        load_checkpoint(model, folder / "model.safetensors")
+    known = [*sorted(transformers.CONFIG_MAPPING.keys()), *_PRESETS]
+    if kind not in known and folder.is_dir() and not _is_config(folder):
+        raise InvalidInput(f"the folder {folder} has no config.json, so it names no model")
+    _check_name(kind, known, "transformers")
+    architecture = settings.get("architectures")
+    try:
+        with quiet():
+            config = transformers.AutoConfig.for_model(kind, **settings)
+            if hasattr(config, "use_cache"):
+                config.use_cache = False  # past keys and values are no part of one call
+            if architecture:
+                model: nn.Module = _architecture(transformers, architecture)(config)
+            else:
+                model = transformers.AutoModel.from_config(config)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"transformers can't build '{name}': {type(error).__name__}: {error}") from error
+    if _is_config(folder) and (weights := _weights_in(folder)) is not None:
+        load_checkpoint(model, weights)
     return model
+
+
+def _architecture(transformers: Any, names: Any) -> Any:
+    """The class that a configuration names; anything of transformers but a model is refused."""
+    name = names[0] if isinstance(names, list) and isinstance(names[0], str) else ""
+    found = getattr(transformers, name, None)
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        raise InvalidInput(f"architectures is {names!r}, which names no model of this version of transformers")
+    return found
 
 
 def _check_name(name: str | None, known: list[str], source: str) -> None:
@@ -210,31 +353,56 @@ def _check_name(name: str | None, known: list[str], source: str) -> None:
 
 
 def _from_file(path: Path, function: str) -> Any:
-    if path.suffix != ".py":
-        raise InvalidInput(f"'{path}' is not torchvision, timm, transformers, or a Python file")
     made = call_from_file(path, function)
-    if isinstance(made, tuple):
-        model, inputs = made
-        return model, as_inputs(inputs)
-    return made
+    if not isinstance(made, tuple):
+        return made
+    if len(made) != 2:
+        raise InvalidInput(f"{path}:{function} returns {len(made)} values; expected a model, or a model and its inputs")
+    return made[0], as_inputs(made[1])
 
 
 def call_from_file(path: Path, function: str) -> Any:
     """Runs a Python file of the user's and calls one of its functions without arguments.
 
+    As when Python itself runs a file, it can import what lies beside it.
+
     Raises:
-        InvalidInput: no such file or function (near ones are suggested).
+        InvalidInput: no such file or function (near ones are suggested), or its code fails; the message names the line.
     """
     if not path.is_file():
         raise InvalidInput(f"no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"lobo_fx_file_{path.stem}"  # as it is, the name could hide a module that is imported
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = getattr(module, function, None)
-    if not callable(made):
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        near = difflib.get_close_matches(function, names, n=1)
-        raise InvalidInput(f"{path} has no function '{function}'" + (f"; did you mean '{near[0]}'?" if near else ""))
-    return made()
+    sys.modules[name] = module
+    with _importable(path.absolute().parent):
+        try:
+            spec.loader.exec_module(module)
+            made = getattr(module, function, None)
+            if callable(made):
+                return made()
+        except (Exception, SystemExit) as error:
+            raise InvalidInput(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
+    names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    near = difflib.get_close_matches(function, names, n=1)
+    raise InvalidInput(f"{path} has no function '{function}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """The last line of the user's file that an exception passed through."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
+    return f"{path}:{lines[-1]}" if lines else str(path)

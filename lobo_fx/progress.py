@@ -18,8 +18,15 @@ def track(items: Iterable[T], description: str, show: bool = True) -> Iterator[T
     if not show or not console.is_terminal:
         yield from items
         return
-    total = len(items) if isinstance(items, Sized) else None
-    yield from rich_track(items, description, total=total, console=console, transient=True)
+    yield from rich_track(iter(items), description, total=_length(items), console=console, transient=True)
+
+
+def _length(items: Iterable[object]) -> int | None:
+    """How many there are; None where that is unknown: a DataLoader of a stream has a `len` that raises."""
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except (TypeError, NotImplementedError):
+        return None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.passbase import Pass
 from lobo_fx.registry import PASSES
 
+_N_OF_M = re.compile(r"\d+:\d+")
 PassSpec = Pass | type[Pass] | str | Path
 """A pass (or its class), a pass name, or a recipe: the path of a YAML file or the name of a built-in one."""
 
@@ -53,13 +55,7 @@ def _named(name: str) -> list[Pass]:
             raise InvalidInput(f"{name} is no text file") from None
     if name in builtin_recipes():
         return read_recipe((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
-    try:
-        return [build(PASSES.get(name), {})]
-    except InvalidInput:
-        near = difflib.get_close_matches(name, builtin_recipes(), n=1)
-        if not near:
-            raise
-        raise InvalidInput(f"no pass or recipe is called '{name}'; did you mean {near[0]}?") from None
+    return [build(PASSES.get(name, builtin_recipes()), {})]
 
 
 def _folder() -> Any:
@@ -103,13 +99,56 @@ def read_recipe(text: str, source: str) -> list[Pass]:
             raise InvalidInput(f"{source}:{_line(key)}: unknown key '{key.value}'; a recipe has one key, 'passes'")
         if not isinstance(value, yaml.SequenceNode):
             raise InvalidInput(f"{source}:{_line(value)}: 'passes' must be a list")
-        found = [_read_pass(entry, source) for entry in value.value]
+        found = [_pass_of(entry, source) for entry in value.value]
     if not found:
         raise InvalidInput(f"{source}:1: the recipe names no pass")
     return found
 
 
-def _read_pass(node: yaml.Node, source: str) -> Pass:
+def read_pass(text: str) -> Pass:
+    """Reads a pass as the command line has it: `name` or `name:setting=value,setting=value`.
+
+    Args:
+        text: values are YAML as in recipes, `{layer1.*: 0.3, layer2.*: 0.5}` and `[a, b]` included.
+
+    Raises:
+        InvalidInput: an unknown name, or a setting that can't be read or is refused.
+    """
+    name, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for pair in _split(rest):
+        key, separator, value = (part.strip() for part in pair.partition("="))
+        if not separator or not key:
+            raise InvalidInput(f"'{text}': write settings as setting=value, separated by commas, not '{pair.strip()}'")
+        if key in settings:
+            raise InvalidInput(f"'{text}': '{key}' is set twice")
+        try:
+            # YAML reads 2:4 as a number to base 60
+            settings[key] = value if _N_OF_M.fullmatch(value) else yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            reason = getattr(error, "problem", error)
+            raise InvalidInput(f"'{text}': the value of '{key}' is not YAML: {reason}") from None
+    return build(PASSES.get(name.strip()), settings)
+
+
+def _split(text: str) -> Iterator[str]:
+    """Cuts at commas that are not inside brackets or quotes."""
+    pair, closing, quote = "", 0, ""
+    for character in text:
+        if character == "," and not closing and not quote:
+            yield pair
+            pair = ""
+            continue
+        pair += character
+        if character in "\"'":
+            quote = "" if quote == character else quote or character
+        elif not quote:
+            closing += (character in "[{") - (character in "]}")
+    if text:
+        yield pair
+
+
+def _pass_of(node: yaml.Node, source: str) -> Pass:
     settings: dict[str, Any] = {}
     lines: dict[str, int] = {}
     name = node

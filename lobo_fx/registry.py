@@ -7,6 +7,7 @@ import difflib
 import functools
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -23,11 +24,13 @@ class Registry:
     Attributes:
         kind: what is registered, for messages ("pass").
         group: the entry-point group.
+        default: the name taken where the user gives none.
         added: plug-ins registered at run time.
     """
 
     kind: str
     group: str
+    default: str = ""
     added: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -63,21 +66,42 @@ class Registry:
             raise InvalidInput(f"a {self.kind} called '{name}' is registered already")
         self.added[name] = plugin
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str, others: Iterable[str] = ()) -> Any:
         """The plug-in called `name`.
 
+        Args:
+            name: its name or an alias; hyphens are underscores.
+            others: names of another kind, to be suggested too.
+
         Raises:
-            InvalidInput: there is none; the message suggests the nearest names.
+            InvalidInput: there is none (the message suggests the nearest names), or it can't be imported.
         """
         if name in self.added:
             return self.added[name]
         key = name.replace("-", "_")
-        if key in self._points:
+        if key not in self._points:
+            known = [*self._points, *self.added, *others]
+            raise InvalidInput(f"no {self.kind} is called '{name}'; {suggestion(name, known)}")
+        try:
             return self._points[key].load()
-        known = [*self._points, *self.added]
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
-        raise InvalidInput(f"no {self.kind} is called '{name}'; {hint}")
+        except (ImportError, AttributeError) as error:
+            origin = self._points[key].value
+            raise InvalidInput(f"the {self.kind} '{name}' ({origin}) can't be imported: {error}") from error
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The known names nearest to a misspelt one, the nearest first, as words for a message; all where none is near."""
+    near = sorted(((_likeness(name, entry), entry) for entry in known), key=lambda pair: (-pair[0], pair[1]))
+    best = [entry for score, entry in near if score >= max(0.5, near[0][0] - 0.1)]
+    if best:
+        return f"did you mean {' or '.join(best[:3])}?"
+    return f"known: {', '.join(sorted(entry for _, entry in near)) or 'none'}"
+
+
+def _likeness(one: str, other: str) -> float:
+    """From 0 to 1; case, hyphens and underscores don't count."""
+    one, other = (re.sub(r"[\W_]", "", name).lower() for name in (one, other))
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def snake_case(name: str) -> str:
@@ -86,5 +110,5 @@ def snake_case(name: str) -> str:
 
 
 PASSES = Registry("pass", "lobo_fx.passes")
-EXPORTERS = Registry("exporter", "lobo_fx.exporters")
-RUNTIMES = Registry("runtime", "lobo_fx.runtimes")
+EXPORTERS = Registry("exporter", "lobo_fx.exporters", default="onnx")
+RUNTIMES = Registry("runtime", "lobo_fx.runtimes", default="onnxruntime")

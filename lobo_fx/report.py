@@ -11,7 +11,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lobo_fx.artifact import Artifact
+from lobo_fx.artifact import Artifact, write_texts
 from lobo_fx.measures import Measures
 from lobo_fx.runtime import Benchmark
 from lobo_fx.tables import escape, new_table, render, to_markdown
@@ -124,13 +124,13 @@ class Report:
         return "\n".join(parts)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes `report.md`, `report.csv` and `report.json` into `folder`, which is made if missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes `report.md`, `report.csv` and `report.json` into `folder`, which is made if missing.
+
+        Raises:
+            InvalidInput: the folder can't be made or written to; older reports are left as they were.
+        """
         texts = {"report.md": self.to_markdown(), "report.csv": self.to_csv(), "report.json": self.to_json()}
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        return [folder / name for name in texts]
+        return write_texts(Path(folder), texts)
 
 
 def pass_table(report: Report) -> Table:

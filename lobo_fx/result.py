@@ -18,7 +18,7 @@ from lobo_fx.progress import spinner
 from lobo_fx.reexport import named_arrays, with_rows
 from lobo_fx.registry import EXPORTERS, RUNTIMES
 from lobo_fx.report import Report
-from lobo_fx.runtime import Benchmark, benchmark
+from lobo_fx.runtime import Benchmark, benchmark, check_counts
 
 
 @dataclasses.dataclass
@@ -30,12 +30,14 @@ class Result:
         original: the program as traced; it shares the user's weights. None after `lobo_fx.load`.
         report: what was done and what it brought; `print(result)` shows it.
         passes: name and settings of every pass, in order.
+        progress: whether to draw progress on the terminal.
     """
 
     program: Program
     original: Program | None
     report: Report
     passes: list[tuple[str, dict[str, Any]]]
+    progress: bool = True
 
     @property
     def module(self) -> ProgramModule:
@@ -50,7 +52,7 @@ class Result:
     def __str__(self) -> str:
         return str(self.report)
 
-    def export(self, path: str | Path, exporter: str | Exporter = "onnx") -> Artifact:
+    def export(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
         """Writes the compiled model, compared with PyTorch in the runtime before the file is called done.
 
         Args:
@@ -65,7 +67,7 @@ class Result:
         self.report.artifacts["compiled"] = artifact
         return artifact
 
-    def export_original(self, path: str | Path, exporter: str | Exporter = "onnx") -> Artifact:
+    def export_original(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
         """Writes the model as it was before compilation, to compare with.
 
         Raises:
@@ -79,11 +81,10 @@ class Result:
         return artifact
 
     def _write(self, program: Program, path: Path, exporter: str | Exporter) -> Artifact:
-        if isinstance(exporter, str):
-            exporter = cast("Exporter", EXPORTERS.get(exporter)())
+        author = _exporter(exporter)
         check_writable(path)
-        with spinner(f"export {path.name}"):
-            return exporter.export(program, path, self.metadata())
+        with spinner(f"export {path.name}", self.progress):
+            return author.export(program, path, self.metadata())
 
     def metadata(self) -> dict[str, str]:
         """What was done to the model, for the file's own metadata."""
@@ -103,8 +104,8 @@ class Result:
         batch: int = 1,
         rounds: int = 30,
         warmup: int = 3,
-        runtime: str = "onnxruntime",
-        exporter: str = "onnx",
+        runtime: str = RUNTIMES.default,
+        exporter: str | Exporter = EXPORTERS.default,
         memory: bool = True,
     ) -> Benchmark:
         """Measures the original and the compiled file in turn, in one run, on CPU.
@@ -117,32 +118,32 @@ class Result:
             rounds: how often each file runs.
             warmup: calls that are not counted.
             runtime: name of the runtime.
-            exporter: format to measure.
+            exporter: format to measure, where files are missing.
             memory: also measure peak memory in fresh processes.
 
         Raises:
-            InvalidInput: a number is not positive, or the runtime is unknown.
+            InvalidInput: a number makes no sense, or the runtime is unknown.
         """
-        engine = RUNTIMES.get(runtime)()
+        check_counts(threads, batch, rounds, warmup)
+        engine, author = RUNTIMES.get(runtime)(), _exporter(exporter)
         with tempfile.TemporaryDirectory() as folder:
             files = {}
             for label, program in {"original": self.original, "compiled": self.program}.items():
-                if program is None:
-                    continue
                 known = self.report.artifacts.get(label)
-                if known is None or not known.path.is_file():
-                    known = self._write(program, Path(folder) / f"{label}.onnx", exporter)
-                files[label] = known.path
-            arrays = named_arrays(self.program, with_rows(self.program, batch))
+                if known is not None and known.path.is_file():
+                    files[label] = known.path
+                elif program is not None:
+                    files[label] = self._write(program, Path(folder) / f"{label}{author.suffix}", author).path
             measured = benchmark(
                 files,
                 engine,
-                arrays=arrays,
+                arrays=named_arrays(self.program, with_rows(self.program, batch)),
                 threads=threads,
                 batch=batch,
                 rounds=rounds,
                 warmup=warmup,
                 memory=memory,
+                progress=self.progress,
             )
         self.report.benchmark = measured
         return measured
@@ -156,3 +157,7 @@ class Result:
         from lobo_fx.storage import save
 
         return save(self, Path(folder))
+
+
+def _exporter(exporter: str | Exporter) -> Exporter:
+    return cast("Exporter", EXPORTERS.get(exporter)()) if isinstance(exporter, str) else exporter

@@ -8,6 +8,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ class Benchmark:
     Attributes:
         runtime: name and version.
         threads: threads of the runtime.
-        batch: rows of the input.
+        batch: rows of the inputs.
         rounds: how often each file ran.
         latencies: by label, the reference first.
     """
@@ -124,18 +125,18 @@ def benchmark(
         runtime: what runs them.
         arrays: inputs, the same for all; random data of the first file's input shapes by default.
         threads: threads of the runtime.
-        batch: rows of the inputs, where the batch is free.
+        batch: rows of the inputs, where the batch is free; the result says how many there were.
         rounds: how often each file runs.
         warmup: calls of each file that are not counted.
         memory: also measure peak memory, in a fresh process for each file.
         progress: whether to draw a progress bar.
 
     Raises:
-        InvalidInput: a number is not positive, a file is missing, or the files take different inputs.
+        InvalidInput: a number makes no sense, a file is missing or damaged, or the files take different inputs.
     """
-    for name, value in {"threads": threads, "batch": batch, "rounds": rounds}.items():
-        if value < 1:
-            raise InvalidInput(f"{name} is {value}; it must be at least 1")
+    check_counts(threads, batch, rounds, warmup)
+    if not files:
+        raise InvalidInput("there is no file to measure")
     for path in files.values():
         if not path.is_file():
             raise InvalidInput(f"no file {path}")
@@ -144,15 +145,51 @@ def benchmark(
     for label, session in sessions.items():
         if session.inputs != specs:
             raise InvalidInput(f"'{label}' takes {session.inputs}, '{next(iter(sessions))}' takes {specs}")
-    feed = arrays if arrays is not None else random_arrays(specs, batch)
+    feed = random_arrays(specs, batch) if arrays is None else arrays
+    _check_arrays(specs, feed)
+    rows = _rows(specs, feed)
     calls = {label: _call(session, feed) for label, session in sessions.items()}
-    latencies = interleave(calls, rounds=rounds, warmup=warmup, rows=batch, progress=progress)
+    latencies = interleave(calls, rounds=rounds, warmup=warmup, rows=rows, progress=progress)
     if memory:
         kind = type(runtime)
         for label, path in files.items():
-            base, peak = peak_memory(path, f"{kind.__module__}:{kind.__qualname__}", threads, batch)
+            base, peak = peak_memory(path, f"{kind.__module__}:{kind.__qualname__}", threads, feed)
             latencies[label] = dataclasses.replace(latencies[label], memory=peak, base_memory=base)
-    return Benchmark(runtime.version, threads, batch, rounds, latencies)
+    return Benchmark(runtime.version, threads, rows, rounds, latencies)
+
+
+def check_counts(threads: int = 1, batch: int = 1, rounds: int = 1, warmup: int = 0) -> None:
+    """Refuses settings of a benchmark that make no sense, before any work.
+
+    Raises:
+        InvalidInput: one is no whole number, or too small.
+    """
+    counts = {"threads": (threads, 1), "batch": (batch, 1), "rounds": (rounds, 1), "warmup": (warmup, 0)}
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int) or value < least:
+            raise InvalidInput(f"{name} is {value!r}; it must be a whole number, at least {least}")
+
+
+def _check_arrays(specs: list[ArraySpec], arrays: Arrays) -> None:
+    for spec in specs:
+        if spec.name not in arrays:
+            raise InvalidInput(f"arrays lacks the input '{spec.name}'; it has: {', '.join(arrays) or 'none'}")
+        array = arrays[spec.name]
+        fits = len(array.shape) == len(spec.shape) and all(
+            want in (None, have) for want, have in zip(spec.shape, array.shape, strict=True)
+        )
+        if array.dtype != spec.dtype or not fits:
+            shape = ", ".join("any" if size is None else str(size) for size in spec.shape)
+            raise InvalidInput(
+                f"the input '{spec.name}' is {array.dtype} {list(array.shape)}; the file takes {spec.dtype} [{shape}]"
+            )
+
+
+def _rows(specs: list[ArraySpec], arrays: Arrays) -> int:
+    """Rows of one call: of the first input whose rows are free, else of the first that has any."""
+    ranked = [spec for spec in specs if spec.shape]
+    chosen = next((spec for spec in ranked if spec.shape[0] is None), ranked[0] if ranked else None)
+    return len(arrays[chosen.name]) if chosen else 1
 
 
 def _call(session: Session, arrays: Arrays) -> Callable[[], object]:
@@ -192,34 +229,39 @@ def random_arrays(specs: list[ArraySpec], batch: int, seed: int = 0) -> dict[str
     return arrays
 
 
-def peak_memory(path: Path, runtime: str, threads: int, batch: int) -> tuple[int, int]:
+def peak_memory(path: Path, runtime: str, threads: int, arrays: Arrays) -> tuple[int, int]:
     """Peak memory in bytes of a fresh process: before it loads the file, and after it ran it.
 
     Args:
         path: the file.
         runtime: `module:class` of the runtime.
         threads: threads of the runtime.
-        batch: rows of the inputs.
+        arrays: what it runs on; the process holds them before it loads the file.
 
     Raises:
         InvalidInput: the process failed; its last line is quoted.
     """
-    command = [sys.executable, "-m", "lobo_fx.runtime", str(path), runtime, str(threads), str(batch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder) / "arrays.npz"
+        np.savez(stored, *arrays.values())
+        command = [sys.executable, "-m", "lobo_fx.runtime", str(path), runtime, str(threads), str(stored), *arrays]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InvalidInput(f"{path} does not run in a fresh process: {done.stderr.strip().splitlines()[-1]}")
+        reason = (done.stderr.strip() or f"it ended with status {done.returncode}").splitlines()[-1]
+        raise InvalidInput(f"{path} does not run in a fresh process: {reason}")
     base, peak = json.loads(done.stdout.splitlines()[-1])
     return base, peak
 
 
-def _measure_memory(path: str, runtime: str, threads: str, batch: str) -> tuple[int, int]:
+def _measure_memory(path: str, runtime: str, threads: str, stored: str, *names: str) -> tuple[int, int]:
     import importlib
 
     module, _, name = runtime.partition(":")
     loader: Runtime = getattr(importlib.import_module(module), name)()
+    with np.load(stored) as arrays:
+        feed = dict(zip(names, (arrays[key] for key in arrays.files), strict=True))
     base = peak_memory_now()
     session = loader.load(Path(path), int(threads))
-    feed = random_arrays(session.inputs, int(batch))
     for _ in range(2):
         session.run(feed)
     return base, peak_memory_now()

@@ -14,7 +14,8 @@ def new_table(title: str, columns: list[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left")
+    # a title is as long as it is: folded, names in it would be torn apart
+    table = Table(title=Text(title, no_wrap=True, overflow="ignore"), title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")
     return table

@@ -294,7 +294,7 @@ def test_memory_is_that_of_a_fresh_process(tmp_path: Path) -> None:
     assert found.memory is not None
     assert found.base_memory is not None
     assert 0 < found.base_memory < found.memory < held.nbytes
-    base, peak = peak_memory(large, "lobo_fx.exporters.onnx_runtime:OnnxRuntime", 1, 1)
+    base, peak = peak_memory(large, "lobo_fx.exporters.onnx_runtime:OnnxRuntime", 1, {"x": np.ones((1, 4000), "f")})
     weights = 4 * 4000 * 4000
     assert weights < peak - base < 6 * weights
     assert peak - base > found.memory - found.base_memory + weights // 2
@@ -304,7 +304,7 @@ def test_memory_is_that_of_a_fresh_process(tmp_path: Path) -> None:
 def test_a_process_that_fails_is_quoted(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(InvalidInput, match=r"text\.onnx does not run in a fresh process: .*Protobuf"):
-        peak_memory(tmp_path / "text.onnx", "lobo_fx.exporters.onnx_runtime:OnnxRuntime", 1, 1)
+        peak_memory(tmp_path / "text.onnx", "lobo_fx.exporters.onnx_runtime:OnnxRuntime", 1, {})
 
 
 # Another runtime.
