@@ -1,6 +1,20 @@
-"""Axes: which dimensions of which tensors mean the same, and what can be removed from them."""
+"""Axes: which dimensions of which tensors mean the same, and what can be removed from them.
+
+`Inference(program).run()` finds the axes of a traced program; with `strict=True` an operator without a rule is an
+error instead of a lock. `kind` says what a leaf is used as. A rule for an operator of one's own is registered with
+`axis_rule`; it gets a `Call`, unifies axes of its arguments, and returns the output's:
+
+    @axis_rule(torch.ops.mylib.scale.default)
+    def scale(call: Call) -> tuple[Axis, ...]:
+        # x[… c] · weight[c] → [… c]
+        *rest, channels = call.axes("x")
+        return (*rest, call.unify(channels, call.axes("weight")[0]))
+
+`lobo_fx.axes.rules` holds the rules for PyTorch's own operators, one file a family.
+"""
 
 from lobo_fx.axes.algebra import Axis, AxisError
 from lobo_fx.axes.inference import Call, Inference, axis_rule
+from lobo_fx.axes.kinds import KINDS, kind
 
-__all__ = ["Axis", "AxisError", "Call", "Inference", "axis_rule"]
+__all__ = ["KINDS", "Axis", "AxisError", "Call", "Inference", "axis_rule", "kind"]

@@ -42,7 +42,8 @@ class Axis:
         parts: factors of a product (outermost first) or pieces of a concatenation.
         locks: why no position may be removed; a leaf without locks is free.
         inexact: why removing positions is more than zeroing them (statistics over the axis).
-        roles: what rules know of it ("heads", "head_dim", "groups", "residual", ...).
+        roles: what rules know of a leaf: "heads", "head_dim", "groups", "residual", "channels", "hidden", and
+            "written" or "read" by a linear layer; `lobo_fx.axes.kind` makes one word of them.
     """
 
     size: Size
@@ -82,7 +83,8 @@ class Axis:
 
     def mark(self, role: str) -> None:
         """Notes what the axis is used as."""
-        self.find().roles.add(role)
+        for leaf in self.leaves():
+            leaf.roles.add(role)
 
     @property
     def locked(self) -> bool:
@@ -173,7 +175,8 @@ def _merge(gone: Axis, kept: Axis) -> Axis:
         kept.lock(reason)
     for reason in gone.inexact:
         kept.mark_inexact(reason)
-    kept.roles |= gone.roles
+    for role in gone.roles:
+        kept.mark(role)
     gone.merged_into = kept
     return kept
 
@@ -186,8 +189,9 @@ def _descendants(axis: Axis) -> Iterator[Axis]:
 
 def _refine(leaf: Axis, form: Form, sizes: Sequence[Size]) -> tuple[Axis, ...]:
     """Turns a leaf into a product or a concatenation of new leaves."""
-    parts = tuple(Axis(size, locks=dict(leaf.locks), inexact=dict(leaf.inexact)) for size in sizes)
-    leaf.form, leaf.parts, leaf.locks, leaf.inexact = form, parts, {}, {}
+    locks, inexact, roles = leaf.locks, leaf.inexact, leaf.roles
+    parts = tuple(Axis(size, locks=dict(locks), inexact=dict(inexact), roles=set(roles)) for size in sizes)
+    leaf.form, leaf.parts, leaf.locks, leaf.inexact, leaf.roles = form, parts, {}, {}, set()
     return parts
 
 

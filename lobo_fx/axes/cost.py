@@ -12,6 +12,8 @@ from lobo_fx.axes.algebra import Axis, Removal, kept_size
 from lobo_fx.axes.inference import Inference
 from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten
 
+_RECURRENT = frozenset({aten.lstm.input, aten.gru.input})
+
 
 def parameters_after(inference: Inference, removal: Removal) -> int:
     """Number of parameters that stay; tied ones once."""
@@ -44,14 +46,19 @@ def _one_row(size: Any) -> int:
 
 
 def _macs(inference: Inference, node: fx.Node, removal: Removal) -> int:
+    if node.op == "call_function" and node.target in _RECURRENT:
+        given = arguments(node)
+        weights = [inference.of(read) for read in given["params"] if read.meta["val"].dim() == 2]
+        steps = _positions(inference.of(given["input"])[:-1], removal)
+        return steps * sum(_positions(axes, removal) for axes in weights)
     if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
         return 0
-    summed = _summed(inference, node)
     if node.target is aten.scaled_dot_product_attention.default:
         given = arguments(node)
         query, key, value = (inference.of(given[name]) for name in ("query", "key", "value"))
         scores = _positions((*query[:-1], key[-2]), removal)
         return scores * int(kept_size(query[-1], removal) + kept_size(value[-1], removal))
+    summed = _summed(inference, node)
     return _positions((*inference.of(node), *summed), removal) if summed else 0
 
 
@@ -72,4 +79,6 @@ def _summed(inference: Inference, node: fx.Node) -> tuple[Axis, ...]:
         return inference.of(given["mat1"])[-1:]
     if node.target is aten.baddbmm.default:
         return inference.of(given["batch1"])[-1:]
+    if node.target is aten.einsum.default:
+        return tuple(axis for summing, axis, _ in inference.sums if summing is node)
     return ()

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from lobo_fx.axes.algebra import Axis, AxisError, Size, unify
+from lobo_fx.axes.kinds import mark_linear_layers
 from lobo_fx.axes.zeros import Sum, mark_inexact_zeros
 from lobo_fx.errors import InvalidInput
 from lobo_fx.operators import arguments
@@ -153,6 +154,7 @@ class Inference:
             else:
                 self.values[node] = self._apply(node)
         mark_inexact_zeros(self.program.graph, self.values, self.sums)
+        mark_linear_layers(self.values, self.sums)
         return self
 
     def of(self, node: fx.Node) -> Axes:

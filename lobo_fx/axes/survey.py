@@ -10,13 +10,12 @@ import torch
 
 from lobo_fx.axes.algebra import Axis
 from lobo_fx.axes.inference import Inference
+from lobo_fx.axes.kinds import kind
 from lobo_fx.axes.members import Member, members
 from lobo_fx.tables import new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_KINDS = ("heads", "head_dim", "groups", "hidden", "channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,7 @@ class AxisSummary:
 
     Attributes:
         size: number of positions.
-        kind: what it is used as, as far as rules know.
+        kind: what it is used as, one of `KINDS`.
         members: parameters and dimensions that it runs through, as `name[dim]`.
         parameters: how many parameters lie along it.
         spread: largest over smallest L2 importance of its positions; 1 where all matter alike.
@@ -81,28 +80,17 @@ def survey(inference: Inference) -> Survey:
 
 
 def _summary(leaf: Axis, found: list[Member]) -> AxisSummary:
-    kind = next((kind for kind in _KINDS if kind in _roles(leaf, found)), "width")
     parameters = {member.name: member.tensor.numel() for member in found}
     energy = torch.stack([member.along(leaf, member.weight.square()) for member in found]).sum(0)
     smallest, largest = float(energy.min()), float(energy.max())
     return AxisSummary(
         leaf.size,
-        kind,
+        kind(leaf),
         tuple(f"{member.name}[{member.dim}]" for member in found),
         sum(parameters.values()),
         (largest / smallest) ** 0.5 if smallest else float("inf") if largest else 1.0,
         tuple(leaf.inexact),
     )
-
-
-def _roles(leaf: Axis, found: list[Member]) -> set[str]:
-    """Roles of the leaf, or of an axis that is nothing but the leaf."""
-    roles = set(leaf.roles)
-    for member in found:
-        axis = member.axes[member.dim].find()
-        if axis is leaf:
-            roles |= axis.roles
-    return roles
 
 
 def axis_table(found: Survey) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lobo_fx.axes.algebra import Axis, AxisError
 from lobo_fx.axes.inference import Axes, Call, axis_rule
+from lobo_fx.axes.kinds import is_stored
 from lobo_fx.operators import aten
 
 
@@ -65,7 +66,7 @@ def matmul(call: Call) -> Axes:
     """The last dimension of one with the last but one of the other; the rest is broadcast."""
     a, b = call.axes("self"), call.axes("other")
     call.sums(call.unify(a[-1], b[-2] if len(b) > 1 else b[0]), call.given["self"], call.given["other"])
-    if call.given["self"].op != "get_attr" and call.given["other"].op != "get_attr":
+    if not is_stored(call.given["self"]) and not is_stored(call.given["other"]):
         a[-1].mark("head_dim")
         for axis in a[:-2]:
             axis.mark("heads")

@@ -16,9 +16,7 @@ def convolution(call: Call) -> Axes:
     if groups == 1:
         call.unify(channels, weight[1])
     else:
-        group = call.fresh(groups)
-        group.mark("groups")
-        call.counts("groups", group)
+        group = _group(call, weight[1])
         call.unify(channels, product([group, weight[1]]))
         outputs = weight[0].find().size
         assert isinstance(outputs, int)
@@ -34,14 +32,22 @@ def transposed_convolution(call: Call) -> Axes:
     channels = call.unify(x[1] if batched else x[0], weight[0])
     outputs = weight[1]
     if groups > 1:
-        group = call.fresh(groups)
-        group.mark("groups")
-        call.counts("groups", group)
         size = channels.find().size
         assert isinstance(size, int)
-        call.unify(channels, product([group, call.fresh(size // groups)]))
+        width = call.fresh(size // groups)
+        group = _group(call, width)
+        call.unify(channels, product([group, width]))
         outputs = product([group, weight[1]])
     return _convolved(call, x, weight, outputs, batched)
+
+
+def _group(call: Call, width: Axis) -> Axis:
+    """The axis of groups; of one channel each they are no more than channels."""
+    group = call.fresh(call.given["groups"])
+    call.counts("groups", group)
+    if width.find().size != 1:
+        group.mark("groups")
+    return group
 
 
 def _convolved(call: Call, x: Axes, weight: Axes, outputs: Axis, batched: bool) -> Axes:
@@ -56,5 +62,7 @@ def _convolved(call: Call, x: Axes, weight: Axes, outputs: Axis, batched: bool) 
             spatial[d] = call.fixed(size, reason)
     if call.has("bias"):
         call.unify(outputs, call.axes("bias")[0])
-    outputs.mark("channels")
+    groups = call.given["groups"]
+    if groups == 1 or x[first - 1].find().size != groups:
+        outputs.mark("channels")
     return (*(x[:1] if batched else ()), outputs, *spatial)

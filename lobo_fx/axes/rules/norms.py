@@ -53,7 +53,8 @@ def group_norm(call: Call) -> Axes:
     assert isinstance(channels, int)
     width = call.fresh(channels // groups)
     group = call.fresh(groups)
-    group.mark("groups")
+    if channels != groups:
+        group.mark("groups")
     call.counts("num_groups", group)
     call.unify(x[1], product([group, width]))
     for axis in (width, *x[2:]):

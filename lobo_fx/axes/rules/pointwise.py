@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from lobo_fx.axes.inference import Axes, Call, axis_rule, pointwise
+from lobo_fx.axes.kinds import is_stored
 from lobo_fx.operators import aten
 
 # Element by element, though not tagged so, or with arguments that are no tensors.
@@ -25,6 +26,19 @@ POINTWISE = (
     *(aten.expand_as.default, aten.nan_to_num.default, aten.log_sigmoid.default),
 )
 axis_rule(*POINTWISE)(pointwise)
+
+
+@axis_rule(aten.add.Tensor)
+def added(call: Call) -> Axes:
+    """Broadcast; where two computed values of one rank meet, the axes that both have are residual."""
+    axes = pointwise(call)
+    terms = [call.given[name] for name in ("self", "other") if call.has(name)]
+    tensors = [call.inference.of(term) for term in terms if not is_stored(term)]
+    if len(tensors) == 2 and len(tensors[0]) == len(tensors[1]):
+        for axis, *both in zip(axes, *tensors, strict=True):
+            if all(term.find().size != 1 for term in both):
+                axis.mark("residual")
+    return axes
 
 
 @axis_rule(aten.to.other, aten.type_as.default)
