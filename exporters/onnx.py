@@ -22,6 +22,7 @@ from lobo_fx.program import Program
 from lobo_fx.provenance import describe
 from lobo_fx.quiet import quiet
 from lobo_fx.reexport import exported_program, named_arrays, with_rows
+from lobo_fx.shapes import output_values
 
 LARGEST_SINGLE_FILE = 2**31 - 2**20
 """Bytes that fit one protobuf file; weights past that go to a file beside it."""
@@ -66,6 +67,7 @@ class OnnxExporter:
             ExportError: an operator has no ONNX form, or the file disagrees with PyTorch; nothing is left.
         """
         program = without_masks(program)
+        _check_outputs(program)
         with written_beside(path) as folder:
             model = self._translate(program)
             opset = model.model.opset_imports[""]
@@ -104,6 +106,22 @@ class OnnxExporter:
             return self.external_data
         tensors = [*program.module.parameters(), *program.module.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > LARGEST_SINGLE_FILE
+
+
+def _check_outputs(program: Program) -> None:
+    """Refuses outputs that a file can't hold.
+
+    Raises:
+        ExportError: an output is no tensor (and not None), or there is none.
+    """
+    values = output_values(program.graph)
+    for index, value in enumerate(values):
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise ExportError(
+                f"output {index} is {value!r}, no tensor; ONNX holds tensors: return one, or leave it out"
+            )
+    if not any(isinstance(value, torch.Tensor) for value in values):
+        raise ExportError("the model returns no tensor; there is nothing to export")
 
 
 def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -38,21 +40,21 @@ def fold_weight_transposes(model: ir.Model) -> None:
 
 def share_transposed(model: ir.Model) -> None:
     """A matrix that is stored twice, once transposed (a tied embedding), is stored once and transposed at load."""
-    matrices: dict[tuple[int, ...], list[ir.Value]] = {}
-    for value in list(model.graph.initializers.values()):
-        shape = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
-        if len(shape) != 2 or min(shape) < 2 or value.is_graph_output():
+    matrices: dict[tuple[int, ...], list[tuple[ir.Value, Any]]] = {}
+    for name, value in list(model.graph.initializers.items()):
+        array = value.const_value.numpy() if value.const_value is not None else np.empty(0)
+        if array.ndim != 2 or min(array.shape) < 2 or value.is_graph_output():
             continue
-        for twin in matrices.get(shape[::-1], []):
-            if np.array_equal(value.const_value.numpy(), twin.const_value.numpy().T):
+        for twin, other in matrices.get(array.shape[::-1], []):
+            if np.array_equal(array, other.T):
                 turned = ir.node("Transpose", [twin], {"perm": [1, 0]})
-                turned.outputs[0].dtype, turned.outputs[0].shape = value.dtype, value.shape
+                turned.outputs[0].type, turned.outputs[0].shape = value.type, value.shape
                 value.replace_all_uses_with(turned.outputs[0])
                 model.graph.insert_before(model.graph[0], turned)
-                del model.graph.initializers[value.name]
+                del model.graph.initializers[name]
                 break
         else:
-            matrices.setdefault(shape, []).append(value)
+            matrices.setdefault(array.shape, []).append((value, array))
 
 
 def _only_read_here(value: ir.Value) -> bool:

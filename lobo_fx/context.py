@@ -49,8 +49,9 @@ class Context:
     expected: list[Any] = dataclasses.field(default_factory=list)
 
     def note(self, sentence: str) -> None:
-        """Adds a sentence to the report."""
-        self.notes.append(sentence)
+        """Adds a sentence to the report, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def expect(self, outputs: Any) -> None:
         """States what the program's outputs on the example inputs must be once the running pass is done."""
@@ -89,7 +90,8 @@ class Context:
             if isinstance(batch, Mapping):
                 rest = [value for name, value in batch.items() if name not in self.signature.names]
             else:
-                rest = list(batch[len(self.signature.names) :]) if isinstance(batch, (tuple, list)) else []
+                taken = 1 if self.signature.is_nested(batch) else len(self.signature.names)
+                rest = list(batch[taken:]) if isinstance(batch, (tuple, list)) else []
             if not rest:
                 raise InvalidInput(f"train_data, batch {index} holds no label beside the inputs")
             yield self._bind("train_data", index, batch), rest[0] if len(rest) == 1 else rest
@@ -108,6 +110,8 @@ class Context:
                 raise InvalidInput(f"{user} needs {need}=; pass it to lobo_fx.compile")
             if need not in ("calibration_data", "train_data"):
                 continue
+            if not isinstance(value, Iterable):
+                raise InvalidInput(f"{need} is a {type(value).__name__}; expected a DataLoader or a list of batches")
             if iter(value) is value:
                 raise InvalidInput(
                     f"{need} is a one-shot iterator ({type(value).__name__}); pass a DataLoader or a list, "

@@ -87,7 +87,7 @@ def run_counted(program: Program) -> tuple[Any, int]:
 
     Counts convolutions, matrix products and attention (`torch.utils.flop_counter`), as executed.
     """
-    more = {
+    more: dict[Any, Any] = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
     }

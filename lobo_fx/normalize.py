@@ -150,8 +150,6 @@ def _saves_buffer(node: fx.Node) -> bool:
     return is_call(node, aten.copy_.default) and isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"
 
 
-# --- writes in place -------------------------------------------------------------------------------------
-
 Inverse = Callable[[fx.Graph, fx.Node, fx.Node, fx.Node], fx.Node]
 
 

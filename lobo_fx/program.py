@@ -70,6 +70,8 @@ class Signature:
     def bind_batch(self, batch: object) -> Inputs:
         """Arranges what a data loader yields: a tensor, a tuple (inputs first, labels after) or a dict.
 
+        A tuple may hold the inputs nested as its first entry: `((image, mask), label)`, `({"ids": ...}, label)`.
+
         Raises:
             InvalidInput: the batch lacks an input, or has one of another rank, size or dtype.
         """
@@ -80,8 +82,17 @@ class Signature:
         if isinstance(batch, Mapping):
             return self.bind((), {name: batch[name] for name in self.names if name in batch})
         if isinstance(batch, (tuple, list)):
-            return self.bind(tuple(batch[: len(self.names)]), {})
+            return (
+                self.bind_batch(batch[0]) if self.is_nested(batch) else self.bind(tuple(batch[: len(self.names)]), {})
+            )
         raise InvalidInput(f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or a dict")
+
+    def is_nested(self, batch: object) -> bool:
+        """Whether a batch holds the inputs nested as its first entry, which is no nested input itself."""
+        if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], (tuple, list, Mapping)):
+            return False
+        first = self.nesting.child(0).children() + self.nesting.child(1).children()
+        return all(child.is_leaf() for child in first[:1])
 
     def _check(self, inputs: Inputs) -> None:
         leaves, nesting = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))

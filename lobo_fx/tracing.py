@@ -61,6 +61,12 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
     inputs = find_inputs(model) if example_inputs is None else as_inputs(example_inputs)
     check_arity(model, inputs)
     inputs = in_order(model, inputs)
+    if isinstance(dynamic_shapes, str) and dynamic_shapes != "batch":
+        raise InvalidInput(
+            f"dynamic_shapes is {dynamic_shapes!r}; it must be 'batch', None, or as torch.export takes it"
+        )
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise InvalidInput(f"{type(model).__name__} is on the meta device and holds no weights; load them first")
     if dynamic_shapes != "batch":
         return _program(_export(model, inputs, dynamic_shapes), inputs)
     batched, specification = free_batch(inputs, positional_names(model, len(inputs.args)))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from lobo_fx.context import Context
 from lobo_fx.errors import ContractError, InvalidInput
@@ -139,8 +139,10 @@ def check_model(program: Program) -> None:
         InvalidInput: names the parameter, or the first operator with such an output.
     """
     for name, tensor in [*program.module.named_parameters(), *program.module.named_buffers()]:
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise InvalidInput(f"the model's '{name}' holds NaN; load or train the weights first")
+        infinite = isinstance(tensor, nn.Parameter) and bool(tensor.isinf().any())  # a buffer may mask with infinity
+        if tensor.is_floating_point() and (infinite or bool(tensor.isnan().any())):
+            word = "infinity" if infinite else "NaN"
+            raise InvalidInput(f"the model's '{name}' holds {word}; load or train the weights first")
     if any(bool(output.isnan().any()) for output in float_outputs(program.run())):
         node = first_nonfinite(program)
         where = f": {describe(node)} is the first to give NaN or infinity" if node else ""

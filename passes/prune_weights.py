@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
+from torch import fx, nn
 
 from lobo_fx.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.masks import mask_weight, masks, weight_node
-from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten
+from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.program import Program
+from lobo_fx.provenance import describe
 
 Score = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -25,11 +27,13 @@ SCORES: dict[str, Score] = {
     "random": lambda weight, generator: torch.rand(weight.shape, generator=generator),
 }
 _PRUNED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default, aten.addmm.default, aten.matmul.default}
+_RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
+_PRUNED |= _RECURRENT
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneWeights(Pass):
-    """Zeroes the weights of convolutions and linear layers that matter least; biases and norms stay.
+    """Zeroes the weights of convolutions, linear and recurrent layers that matter least; biases and norms stay.
 
     The zeros are masked, so fine-tuning keeps them. They make a compressed file smaller; ONNX Runtime
     computes zeros as fast as anything else, so latency does not change.
@@ -55,7 +59,7 @@ class PruneWeights(Pass):
     def __post_init__(self) -> None:
         if not isinstance(self.amount, (int, float)) or not 0 <= self.amount < 1:
             raise InvalidInput(f"amount is {self.amount!r}; it must be in [0, 1), the share of weights to remove")
-        if self.criterion not in SCORES:
+        if self.criterion not in tuple(SCORES):
             raise InvalidInput(f"criterion is {self.criterion!r}; it must be one of {', '.join(SCORES)}")
         if self.scope not in ("layer", "global"):
             raise InvalidInput(f"scope is {self.scope!r}; it must be 'layer' or 'global'")
@@ -68,7 +72,11 @@ class PruneWeights(Pass):
         generator = context.generator()
         weights = prunable_weights(program)
         if not weights:
-            context.note("prune_weights found no convolution or linear layer to prune")
+            context.note("prune_weights found no convolution, linear or recurrent layer to prune")
+        for node in program.graph.nodes:
+            read = weight_node(node.args[0]) if is_call(node, aten.embedding.default) else None
+            if read is not None and any(program.parameter(read) is weight for weight in weights.values()):
+                context.note(f"{describe(node)} is masked too: its weight is tied to a layer's")
         known = masks(program)
         scores = {}
         for name, weight in weights.items():
@@ -95,20 +103,23 @@ class PruneWeights(Pass):
 
 
 def prunable_weights(program: Program) -> dict[str, torch.Tensor]:
-    """Weights of convolutions, linear layers and matrix products by name; a tied weight once."""
+    """Weights of convolutions, linear and recurrent layers and matrix products by name; a tied weight once."""
     found: dict[int, tuple[str, torch.Tensor]] = {}
     for node in program.graph.nodes:
         if node.op != "call_function" or node.target not in _PRUNED:
             continue
-        given = arguments(node)
-        candidates = [given.get("weight"), given.get("mat2"), given.get("other")]
-        for read in map(weight_node, candidates):
-            if read is None:
-                continue
+        for read in _weight_nodes(node):
             weight = program.parameter(read)
-            if weight.is_floating_point() and weight.dim() > 1:
+            if isinstance(weight, nn.Parameter) and weight.is_floating_point() and weight.dim() > 1:
                 found.setdefault(id(weight), (str(read.target), weight))
     return dict(found.values())
+
+
+def _weight_nodes(node: fx.Node) -> list[fx.Node]:
+    """The parameters that an operator multiplies with."""
+    given = arguments(node)
+    candidates = [given.get("weight"), given.get("mat2"), given.get("other"), *(given.get("params") or ())]
+    return [read for read in map(weight_node, candidates) if read is not None]
 
 
 def _lowest(score: torch.Tensor, amount: float) -> torch.Tensor:
@@ -125,15 +136,13 @@ def _lowest(score: torch.Tensor, amount: float) -> torch.Tensor:
 
 
 def input_dims(program: Program) -> dict[str, int]:
-    """Which dimension of each weight runs over the inputs: 1 for convolutions and linear layers, else 0."""
+    """Which dimension of each weight runs over the inputs: 1 for convolutions, linear and recurrent layers, else 0."""
     found: dict[str, int] = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and node.target in _PRUNED:
-            given = arguments(node)
-            first = node.target in CONVOLUTIONS or node.target is aten.linear.default
-            for read in map(weight_node, [given.get("weight"), given.get("mat2"), given.get("other")]):
-                if read is not None:
-                    found.setdefault(str(read.target), 1 if first else -2 if "other" in given else 0)
+            first = node.target in CONVOLUTIONS | _RECURRENT or node.target is aten.linear.default
+            for read in _weight_nodes(node):
+                found.setdefault(str(read.target), 1 if first else -2 if "other" in arguments(node) else 0)
     return found
 
 

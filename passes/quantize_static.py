@@ -86,6 +86,8 @@ def prepare(program: Program, observers: Observers, context: Context) -> fx.Grap
 
         quantizer = OnnxRuntimeQuantizer(observers)
         prepared: fx.GraphModule = prepare_pt2e(program.module, quantizer)
+    if not any(node.op == "call_module" for node in prepared.graph.nodes):
+        context.note("quantize_static found nothing to quantize")
     for node, reason in quantizer.skipped:
         context.note(f"{describe(node)} stays float: {reason}")
     return prepared

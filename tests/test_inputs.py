@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 
+from lobo_fx.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.inputs import Inputs, as_inputs, check_arity, find_inputs, free_batch
 from lobo_fx.quiet import quiet
@@ -328,3 +329,35 @@ def test_batches_of_a_data_loader() -> None:
         signature.bind_batch({"left": LEFT, "labels": labels})
     with pytest.raises(InvalidInput, match="a batch is a int"):
         signature.bind_batch(3)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> Any:
+        return self.linear(x) * scale
+
+
+@pytest.mark.parametrize("nest", [tuple, list, lambda pair: dict(zip(("x", "scale"), pair, strict=True))])
+def test_batches_with_their_inputs_nested_first(nest: Any) -> None:
+    pair = (torch.randn(2, 4), torch.randn(2, 1))
+    signature = trace(TwoInputs(), pair).signature
+    bound = signature.bind_batch((nest(pair), torch.zeros(2)))
+    assert [torch.equal(a, b) for a, b in zip(bound.tensors, pair, strict=True)] == [True, True]
+    context = Context(signature, train_data=[(nest(pair), torch.ones(2))], loss_fn=torch.nn.functional.mse_loss)
+    ((inputs, label),) = context.training_batches()
+    assert torch.equal(inputs.tensors[0], pair[0])
+    assert torch.equal(label, torch.ones(2))
+
+
+def test_an_input_that_is_a_tuple_itself_is_not_taken_for_a_nested_batch() -> None:
+    class Pair(nn.Module):
+        def forward(self, pair: Any) -> Any:
+            return pair[0] + pair[1]
+
+    pair = (torch.randn(2, 4), torch.randn(2, 4))
+    signature = trace(Pair(), (pair,)).signature
+    bound = signature.bind_batch((pair, torch.zeros(2)))
+    assert torch.equal(bound.tensors[1], pair[1])

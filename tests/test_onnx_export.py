@@ -542,3 +542,20 @@ def test_linear_layers_of_quantized_programs_need_no_transpose(tmp_path: Path) -
     result = compiled(model, passes=[QuantizeStatic()], calibration_data=[ROWS])
     content = onnx.load(result.export(tmp_path / "model.onnx").path)
     assert "Transpose" not in [node.op_type for node in content.graph.node]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: (2 * x, 3), "output 1 is 3, no tensor"),
+        (lambda x: (2 * x, x.shape[0]), "output 1 is"),
+        (lambda x: None, "returns no tensor"),
+    ],
+    ids=["constant", "size", "nothing"],
+)
+def test_outputs_that_a_file_can_not_hold_are_refused(
+    function: Callable[[torch.Tensor], Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(lobo_fx.LoboError, match=words):
+        compiled(Function(function)).export(tmp_path / "model.onnx")
+    assert listing(tmp_path) == set()

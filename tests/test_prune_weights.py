@@ -415,3 +415,43 @@ def test_bad_settings_are_refused(settings: dict[str, Any], words: str) -> None:
 def test_settings_are_shown_where_they_differ_from_the_defaults() -> None:
     assert str(PruneWeights(0.25, pattern="2:4")) == "PruneWeights(amount=0.25, pattern='2:4')"
     assert str(PruneWeights()) == "PruneWeights()"
+
+
+def test_recurrent_weights_are_masked_and_biases_stay() -> None:
+    model = nn.LSTM(4, 5, batch_first=True, bidirectional=True)
+    result = lobo_fx.compile(model, [PruneWeights(0.5)], example_inputs=torch.randn(2, 3, 4), progress=False)
+    state = result.module.state_dict()
+    for name, tensor in state.items():
+        zeros = int((tensor == 0).sum())
+        assert zeros == (round(tensor.numel() / 2) if name.startswith("weight") else 0), name
+
+
+def test_a_matrix_that_is_no_parameter_keeps_its_values() -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("basis", torch.randn(4, 4))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.linear(x) @ self.basis
+
+    result = lobo_fx.compile(Projected(), [PruneWeights(0.5)], example_inputs=torch.randn(2, 4), progress=False)
+    state = result.module.state_dict()
+    assert int((state["linear.weight"] == 0).sum()) == 8
+    assert not bool((state["basis"] == 0).any())
+
+
+def test_a_tied_embedding_is_named() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens: torch.Tensor) -> Any:
+            return self.head(self.embedding(tokens))
+
+    tokens = torch.arange(4).view(2, 2)
+    result = lobo_fx.compile(Tied(), [PruneWeights(0.5)], example_inputs=tokens, progress=False)
+    assert any("embedding" in note and "tied" in note for note in result.report.notes)

@@ -396,3 +396,13 @@ def test_nodes_keep_the_users_module_and_line() -> None:
 def test_tracing_twice_gives_the_same_graph() -> None:
     model = convnet()
     assert str(trace(model, IMAGES).graph) == str(trace(copy.deepcopy(model), IMAGES).graph)
+
+
+def test_words_that_name_no_dynamic_shapes_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"dynamic_shapes is 'static'; it must be 'batch', None"):
+        trace(nn.Linear(4, 3), torch.randn(2, 4), "static")
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="meta device and holds no weights"):
+        trace(nn.Linear(4, 3, device="meta"), torch.randn(2, 4))

@@ -477,3 +477,21 @@ def test_the_first_node_that_is_not_finite() -> None:
     found = first_nonfinite(lobo_fx.trace(model, X))
     assert found is not None
     assert module_name(found) == "1"
+
+
+def test_an_infinite_weight_is_refused_and_an_infinite_mask_is_not() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf, 0.0]))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.softmax(self.linear(x) + self.mask, 1)
+
+    model = Masked()
+    lobo_fx.compile(model, [], example_inputs=torch.randn(2, 4), progress=False)
+    with torch.no_grad():
+        model.linear.weight[1, 2] = torch.inf
+    with pytest.raises(InvalidInput, match=r"'linear\.weight' holds infinity"):
+        lobo_fx.compile(model, [], example_inputs=torch.randn(2, 4), progress=False)
