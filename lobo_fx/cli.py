@@ -26,11 +26,14 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 MODEL_HELP = "torchvision:NAME, timm:NAME, transformers:NAME, path/to/file.py:function, or file.pt2"
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load: .safetensors, or .pt with tensors only.")]
-Seed = Annotated[int, typer.Option(help="Seed of random weights, random data and random choices.")]
-Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
-Batch = Annotated[int, typer.Option(help="Rows of the input.")]
-Rounds = Annotated[int, typer.Option(help="How often each file runs.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(exists=True, help="Weights to load: .safetensors, .pt with tensors only, or a folder of shards."),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, data and choices.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows of the input.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often each file runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -63,7 +66,7 @@ def compile(
     calibration_data: Annotated[
         str | None, typer.Option(help=".npy, .npz, .safetensors, or file.py:function. Default: random data.")
     ] = None,
-    batches: Annotated[int, typer.Option(help="Random calibration batches, where no data is given.")] = 4,
+    batches: Annotated[int, typer.Option(min=1, help="Random calibration batches, where no data is given.")] = 4,
     static: Annotated[bool, typer.Option("--static", help="Fix all sizes, the batch included.")] = False,
     threads: Threads = 1,
     batch: Batch = 1,
@@ -72,22 +75,24 @@ def compile(
 ) -> None:
     """Compile a model, export it and the original, and measure both in turn."""
     import lobo_fx
-    from lobo_fx.models import build
-    from lobo_fx.recipe import resolve
+    from lobo_fx.artifact import make_folder
+    from lobo_fx.data import read_batches
+    from lobo_fx.models import build, weights_are_random
+    from lobo_fx.recipe import read_pass, resolve
+    from lobo_fx.storage import check_target
 
     if (recipe is None) == (not passes):
         raise InvalidInput("give --recipe, or one or more --pass; `lobo-fx passes` lists both")
-    chosen = resolve(recipe) if recipe else [_read_pass(text) for text in passes or []]
-    _make_folder(output)
+    chosen = resolve(recipe) if recipe else [read_pass(text) for text in passes or []]
+    check_target(output / "program")
+    data = None if calibration_data is None else read_batches(calibration_data, batch)
     built, inputs = build(model, checkpoint, seed)
     notes = []
-    if checkpoint is None and not model.endswith(".pt2") and not model.partition(":")[0].endswith(".py"):
+    if weights_are_random(model, checkpoint):
         notes.append(f"the weights are random (seed {seed}): sizes and latencies are real, accuracies are not")
-    data: Any = None
-    if any("calibration_data" in author.needs for author in chosen):
-        if calibration_data is None:
-            notes.append("calibrated on random data: give --calibration-data for ranges that fit yours")
-        data = _calibration(built, inputs, calibration_data, batches, batch, seed)
+    if data is None and any("calibration_data" in author.needs for author in chosen):
+        notes.append("calibrated on random data: give --calibration-data for ranges that fit yours")
+        data = _random_data(built, inputs, batches, seed)
     result = lobo_fx.compile(
         built,
         chosen,
@@ -98,6 +103,7 @@ def compile(
     )
     result.report.model = model
     result.report.notes[:0] = notes
+    make_folder(output)
     result.export_original(output / "original.onnx")
     result.export(output / "model.onnx")
     for artifact in result.report.artifacts.values():
@@ -111,7 +117,9 @@ def compile(
 
 @_command
 def benchmark(
-    files: Annotated[list[Path], typer.Argument(help="Files to measure; the first is the reference.")],
+    files: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="Files to measure; the first is the reference.")
+    ],
     runtime: Annotated[str, typer.Option(help="What runs them.")] = "onnxruntime",
     threads: Threads = 1,
     batch: Batch = 1,
@@ -210,41 +218,14 @@ def passes(as_json: AsJson = False) -> None:
     typer.echo(f"recipes: {', '.join(builtin_recipes())}")
 
 
-def _read_pass(text: str) -> Any:
-    """`name` or `name:setting=value,setting=value`, values as in YAML."""
-    import yaml
-
-    from lobo_fx.recipe import build
-    from lobo_fx.registry import PASSES
-
-    name, _, rest = text.partition(":")
-    settings = {}
-    for pair in filter(None, rest.split(",")):
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise InvalidInput(f"--pass {text}: write settings as setting=value, separated by commas")
-        # N:M would be read as a base-60 number
-        settings[key] = value if ":" in value else yaml.safe_load(value)
-    return build(PASSES.get(name), settings)
-
-
-def _calibration(built: Any, inputs: Any, spec: str | None, batches: int, batch: int, seed: int) -> Any:
-    from lobo_fx.data import random_batches, read_batches
+def _random_data(built: Any, inputs: Any, batches: int, seed: int) -> Any:
+    from lobo_fx.data import random_batches
     from lobo_fx.inputs import as_inputs, find_inputs
     from lobo_fx.tracing import trace
 
-    if spec is not None:
-        return read_batches(spec, batch)
     if isinstance(built, Path):
         return random_batches(trace(built).example_inputs, batches, seed)
     return random_batches(find_inputs(built) if inputs is None else as_inputs(inputs), batches, seed)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"can't make the folder {folder}: {error.strerror}") from None
 
 
 def main() -> None:

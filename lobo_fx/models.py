@@ -83,6 +83,8 @@ def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Mod
     if spec.endswith(".pt2"):
         if checkpoint is not None:
             raise InvalidInput("a .pt2 file holds its own weights; leave out the checkpoint")
+        if not Path(spec).is_file():
+            raise InvalidInput(f"no file {spec}")
         return Path(spec), None
     builders: dict[str, Callable[[str], Any]] = {
         "torchvision": _torchvision,
