@@ -50,13 +50,10 @@ def _read_arrays(path: Path) -> Mapping[str, torch.Tensor]:
 
         return read_safetensors(path)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = {"": loaded}
-        else:
-            with loaded:
-                arrays = dict(loaded)
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
     except Exception as error:
         raise InvalidInput(f"{path} can't be read as plain arrays: {error}") from error
 
