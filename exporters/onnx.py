@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,8 +87,8 @@ class OnnxExporter:
         return Artifact(path.absolute(), files, size, parity, details)
 
     def _translate(self, program: Program) -> Any:
-        exported = exported_program(program)
-        with quiet():
+        with _without_gradients(program), quiet():
+            exported = exported_program(program)
             try:
                 return torch.onnx.export(
                     exported,
@@ -106,6 +107,23 @@ class OnnxExporter:
             return self.external_data
         tensors = [*program.module.parameters(), *program.module.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > LARGEST_SINGLE_FILE
+
+
+@contextlib.contextmanager
+def _without_gradients(program: Program) -> Iterator[None]:
+    """Takes gradients away for a while: with them, attention under a computed mask has other strides.
+
+    `torch.onnx` captures the program twice, once with and once without, and a view that was right for one would
+    not be for the other.
+    """
+    trained = [parameter for parameter in program.module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _check_outputs(program: Program) -> None:
