@@ -8,7 +8,7 @@ pruned network really has by then; batch norms get the statistics of what they n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,96 +23,17 @@ from lobo_fx.rewriting import free_name
 
 METHODS = ("none", "recalibrate", "bias", "reconstruct")
 _RIDGE = 1e-3
-_ROWS = 16_384
-"""Most rows of a least-squares problem; more are thinned out evenly."""
+_ROWS = 65_536
+"""Most rows of a least-squares problem; of more, as many are drawn at random."""
 _FITTED = CONVOLUTIONS | {aten.linear.default}
-
-
-@dataclasses.dataclass
-class _Layer:
-    """A convolution or linear layer of the pruned network, and what the original gave there."""
-
-    program: Program
-    node: fx.Node
-    kept: torch.Tensor
-    method: str
-
-    def fit(self, inputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
-        """Refits weight and bias, or the bias alone, so that the outputs come near `targets`."""
-        given = arguments(self.node)
-        weight = self.program.parameter(given["weight"])
-        x = torch.cat([_columns(self.node, value) for value in inputs])
-        y = torch.cat([_rows(self.node, value) for value in targets])[:, self.kept]
-        step = -(-len(x) // _ROWS)
-        x, y = x[::step].double(), y[::step].double()
-        flat = weight.detach().reshape(len(weight), -1).double()
-        if self.method == "reconstruct":
-            flat = _least_squares(x, y, flat)
-            weight.data = flat.to(weight.dtype).view_as(weight)
-        self._set_bias((y - x @ flat.T).mean(0))
-
-    def _set_bias(self, bias: torch.Tensor) -> None:
-        """Stores the bias: in the layer, or in the mean of the batch norm that follows a layer without one."""
-        given = arguments(self.node)
-        weight = self.program.parameter(given["weight"])
-        if given["bias"] is not None:
-            self.program.parameter(given["bias"]).data = bias.to(weight.dtype)
-            return
-        users = list(self.node.users)
-        if len(users) == 1 and is_call(users[0], aten.batch_norm.default):
-            mean = arguments(users[0])["running_mean"]
-            if mean is not None:
-                self.program.parameter(mean).sub_(bias.to(weight.dtype))
-                return
-        prefix = str(given["weight"].target).rpartition(".")[0]
-        name = free_name(self.program, f"{prefix}.bias".lstrip("."))
-        register(self.program.module, name, nn.Parameter(bias.to(weight.dtype)))
-        with self.program.graph.inserting_before(self.node):
-            set_argument(self.node, "bias", self.program.graph.get_attr(name))
-
-
-def _least_squares(x: torch.Tensor, y: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """argmin_W ‖(y − ȳ) − (x − x̄)·Wᵀ‖² + λ·‖W − start‖², by the normal equations."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    gram = x.T @ x
-    ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype)
-    fitted: torch.Tensor = torch.linalg.solve(gram + ridge, x.T @ y + ridge @ start.T)
-    return fitted.T
-
-
-def _columns(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
-    """The input as rows that are multiplied with the flattened weight."""
-    if node.target is aten.linear.default:
-        return value.reshape(-1, value.shape[-1])
-    given = arguments(node)
-    kernel = node.meta["kernel"]
-    rank = len(kernel)
-    padding = [size for pad in reversed(_each(given["padding"], rank)) for size in (pad, pad)]
-    patches = nn.functional.pad(value, padding)
-    strides, dilations = _each(given["stride"], rank), _each(given["dilation"], rank)
-    for dim in range(rank):
-        span = dilations[dim] * (kernel[dim] - 1) + 1
-        patches = patches.unfold(2 + dim, span, strides[dim])[..., :: dilations[dim]]
-    order = [0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank)]
-    return patches.permute(order).flatten(1 + rank).flatten(0, rank)
-
-
-def _rows(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
-    """The output with its channels last, as rows."""
-    if node.target is not aten.linear.default:
-        value = value.movedim(1, -1)
-    return value.reshape(-1, value.shape[-1])
-
-
-def _each(value: int | Sequence[int], rank: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * rank if len(values) == 1 else values
+_SMALL = 1e-3
+"""A batch norm that scales by less than this hides what is before it."""
 
 
 def fit(
     program: Program,
     original: Program,
-    kept: dict[str, torch.Tensor],
+    kept: Mapping[str, torch.Tensor],
     batches: Sequence[Inputs],
     method: str,
     show_progress: bool = True,
@@ -123,40 +44,198 @@ def fit(
         program: the pruned network; its graph has the original's nodes under the same names.
         original: the network before removal.
         kept: by name of a layer's node, which of its outputs stay (boolean).
-        batches: calibration data; their activations are in memory together, layer by layer.
+        batches: calibration data. What is still to be read of their activations is in memory at once, as in a
+            forward pass on all of them; the least-squares problems hold sums only.
         method: `recalibrate` (batch norms only), `bias` (and biases), or `reconstruct` (and weights).
         show_progress: whether to draw a progress bar.
 
-    Source: reconstruction: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017.
+    Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017: least squares from the
+        pruned network's own inputs (2), and the last layer of a residual branch corrects the sum (3.2).
     """
-    first, second = fx.Interpreter(original.module), fx.Interpreter(program.module)
-    twins = {node.name: node for node in original.graph.nodes}
-    nodes = list(program.graph.nodes)
-    last_use = {source: node for node in nodes for source in node.all_input_nodes}
-    values: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = [({}, {}) for _ in batches]
-    leaves = [batch.leaves for batch in batches]
-    feeds = {node: index for index, node in enumerate(program.graph.find_nodes(op="placeholder"))}
     with torch.no_grad():
+        _Fit(program, original, kept, [_Pair(batch.leaves) for batch in batches], method).run(show_progress)
+    program.graph.lint()
+    program.module.recompile()
+
+
+@dataclasses.dataclass
+class _Pair:
+    """A batch on its way through both networks: the values that are still to be read."""
+
+    leaves: list[Any]
+    before: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
+    after: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _Fit:
+    program: Program
+    original: Program
+    kept: Mapping[str, torch.Tensor]
+    pairs: list[_Pair]
+    method: str
+
+    def __post_init__(self) -> None:
+        self.twins = {node.name: node for node in self.original.graph.nodes}
+        self.generator = torch.Generator().manual_seed(0)
+
+    def run(self, show_progress: bool) -> None:
+        """Goes through both graphs; a layer is refitted when its inputs are final."""
+        nodes = list(self.program.graph.nodes)
+        last_use = {source: node for node in nodes for source in node.all_input_nodes}
+        feeds = {node: index for index, node in enumerate(self.program.graph.find_nodes(op="placeholder"))}
+        first, second = fx.Interpreter(self.original.module), fx.Interpreter(self.program.module)
         for node in track(nodes, "fit", show_progress):
             if node.op == "output":
                 break
-            twin = twins.get(node.name)  # a size computed anew has none
-            for (before, _), feed in zip(values, leaves, strict=True):
+            twin = self.twins.get(node.name)  # a size computed anew has none
+            for pair in self.pairs:
                 if twin is not None:
-                    before[twin] = feed[feeds[node]] if node in feeds else _run(first, twin, before)
-            if node.target in _FITTED and node.name in kept and method != "recalibrate" and twin is not None:
-                _refit(program, node, kept[node.name], values, twin, method)
-            if is_call(node, aten.batch_norm.default):
-                _recalibrate(program, node, [after[node.args[0]] for _, after in values])
-            for (before, after), feed in zip(values, leaves, strict=True):
-                after[node] = feed[feeds[node]] if node in feeds else _run(second, node, after)
+                    pair.before[twin] = pair.leaves[feeds[node]] if node in feeds else _run(first, twin, pair.before)
+            self._fit_node(node)
+            for pair in self.pairs:
+                pair.after[node] = pair.leaves[feeds[node]] if node in feeds else _run(second, node, pair.after)
                 for source in node.all_input_nodes:
-                    if last_use[source] is node:
-                        del after[source]
-                        if source.name in twins:
-                            before.pop(twins[source.name], None)
-    program.graph.lint()
-    program.module.recompile()
+                    if last_use.get(source, node) is node:
+                        del pair.after[source]
+                        if source.name in self.twins:
+                            pair.before.pop(self.twins[source.name], None)
+
+    def _fit_node(self, node: fx.Node) -> None:
+        if is_call(node, aten.batch_norm.default):
+            self._fit_norm(node)
+        elif is_call(node, *_FITTED) and node.name in self.kept and self.method != "recalibrate":
+            self._fit_layer(node)
+
+    def _fit_layer(self, node: fx.Node) -> None:
+        """Refits weight and bias, or the bias alone."""
+        given = arguments(node)
+        weight = weight_node(given["weight"])
+        source = given["input"]
+        if weight is None or len(weight.users) > 1 or self.pairs[0].after[source].dim() < 2:
+            return
+        parameter = self.program.parameter(weight)
+        groups = given.get("groups", 1)
+        moments = _Moments()
+        for pair in self.pairs:
+            target = self._target(node, pair)
+            rows = self._draw(target.numel() // target.shape[_channels(node)])
+            x = _columns(node, pair.after[source], parameter.shape[2:], rows)
+            y = _rows(node, target)[rows]
+            moments.add(*(values.double().unflatten(1, (groups, -1)).transpose(0, 1) for values in (x, y)))
+        start = parameter.flatten(1).double().unflatten(0, (groups, -1))
+        if self.method == "reconstruct":
+            parameter.copy_(moments.weight(start).view_as(parameter))
+            start = parameter.flatten(1).double().unflatten(0, (groups, -1))
+        if _norm_after(node) is None:
+            self._set_bias(node, moments.bias(start).flatten().to(parameter.dtype))
+
+    def _draw(self, count: int) -> torch.Tensor:
+        """Which of a batch's rows are used."""
+        return torch.randperm(count, generator=self.generator)[: max(1, _ROWS // len(self.pairs))]
+
+    def _target(self, node: fx.Node, pair: _Pair) -> torch.Tensor:
+        """What a layer or a batch norm should give: the original's output, and what a sum after it lacks."""
+        norm = _norm_after(node) if node.target in _FITTED else None
+        layer = node if node.target in _FITTED else node.args[0]
+        assert isinstance(layer, fx.Node)
+        chosen = self.kept[layer.name].nonzero().flatten()
+        dim = _channels(layer)
+        target: torch.Tensor = pair.before[self.twins[node.name]].index_select(dim, chosen)
+        other = _other_term(norm or node)
+        if other not in pair.after or self.twins.get(other.name) not in pair.before:
+            return target
+        lacking = pair.before[self.twins[other.name]].index_select(dim, chosen) - pair.after[other]
+        if lacking.shape != target.shape:
+            return target
+        if norm is None:
+            return target + lacking
+        given = arguments(norm)
+        deviation = (self.program.parameter(given["running_var"]) + given["eps"]).sqrt()
+        gain = self.program.parameter(given["weight"]) / deviation if given["weight"] is not None else 1 / deviation
+        gain = torch.where(gain.abs() < _SMALL, torch.inf, gain)
+        return target + lacking / gain.view(-1, *[1] * (target.dim() - 2))
+
+    def _set_bias(self, node: fx.Node, bias: torch.Tensor) -> None:
+        given = arguments(node)
+        if given["bias"] is not None:
+            if weight_node(given["bias"]) is not None and len(given["bias"].users) == 1:
+                self.program.parameter(given["bias"]).copy_(bias)
+            return
+        prefix = str(given["weight"].target).rpartition(".")[0]
+        name = free_name(self.program, f"{prefix}.bias".lstrip("."))
+        register(self.program.module, name, nn.Parameter(bias))
+        with self.program.graph.inserting_before(node):
+            set_argument(node, "bias", self.program.graph.get_attr(name))
+        for pair in self.pairs:
+            pair.after[arguments(node)["bias"]] = bias
+
+    def _fit_norm(self, node: fx.Node) -> None:
+        """Sets a batch norm's statistics to those of what it sees now; refits scale and shift to the original."""
+        given = arguments(node)
+        source = given["input"]
+        if given["running_mean"] is None:
+            return
+        moments = _Moments()
+        aimed = source.name in self.kept and self.method != "recalibrate" and given["weight"] is not None
+        for pair in self.pairs:
+            x = _by_channel(pair.after[source])
+            moments.add(x, _by_channel(self._target(node, pair)) if aimed else x)
+        if moments.count < 2:
+            return
+        variance = moments.covariance.flatten()
+        self.program.parameter(given["running_mean"]).copy_(moments.mean_x.flatten())
+        self.program.parameter(given["running_var"]).copy_(variance * moments.count / (moments.count - 1))
+        if not aimed:
+            return
+        self.program.parameter(given["bias"]).copy_(moments.mean_y.flatten())
+        if self.method == "reconstruct":
+            slope = moments.cross.flatten() / variance.clamp_min(1e-12)
+            self.program.parameter(given["weight"]).copy_(slope * (variance + given["eps"]).sqrt())
+
+
+class _Moments:
+    """Sums that least squares of `y` (groups, rows, outputs) on `x` (groups, rows, inputs) needs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.x = self.y = self.xx = self.xy = torch.zeros(())
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Adds rows."""
+        self.count += x.shape[1]
+        self.x, self.y = self.x + x.sum(1), self.y + y.sum(1)
+        self.xx, self.xy = self.xx + x.mT @ x, self.xy + x.mT @ y
+
+    @property
+    def mean_x(self) -> torch.Tensor:
+        return self.x / self.count
+
+    @property
+    def mean_y(self) -> torch.Tensor:
+        return self.y / self.count
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """Of the inputs with each other."""
+        return self.xx / self.count - self.mean_x.unsqueeze(2) * self.mean_x.unsqueeze(1)
+
+    @property
+    def cross(self) -> torch.Tensor:
+        """Covariance of the inputs with the outputs."""
+        return self.xy / self.count - self.mean_x.unsqueeze(2) * self.mean_y.unsqueeze(1)
+
+    def weight(self, start: torch.Tensor) -> torch.Tensor:
+        """argmin_W ‖(y − ȳ) − (x − x̄)·Wᵀ‖² + λ·‖W − start‖², by the normal equations."""
+        covariance = self.covariance
+        scale = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+        ridge = _RIDGE * scale.view(-1, 1, 1) * torch.eye(covariance.shape[1], dtype=covariance.dtype)
+        solved: torch.Tensor = torch.linalg.solve(covariance + ridge, self.cross + ridge @ start.mT)
+        return solved.mT
+
+    def bias(self, weight: torch.Tensor) -> torch.Tensor:
+        """ȳ − W·x̄."""
+        return self.mean_y - (weight @ self.mean_x.unsqueeze(2)).squeeze(2)
 
 
 def _run(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
@@ -164,29 +243,66 @@ def _run(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any])
     return getattr(interpreter, node.op)(node.target, args, kwargs)
 
 
-def _refit(program: Program, node: fx.Node, kept: torch.Tensor, values: Any, twin: fx.Node, method: str) -> None:
-    given = arguments(node)
-    weight = weight_node(given["weight"])
-    source = given["input"]
-    if weight is None or len(weight.users) > 1 or given.get("groups", 1) != 1:
-        return
-    if isinstance(given.get("padding"), str) or values[0][1][source].dim() < 2:
-        return
-    node.meta["kernel"] = program.parameter(weight).shape[2:]
-    layer = _Layer(program, node, kept, method)
-    layer.fit([after[source] for _, after in values], [before[twin] for before, _ in values])
-    for _, after in values:
-        after[weight] = program.parameter(weight)
-        bias = arguments(node)["bias"]
-        if bias is not None:
-            after[bias] = program.parameter(bias)
+def _norm_after(node: fx.Node) -> fx.Node | None:
+    """The batch norm with running statistics that alone reads `node`."""
+    users = list(node.users)
+    if (
+        len(users) == 1
+        and is_call(users[0], aten.batch_norm.default)
+        and arguments(users[0])["running_mean"] is not None
+    ):
+        return users[0]
+    return None
 
 
-def _recalibrate(program: Program, node: fx.Node, inputs: Sequence[torch.Tensor]) -> None:
-    """Sets a batch norm's running statistics to those of what it sees now."""
+def _other_term(node: fx.Node) -> Any:
+    """What `node` is added to, where it goes nowhere else."""
+    users = list(node.users)
+    if len(users) != 1 or not is_call(users[0], aten.add.Tensor) or arguments(users[0])["alpha"] != 1:
+        return None
+    return next((term for term in users[0].args if term is not node), None)
+
+
+def _channels(node: fx.Node) -> int:
+    """The dimension of a layer's outputs."""
+    return -1 if node.target is aten.linear.default else 1
+
+
+def _columns(node: fx.Node, value: torch.Tensor, kernel: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
+    """Rows of the input that are multiplied with the flattened weight."""
+    if node.target is aten.linear.default:
+        return value.reshape(-1, value.shape[-1])[rows]
     given = arguments(node)
-    if given["running_mean"] is None:
-        return
-    rows = torch.cat([value.movedim(1, -1).reshape(-1, value.shape[1]) for value in inputs])
-    program.parameter(given["running_mean"]).copy_(rows.mean(0))
-    program.parameter(given["running_var"]).copy_(rows.var(0))
+    rank = len(kernel)
+    strides, dilations = _each(given["stride"], rank), _each(given["dilation"], rank)
+    spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
+    patches = nn.functional.pad(value, _padding(given["padding"], spans))
+    for dim, (span, stride, dilation) in enumerate(zip(spans, strides, dilations, strict=True), 2):
+        patches = patches.unfold(dim, span, stride)[..., ::dilation]
+    patches = patches.movedim(1, 1 + rank)
+    places = torch.unravel_index(rows, patches.shape[: 1 + rank])
+    return patches[places].flatten(1)
+
+
+def _padding(padding: str | int | Sequence[int], spans: Sequence[int]) -> list[int]:
+    """Zeros before and after, last dimension first."""
+    if padding == "same":
+        pairs = [((span - 1) // 2, span - 1 - (span - 1) // 2) for span in spans]
+    else:
+        pairs = [(size, size) for size in _each(0 if isinstance(padding, str) else padding, len(spans))]
+    return [size for pair in reversed(pairs) for size in pair]
+
+
+def _rows(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
+    """The output with its channels last, as rows."""
+    return value.movedim(_channels(node), -1).reshape(-1, value.shape[_channels(node)])
+
+
+def _by_channel(value: torch.Tensor) -> torch.Tensor:
+    """(channels, rows, 1), each channel a problem of its own."""
+    return value.movedim(1, 0).flatten(1).unsqueeze(2).double()
+
+
+def _each(value: int | Sequence[int], rank: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * rank if len(values) == 1 else values

@@ -121,7 +121,9 @@ def train(recipe: Recipe, train_split: Split, test_split: Split, path: Path) -> 
     done, seconds = _resume(checkpoint, module, optimizer)
     for epoch in range(done, recipe.epochs):
         start = time.perf_counter()
-        loss = _epoch(recipe, epoch, module, optimizer, train_split)
+        with torch.random.fork_rng(devices=[]):  # an epoch draws the same whether or not training was interrupted
+            torch.manual_seed(1000 * recipe.seed + epoch)
+            loss = _epoch(recipe, epoch, module, optimizer, train_split)
         seconds += time.perf_counter() - start
         print(f"{path.stem}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.4f}", flush=True)
         state = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
@@ -147,7 +149,7 @@ def _resume(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimize
 def _epoch(recipe: Recipe, epoch: int, module: nn.Module, optimizer: torch.optim.Optimizer, split: Split) -> float:
     """One pass over the data in an order of its own; returns the mean loss."""
     module.train()
-    batches = split.batches(generator=torch.Generator().manual_seed(1000 * recipe.seed + epoch))
+    batches = split.batches(generator=torch.default_generator)
     total = 0.0
     for index, (images, labels) in enumerate(track(batches, f"epoch {epoch + 1}")):
         for group in optimizer.param_groups:
