@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import json
 import os
 import shutil
 import tempfile
@@ -162,3 +163,18 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
         for name, text in texts.items():
             (draft / name).write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        InvalidInput: it can't be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path} is no JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{path} holds a {type(found).__name__}; expected an object with named entries")
+    return found

@@ -11,7 +11,6 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import json
 import pickle
 import re
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lobo_fx.artifact import read_json
 from lobo_fx.errors import InvalidInput
 from lobo_fx.inputs import Inputs, as_inputs
 from lobo_fx.quiet import quiet
@@ -168,7 +168,9 @@ def _first_few(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_WEIGHT_FILES = tuple(
+    name + index for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
+)
 
 
 def _weights_in(folder: Path) -> Path | None:
@@ -199,12 +201,16 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_shards(path: Path) -> dict[str, torch.Tensor]:
     files = read_json(path).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
+    if not isinstance(files, dict) or not all(map(_is_shard, files.values())):
         raise InvalidInput(f"{path} is no index of shards: it has no 'weight_map' from names to files beside it")
     state: dict[str, torch.Tensor] = {}
     for file in sorted(set(files.values())):
         state |= _read_checkpoint(path.parent / file)
     return state
+
+
+def _is_shard(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name and not name.endswith(".json")
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -237,21 +243,6 @@ def _read_pt(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InvalidInput(f"{path} holds a {type(state).__name__}; expected model.state_dict()")
     return {str(name): tensor for name, tensor in state.items()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        InvalidInput: it can't be read, or holds something else.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path} is no JSON file: {error}") from error
-    if not isinstance(found, dict):
-        raise InvalidInput(f"{path} holds a {type(found).__name__}; expected an object with named entries")
-    return found
 
 
 def _import(module: str, package: str) -> Any:

@@ -25,12 +25,11 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from lobo_fx.artifact import Artifact, check_folder, make_folder, written_beside
+from lobo_fx.artifact import Artifact, check_folder, make_folder, read_json, written_beside
 from lobo_fx.axes.record import kept_indices, restore
 from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.masks import masks, restore_masks
 from lobo_fx.measures import set_weight_names, weight_names
-from lobo_fx.models import read_json
 from lobo_fx.quiet import quiet
 from lobo_fx.reexport import exported_program
 from lobo_fx.report import Report, Row

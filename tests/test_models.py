@@ -143,9 +143,10 @@ def test_a_missing_shard_and_a_broken_index(tmp_path: Path) -> None:
     (tmp_path / "model-1.safetensors").unlink()
     with pytest.raises(InvalidInput, match=r"no file .*model-1\.safetensors"):
         load_checkpoint(network(), index)
-    index.write_text('{"weight_map": {"a": "../outside.safetensors"}}')
-    with pytest.raises(InvalidInput, match="no index of shards"):
-        load_checkpoint(network(), index)
+    for file in ("../outside.safetensors", index.name):
+        index.write_text(json.dumps({"weight_map": {"a": file}}))
+        with pytest.raises(InvalidInput, match="no index of shards"):
+            load_checkpoint(network(), index)
     index.write_text("{")
     with pytest.raises(InvalidInput, match="no JSON file"):
         load_checkpoint(network(), index)

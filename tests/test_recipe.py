@@ -9,8 +9,8 @@ import pytest
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.passbase import Pass
-from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeStatic
-from lobo_fx.recipe import build, builtin_recipes, read_recipe, resolve
+from lobo_fx.passes import FoldBatchNorm, PruneChannels, PruneWeights, QuantizeStatic
+from lobo_fx.recipe import build, builtin_recipes, read_pass, read_recipe, resolve
 from lobo_fx.registry import PASSES
 
 GOOD = """\
@@ -183,3 +183,50 @@ def test_building_a_pass_checks_its_settings() -> None:
         build(PruneWeights, {"criteria": "l1"})
     with pytest.raises(InvalidInput, match="amount is 2"):
         build(PruneWeights, {"amount": 2})
+
+
+# --- a pass on the command line --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("fold_bn", FoldBatchNorm()),
+        ("fold_bn:", FoldBatchNorm()),
+        ("prune_weights:amount=0.3,scope=global", PruneWeights(0.3, scope="global")),
+        ("prune-weights: amount = 0.3 , criterion = 'l2' ", PruneWeights(0.3, criterion="l2")),
+        ("prune_weights:pattern=2:4", PruneWeights(pattern="2:4")),
+        ("prune_weights:pattern='2:4'", PruneWeights(pattern="2:4")),
+        ("prune_channels:ratio={layer1.*: 0.3, layer2.*: 0.5}", PruneChannels({"layer1.*": 0.3, "layer2.*": 0.5})),
+        ("prune_channels:ratio={'a,b': 0.3},scope=axis", PruneChannels({"a,b": 0.3}, scope="axis")),
+    ],
+)
+def test_a_pass_is_read_with_its_settings(text: str, chosen: Pass) -> None:
+    read = read_pass(text)
+    assert type(read) is type(chosen)
+    assert read.settings == chosen.settings
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "no pass is called ''"),
+        ("prunechannels", "did you mean prune_channels?"),
+        ("foldbn:x=1", "did you mean fold_bn?"),
+        ("prune_weights:amount", "write settings as setting=value"),
+        ("prune_weights:=0.5", "write settings as setting=value"),
+        ("prune_weights:amount=[", "the value of 'amount' is not YAML"),
+        ("prune_weights:amount={a: 1", "the value of 'amount' is not YAML"),
+        ("prune_weights:criterion='l1", "the value of 'criterion' is not YAML"),
+        ("prune_weights:amount=!!python/name:os.system", "the value of 'amount' is not YAML"),
+        ("prune_weights:amount=2020-99-01", "the value of 'amount' is not YAML"),
+        ("prune_weights:amount=0.5,amount=0.7", "'amount' is set twice"),
+        ("prune_weights:amuont=0.5", "did you mean 'amount'?"),
+        ("prune_weights:amount=", "amount is None"),
+        ("prune_weights:amount=[0.1, 0.2]", "amount is [0.1, 0.2]"),
+    ],
+)
+def test_a_pass_that_can_not_be_read(text: str, complaint: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        read_pass(text)
+    assert complaint in str(error.value)

@@ -68,6 +68,9 @@ def test_every_plugin_that_is_offered_loads() -> None:
         ("QuantizeStatic", "quantize_static"),
         ("prune_weight", "prune_weights"),
         ("fold-batchnorm", "fold_batch_norm"),
+        ("prunechannels", "prune_channels"),
+        ("foldbn", "fold_bn"),
+        ("Prune Weights", "prune_weights"),
     ],
 )
 def test_the_nearest_name_is_suggested_first(wrong: str, right: str) -> None:
@@ -87,6 +90,24 @@ def test_what_is_missing_is_called_what_it_is() -> None:
         RUNTIMES.get("openvino")
 
 
+def test_only_names_about_as_near_as_the_nearest_are_suggested() -> None:
+    with pytest.raises(InvalidInput, match=r"did you mean quantize_static\?$"):
+        PASSES.get("quantise_static")
+    with pytest.raises(InvalidInput, match=r"did you mean prune_weights or prune_channels\?$"):
+        PASSES.get("prune")
+    with pytest.raises(InvalidInput, match=r"did you mean prune_it_all\?$"):
+        PASSES.get("pruneitall", ["prune_it_all"])
+
+
+def test_defaults_are_names_that_are_known() -> None:
+    for known in (EXPORTERS, RUNTIMES):
+        assert known.default in known.names()
+
+
+def test_exporters_say_how_their_files_end() -> None:
+    assert EXPORTERS.get(EXPORTERS.default)().suffix == ".onnx"
+
+
 # --- entry points ----------------------------------------------------------------------------------------
 
 
@@ -104,6 +125,13 @@ def test_two_packages_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch)
         things.names()
     with pytest.raises(InvalidInput, match="uninstall one"):
         things.get("join")
+
+
+@pytest.mark.parametrize("value", ["no_such_module:Thing", "os.path:Thing"])
+def test_a_plugin_that_can_not_be_imported_is_an_error_of_ours(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(monkeypatch, ("mine", value))
+    with pytest.raises(InvalidInput, match=rf"the thing 'mine' \({value}\) can't be imported"):
+        things.get("mine")
 
 
 def test_one_package_seen_twice_is_no_duplicate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import lobo_fx
-from lobo_fx import Artifact, Report
+from lobo_fx import Artifact, InvalidInput, Report
 from lobo_fx.passes import PruneWeights, QuantizeStatic
 from lobo_fx.report import Row
 from lobo_fx.runtime import Benchmark, Latency
@@ -188,6 +188,18 @@ def test_saving_writes_the_three_formats(report: Report, tmp_path: Path) -> None
     assert written[1].read_text(encoding="utf-8") == report.to_csv()
     assert json.loads(written[2].read_text(encoding="utf-8")) == json.loads(report.to_json())
     assert report.save(folder) == written
+
+
+def test_a_report_that_can_not_be_written_leaves_the_older_one(report: Report, tmp_path: Path) -> None:
+    report.save(tmp_path / "report")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "report").iterdir()}
+    report.notes.append("\ud800 is no text")
+    with pytest.raises(UnicodeEncodeError):
+        report.save(tmp_path / "report")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "report").iterdir()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="can't make the folder"):
+        report.save(tmp_path / "file")
 
 
 def test_the_terminal_shows_tables_and_notes(report: Report) -> None:

@@ -171,6 +171,33 @@ def test_rows_of_a_fixed_batch_count(clock: Clock, tmp_path: Path) -> None:
     assert found.latencies["fixed"].throughput == pytest.approx(8 / 4e-3)
 
 
+def test_rows_are_those_of_the_arrays_that_were_given(clock: Clock, tmp_path: Path) -> None:
+    mine: dict[str, Array] = {"tokens": np.zeros((6, 2), np.int64), "x": np.ones((6, 4), np.float32)}
+    found = benchmark(
+        timed(tmp_path, only=[2.0]), FakeRuntime(clock), arrays=mine, rounds=1, warmup=0, memory=False, progress=False
+    )
+    assert found.batch == 6
+    assert found.latencies["only"].throughput == pytest.approx(6 / 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x": None}, "lacks the input 'x'; it has: tokens"),
+        ({"x": np.ones((2, 5), np.float32)}, r"'x' is float32 \[2, 5\]; the file takes float32 \[any, 4\]"),
+        ({"x": np.ones(4, np.float32)}, r"'x' is float32 \[4\]"),
+        ({"x": np.ones((2, 4))}, r"'x' is float64 \[2, 4\]"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(changes: dict[str, Any], words: str, clock: Clock, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"tokens": np.zeros((2, 2), np.int64), "x": np.ones((2, 4), np.float32)} | changes
+    arrays = {name: array for name, array in given.items() if array is not None}
+    runtime = FakeRuntime(clock)
+    with pytest.raises(InvalidInput, match=words):
+        benchmark(timed(tmp_path, only=[2.0]), runtime, arrays=arrays, memory=False, progress=False)
+    assert runtime.calls == []
+
+
 def test_ratios_are_those_of_the_latencies() -> None:
     one = Latency(p5=1.0, p50=2.0, p95=8.0, cpu=5.0, throughput=500.0, memory=100, base_memory=10)
     two = Latency(p5=3.0, p50=1.0, p95=4.0, cpu=20.0, throughput=1000.0, memory=50, base_memory=20)
@@ -227,12 +254,52 @@ def test_a_session_says_what_it_takes_and_runs_it(files: dict[str, Path]) -> Non
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"threads": 0}, {"batch": 0}, {"rounds": 0}, {"rounds": -5}, {"batch": -1}, {"warmup": -1}]
+    "numbers",
+    [
+        {"threads": 0},
+        {"threads": -1},
+        {"rounds": 1.5},
+        {"batch": 0},
+        {"rounds": 0},
+        {"rounds": -5},
+        {"batch": -1},
+        {"warmup": -1},
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(numbers: dict[str, int], files: dict[str, Path]) -> None:
     settings: dict[str, Any] = {"rounds": 2, "warmup": 0, "memory": False, "progress": False, **numbers}
     with pytest.raises(InvalidInput, match=f"{next(iter(numbers))} is {next(iter(numbers.values()))}"):
         benchmark(files, OnnxRuntime(), **settings)
+
+
+def test_a_result_refuses_them_before_it_writes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = lobo_fx.compile(nn.Linear(4, 3), example_inputs=torch.randn(2, 4), progress=False)
+    monkeypatch.setattr(lobo_fx.Result, "_write", pytest.fail)
+    wrong: list[dict[str, Any]] = [{"threads": 0}, {"batch": 0}, {"rounds": 0}, {"warmup": -1}]
+    for numbers in wrong:
+        with pytest.raises(InvalidInput, match=f"{next(iter(numbers))} is"):
+            result.benchmark(**numbers)
+
+
+def test_a_session_refuses_less_than_no_threads(files: dict[str, Path]) -> None:
+    with pytest.raises(InvalidInput, match="threads is -1"):
+        OnnxRuntime().load(files["first"], -1)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", "half"])
+def test_a_damaged_file_is_named(content: bytes | str, files: dict[str, Path]) -> None:
+    path = files["first"]
+    path.write_bytes(path.read_bytes()[:-20] if isinstance(content, str) else content)
+    with pytest.raises(InvalidInput, match=r"a\.onnx"):
+        benchmark(files, OnnxRuntime(), memory=False, progress=False)
+
+
+def test_a_model_of_fixed_rows_says_how_many() -> None:
+    result = lobo_fx.compile(nn.Linear(4, 3), example_inputs=torch.randn(5, 4), dynamic_shapes=None, progress=False)
+    found = result.benchmark(batch=1, rounds=2, warmup=0, memory=False)
+    assert found.batch == 5
+    latency = found.latencies["compiled"]
+    assert latency.throughput == pytest.approx(5 / (1e-3 * latency.p50))
 
 
 def test_no_files_are_refused() -> None:
@@ -305,6 +372,30 @@ def test_a_process_that_fails_is_quoted(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(InvalidInput, match=r"text\.onnx does not run in a fresh process: .*Protobuf"):
         peak_memory(tmp_path / "text.onnx", "lobo_fx.exporters.onnx_runtime:OnnxRuntime", 1, {})
+
+
+def test_the_fresh_process_runs_on_the_same_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random arrays of the file's free dimensions would not do: this model's inputs belong together."""
+    (tmp_path / "strict_runtime.py").write_text(
+        "from lobo_fx.runtime import ArraySpec\n"
+        "class Session:\n"
+        "    inputs = [ArraySpec('file', 'float32', (None, None)), ArraySpec('b', 'int64', (None,))]\n"
+        "    def run(self, arrays):\n"
+        "        assert list(arrays) == ['file', 'b'], list(arrays)\n"
+        "        assert arrays['file'].tolist() == [[0, 1, 2], [3, 4, 5]], 'other values'\n"
+        "        assert arrays['b'].tolist() == [7, 8] and arrays['b'].dtype == 'int64', 'other values'\n"
+        "        return []\n"
+        "class Strict:\n"
+        "    version = 'strict'\n"
+        "    def load(self, path, threads):\n"
+        "        return Session()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    arrays: dict[str, Array] = {"file": np.arange(6, dtype="f").reshape(2, 3), "b": np.array([7, 8])}
+    base, peak = peak_memory(tmp_path / "any", "strict_runtime:Strict", 1, arrays)
+    assert 0 < base <= peak
+    with pytest.raises(InvalidInput, match="AssertionError: other values"):
+        peak_memory(tmp_path / "any", "strict_runtime:Strict", 1, arrays | {"b": np.array([7, 9])})
 
 
 # Another runtime.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
+import math
 import os
 import struct
 import subprocess
@@ -223,6 +225,60 @@ def test_a_hugging_face_model_loads_where_only_its_outputs_are_known(saved_bert:
     assert float(total) == pytest.approx(float(expected["last_hidden_state"].detach().double().sum()), abs=1e-4)
 
 
+def test_figures_that_json_lacks_come_back(tmp_path: Path) -> None:
+    result, _ = compiled("folded")
+    first = result.report.rows[0]
+    numbers = [math.inf, -math.inf, math.nan, 12.5]
+    result.report.rows = [dataclasses.replace(first, snr=number, score=number) for number in numbers]
+    result.save(tmp_path)
+    json.loads((tmp_path / MANIFEST_FILE).read_text(), parse_constant=pytest.fail)
+    rows = lobo_fx.load(tmp_path).report.rows
+    assert [repr(row.snr) for row in rows] == [repr(row.score) for row in rows] == ["inf", "-inf", "nan", "12.5"]
+
+
+def test_files_and_latencies_come_back(tmp_path: Path) -> None:
+    result, _ = compiled("float")
+    result.export_original(tmp_path / "original.onnx")
+    result.export(tmp_path / "model.onnx").gzip_bytes  # noqa: B018
+    result.benchmark(rounds=2, warmup=0, memory=False)
+    result.save(tmp_path / "saved")
+    loaded = lobo_fx.load(tmp_path / "saved")
+    assert loaded.report.artifacts == result.report.artifacts
+    assert loaded.report.artifacts["compiled"].known_gzip_bytes == result.report.artifacts["compiled"].gzip_bytes
+    assert loaded.report.benchmark == result.report.benchmark
+    assert str(loaded) == str(result)
+    assert list(loaded.benchmark(rounds=1, warmup=0, memory=False).latencies) == ["original", "compiled"]
+
+    (tmp_path / "original.onnx").unlink()
+    with (tmp_path / "model.onnx").open("ab") as stream:
+        stream.write(b"more")
+    assert lobo_fx.load(tmp_path / "saved").report.artifacts == {}
+
+
+def test_tied_weights_are_one_parameter_to_an_optimizer(tmp_path: Path) -> None:
+    result, _ = compiled("tied")
+    result.save(tmp_path)
+    module = lobo_fx.load(tmp_path).module
+    assert len(list(module.parameters())) == len(list(result.module.parameters())) == 3
+    assert module.get_parameter("embedding.weight") is module.get_parameter("lm_head.weight")
+
+
+def test_weights_that_are_equal_but_not_tied_stay_apart(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].load_state_dict(model[0].state_dict())
+    lobo_fx.compile(model, example_inputs=torch.ones(2, 3), progress=False).save(tmp_path)
+    module = lobo_fx.load(tmp_path).module
+    assert len(list(module.parameters())) == 4
+    assert module.get_parameter("0.weight").data_ptr() != module.get_parameter("1.weight").data_ptr()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("kept")
+    with pytest.raises(InvalidInput, match="holds other files"):
+        compiled("float")[0].save(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_saving_again_replaces_and_leaves_no_draft(tmp_path: Path) -> None:
     compiled("float")[0].save(tmp_path)
     result, inputs = compiled("folded")
@@ -253,15 +309,64 @@ def test_save_needs_a_folder(tmp_path: Path) -> None:
     assert file.read_text() == "kept"
 
 
+DAMAGES: dict[str, Callable[[Any], object]] = {
+    "no rows": lambda manifest: manifest["report"].pop("passes"),
+    "a row with another figure": lambda manifest: manifest["report"]["passes"][0].update(speed=1),
+    "a ratio that is no number": lambda manifest: manifest["report"]["passes"][0].update(snr="loud"),
+    "a report that is text": lambda manifest: manifest.update(report="good"),
+    "passes without settings": lambda manifest: manifest.update(passes=["fold_batch_norm"]),
+    "masks that are a number": lambda manifest: manifest.update(masks=3),
+    "weights that are a number": lambda manifest: manifest.update(weights=3),
+    "types that are numbers": lambda manifest: manifest.update(output_types=[3]),
+    "indices that are text": lambda manifest: manifest.update(kept_indices="all"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_manifest_is_refused(damage: str, tmp_path: Path) -> None:
+    compiled("float")[0].save(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST_FILE).read_text())
+    DAMAGES[damage](manifest)
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInput, match=r"lobo_fx\.json is damaged .*save the result again"):
+        lobo_fx.load(tmp_path)
+
+
+@pytest.mark.parametrize("missing", [PROGRAM_FILE, MANIFEST_FILE])
+def test_half_a_folder_is_refused(missing: str, tmp_path: Path) -> None:
+    compiled("float")[0].save(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(InvalidInput, match=missing):
+        lobo_fx.load(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 100, -30])
+def test_a_truncated_program_is_refused(length: int, good: Entries, tmp_path: Path) -> None:
+    path = write(tmp_path / "cut.pt2", good)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InvalidInput, match=r"cut\.pt2"):
+        read_pt2(path)
+
+
+def test_a_program_with_a_flipped_bit_is_refused(good: Entries, tmp_path: Path) -> None:
+    path = write(tmp_path / "flipped.pt2", good)
+    data = bytearray(path.read_bytes())
+    weight = next(entry for name, entry in good if name.endswith("weight_0"))
+    data[bytes(data).index(weight) + 5] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(InvalidInput, match=r"flipped\.pt2 can't be loaded: Bad CRC"):
+        read_pt2(path)
+
+
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
         (None, "was not written by Result.save"),
         ("{}", "format None"),
         ('{"format": 99}', "format 99"),
-        ("not json", None),
-        ("[]", None),
-        ('{"format": 1}', None),
+        ("not json", "no JSON file"),
+        ("[]", "holds a list"),
+        ('{"format": 1}', "is damaged"),
         ('{"format": 1, "weights": [], "passes": [], "report": {"passes": [{"unknown": 1}]}}', None),
     ],
 )
