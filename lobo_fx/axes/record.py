@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from lobo_fx.program import ProgramModule
@@ -11,20 +13,28 @@ KeptIndices = dict[str, dict[int, list[int]]]
 """By parameter name and dimension: the original index of each position that is left."""
 
 
-def record(module: ProgramModule, tensor: torch.Tensor, dim: int, mask: torch.Tensor) -> None:
+def record(module: ProgramModule, names: Iterable[str], dim: int, mask: torch.Tensor) -> None:
     """Notes that only the positions where `mask` is True stay along `dim` of a stored tensor.
 
     Args:
         module: whose tensor it is.
-        tensor: the tensor, before or after it is cut; found by identity, under all its names.
+        names: all names of the tensor, see `names_of_tensors`.
         dim: the dimension that is cut.
         mask: boolean, over the positions before the cut.
     """
-    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    for name in [name for name, known in named if known is tensor]:
+    for name in names:
         dims = kept_indices(module).setdefault(name, {})
-        before = torch.tensor(dims.get(dim, range(len(mask))))
+        before = torch.tensor(dims[dim]) if dim in dims else torch.arange(len(mask))
         dims[dim] = before[mask].tolist()
+
+
+def names_of_tensors(module: ProgramModule) -> dict[int, list[str]]:
+    """By identity of a stored tensor: all its names."""
+    found: dict[int, list[str]] = {}
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        found.setdefault(id(tensor), []).append(name)
+    return found
 
 
 def kept_indices(module: ProgramModule) -> KeptIndices:

@@ -11,7 +11,7 @@ from torch import fx
 
 from lobo_fx.axes.algebra import Axis, Removal, kept, kept_size
 from lobo_fx.axes.inference import Inference
-from lobo_fx.axes.record import record
+from lobo_fx.axes.record import names_of_tensors, record
 from lobo_fx.operators import arguments, aten, set_argument
 from lobo_fx.provenance import inherit
 
@@ -40,13 +40,15 @@ def remove(inference: Inference, removal: Removal) -> None:
         inference: axes of the program.
         removal: for each leaf, True where a position stays; leaves not named stay whole.
     """
+    module = inference.program.module
+    names = names_of_tensors(module)
     for tensor, axes in _touched(inference, removal):
         data = tensor.data
         for dim, axis in enumerate(axes):
             mask = kept(axis, removal)
             if not bool(mask.all()):
                 data = data.index_select(dim, mask.nonzero().flatten())
-                record(inference.program.module, tensor, dim, mask)
+                record(module, names.get(id(tensor), ()), dim, mask)
         tensor.data = data.contiguous()
     for node, values in inference.frozen.items():
         for name, value in values.items():
@@ -54,7 +56,7 @@ def remove(inference: Inference, removal: Removal) -> None:
     for node, sizes in inference.sizes.items():
         for name, counted in sizes.items():
             _resize(node, name, counted, removal)
-    inference.program.module.recompile()
+    module.recompile()
 
 
 def _touched(inference: Inference, removal: Removal) -> list[tuple[torch.Tensor, tuple[Axis, ...]]]:
