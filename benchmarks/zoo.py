@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from own_models import OWN, build_own
 from tiny_transformers import TINY, build_tiny
 from torch import nn
 
@@ -62,11 +63,11 @@ class Outcome:
         name: of the model, as `--models` matches it.
         parameters: how many.
         nodes: of the traced graph.
-        traced: seconds that tracing took.
+        traced: seconds of CPU time that tracing took.
         free: share of the parameters that lie under a free axis.
         leaves: number of free leaves.
         kept: share of the parameters left with half of every free axis removed.
-        inferred: seconds of inference and surgery.
+        inferred: seconds of CPU time of inference and surgery.
         permuted: error after permuting positions along every free axis.
         zeroed: error against the zeroed network, where only axes were halved whose removal equals zeroing.
         snr: decibels against the zeroed network, every axis halved.
@@ -97,7 +98,7 @@ class Outcome:
     failure: str = ""
 
 
-# --- models ------------------------------------------------------------------------------------------------
+_SMALL = {"transformers": build_tiny, "own": build_own}
 
 
 def torchvision_models(module: str) -> list[str]:
@@ -136,7 +137,8 @@ def _timm_size(name: str) -> float:
 def build_model(name: str) -> tuple[nn.Module, Inputs | None]:
     """The model, its constant parameters made random, so that nothing hides behind a zero or a one."""
     torch.manual_seed(0)
-    model, inputs = build_tiny(name.partition(":")[2]) if name.startswith("transformers:") else build(name)
+    source, _, rest = name.partition(":")
+    model, inputs = _SMALL[source](rest) if source in _SMALL else build(name)
     assert isinstance(model, nn.Module)
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
@@ -155,9 +157,6 @@ def count_parameters(name: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-# --- checks ------------------------------------------------------------------------------------------------
-
-
 def check(outcome: Outcome, export: bool, largest: float) -> None:
     """Fills in the outcome of one model.
 
@@ -165,15 +164,15 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
         Exception: whatever a stage complains of; `outcome.failure` names the stage.
     """
     outcome.failure = "build"
-    if not outcome.name.startswith("transformers:"):
+    if outcome.name.partition(":")[0] not in _SMALL:
         outcome.parameters = count_parameters(outcome.name)
         if outcome.parameters > largest:
             raise ValueError(f"{outcome.parameters / 1e6:.0f} M parameters, allowed {largest / 1e6:.0f} M")
     model, inputs = build_model(outcome.name)
     outcome.failure = "trace"
-    start = time.perf_counter()
+    start = time.process_time()
     original = trace(model, inputs)
-    outcome.traced = time.perf_counter() - start
+    outcome.traced = time.process_time() - start
     outcome.nodes, outcome.parameters = len(original.graph.nodes), count(original)
     outcome.notes = original.notes
     expected = original.run()
@@ -181,7 +180,7 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
         raise ValueError("the model gives NaN or infinity")
 
     outcome.failure = "permute"
-    program, inference, free = inferred(original)
+    program, inference, free = inferred(original.clone())
     outcome.leaves, outcome.free = len(free), share(inference, free)
     outcome.unknown, outcome.locks = inference.unknown, lock_reasons(inference)
     permute(inference, free)
@@ -190,7 +189,7 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
         raise ValueError(f"the outputs move by {outcome.permuted:.1e} when positions are permuted")
 
     outcome.failure = "equal zeroing"
-    program, inference, free = inferred(original)
+    program, inference, free = inferred(original.clone())
     removal = halves(leaf for leaf in free if not leaf.inexact)
     zero(inference, removal)
     reference = program.run()
@@ -200,15 +199,16 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
         raise ValueError(f"the outputs differ from the zeroed network's by {outcome.zeroed:.1e}")
 
     outcome.failure = "remove"
-    start = time.perf_counter()
-    program, inference, free = inferred(original)
+    program = original.clone()
+    start = time.process_time()
+    program, inference, free = inferred(program)
+    outcome.inferred = time.process_time() - start
     removal = halves(free)
-    outcome.inferred = time.perf_counter() - start
     zero(inference, removal)
     reference = program.run()
-    start = time.perf_counter()
+    start = time.process_time()
     remove(inference, removal)
-    outcome.inferred += time.perf_counter() - start
+    outcome.inferred += time.process_time() - start
     outcome.kept = count(program) / count(original)
     outputs = run_checked(original, program)
     if not all(bool(tensor.isfinite().all()) for tensor in float_outputs(outputs)):
@@ -223,9 +223,8 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
     outcome.failure = ""
 
 
-def inferred(original: Program) -> tuple[Program, Inference, list[Axis]]:
-    """A copy with its axes and its free leaves."""
-    program = original.clone()
+def inferred(program: Program) -> tuple[Program, Inference, list[Axis]]:
+    """A program with its axes and its free leaves."""
     inference = Inference(program).run()
     return program, inference, list(members(inference))
 
@@ -305,9 +304,6 @@ def permuted(axis: Axis, orders: Mapping[Axis, torch.Tensor]) -> torch.Tensor:
     return positions
 
 
-# --- running -----------------------------------------------------------------------------------------------
-
-
 def child(sender: Connection, name: str, settings: argparse.Namespace) -> None:
     """Checks one model in a process of its own and sends what was found."""
     size = int(settings.memory * 2**30)
@@ -359,6 +355,7 @@ def main() -> None:
         "video": lambda: torchvision_models("video"),
         "timm": lambda: timm_models(settings.output.with_name("timm_smallest.json")),
         "transformers": lambda: [f"transformers:{name}" for name in TINY],
+        "own": lambda: [f"own:{name}" for name in OWN],
     }
     names = [name for chosen in settings.set or sets for name in sets[chosen]()]
     names = [name for name in names if any(fnmatch.fnmatch(name, f"*{pattern}") for pattern in settings.models)]
@@ -420,7 +417,7 @@ def summary(outcomes: list[Outcome]) -> str:
 
 def _settings() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sets = ["torchvision", "segmentation", "video", "timm", "transformers"]
+    sets = ["torchvision", "segmentation", "video", "timm", "transformers", "own"]
     parser.add_argument("--set", action="append", choices=sets, help="may be given again; default: all")
     parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help="as the shell matches names")
     parser.add_argument("--limit", type=int, help="no more models than that")
