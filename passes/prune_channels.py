@@ -7,16 +7,17 @@ import difflib
 import fnmatch
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import fx, nn
 
-from lobo_fx.axes import Axis, Inference
-from lobo_fx.axes.algebra import Removal, kept
+from lobo_fx.axes import KINDS, Axis, Inference, kind
+from lobo_fx.axes.algebra import Removal
 from lobo_fx.axes.cost import COSTS
 from lobo_fx.axes.members import Member, members
+from lobo_fx.axes.record import kept_indices
 from lobo_fx.axes.surgery import remove, zero
 from lobo_fx.context import Context
 from lobo_fx.errors import ContractError, InvalidInput
@@ -26,10 +27,13 @@ from lobo_fx.operators import CONVOLUTIONS, arguments, aten
 from lobo_fx.passbase import Pass, Promise, exact_tolerance
 from lobo_fx.passes.compensation import METHODS, fit
 from lobo_fx.passes.importance import Criterion, Elementwise, resolve
-from lobo_fx.program import Program
+from lobo_fx.program import Program, fetch
+from lobo_fx.shapes import propagate
 
 SCOPES = ("axis", "global", "isomorphic")
 TARGET_TOLERANCE = 0.02
+Widths = dict[Axis, int]
+"""How many positions of each leaf stay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +54,12 @@ class PruneChannels(Pass):
             `Consensus(["l1", "taylor"])`, or a function that scores each element of a parameter.
         scope: `axis` removes the share from each axis; `global` ranks all axes together, each divided by its
             mean; `isomorphic` ranks together the axes that run through the same kinds of parameters.
-        target: `macs` or `parameters`: chooses the ratio so that the share `keep` of them stays.
+        target: `macs`, `parameters` or `file_size`: chooses the ratio so that the share `keep` of them stays.
         keep: share of `target` that stays, in (0, 1]; hit within 2 %.
-        round_to: widths that stay are multiples of this, where the axis is at least twice as wide.
+        kinds: the kinds of axes to prune (`lobo_fx.axes.KINDS`); None prunes every kind.
+        steps: in how many steps to get there; importance is scored anew, and what stays fitted anew, in each.
+        round_to: widths that stay are multiples of this, where the axis is at least twice as wide: the
+            elements of a vector register, 8 for float32, 16 where the result will be quantized to int8.
         minimum: no axis gets narrower.
         compensation: what is fitted to calibration data after removal, so that the outputs stay near the
             original's: `none`, `recalibrate` (batch norms), `bias` (and biases), `reconstruct` (and weights, by
@@ -67,6 +74,8 @@ class PruneChannels(Pass):
     scope: str = "axis"
     target: str | None = None
     keep: float = 0.5
+    kinds: Sequence[str] | None = None
+    steps: int = 1
     round_to: int = 8
     minimum: int = 1
     compensation: str = "auto"
@@ -83,11 +92,13 @@ class PruneChannels(Pass):
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, known))}")
+        if self.kinds is not None and (isinstance(self.kinds, str) or not set(self.kinds) <= set(KINDS)):
+            raise InvalidInput(f"kinds is {self.kinds!r}; it must be a list of {', '.join(KINDS)}")
         if not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
             raise InvalidInput(f"keep is {self.keep!r}; it must be in (0, 1], the share of the target that stays")
         if isinstance(self.ratio, Mapping) and (self.target or self.scope != "axis"):
             raise InvalidInput("ratio by module names sets each width itself; it goes with neither target nor scope")
-        for name in ("round_to", "minimum"):
+        for name in ("steps", "round_to", "minimum"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
 
@@ -106,63 +117,111 @@ class PruneChannels(Pass):
         inference = Inference(program).run()
         for operator, where in inference.unknown.items():
             context.note(f"{operator} has no axis rule, so what it touches keeps its size: {where}")
-        removal = self.plan(inference, context)
-        if not removal:
+        whole = {name: cost(inference, {}) for name, cost in COSTS.items() if name == self.target}
+        for step in range(1, self.steps + 1):
+            if step > 1:
+                propagate(program.module)
+                inference = Inference(program).run()
+            part = self._part(step, inference, whole)
+            removal = part.plan(inference, context, strict=step == self.steps)
+            if not removal:
+                continue
+            _cut(program, inference, removal, context)
+            if method != "none" or step < self.steps:
+                self._check_removal(program, context)
+            if method != "none":
+                batches = list(context.calibration_batches())
+                fit(program, original, kept_outputs(program, original), batches, method, context.show_progress)
+        if not kept_indices(program.module):
             context.note("prune_channels found nothing to remove")
-            return program
-        zero(inference, removal)
-        if reasons := {reason for leaf in removal for reason in leaf.inexact}:
-            context.note(f"removal is more than zeroing on some axes: {'; '.join(sorted(reasons))}")
-        else:
-            context.expect(program.run())
-        remove(inference, removal)
-        if method != "none":
-            self._check_removal(program, context)
-            batches = list(context.calibration_batches())
-            fit(program, original, kept_outputs(inference, removal), batches, method, context.show_progress)
         return program
 
-    def plan(self, inference: Inference, context: Context) -> Removal:
+    def _part(self, step: int, inference: Inference, whole: Mapping[str, int]) -> PruneChannels:
+        """What to do in one step: equal shares of the way, and the widths rounded in the last."""
+        if self.steps == 1:
+            return self
+        before, after = (step - 1) / self.steps, step / self.steps
+
+        def share(ratio: float) -> float:
+            return 1 - (1 - ratio * after) / (1 - ratio * before)
+
+        ratio = {k: share(v) for k, v in self.ratio.items()} if isinstance(self.ratio, Mapping) else share(self.ratio)
+        keep = self.keep
+        if self.target is not None:
+            now = COSTS[self.target](inference, {}) / whole[self.target]
+            keep = min(1.0, self.keep**after / now)
+        rounding = self.round_to if step == self.steps else 1
+        return dataclasses.replace(self, ratio=ratio, keep=keep, round_to=rounding, steps=1)
+
+    def plan(self, inference: Inference, context: Context, strict: bool = True) -> Removal:
         """Decides what goes, and touches nothing.
+
+        Args:
+            inference: axes of the program.
+            context: data for the criterion.
+            strict: whether the target must be hit.
 
         Raises:
             InvalidInput: a pattern matches nothing, or the target can't be hit.
         """
-        free = members(inference)
+        free = {
+            leaf: found for leaf, found in members(inference).items() if self.kinds is None or kind(leaf) in self.kinds
+        }
+        chosen = self._by_pattern(self.ratio, free) if isinstance(self.ratio, Mapping) else None
         scorer = resolve(self.importance).scorer(inference, context)
-        scores = {leaf: scorer(leaf, parameters(found)) for leaf, found in free.items()}
-        if isinstance(self.ratio, Mapping):
-            chosen = self._by_pattern(self.ratio, free)
-            return self._removal({leaf: scores[leaf] for leaf in chosen}, chosen)
+        scores = {
+            leaf: scorer(leaf, parameters(found)) for leaf, found in free.items() if chosen is None or leaf in chosen
+        }
+        if chosen is not None:
+            return _best(scores, self._widths(chosen))
+        assert isinstance(self.ratio, (int, float))
         if self.target is None:
-            return self._removal(scores, self._shares(scores, free, self.ratio))
-        cost = COSTS[self.target]
-        whole = cost(inference, {})
-        best: tuple[float, Removal] = (abs(1 - self.keep), {})
-        low, high = 0.0, 1.0
-        for _ in range(24):
-            middle = (low + high) / 2
-            removal = self._removal(scores, self._shares(scores, free, middle))
-            share = cost(inference, removal) / whole
-            best = min(best, (abs(share - self.keep), removal), key=lambda entry: entry[0])
-            low, high = (middle, high) if share > self.keep else (low, middle)
-        if best[0] > TARGET_TOLERANCE * self.keep:
-            nearest = cost(inference, best[1]) / whole
+            return _best(scores, self._widths(self._shares(scores, free, self.ratio)))
+        widths, share = self._hit(inference, scores, lambda ratio: self._widths(self._shares(scores, free, ratio)))
+        if strict and abs(share - self.keep) > TARGET_TOLERANCE * self.keep:
             raise InvalidInput(
                 f"keep={self.keep} of the {self.target} can't be hit with round_to={self.round_to}, "
-                f"minimum={self.minimum} and scope={self.scope!r}: the nearest possible is {nearest:.3f}"
+                f"minimum={self.minimum} and scope={self.scope!r}: the nearest possible is {share:.3f}"
             )
-        return best[1]
+        return _best(scores, widths)
 
-    def _removal(self, scores: Mapping[Axis, torch.Tensor], shares: Mapping[Axis, float]) -> Removal:
-        """Keeps the best of each leaf, as many as its share allows."""
-        removal: Removal = {}
-        for leaf, score in scores.items():
-            stay = self._width(leaf.size, shares[leaf])
-            if stay < leaf.size:
-                removal[leaf] = torch.zeros(leaf.size, dtype=torch.bool)
-                removal[leaf][score.argsort(descending=True, stable=True)[:stay]] = True
-        return removal
+    def _hit(
+        self, inference: Inference, scores: Mapping[Axis, torch.Tensor], widths_at: Callable[[float], Widths]
+    ) -> tuple[Widths, float]:
+        """The widths whose cost comes nearest to the target, and the share that they keep.
+
+        Bisects the ratio; where all axes step to their next widths at once, moves single axes until it is near.
+        """
+        assert self.target is not None
+        cost = COSTS[self.target]
+        whole = cost(inference, {})
+        best: tuple[float, float, Widths] = (math.inf, 1.0, {})
+
+        def try_out(widths: Widths) -> float:
+            """The share that these widths keep; remembered where it is nearer than any before."""
+            nonlocal best
+            share = cost(inference, _best(scores, widths)) / whole
+            best = min(best, (abs(share - self.keep), share, widths), key=lambda entry: entry[0])
+            return share
+
+        low, high = 0.0, 1.0
+        try_out(widths_at(high))
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (middle, high) if try_out(widths_at(middle)) > self.keep else (low, middle)
+        for leaf in sorted(scores, key=lambda leaf: -leaf.size) * 2:
+            unit = self.round_to if leaf.size >= 2 * self.round_to else 1
+            for change in (-unit, unit):
+                if best[0] <= TARGET_TOLERANCE * self.keep / 2:
+                    return best[2], best[1]
+                stay = best[2][leaf] + change
+                if max(self.minimum, unit) <= stay <= leaf.size:
+                    try_out(best[2] | {leaf: stay})
+        return best[2], best[1]
+
+    def _widths(self, shares: Mapping[Axis, float]) -> Widths:
+        """How many positions of each leaf stay, given the share to remove."""
+        return {leaf: self._width(leaf.size, share) for leaf, share in shares.items()}
 
     def _shares(
         self, scores: Mapping[Axis, torch.Tensor], free: Mapping[Axis, Sequence[Member]], ratio: float
@@ -215,6 +274,16 @@ class PruneChannels(Pass):
         return chosen
 
 
+def _best(scores: Mapping[Axis, torch.Tensor], widths: Widths) -> Removal:
+    """Keeps the best of each leaf, as many as its width says."""
+    removal: Removal = {}
+    for leaf, stay in widths.items():
+        if stay < leaf.size:
+            removal[leaf] = torch.zeros(leaf.size, dtype=torch.bool)
+            removal[leaf][scores[leaf].argsort(descending=True, stable=True)[:stay]] = True
+    return removal
+
+
 def parameters(found: Sequence[Member]) -> list[Member]:
     """The members that training made, and so say what matters; buffers are only cut along."""
     return [member for member in found if isinstance(member.tensor, nn.Parameter)]
@@ -225,12 +294,27 @@ def _likeness(found: Sequence[Member]) -> tuple[tuple[str, int, int], ...]:
     return tuple(sorted({(member.name.rpartition(".")[2], member.tensor.dim(), member.dim) for member in found}))
 
 
-def kept_outputs(inference: Inference, removal: Removal) -> dict[str, torch.Tensor]:
-    """By name of a convolution or linear layer, which of its original outputs stay."""
+def _cut(program: Program, inference: Inference, removal: Removal, context: Context) -> None:
+    """Removes positions, and says what the outputs must then be where that is known."""
+    zero(inference, removal)
+    if reasons := {reason for leaf in removal for reason in leaf.inexact}:
+        context.note(f"removal is more than zeroing on some axes: {'; '.join(sorted(reasons))}")
+    else:
+        context.expect(program.run())
+    remove(inference, removal)
+
+
+def kept_outputs(program: Program, original: Program) -> dict[str, torch.Tensor]:
+    """By name of a convolution or linear layer, which of the original's outputs stay."""
+    after, before = kept_indices(program.module), kept_indices(original.module)
     found = {}
-    for node in inference.program.graph.nodes:
-        if node.op == "call_function" and node.target in CONVOLUTIONS | {aten.linear.default}:
-            weight = arguments(node)["weight"]
-            if isinstance(weight, fx.Node) and weight in inference.values:
-                found[node.name] = kept(inference.of(weight)[0], removal)
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target not in CONVOLUTIONS | {aten.linear.default}:
+            continue
+        weight = arguments(node)["weight"]
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            name = str(weight.target)
+            known = torch.tensor(before.get(name, {}).get(0, range(len(fetch(original.module, name)))))
+            stay = torch.tensor(after.get(name, {}).get(0, range(len(program.parameter(weight)))))
+            found[node.name] = torch.isin(known, stay)
     return found

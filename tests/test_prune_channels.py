@@ -93,8 +93,6 @@ def arrays(module: nn.Module) -> dict[str, Array]:
     return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
 
 
-# --- widths ------------------------------------------------------------------------------------------------
-
 WIDTHS = [
     # width, ratio, round_to, minimum, what stays
     (64, 0.5, 8, 1, 32),
@@ -147,9 +145,6 @@ def test_the_report_counts_what_is_left() -> None:
     assert [row.parameters for row in result.report.rows] == [16 * 7 + 5 * 17, 8 * 7 + 5 * 9]
 
 
-# --- by name -----------------------------------------------------------------------------------------------
-
-
 def test_patterns_choose_modules_and_their_ratios() -> None:
     result = prune(conv_net(), PruneChannels({"block.0": 0.75}), IMAGES)
     assert result.module.get_parameter("block.0.weight").shape == (8, 16, 3, 3)
@@ -192,8 +187,6 @@ def test_bad_settings_are_refused(setting: dict[str, Any], message: str) -> None
     with pytest.raises(InvalidInput, match=message):
         PruneChannels(**setting)
 
-
-# --- importance --------------------------------------------------------------------------------------------
 
 SCORES: dict[str, tuple[Any, Callable[[Array], Array]]] = {
     "l1": ("l1", np.abs),
@@ -251,9 +244,6 @@ def test_random_importance_depends_on_the_seed_alone() -> None:
     assert rows(first, 0) == rows(first, 0) == rows(second, 0)
     assert rows(first, 0) == sorted(rows(first, 0))
     assert len({tuple(rows(first, seed)) for seed in range(5)}) > 1
-
-
-# --- what must not change ----------------------------------------------------------------------------------
 
 
 def test_a_pruned_network_is_the_network_with_channels_zeroed() -> None:
@@ -330,9 +320,6 @@ def test_a_pruned_module_trains() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-# --- with the rest of the compiler -------------------------------------------------------------------------
-
-
 def onnx_outputs(path: Path, x: torch.Tensor) -> torch.Tensor:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -392,3 +379,68 @@ def test_statistics_over_an_axis_are_reported() -> None:
         notes = prune(model, PruneChannels()).report.notes
         assert any("removal is more than zeroing" in note for note in notes) == expected
         assert any("layer_norm.default takes statistics over it" in note for note in notes) == expected
+
+
+@pytest.mark.parametrize("kinds", [("heads",), ("head_dim",), ("residual",), ("heads", "residual")])
+def test_only_the_kinds_that_were_asked_for_are_pruned(kinds: tuple[str, ...]) -> None:
+    model = Attention()
+    after = arrays(prune(model, PruneChannels(0.5, kinds=kinds, round_to=1), words()).module)
+    stream = 8 if "residual" in kinds else 16
+    inside = 8 if {"heads", "head_dim"} & set(kinds) else 16
+    assert after["q.weight"].shape == after["v.weight"].shape == (inside, stream)
+    assert after["embedding.weight"].shape == (11, stream)
+
+
+@pytest.mark.parametrize("target", ["macs", "parameters", "file_size"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_targets_are_hit(target: str, steps: int) -> None:
+    model = conv_net()
+    author = PruneChannels(target=target, keep=0.5, steps=steps, round_to=1)
+    result = prune(model, author, IMAGES)
+    first, last = result.report.rows
+    before, after = (row.bytes if target == "file_size" else getattr(row, target) for row in (first, last))
+    assert before is not None
+    assert after == pytest.approx(0.5 * before, rel=0.02 if target != "file_size" else 0.03)
+
+
+def test_steps_end_at_the_same_widths() -> None:
+    once, thrice = (
+        prune(conv_net(), PruneChannels(0.5, steps=steps, round_to=4), IMAGES).module.state_dict() for steps in (1, 3)
+    )
+    assert {name: tensor.shape for name, tensor in once.items()} == {n: t.shape for n, t in thrice.items()}
+
+
+def test_steps_score_what_is_left_anew() -> None:
+    """A position's importance here is its place, counted anew in each step: the first go, whatever they were."""
+    model = TwoLayers(12)
+    with torch.no_grad():
+        model.first.weight[:] = torch.arange(1.0, 13)[:, None]
+    result = prune(model, PruneChannels(0.5, importance="lamp", steps=2, round_to=1))
+    assert len(result.kept_indices["first.weight"][0]) == 6
+    assert result.kept_indices["second.weight"][1] == result.kept_indices["first.weight"][0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"kinds": ["head"]}, r"kinds is \['head'\]; it must be a list of heads"),
+        ({"kinds": "heads"}, "kinds is 'heads'; it must be a list of"),
+        ({"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
+        ({"target": "latency"}, "target is 'latency'; it must be one of None, macs, parameters, file_size"),
+        ({"keep": 0}, r"keep is 0; it must be in \(0, 1\]"),
+    ],
+)
+def test_more_bad_settings_are_refused(setting: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        PruneChannels(**setting)
+
+
+def test_a_target_that_minimum_widths_forbid_names_the_nearest() -> None:
+    author = PruneChannels(target="macs", keep=0.1, minimum=12, round_to=1)
+    with pytest.raises(InvalidInput, match=r"can't be hit .*minimum=12.*the nearest possible is 0\.\d+"):
+        prune(conv_net(), author, IMAGES)
+
+
+def test_a_criterion_without_its_data_is_refused_before_any_work() -> None:
+    with pytest.raises(InvalidInput, match="prune_channels needs train_data="):
+        prune(conv_net(), PruneChannels(importance="taylor"), IMAGES)

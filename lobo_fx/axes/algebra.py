@@ -350,6 +350,15 @@ def same(first: Axis, second: Axis) -> bool:
     return all(same(x, y) for x, y in zip(a.parts, b.parts, strict=True))
 
 
+def positions(axis: Axis, leaf: Axis) -> tuple[list[int], list[int]]:
+    """Which positions of an axis belong to a leaf, and to which of the leaf's positions each belongs."""
+    if axis.find() is leaf:
+        return list(range(leaf.size)), list(range(leaf.size))
+    gone = [~kept(axis, {leaf: torch.arange(leaf.size) != at}) for at in range(leaf.size)]
+    pairs = sorted((position, at) for at, mask in enumerate(gone) for position in mask.nonzero().flatten().tolist())
+    return [position for position, _ in pairs], [at for _, at in pairs]
+
+
 def project(axis: Axis, leaf: Axis, values: torch.Tensor) -> torch.Tensor:
     """Sums values along an axis into one value for each position of one of its leaves.
 

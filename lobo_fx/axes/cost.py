@@ -29,7 +29,26 @@ def macs_after(inference: Inference, removal: Removal) -> int:
     return sum(_macs(inference, node, removal) for node in inference.program.graph.nodes)
 
 
-COSTS: dict[str, Callable[[Inference, Removal], int]] = {"macs": macs_after, "parameters": parameters_after}
+def file_size_after(inference: Inference, removal: Removal) -> int:
+    """Bytes of the parameters and buffers that the graph reads: what a file of it holds, but for some kilobytes."""
+    stored = {id(tensor): tensor for tensor in map(inference.program.parameter, _reads(inference))}
+    count = 0
+    for tensor in stored.values():
+        axes = inference.stored.get(id(tensor))
+        count += (tensor.numel() if axes is None else _positions(axes, removal)) * tensor.element_size()
+    return count
+
+
+COSTS: dict[str, Callable[[Inference, Removal], int]] = {
+    "macs": macs_after,
+    "parameters": parameters_after,
+    "file_size": file_size_after,
+}
+
+
+def _reads(inference: Inference) -> list[fx.Node]:
+    """The nodes that read a tensor."""
+    return [n for n in inference.program.graph.find_nodes(op="get_attr") if isinstance(n.meta.get("val"), torch.Tensor)]
 
 
 def _positions(axes: Any, removal: Removal) -> int:
@@ -58,6 +77,9 @@ def _macs(inference: Inference, node: fx.Node, removal: Removal) -> int:
         query, key, value = (inference.of(given[name]) for name in ("query", "key", "value"))
         scores = _positions((*query[:-1], key[-2]), removal)
         return scores * int(kept_size(query[-1], removal) + kept_size(value[-1], removal))
+    if node.target in TRANSPOSED_CONVOLUTIONS:  # each input position is multiplied with the kernel
+        given = arguments(node)
+        return _positions((*inference.of(given["input"]), *inference.of(given["weight"])[1:]), removal)
     summed = _summed(inference, node)
     return _positions((*inference.of(node), *summed), removal) if summed else 0
 
@@ -67,10 +89,6 @@ def _summed(inference: Inference, node: fx.Node) -> tuple[Axis, ...]:
     given = arguments(node)
     if node.target in CONVOLUTIONS:
         return inference.of(given["weight"])[1:]
-    if node.target in TRANSPOSED_CONVOLUTIONS:
-        weight = inference.of(given["weight"])
-        # each input position is multiplied with the kernel, so the output's own positions are not what counts
-        return (weight[0], *weight[2:])
     if node.target is aten.linear.default:
         return inference.of(given["input"])[-1:]
     if node.target in (aten.matmul.default, aten.mm.default, aten.bmm.default):

@@ -22,10 +22,12 @@ def record(module: ProgramModule, names: Iterable[str], dim: int, mask: torch.Te
         dim: the dimension that is cut.
         mask: boolean, over the positions before the cut.
     """
+    known = dict(kept_indices(module))  # a new dictionary: copies of the module share the old one
     for name in names:
-        dims = kept_indices(module).setdefault(name, {})
+        dims = known.get(name, {})
         before = torch.tensor(dims[dim]) if dim in dims else torch.arange(len(mask))
-        dims[dim] = before[mask].tolist()
+        known[name] = dims | {dim: before[mask].tolist()}
+    module.meta[_KEPT] = known
 
 
 def names_of_tensors(module: ProgramModule) -> dict[int, list[str]]:
