@@ -1,0 +1,71 @@
+"""Models of many kinds, halved along every free axis, exported and compared; the whole zoo is slow."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lobo_fx.axes.rules  # noqa: F401  fills the table that a test changes
+from lobo_fx.axes import Axis, Call, inference
+from lobo_fx.axes.algebra import product
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+MODELS = [
+    *("own:lstm-tagger", "own:u-net", "own:super-resolution"),
+    *("transformers:llama", "transformers:t5", "transformers:swin"),
+    *("timm:test_convnext", "torchvision:shufflenet_v2_x0_5"),
+]
+
+
+@pytest.fixture(scope="module")
+def zoo() -> Iterator[Any]:
+    """The benchmark as a module; it imports its neighbours by their bare names."""
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("zoo")
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_half_of_every_free_axis_can_go(zoo: Any, name: str) -> None:
+    outcome = zoo.Outcome(name)
+    zoo.check(outcome, export=True, largest=1e7)
+    assert outcome.failure == ""
+    assert not outcome.unknown
+    assert outcome.free > 0.97
+    assert outcome.kept < 0.6
+
+
+def test_a_wrong_rule_is_found(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twin: pixel shuffle's factors taken for the outer ones."""
+
+    def wrong(call: Call) -> tuple[Axis, ...]:
+        n, channels, _, _ = call.axes("self")
+        _, size, *space = call.sizes()
+        output = call.fresh(size)
+        call.unify(channels, product([call.fixed(4, "they become space"), output]))
+        return (n, output, *(call.fixed(length, "it is space") for length in space))
+
+    monkeypatch.setitem(inference.RULES, torch.ops.aten.pixel_shuffle.default, wrong)
+    outcome = zoo.Outcome("own:super-resolution")
+    with pytest.raises(ValueError, match="when positions are permuted"):
+        zoo.check(outcome, export=False, largest=1e7)
+    assert outcome.failure == "permute"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision", "segmentation", "video", "timm", "transformers", "own"])
+def test_the_whole_zoo(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "zoo.py", "--export", "--set", name, "--output", str(tmp_path / "zoo.md")]
+    subprocess.run(command, cwd=BENCHMARKS, check=True, capture_output=True)
+    outcomes = [json.loads(line) for line in (tmp_path / "zoo.jsonl").read_text().splitlines()]
+    assert outcomes
+    assert [outcome["name"] for outcome in outcomes if outcome["failure"]] == []
