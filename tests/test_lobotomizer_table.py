@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -56,6 +57,18 @@ def test_a_row_that_fails_says_why_and_the_table_goes_on(tmp_path: Path) -> None
         assert "FAILED" in text
         assert "not for me" in text
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["table.md"]
+
+
+def test_the_command_writes_the_models_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.py").write_text("import torch\ndef make():\n    return torch.nn.Linear(4, 8), torch.ones(2, 4)\n")
+    monkeypatch.setattr(example, "MODELS", {"Tiny": f"{tmp_path}/tiny.py:make", "Other": "none.py:make"})
+    monkeypatch.setattr(example, "PIPELINES", {"half": [PruneWeights(0.5)]})
+    monkeypatch.setattr(sys, "argv", ["table", str(tmp_path / "out"), "--rounds", "1", "--models", "Tiny"])
+    example.main()
+    assert "Tiny" in capsys.readouterr().out
+    assert "| Tiny | half |" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
 def test_a_model_that_can_not_be_traced_fails_in_every_row() -> None:
