@@ -153,11 +153,11 @@ def _stand_in(inference: Inference, node: fx.Node) -> _Layer | None:
         width = shape[0] if transposed else shape[1] * given["groups"]
         out = shape[1] * given["groups"] if transposed else shape[0]
         module: nn.Module = kind(width, out, 1, groups=given["groups"], device=_META)
-        sides = (tp.prune_conv_out_channels, tp.prune_conv_in_channels)
+        sides: tuple[Any, Any] = (tp.prune_conv_out_channels, tp.prune_conv_in_channels)
         sides = sides[::-1] if transposed else sides
     elif node.target is aten.linear.default:
         module, sides = (
-            nn.Linear(*shape[::-1], device=_META),
+            nn.Linear(shape[1], shape[0], device=_META),
             (tp.prune_linear_out_channels, tp.prune_linear_in_channels),
         )
     elif node.target is aten.batch_norm.default:
@@ -173,4 +173,4 @@ def _stand_in(inference: Inference, node: fx.Node) -> _Layer | None:
         setattr(module, name, twin)
         if twin is not None and tensor is not None:
             stored[id(twin)] = tensor
-    return _Layer(module, *sides, stored)
+    return _Layer(module, sides[0], sides[1], stored)

@@ -44,7 +44,7 @@ class Products(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
         super().__init__()
         self.cells, self.head = kind(12, 6, 2, batch_first=True, bidirectional=True), nn.Linear(12, 3)
 
