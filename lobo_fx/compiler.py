@@ -100,7 +100,7 @@ def compile(
         score = _score(evaluate, program)
         report.rows.append(Row.of(str(author), measures, snr, score, time.perf_counter() - start))
         before = after
-    return Result(program, original, report, [(author.name, author.settings) for author in chosen])
+    return Result(program, original, report, [(author.name, author.settings) for author in chosen], progress)
 
 
 def _run(author: Pass, program: Program, context: Context) -> Program:
