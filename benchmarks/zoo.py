@@ -50,6 +50,8 @@ from lobo_fx.shapes import propagate
 from lobo_fx.tables import new_table, to_markdown
 from lobo_fx.tracing import trace
 
+TITLE = "Half of every free axis removed, on whole model zoos"
+COMMAND = "python benchmarks/zoo.py --export --output docs/zoo.md"
 EXACT = 1e-4
 """Largest error of an exact comparison, as a share of the output's range (float32 rounding)."""
 TOP_LOCKS = 5
@@ -176,8 +178,7 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
     outcome.nodes, outcome.parameters = len(original.graph.nodes), count(original)
     outcome.notes = original.notes
     expected = original.run()
-    if not all(bool(tensor.isfinite().all()) for tensor in float_outputs(expected)):
-        raise ValueError("the model gives NaN or infinity")
+    refuse_degenerate(expected)
 
     outcome.failure = "permute"
     program, inference, free = inferred(original.clone())
@@ -211,8 +212,7 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
     outcome.inferred += time.process_time() - start
     outcome.kept = count(program) / count(original)
     outputs = run_checked(original, program)
-    if not all(bool(tensor.isfinite().all()) for tensor in float_outputs(outputs)):
-        raise ValueError("the outputs hold NaN or infinity")
+    refuse_degenerate(outputs)
     if all(bool(tensor.isfinite().all()) for tensor in float_outputs(reference)):
         outcome.snr = signal_to_noise(reference, outputs)
 
@@ -227,6 +227,15 @@ def inferred(program: Program) -> tuple[Program, Inference, list[Axis]]:
     """A program with its axes and its free leaves."""
     inference = Inference(program).run()
     return program, inference, list(members(inference))
+
+
+def refuse_degenerate(outputs: Any) -> None:
+    """Refuses outputs that can't tell right from wrong."""
+    for tensor in float_outputs(outputs):
+        if not bool(tensor.isfinite().all()):
+            raise ValueError("the outputs hold NaN or infinity")
+        if not bool(tensor.any()):
+            raise ValueError("an output is all zero")
 
 
 def run_checked(original: Program, program: Program) -> Any:
@@ -357,9 +366,11 @@ def main() -> None:
         "transformers": lambda: [f"transformers:{name}" for name in TINY],
         "own": lambda: [f"own:{name}" for name in OWN],
     }
-    names = [name for chosen in settings.set or sets for name in sets[chosen]()]
-    names = [name for name in names if any(fnmatch.fnmatch(name, f"*{pattern}") for pattern in settings.models)]
-    names = names[: settings.limit]
+    chosen = {
+        set_name: [name for name in sets[set_name]() if any(fnmatch.fnmatch(name, f"*{p}") for p in settings.models)]
+        for set_name in settings.set or sets
+    }
+    names = [name for entries in chosen.values() for name in entries][: settings.limit]
     missing = [name for name in names if name not in done or (settings.retry and done[name].failure)]
     with log.open("a", encoding="utf-8") as file, concurrent.futures.ThreadPoolExecutor(settings.workers) as pool:
         for outcome in pool.map(lambda name: run_one(name, settings), missing):
@@ -367,19 +378,24 @@ def main() -> None:
             file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
             file.flush()
             print(outcome.name, outcome.failure or "ok", f"{outcome.seconds or 0:.1f} s", flush=True)
-    outcomes = [done[name] for name in names]
-    settings.output.write_text(f"{table(outcomes)}\n{summary(outcomes)}\n", encoding="utf-8")
-    print(summary(outcomes))
+    found = {set_name: [done[name] for name in entries if name in names] for set_name, entries in chosen.items()}
+    outcomes = [outcome for entries in found.values() for outcome in entries]
+    explained = "\n".join((__doc__ or "").splitlines()[4:8])
+    text = f"# {TITLE}\n\nMade by `{COMMAND}`.\n\n{explained}\n\n{summary(found)}\n{table(outcomes)}"
+    settings.output.write_text(text, encoding="utf-8")
+    print(summary(found))
+    raise SystemExit(any(outcome.failure for outcome in outcomes))
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
     """One row a model."""
-    columns = ["model", "traced (s)", "under a free axis", "free leaves", "kept", "inference and surgery (s)"]
-    columns += ["permuted", "equals zeroing", "all halved (dB)", "ONNX parity", "seconds", "failure"]
-    drawn = new_table(f"Half of every free axis removed, {machine()}", columns)
+    columns = ["model", "parameters", "traced (s)", "under a free axis", "free leaves", "kept"]
+    columns += ["inference and surgery (s)", "permuted", "equals zeroing", "all halved (dB)", "ONNX parity", "failure"]
+    drawn = new_table(f"Seconds of CPU time on {machine()}", columns)
     for outcome in outcomes:
         drawn.add_row(
             outcome.name,
+            _figure(outcome.parameters, ","),
             _figure(outcome.traced, ".1f"),
             _figure(outcome.free, ".3f"),
             _figure(outcome.leaves, "d"),
@@ -389,7 +405,6 @@ def table(outcomes: Iterable[Outcome]) -> str:
             _figure(outcome.zeroed, ".0e"),
             _figure(outcome.snr, ".0f"),
             _figure(outcome.parity, ".0e"),
-            _figure(outcome.seconds, ".0f"),
             outcome.failure,
         )
     return to_markdown(drawn)
@@ -399,20 +414,20 @@ def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def summary(outcomes: list[Outcome]) -> str:
-    """Counts and medians in one line."""
-    passed = [outcome for outcome in outcomes if not outcome.failure]
-    if not passed:
-        return f"0 of {len(outcomes)} models"
+def summary(sets: Mapping[str, list[Outcome]]) -> str:
+    """Counts and medians, one row a set of models."""
+    columns = ["models", "pass", "under a free axis (median)", "kept (median)", "inference and surgery (median, s)"]
+    drawn = new_table("Summary", columns)
+    everything = [outcome for outcomes in sets.values() for outcome in outcomes]
+    for name, outcomes in {**sets, "all": everything}.items():
+        passed = [outcome for outcome in outcomes if not outcome.failure]
+        medians = [_median(passed, "free", ".3f"), _median(passed, "kept", ".3f"), _median(passed, "inferred", ".2f")]
+        drawn.add_row(name, f"{len(passed)} of {len(outcomes)}", *medians)
+    return to_markdown(drawn)
 
-    def median(name: str) -> float:
-        return float(statistics.median(getattr(outcome, name) for outcome in passed))
 
-    return (
-        f"{len(passed)} of {len(outcomes)} models; median: {median('free'):.3f} of the parameters under a free axis, "
-        f"{median('kept'):.3f} kept, {median('inferred'):.2f} s of inference and surgery, "
-        f"{median('seconds'):.1f} s in all"
-    )
+def _median(outcomes: list[Outcome], name: str, form: str) -> str:
+    return format(statistics.median(getattr(outcome, name) for outcome in outcomes), form) if outcomes else ""
 
 
 def _settings() -> argparse.Namespace:
