@@ -239,7 +239,12 @@ TINY: dict[str, Tiny] = {
     "mobilenet-v2": Tiny("MobileNetV2ForImageClassification", {"image_size": 64, "num_labels": 5}, _image),
     "mobilevit": Tiny(
         "MobileViTForImageClassification",
-        {"image_size": 64, "hidden_sizes": [24, 32, 40], "neck_hidden_sizes": [8, 12, 16, 20, 28, 36, 44]}
+        {
+            "image_size": 64,
+            "initializer_range": 0.2,
+            "hidden_sizes": [24, 32, 40],
+            "neck_hidden_sizes": [8, 12, 16, 20, 28, 36, 44],
+        }
         | {"num_attention_heads": 4, "num_labels": 5},
         _image,
     ),
@@ -271,7 +276,11 @@ TINY: dict[str, Tiny] = {
         | {"key_dim": [6, 6, 6], "num_labels": 5},
         _image,
     ),
-    "yolos": Tiny("YolosForObjectDetection", _VISION | {"image_size": [64, 64], "num_detection_tokens": 7}, _image),
+    "yolos": Tiny(
+        "YolosForObjectDetection",
+        _VISION | {"initializer_range": 0.1, "image_size": [64, 64], "num_detection_tokens": 7},
+        _image,
+    ),
     "clip": Tiny("CLIPModel", _TWO_TOWERS, _image_and_text, "logits_per_image"),
     "siglip": Tiny("SiglipModel", _SAME_TOWERS, _image_and_text, "logits_per_image"),
     "blip": Tiny(
@@ -287,6 +296,7 @@ TINY: dict[str, Tiny] = {
         _VISION
         | {
             "num_hidden_layers": 4,
+            "initializer_range": 0.1,
             "backbone_out_indices": [0, 1, 2, 3],
             "neck_hidden_sizes": [12, 20, 28, 36],
             "fusion_hidden_size": 24,
