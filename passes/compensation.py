@@ -17,6 +17,7 @@ from torch import fx, nn
 from lobo_fx.inputs import Inputs
 from lobo_fx.masks import weight_node
 from lobo_fx.operators import CONVOLUTIONS, arguments, aten, is_call, set_argument
+from lobo_fx.passes.attention_bases import Bases, Basis
 from lobo_fx.program import Program, register
 from lobo_fx.progress import track
 from lobo_fx.rewriting import free_name
@@ -77,6 +78,7 @@ class _Fit:
 
     def __post_init__(self) -> None:
         self.twins = {node.name: node for node in self.original.graph.nodes}
+        self.bases = Bases(self.original, self.kept)
         self.generator = torch.Generator().manual_seed(0)
 
     def run(self, show_progress: bool) -> None:
@@ -112,49 +114,68 @@ class _Fit:
         given = arguments(node)
         weight = weight_node(given["weight"])
         source = given["input"]
-        if weight is None or len(weight.users) > 1 or self.pairs[0].after[source].dim() < 2:
+        if weight is None or len(weight.users) > 1:
             return
         parameter = self.program.parameter(weight)
+        if not self._is_batched(node, parameter):
+            return
         groups = given.get("groups", 1)
         moments = _Moments()
+        bases = self._bases(node)
         for pair in self.pairs:
             target = self._target(node, pair)
+            for basis in bases:
+                basis.apply(pair.before[self.twins[node.name]], target, self.kept[node.name])
             rows = self._draw(target.numel() // target.shape[_channels(node)])
             x = _columns(node, pair.after[source], parameter.shape[2:], rows)
-            y = _rows(node, target)[rows]
-            moments.add(*(values.double().unflatten(1, (groups, -1)).transpose(0, 1) for values in (x, y)))
-        start = parameter.flatten(1).double().unflatten(0, (groups, -1))
+            moments.add(_grouped(x, groups), _grouped(_rows(node, target)[rows], groups))
+        fitted = parameter.double().view(groups, len(parameter) // groups, -1)
         if self.method == "reconstruct":
-            parameter.copy_(moments.weight(start).view_as(parameter))
-            start = parameter.flatten(1).double().unflatten(0, (groups, -1))
+            fitted = moments.weight(fitted)
+            parameter.copy_(fitted.reshape(parameter.shape))
         if _norm_after(node) is None:
-            self._set_bias(node, moments.bias(start).flatten().to(parameter.dtype))
+            self._set_bias(node, moments.bias(fitted).flatten().to(parameter.dtype))
+
+    def _is_batched(self, node: fx.Node, weight: torch.Tensor) -> bool:
+        """Whether the rows of the input are those of the original's output: nothing was removed between them."""
+        after: torch.Tensor = self.pairs[0].after[arguments(node)["input"]]
+        before: torch.Tensor = self.pairs[0].before[self.twins[node.name]]
+        if node.target is aten.linear.default:
+            return after.dim() > 1 and after.shape[:-1] == before.shape[:-1]
+        return after.dim() == weight.dim()
+
+    def _bases(self, node: fx.Node) -> list[Basis]:
+        """Coordinates for the heads that read a linear layer."""
+        if self.method != "reconstruct" or node.target is not aten.linear.default:
+            return []
+        return self.bases.of(self.twins[node.name], [pair.before for pair in self.pairs])
 
     def _draw(self, count: int) -> torch.Tensor:
         """Which of a batch's rows are used."""
         return torch.randperm(count, generator=self.generator)[: max(1, _ROWS // len(self.pairs))]
 
     def _target(self, node: fx.Node, pair: _Pair) -> torch.Tensor:
-        """What a layer or a batch norm should give: the original's output, and what a sum after it lacks."""
-        norm = _norm_after(node) if node.target in _FITTED else None
-        layer = node if node.target in _FITTED else node.args[0]
+        """What a layer, or the batch norm after it, should give: what it gave, and what a sum after it lacks."""
+        layer = node.args[0] if is_call(node, aten.batch_norm.default) else node
         assert isinstance(layer, fx.Node)
-        chosen = self.kept[layer.name].nonzero().flatten()
-        dim = _channels(layer)
-        target: torch.Tensor = pair.before[self.twins[node.name]].index_select(dim, chosen)
+        norm = _norm_after(node)
+        whole = pair.before[self.twins[node.name]]
+        chosen, dim = self.kept[layer.name].nonzero().flatten(), _channels(layer)
+        target: torch.Tensor = whole.index_select(dim, chosen)
         other = _other_term(norm or node)
-        if other not in pair.after or self.twins.get(other.name) not in pair.before:
+        twin = self.twins.get(other.name) if other in pair.after else None
+        if twin not in pair.before or pair.before[twin].shape != whole.shape:
             return target
-        lacking = pair.before[self.twins[other.name]].index_select(dim, chosen) - pair.after[other]
-        if lacking.shape != target.shape:
-            return target
-        if norm is None:
-            return target + lacking
+        lacking: torch.Tensor = pair.before[twin].index_select(dim, chosen) - pair.after[other]
+        return target + (lacking if norm is None else lacking / self._gain(norm).view(-1, *[1] * (whole.dim() - 2)))
+
+    def _gain(self, norm: fx.Node) -> torch.Tensor:
+        """By what a batch norm multiplies each channel; infinity where that is next to nothing."""
         given = arguments(norm)
-        deviation = (self.program.parameter(given["running_var"]) + given["eps"]).sqrt()
-        gain = self.program.parameter(given["weight"]) / deviation if given["weight"] is not None else 1 / deviation
-        gain = torch.where(gain.abs() < _SMALL, torch.inf, gain)
-        return target + lacking / gain.view(-1, *[1] * (target.dim() - 2))
+        gain = (self.program.parameter(given["running_var"]) + given["eps"]).rsqrt()
+        if given["weight"] is not None:
+            gain = gain * self.program.parameter(given["weight"])
+        return torch.where(gain.abs() < _SMALL, torch.inf, gain)
 
     def _set_bias(self, node: fx.Node, bias: torch.Tensor) -> None:
         given = arguments(node)
@@ -174,10 +195,12 @@ class _Fit:
         """Sets a batch norm's statistics to those of what it sees now; refits scale and shift to the original."""
         given = arguments(node)
         source = given["input"]
-        if given["running_mean"] is None:
+        if given["running_mean"] is None or len(given["running_mean"].users) > 1:
             return
         moments = _Moments()
-        aimed = source.name in self.kept and self.method != "recalibrate" and given["weight"] is not None
+        aimed = _norm_after(source) is node and source.name in self.kept and self.method != "recalibrate"
+        plain = source.target in CONVOLUTIONS or self.pairs[0].after[source].dim() == 2
+        aimed = aimed and plain and given["weight"] is not None
         for pair in self.pairs:
             x = _by_channel(pair.after[source])
             moments.add(x, _by_channel(self._target(node, pair)) if aimed else x)
@@ -228,7 +251,8 @@ class _Moments:
     def weight(self, start: torch.Tensor) -> torch.Tensor:
         """argmin_W ‖(y − ȳ) − (x − x̄)·Wᵀ‖² + λ·‖W − start‖², by the normal equations."""
         covariance = self.covariance
-        scale = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+        energy = self.xx.diagonal(dim1=1, dim2=2).mean(1) / self.count
+        scale = covariance.diagonal(dim1=1, dim2=2).mean(1).maximum(1e-9 * energy).clamp_min(1e-12)
         ridge = _RIDGE * scale.view(-1, 1, 1) * torch.eye(covariance.shape[1], dtype=covariance.dtype)
         solved: torch.Tensor = torch.linalg.solve(covariance + ridge, self.cross + ridge @ start.mT)
         return solved.mT
@@ -301,6 +325,11 @@ def _rows(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
 def _by_channel(value: torch.Tensor) -> torch.Tensor:
     """(channels, rows, 1), each channel a problem of its own."""
     return value.movedim(1, 0).flatten(1).unsqueeze(2).double()
+
+
+def _grouped(rows: torch.Tensor, groups: int) -> torch.Tensor:
+    """(groups, rows, columns of a group)."""
+    return rows.double().view(len(rows), groups, -1).transpose(0, 1)
 
 
 def _each(value: int | Sequence[int], rank: int) -> list[int]:

@@ -43,7 +43,7 @@ class Split:
     def batches(self, size: int = BATCH, generator: torch.Generator | None = None) -> list[tuple[torch.Tensor, ...]]:
         """Batches in order, or in an order drawn by `generator`."""
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        return [(self.images[chosen], self.labels[chosen]) for chosen in order.split(size)]
+        return [(self.images[chosen], self.labels[chosen]) for chosen in torch.split(order, size)]
 
     def sample(self, count: int, seed: int = 0) -> Split:
         """Some of the images, drawn at random: for calibration."""
@@ -118,32 +118,40 @@ def train(recipe: Recipe, train_split: Split, test_split: Split, path: Path) -> 
     module = build(recipe)
     optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
     checkpoint = path.with_suffix(".checkpoint")
-    done, seconds = _resume(checkpoint, module, optimizer)
+    done, spent = _resume(checkpoint, module, optimizer)
     for epoch in range(done, recipe.epochs):
-        start = time.perf_counter()
+        start = _clocks()
         with torch.random.fork_rng(devices=[]):  # an epoch draws the same whether or not training was interrupted
             torch.manual_seed(1000 * recipe.seed + epoch)
             loss = _epoch(recipe, epoch, module, optimizer, train_split)
-        seconds += time.perf_counter() - start
+        spent += _clocks() - start
         print(f"{path.stem}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.4f}", flush=True)
         state = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
         with written_beside(checkpoint) as folder:
-            torch.save(state | {"seconds": seconds}, folder / checkpoint.name)
-    facts = {"accuracy": f"{accuracy(module, test_split):.4f}", "seconds": f"{seconds:.1f}"}
+            torch.save(state | {"spent": spent}, folder / checkpoint.name)
+    facts = {
+        "accuracy": f"{accuracy(module, test_split):.4f}",
+        "seconds": f"{spent[0]:.0f}",
+        "CPU seconds": f"{spent[1]:.0f}",
+    }
     with written_beside(path) as folder:
         save_file(module.state_dict(), folder / path.name, {"facts": json.dumps(facts)})
     checkpoint.unlink(missing_ok=True)
     return module
 
 
-def _resume(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Epochs done and seconds spent so far."""
+def _clocks() -> torch.Tensor:
+    return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.double)
+
+
+def _resume(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, torch.Tensor]:
+    """Epochs done, and seconds and CPU seconds spent so far."""
     if not checkpoint.exists():
-        return 0, 0.0
+        return 0, torch.zeros(2, dtype=torch.double)
     state = torch.load(checkpoint, weights_only=True)
     module.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["epoch"], state["seconds"]
+    return state["epoch"], state["spent"]
 
 
 def _epoch(recipe: Recipe, epoch: int, module: nn.Module, optimizer: torch.optim.Optimizer, split: Split) -> float:
@@ -164,7 +172,7 @@ def _epoch(recipe: Recipe, epoch: int, module: nn.Module, optimizer: torch.optim
 
 def facts(path: Path) -> dict[str, Any]:
     """Test accuracy and training time, as written beside the weights."""
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as file:
         return dict(json.loads(file.metadata()["facts"]))
 
 
@@ -179,11 +187,11 @@ def main(task: Task) -> None:
         parser.error(f"no model {', '.join(unknown)}; there are {', '.join(task.models)}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    table = new_table(task.name, ["model", "parameters", "test accuracy", "training seconds", "weights"])
+    table = new_table(task.name, ["model", "parameters", "test accuracy", "training seconds", "CPU seconds", "weights"])
     for name in options.models or task.models:
         module = task.trained(name, options.cache)
         path = task.file(name, options.cache)
         count = sum(parameter.numel() for parameter in module.parameters())
         found = facts(path)
-        table.add_row(name, f"{count:,}", found["accuracy"], found["seconds"], str(path))
+        table.add_row(name, f"{count:,}", found["accuracy"], found["seconds"], found["CPU seconds"], str(path))
     print(render(table))
