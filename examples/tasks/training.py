@@ -171,7 +171,7 @@ def _epoch(recipe: Recipe, epoch: int, module: nn.Module, optimizer: torch.optim
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """Test accuracy and training time, as written beside the weights."""
+    """Test accuracy and training time, from the header of the weights."""
     with safe_open(path, framework="pt") as file:
         return dict(json.loads(file.metadata()["facts"]))
 
