@@ -14,6 +14,7 @@ import torch
 
 from lobo_fx.artifact import Artifact, written_beside
 from lobo_fx.errors import ExportError, InvalidInput
+from lobo_fx.exporters.onnx_formats import translations
 from lobo_fx.exporters.onnx_graph import clean
 from lobo_fx.exporters.onnx_runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.parity import check_parity, is_quantized
@@ -95,7 +96,7 @@ class OnnxExporter:
                     dynamo=True,
                     verbose=False,
                     opset_version=self.opset,
-                    custom_translation_table=dict(self.translations or {}),
+                    custom_translation_table={**translations(), **(self.translations or {})},
                     input_names=[spec.name for spec in program.signature.inputs if spec],
                     output_names=[spec.name for spec in program.signature.outputs if spec],
                 )

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from lobo_fx.exporters.onnx_formats import expand
+
 
 def clean(model: ir.Model) -> None:
     """Rewrites the model in place; its outputs stay the same."""
+    expand(model)
     fold_weight_transposes(model)
     share_transposed(model)
     strip_metadata(model)

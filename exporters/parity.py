@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from lobo_fx.errors import ExportError
 from lobo_fx.inputs import Inputs
 from lobo_fx.measures import largest_error, signal_to_noise
+from lobo_fx.own_operators import dynamic_range, quantizes_inputs
 from lobo_fx.program import Program
 
 FLOAT_TOLERANCE = 1e-3
@@ -25,6 +26,10 @@ STEP_SHARE = 1e-2
 """How far values are moved to see how a quantized program amplifies rounding, in quantization steps."""
 ROUNDING_MARGIN = 6.0
 """Decibels by which a file's rounding noise may exceed the noise so measured: twice its amplitude."""
+
+
+_QUANTIZED = ("quantized_decomposed", "lobo_fx")
+"""Namespaces of operators on integers."""
 
 
 def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> float:
@@ -68,9 +73,9 @@ def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> float:
 
 
 def is_quantized(program: Program) -> bool:
-    """Whether the graph holds quantize or dequantize operators."""
+    """Whether the graph holds quantize or dequantize operators, or weights in codes."""
     targets = [node.target for node in program.graph.nodes]
-    return any(isinstance(t, torch._ops.OpOverload) and t.namespace == "quantized_decomposed" for t in targets)
+    return any(isinstance(t, torch._ops.OpOverload) and t.namespace in _QUANTIZED for t in targets)
 
 
 def rounding_noise(program: Program, inputs: Inputs) -> float:
@@ -92,7 +97,11 @@ class _Nudge(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is torch.ops.quantized_decomposed.quantize_per_tensor.default:
-            value, scale, *rest = args
-            noise = 2 * torch.rand(value.shape, generator=self.generator) - 1
-            args = (value + STEP_SHARE * scale * noise, scale, *rest)
+            args = (self._moved(args[0], args[1]), *args[1:])
+        elif quantizes_inputs(target, args):
+            args = (self._moved(args[0], dynamic_range(args[0])[0]), *args[1:])
         return super().call_function(target, args, kwargs)
+
+    def _moved(self, value: torch.Tensor, step: torch.Tensor | float) -> torch.Tensor:
+        noise = 2 * torch.rand(value.shape, generator=self.generator) - 1
+        return value + STEP_SHARE * step * noise

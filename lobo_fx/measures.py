@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lobo_fx.inputs import Inputs
 from lobo_fx.masks import masks
+from lobo_fx.own_operators import FLOPS, packed_weights
 from lobo_fx.program import Program, ProgramModule
 
 _WEIGHT_NAMES = "lobo_fx_weight_names"
@@ -58,20 +59,22 @@ def weight_names(module: ProgramModule) -> list[str]:
 
 
 def weights(module: ProgramModule) -> Iterator[torch.Tensor]:
-    """Parameters, and buffers that stand for a quantized parameter; each tensor once."""
-    names = set(weight_names(module))
+    """Parameters, and buffers that stand for a quantized parameter, decoded if packed; each tensor once."""
+    names, packed = set(weight_names(module)), packed_weights(module)
     yield from module.parameters()
-    yield from (buffer for name, buffer in module.named_buffers() if name in names)
+    for name, buffer in module.named_buffers():
+        if name in names:
+            yield packed[name]() if name in packed else buffer
 
 
 def measure(program: Program, macs: int | None) -> Measures:
     """Counts the program's parameters and memory; `macs` come from `run_counted`."""
-    tensors = list(weights(program.module))
+    counts = [(tensor.numel(), int(torch.count_nonzero(tensor))) for tensor in weights(program.module)]
     kept = {mask.data_ptr() for mask in masks(program).values()}
     everything = {tensor.data_ptr(): tensor for tensor in _tensors(program.module) if tensor.data_ptr() not in kept}
     return Measures(
-        parameters=sum(tensor.numel() for tensor in tensors),
-        nonzero=sum(int(torch.count_nonzero(tensor)) for tensor in tensors),
+        parameters=sum(count for count, _ in counts),
+        nonzero=sum(nonzero for _, nonzero in counts),
         macs=macs,
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in everything.values()),
     )
@@ -90,6 +93,7 @@ def run_counted(program: Program) -> tuple[Any, int]:
     more: dict[Any, Any] = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
+        **FLOPS,
     }
     with FlopCounterMode(display=False, custom_mapping=more) as counter:
         outputs = program.run()

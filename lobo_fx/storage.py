@@ -29,7 +29,7 @@ from lobo_fx.artifact import Artifact, check_folder, make_folder, read_json, wri
 from lobo_fx.axes.record import kept_indices, restore
 from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.masks import masks, restore_masks
-from lobo_fx.measures import set_weight_names, weight_names
+from lobo_fx.measures import set_weight_names, weight_names  # which brings our own operators, too
 from lobo_fx.quiet import quiet
 from lobo_fx.reexport import exported_program
 from lobo_fx.report import Report, Row

@@ -9,6 +9,8 @@ if not __name__.startswith("lobo_fx."):
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
 from lobo_fx.passes.prune_channels import PruneChannels
 from lobo_fx.passes.prune_weights import PruneWeights
+from lobo_fx.passes.quantize_dynamic import QuantizeDynamic
 from lobo_fx.passes.quantize_static import QuantizeStatic
+from lobo_fx.passes.quantize_weights import QuantizeWeights
 
-__all__ = ["FoldBatchNorm", "PruneChannels", "PruneWeights", "QuantizeStatic"]
+__all__ = ["FoldBatchNorm", "PruneChannels", "PruneWeights", "QuantizeDynamic", "QuantizeStatic", "QuantizeWeights"]

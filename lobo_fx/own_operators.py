@@ -1,0 +1,187 @@
+"""Operators of our own: weights of few bits decoded on the fly, and products that quantize their inputs.
+
+A graph calls them like ATen's; they survive `torch.export`, and an exporter writes each as operators of its format.
+Their bodies here are the reference that a file is compared with.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.formats import FORMATS, unpack
+from lobo_fx.program import fetch
+
+
+@torch.library.custom_op("lobo_fx::decode", mutates_args=())
+def decode(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    format: str,
+    shape: Sequence[int],
+    block_size: int,
+) -> torch.Tensor:
+    """A float weight from its codes: `(value(code) − zero point) × scale`.
+
+    Args:
+        codes: the weight's rows (first dimension), the rest of it flattened; packed as `formats.pack` does.
+        scale: `[rows, blocks]`.
+        zero_point: of int4 only, packed like codes, `[rows, blocks]` of them.
+        format: a key of `formats.FORMATS`.
+        shape: of the weight.
+        block_size: neighbours in a row that share a scale; the last block of a row may be shorter.
+    """
+    rows, columns = shape[0], math.prod(shape[1:])
+    number = FORMATS[format]
+    values = number.decode(unpack(codes, number.bits, columns))
+    if zero_point is not None:
+        zeros = number.decode(unpack(zero_point, number.bits, scale.shape[1]))
+        values = values - _spread(zeros, block_size, columns)
+    return (values * _spread(scale, block_size, columns)).view(rows, *shape[1:])
+
+
+def _spread(per_block: torch.Tensor, block_size: int, columns: int) -> torch.Tensor:
+    """One entry a column from one entry a block."""
+    return per_block if per_block.shape[1] == 1 else per_block.repeat_interleave(block_size, 1)[:, :columns]
+
+
+@decode.register_fake
+def _(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    format: str,
+    shape: Sequence[int],
+    block_size: int,
+) -> torch.Tensor:
+    return scale.new_empty(tuple(shape))
+
+
+@torch.library.custom_op("lobo_fx::product", mutates_args=())
+def product(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    format: str,
+    shape: Sequence[int],
+    block_size: int,
+    compute: str,
+) -> torch.Tensor:
+    """`linear(x, decode(codes, …), bias)`; with compute "int8", `x` is rounded to int8 in blocks first.
+
+    Args:
+        x: `[…, shape[1]]`.
+        codes: as for `decode`, like all that follows but
+        scale: see `decode`.
+        zero_point: see `decode`.
+        bias: `[shape[0]]`.
+        format: see `decode`.
+        shape: of the weight, outputs × inputs.
+        block_size: see `decode`.
+        compute: `float32` or `int8`.
+    """
+    weight = decode(codes, scale, zero_point, format, shape, block_size)
+    x = round_blocks(x, block_size) if compute == "int8" else x
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+@product.register_fake
+def _(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    format: str,
+    shape: Sequence[int],
+    block_size: int,
+    compute: str,
+) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], shape[0]))
+
+
+def round_blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
+    """`x` as symmetric int8 with a scale for every `block_size` neighbours, and back to float."""
+    columns = x.shape[-1]
+    padded = torch.nn.functional.pad(x, (0, -columns % block_size))
+    blocks = padded.reshape(*padded.shape[:-1], -1, block_size)
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    steps = torch.where(scale > 0, blocks / scale, 0).round()
+    rounded: torch.Tensor = (steps * scale).flatten(-2)[..., :columns]
+    return rounded
+
+
+@torch.library.custom_op("lobo_fx::dynamic_product", mutates_args=())
+def dynamic_product(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """A linear layer in integers, `x` quantized to uint8 by its own range at run time.
+
+    Args:
+        x: `[…, inputs]`.
+        codes: int8, `[outputs, inputs]`.
+        scale: `[outputs, 1]`.
+        bias: `[outputs]`.
+    """
+    if not x.numel():
+        return x.new_zeros((*x.shape[:-1], len(codes)))
+    step, zero = dynamic_range(x)
+    steps = (x / step).round() + zero
+    # float64 holds the sums of products exactly, and is faster than integers in PyTorch
+    sums = (steps.clamp(0, 255) - zero).double() @ codes.double().T
+    result = sums.float() * (step * scale.flatten())
+    return result if bias is None else result + bias
+
+
+@dynamic_product.register_fake
+def _(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+
+def dynamic_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point of uint8 over the range of `x` and zero, as ONNX defines DynamicQuantizeLinear."""
+    low, high = x.aminmax()
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    step = (high - low) / 255
+    step = torch.where(step == 0, torch.ones_like(step), step)
+    return step, (-low / step).round().clamp(0, 255)
+
+
+DECODE = torch.ops.lobo_fx.decode.default
+PRODUCT = torch.ops.lobo_fx.product.default
+DYNAMIC_PRODUCT = torch.ops.lobo_fx.dynamic_product.default
+OWN = frozenset({DECODE, PRODUCT, DYNAMIC_PRODUCT})
+
+
+def _product_flops(x: Any, codes: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return int(2 * math.prod(x) * out_shape[-1])
+
+
+FLOPS: dict[Any, Any] = {torch.ops.lobo_fx.product: _product_flops, torch.ops.lobo_fx.dynamic_product: _product_flops}
+"""What `torch.utils.flop_counter` can't know of them."""
+
+
+def quantizes_inputs(target: object, args: Sequence[Any]) -> bool:
+    """Whether a call rounds its activations, so that a rounding difference before it may grow into a step."""
+    return target is DYNAMIC_PRODUCT or (target is PRODUCT and args[-1] == "int8")
+
+
+def packed_weights(module: fx.GraphModule) -> dict[str, Callable[[], torch.Tensor]]:
+    """By the name of the codes, what gives the weights that they stand for."""
+    found: dict[str, Callable[[], torch.Tensor]] = {}
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target not in (DECODE, PRODUCT):
+            continue
+        codes, scale, zero_point = node.args[:3] if node.target is DECODE else node.args[1:4]
+        layout = node.args[3:6] if node.target is DECODE else node.args[5:8]
+        stored = [None if read is None else fetch(module, str(read.target)) for read in (codes, scale, zero_point)]
+        found[str(codes.target)] = functools.partial(decode, *stored, *layout)
+    return found

@@ -1,0 +1,170 @@
+"""Weight-only quantization: a small file, activations as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import fx
+
+from lobo_fx.context import Context
+from lobo_fx.errors import InvalidInput
+from lobo_fx.formats import FORMATS, Format
+from lobo_fx.masks import strip_masks
+from lobo_fx.own_operators import PRODUCT
+from lobo_fx.passbase import Pass, Promise
+from lobo_fx.passes.stored_weights import Weight, as_product, decode_for_readers, find_weights, replace_reader, store
+from lobo_fx.passes.weight_rounding import Rounded, round_compensated, round_nearest
+from lobo_fx.program import Program
+from lobo_fx.provenance import describe
+from lobo_fx.quiet import quiet
+
+_BLOCK_SIZES = (16, 32, 64, 128, 256)
+_METHODS = ("auto", "round", "hqq", "gptq")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """Weights of products, convolutions, recurrent layers and embeddings become codes of few bits.
+
+    Before: `linear(x, W, b)`. After: (1) `product(x, codes, scale, …, b)`, where ONNX Runtime multiplies with
+    low-bit weights as fast as with float ones: int4 in blocks, and int8 in blocks with compute "int8";
+    (2) anywhere else `linear(x, decode(codes, scale, …), b)`, which is decoded when the file is loaded: a small
+    file at the speed of float. A tied weight is stored once. Zeros of pruned weights stay zero.
+
+    Left alone, with the reason in the report: weights that are not float32, that other operators read too, or that
+    would not get smaller.
+
+    Attributes:
+        format: `int8`, `int4` (with zero points), `log2_4`, `log2_6`, `log2_8`, or a minifloat `e4m3` (no infinity),
+            `e5m2`, `e3m4`.
+        block_size: neighbours along the inputs that share a scale: 16, 32, 64, 128 or 256; None for one scale
+            per output channel, which shorter rows get as well.
+        method: `round` to the nearest code, on the scale of least squared error; `hqq`, the same with outliers kept
+            apart; `gptq`, which makes up for the error of each weight of a product in those that follow and needs
+            calibration data; `auto` is `gptq` where there is such data, else `round`.
+        compute: `float32`, or `int8`: activations of products are rounded to int8 in blocks. Faster, noisier.
+
+    Source: see `lobo_fx.passes.weight_rounding`, `lobo_fx.formats`.
+    """
+
+    format: Literal["int8", "int4", "log2_4", "log2_6", "log2_8", "e4m3", "e5m2", "e3m4"] = "int8"
+    block_size: int | None = 32
+    method: Literal["auto", "round", "hqq", "gptq"] = "auto"
+    compute: Literal["float32", "int8"] = "float32"
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Calibration data where the method is `gptq`."""
+        return ("calibration_data",) if self.method == "gptq" else ()
+
+    def __post_init__(self) -> None:
+        _check("format", self.format, tuple(FORMATS))
+        _check("block_size", self.block_size, (*_BLOCK_SIZES, None))
+        _check("method", self.method, _METHODS)
+        _check("compute", self.compute, ("float32", "int8"))
+        if self.compute == "int8" and (not self.number.is_integer or self.block_size is None):
+            raise InvalidInput(
+                "compute 'int8' needs the format int4 or int8 and a block_size; ONNX Runtime has no other"
+            )
+
+    @property
+    def number(self) -> Format:
+        return FORMATS[self.format]
+
+    def run(self, program: Program, context: Context) -> Program:
+        strip_masks(program)
+        weights = [weight for weight in find_weights(program, context) if self._shrinks(weight, context)]
+        if not weights:
+            context.note("quantize_weights found no weight to quantize")
+        grams = self._grams(program, weights, context)
+        for weight in weights:
+            self._quantize(program, weight, grams)
+        return program
+
+    def _shrinks(self, weight: Weight, context: Context) -> bool:
+        rows, columns = weight.shape[0], weight.tensor.numel() // weight.shape[0]
+        blocks = -(-columns // self._block_size(columns))
+        bits = columns * self.number.bits + blocks * (36 if self.format == "int4" else 32)
+        if bits * rows < 32 * weight.tensor.numel():
+            return True
+        context.note(f"'{weight.name}' is left alone: with its scales it would not get smaller")
+        return False
+
+    def _block_size(self, columns: int) -> int:
+        return columns if self.block_size is None else min(self.block_size, columns)
+
+    def _grams(self, program: Program, weights: list[Weight], context: Context) -> dict[fx.Node, torch.Tensor]:
+        """XᵀX of the inputs of products, where the method needs it."""
+        if self.method not in ("auto", "gptq") or context.calibration_data is None:
+            return {}
+        sources = {
+            product.x: reader
+            for weight in weights
+            for reader in weight.readers
+            if (product := as_product(reader, weight)) is not None
+        }
+        return _Grams(program, sources).collect(context) if sources else {}
+
+    def _quantize(self, program: Program, weight: Weight, grams: dict[fx.Node, torch.Tensor]) -> None:
+        matrix = weight.matrix
+        block_size = self._block_size(matrix.shape[1])
+        products = {reader: as_product(reader, weight) for reader in weight.readers}
+        seen = [grams.get(product.x) if product else None for product in products.values()]
+        stored = store(program, weight, self._rounded(matrix, block_size, seen), self.number, block_size)
+        for reader, product in products.items():
+            if product is not None and self._has_kernel(block_size):
+                args = (product.x, stored.codes, stored.scale, stored.zero_point, product.bias, *stored.layout)
+                replace_reader(program, reader, PRODUCT, (*args, self.compute))
+        decode_for_readers(program, weight, stored)
+
+    def _rounded(self, matrix: torch.Tensor, block_size: int, grams: list[torch.Tensor | None]) -> Rounded:
+        """With the error compensated, unless a reader other than a product takes the weight as it is."""
+        known = [gram for gram in grams if gram is not None]
+        if known and len(known) == len(grams):
+            return round_compensated(matrix, self.number, block_size, torch.stack(known).sum(0))
+        return round_nearest(matrix, self.number, block_size, "hqq" if self.method == "hqq" else "round")
+
+    def _has_kernel(self, block_size: int) -> bool:
+        """Whether ONNX Runtime multiplies with the codes no slower than with floats."""
+        return block_size == self.block_size and (self.format == "int4" or self.compute == "int8")
+
+
+def _check(name: str, value: object, possible: tuple[object, ...]) -> None:
+    if not any(value is known or (type(value) is type(known) and value == known) for known in possible):
+        raise InvalidInput(f"{name} is {value!r}; it must be one of {', '.join(map(str, possible))}")
+
+
+class _Grams(fx.Interpreter):
+    """Runs calibration data and sums XᵀX of chosen values, each seen as rows of its last dimension."""
+
+    def __init__(self, program: Program, sources: dict[fx.Node, fx.Node]) -> None:
+        super().__init__(program.module)
+        self.sources = sources
+        self.sums: dict[fx.Node, torch.Tensor] = {}
+
+    def collect(self, context: Context) -> dict[fx.Node, torch.Tensor]:
+        """The sums over all batches.
+
+        Raises:
+            InvalidInput: a value is NaN or infinite.
+        """
+        with torch.no_grad(), quiet():
+            for inputs in context.calibration_batches():
+                self.run(*inputs.leaves, enable_io_processing=False)
+        for node, total in self.sums.items():
+            if not bool(total.isfinite().all()):
+                raise InvalidInput(
+                    f"calibration data gives NaN or infinity at the input of {describe(self.sources[node])}"
+                )
+        return {node: total for node, total in self.sums.items() if bool(total.any())}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.sources:
+            rows = value.detach().reshape(-1, value.shape[-1])
+            self.sums[n] = self.sums.get(n, 0) + rows.T @ rows
+        return value
