@@ -6,11 +6,13 @@ import dataclasses
 import functools
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lobo_fx.costs import Cost, Kernel
 from lobo_fx.errors import InvalidInput
 from lobo_fx.runtime import Arrays, ArraySpec
 
@@ -63,6 +65,12 @@ class OnnxRuntime:
         import onnxruntime
 
         return f"onnxruntime {onnxruntime.__version__}"
+
+    def measure_kernels(self, kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
+        """Times operators as float and as integer kernels, one thread."""
+        from lobo_fx.exporters.kernel_costs import measure_kernels
+
+        return measure_kernels(kernels)
 
     def load(self, path: Path, threads: int) -> OnnxRuntimeSession:
         """Loads a file; `threads` 0 lets ONNX Runtime choose.

@@ -1,16 +1,20 @@
 """Where observers go, so that ONNX Runtime's CPU kernels run the result as integers.
 
-Formats: uint8 activations (asymmetric, per tensor), int8 weights (symmetric, per output channel), int32
+Formats: 8-bit activations (asymmetric, per tensor), int8 weights (symmetric, per output channel), int32
 biases whose scale is input scale × weight scale. A float bias would keep ONNX Runtime from fusing.
 
 Regions: (1) a convolution quantizes its input, and its output where the activation after it ends;
 (2) a linear layer quantizes its input and gives float, since what follows it mostly is float;
-(3) a residual add of two quantized values stays quantized; (4) pools and reshapes hand a quantized value on.
+(3) sums, products and concatenations of quantized values stay quantized; (4) pools and reshapes hand a quantized
+value on. Which operators take part is decided before (`lobo_fx.passes.integer_regions`), or all do.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import platform
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +31,9 @@ from torchao.quantization.pt2e.quantizer import (
 
 from lobo_fx.masks import weight_node
 from lobo_fx.operators import CONVOLUTIONS, VALUE_PRESERVING, arguments, aten, is_call
+from lobo_fx.passes.integer_regions import LINEAR
 
 ANNOTATION = "quantization_annotation"
-LINEAR = frozenset({aten.linear.default, aten.addmm.default})
 # A runtime folds these into the operator before them: they only cut the range that is quantized.
 FUSED_ACTIVATIONS = frozenset({aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default})
 _DEQUANTIZE = frozenset(
@@ -39,7 +43,39 @@ _DEQUANTIZE = frozenset(
     }
 )
 _AVERAGE_POOLS = frozenset({aten.adaptive_avg_pool2d.default})
-_ADDITIONS = frozenset({aten.add.Tensor})
+_JOINS = frozenset({aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.matmul.default, aten.bmm.default})
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The integers that a CPU multiplies fast.
+
+    Attributes:
+        activation: dtype and range of activations.
+        weight: largest magnitude of an int8 weight.
+    """
+
+    activation: tuple[torch.dtype, int, int]
+    weight: int
+
+
+TARGETS = {
+    "x86-vnni": Target((torch.uint8, 0, 255), 127),
+    # without VNNI, sums of two products saturate at 16 bits: weights get one bit less
+    "x86-avx2": Target((torch.uint8, 0, 255), 63),
+    "arm": Target((torch.int8, -128, 127), 127),
+}
+
+
+def target_of_this_machine() -> str:
+    """The target that this CPU is."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "arm"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "x86-vnni"
+    return "x86-vnni" if "vnni" in flags else "x86-avx2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,48 +87,85 @@ class Observers:
 
 
 class OnnxRuntimeQuantizer(Quantizer):
-    """Annotates a graph for ONNX Runtime on x86 CPUs.
+    """Annotates a graph for ONNX Runtime's CPU kernels.
 
     Args:
         observers: what watches the ranges.
+        target: integers that the CPU multiplies fast.
+        chosen: names of the operators that run as integers; None takes all that can.
+        overrides: by node name, other observers, or None for an operator that stays float.
     """
 
-    def __init__(self, observers: Observers) -> None:
-        self.activation = QuantizationSpec(torch.uint8, observers.activation, 0, 255, torch.per_tensor_affine)
-        self.observers = observers
+    def __init__(
+        self,
+        observers: Observers,
+        target: Target = TARGETS["x86-vnni"],
+        chosen: frozenset[str] | None = None,
+        overrides: Mapping[str, Observers | None] | None = None,
+    ) -> None:
+        self.observers, self.target, self.chosen = observers, target, chosen
+        self.overrides = overrides or {}
         self.skipped: list[tuple[fx.Node, str]] = []
         self._quantized: set[fx.Node] = set()
 
-    def weight(self, channel_axis: int) -> QuantizationSpec:
+    def activation(self, node: fx.Node) -> QuantizationSpec:
+        """8-bit, asymmetric, one scale for the tensor."""
+        dtype, low, high = self.target.activation
+        observers = self.overrides.get(node.name) or self.observers
+        return QuantizationSpec(dtype, observers.activation, low, high, torch.per_tensor_affine)
+
+    def weight(self, node: fx.Node, channel_axis: int) -> QuantizationSpec:
         """int8, symmetric, one scale per output channel."""
-        return QuantizationSpec(
-            torch.int8, self.observers.weight, -127, 127, torch.per_channel_symmetric, ch_axis=channel_axis
-        )
+        limit, observers = self.target.weight, self.overrides.get(node.name) or self.observers
+        scheme = torch.per_channel_symmetric
+        return QuantizationSpec(torch.int8, observers.weight, -limit, limit, scheme, ch_axis=channel_axis)
+
+    def choices(self, graph: fx.Graph) -> list[fx.Node]:
+        """The operators that can run as integers."""
+        return [node for node in graph.nodes if self._can(node)]
+
+    def passes_on(self, node: fx.Node) -> bool:
+        """Whether an operator hands quantized values on."""
+        return is_call(node, *VALUE_PRESERVING) or is_fused(node)
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Marks every operator that has an integer kernel worth running."""
+        """Marks every operator that was chosen."""
         for node in model.graph.nodes:
             node.meta.pop(ANNOTATION, None)  # of an earlier quantization
         for node in model.graph.nodes:
-            if is_call(node, *CONVOLUTIONS):
-                self._annotate_convolution(node)
-            elif is_call(node, *LINEAR):
-                self._annotate_linear(node)
-            elif is_call(node, *_ADDITIONS):
-                self._annotate_addition(node)
-            elif is_call(node, *_AVERAGE_POOLS):
-                self._annotate_average(node)
-            elif is_call(node, *VALUE_PRESERVING):
+            if is_call(node, *VALUE_PRESERVING):
                 self._annotate_preserving(node)
+            elif node.op == "call_function" and (self.chosen is None or node.name in self.chosen) and self._can(node):
+                if is_call(node, *CONVOLUTIONS):
+                    self._annotate_convolution(node)
+                elif is_call(node, *LINEAR):
+                    self._annotate_linear(node)
+                elif self.chosen is not None or all(n in self._quantized for n in node.all_input_nodes):
+                    self._annotate_join(node)
         return model
+
+    def _can(self, node: fx.Node) -> bool:
+        """Whether an operator has integer kernels for its inputs; a layer that has not is noted with the reason."""
+        if node.op != "call_function" or self.overrides.get(node.name, self.observers) is None:
+            return False
+        given = arguments(node)
+        if node.target in CONVOLUTIONS:
+            return self._takes(node, given["input"], given["weight"])
+        if node.target is aten.linear.default:
+            return self._takes(node, given["input"], given["weight"])
+        if node.target is aten.addmm.default:
+            return self._takes(node, given["mat1"], given["mat2"])
+        sources = node.all_input_nodes
+        if node.target in _JOINS:
+            alone = len(sources) < 2 or any(weight_node(source) is not None for source in sources)
+            return not alone and all(source.meta["val"].dtype == torch.float32 for source in sources)
+        return is_call(node, *_AVERAGE_POOLS) and sources[0].meta["val"].dtype == torch.float32
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to add: what has no integer kernel was not annotated."""
 
     def _annotate_convolution(self, node: fx.Node) -> None:
         given = arguments(node)
-        if not self._takes(node, given["input"], given["weight"]):
-            return
         self._annotate_weighted(node, given["input"], given["weight"], given["bias"], channel_axis=0)
         self._quantize_output(node)
 
@@ -103,8 +176,6 @@ class OnnxRuntimeQuantizer(Quantizer):
             if node.target is aten.addmm.default
             else (given["input"], given["weight"], given["bias"], 0)
         )
-        if not self._takes(node, source, weight):
-            return
         # only the two-dimensional product has a kernel that adds an integer bias
         derived = bias if source.meta["val"].dim() == 2 else None
         self._annotate_weighted(node, source, weight, derived, channel_axis=axis)
@@ -115,19 +186,23 @@ class OnnxRuntimeQuantizer(Quantizer):
         if weight.target in _DEQUANTIZE:
             return False
         if weight_node(weight) is None:
-            self.skipped.append((node, "its weight is computed, not a parameter"))
+            self._skip(node, "its weight is computed, not a parameter")
             return False
         if dtype != torch.float32:
-            self.skipped.append((node, f"its input is {str(dtype).removeprefix('torch.')}, not float32"))
+            self._skip(node, f"its input is {str(dtype).removeprefix('torch.')}, not float32")
             return False
         return True
+
+    def _skip(self, node: fx.Node, reason: str) -> None:
+        if (node, reason) not in self.skipped:
+            self.skipped.append((node, reason))
 
     def _annotate_weighted(
         self, node: fx.Node, source: fx.Node, weight: fx.Node, bias: fx.Node | None, channel_axis: int
     ) -> None:
         specs: dict[fx.Node, QuantizationSpecBase | None] = {
-            source: self.activation,
-            weight: self.weight(channel_axis),
+            source: self.activation(node),
+            weight: self.weight(node, channel_axis),
         }
         if bias is not None and weight_node(bias) is not None and len(bias.users) == 1:
             specs[bias] = DerivedQuantizationSpec(
@@ -149,22 +224,14 @@ class OnnxRuntimeQuantizer(Quantizer):
         elif node in self._quantized:
             return
         annotation = last.meta.get(ANNOTATION) or QuantizationAnnotation(_annotated=True)
-        annotation.output_qspec = self.activation
+        annotation.output_qspec = self.activation(node)
         last.meta[ANNOTATION] = annotation
         self._quantized.add(last)
 
-    def _annotate_addition(self, node: fx.Node) -> None:
-        operands = node.all_input_nodes
-        if len(operands) != 2 or not all(operand in self._quantized for operand in operands):
-            return
-        _set(node, dict.fromkeys(operands, self.activation), None)
+    def _annotate_join(self, node: fx.Node) -> None:
+        """A sum, product, concatenation or average: quantized in and out."""
+        _set(node, dict.fromkeys(node.all_input_nodes, self.activation(node)), None)
         self._quantize_output(node)
-
-    def _annotate_average(self, node: fx.Node) -> None:
-        source = node.args[0]
-        if source in self._quantized and isinstance(source, fx.Node):
-            _set(node, {source: self.activation}, self.activation)
-            self._quantized.add(node)
 
     def _annotate_preserving(self, node: fx.Node) -> None:
         source = node.args[0]

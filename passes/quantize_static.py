@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import fnmatch
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import fx, nn
 
 from lobo_fx.context import Context
+from lobo_fx.costs import CostTable, MeasuresKernels
 from lobo_fx.errors import InvalidInput
 from lobo_fx.masks import strip_masks
 from lobo_fx.measures import mark_weights
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
+from lobo_fx.passes.integer_regions import cut, kernel_of, kernels_for
 from lobo_fx.program import Program, fetch, register
-from lobo_fx.provenance import describe
+from lobo_fx.progress import spinner
+from lobo_fx.provenance import describe, module_name
 from lobo_fx.quiet import quiet
+from lobo_fx.registry import RUNTIMES
 
 if TYPE_CHECKING:
-    from lobo_fx.passes.onnxruntime_quantizer import Observers
+    from lobo_fx.passes.onnxruntime_quantizer import Observers, OnnxRuntimeQuantizer
 
-_OBSERVERS = ("min_max", "histogram")
+_OBSERVERS = ("histogram", "mse", "entropy", "percentile", "min_max", "moving_average")
+_TARGETS = ("x86-vnni", "x86-avx2", "arm")
 SMALLEST_SCALE = 2.0**-60
 """Far below any scale in use, and its square is still a normal float32."""
 _LARGEST_BIAS = 2**30
@@ -37,14 +45,27 @@ class QuantizeStatic(Pass):
     runs as one integer convolution. Batch norms are folded first. Zeros of pruned weights stay zero.
 
     Attributes:
-        observer: how the range of an activation is chosen from calibration data: `histogram` cuts outliers
-            where that lowers the expected squared error, `min_max` keeps them.
+        observer: how the range of an activation is chosen from calibration data: `histogram` (smallest expected
+            squared error, approximately), `mse` (the same, searched), `entropy`, `percentile`, `min_max`, or
+            `moving_average`.
+        percentile: share of the values that `percentile` keeps at either end, in percent.
+        target: the CPU's integers: `x86-vnni` (uint8 × int8), `x86-avx2` (weights of 7 bits, whose sums don't
+            saturate), `arm` (int8 × int8); `auto` is this machine's.
+        kernels: `cheapest` runs an operator as integers where that pays on the CPU, conversions included; `all`
+            wherever there is an integer kernel.
+        costs: a cost table of the machine to run on (`lobo_fx.costs`); None measures this one, once.
+        overrides: by pattern of module names, another observer, or `float` to leave its operators float.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference", 2018; observers: torchao's PT2E.
     """
 
-    observer: Literal["min_max", "histogram"] = "histogram"
+    observer: str = "histogram"
+    percentile: float = 99.99
+    target: str = "auto"
+    kernels: Literal["cheapest", "all"] = "cheapest"
+    costs: str | None = None
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
 
@@ -54,37 +75,97 @@ class QuantizeStatic(Pass):
         return ("calibration_data",)
 
     def __post_init__(self) -> None:
-        if self.observer not in _OBSERVERS:
-            raise InvalidInput(f"observer is {self.observer!r}; it must be one of {', '.join(_OBSERVERS)}")
+        choices = {"observer": _OBSERVERS, "target": ("auto", *_TARGETS), "kernels": ("cheapest", "all")}
+        known: tuple[str, ...]
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+        if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
+            raise InvalidInput(f"percentile is {self.percentile!r}; it must be in (50, 100]")
+        if not isinstance(self.overrides, Mapping):
+            raise InvalidInput("overrides maps patterns of module names to an observer or 'float'")
+        for pattern, choice in self.overrides.items():
+            if choice not in (*_OBSERVERS, "float"):
+                known = (*_OBSERVERS, "float")
+                raise InvalidInput(f"overrides['{pattern}'] is {choice!r}; it must be one of {', '.join(known)}")
+        if self.costs is not None:
+            CostTable.load(self.costs)
 
     def run(self, program: Program, context: Context) -> Program:
         program = FoldBatchNorm().run(program, context)
         strip_masks(program)
-        prepared = prepare(program, self.observers(), context)
+        prepared = prepare(program, self.quantizer(program, context), context)
         calibrate(prepared, context)
         return convert(program, prepared)
 
-    def observers(self) -> Observers:
-        """The torchao observers that the settings stand for."""
+    def quantizer(self, program: Program, context: Context) -> OnnxRuntimeQuantizer:
+        """Decides where integers run, and returns what marks it."""
         with quiet():
-            from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
+            from lobo_fx.passes.onnxruntime_quantizer import TARGETS, OnnxRuntimeQuantizer, target_of_this_machine
+        target = TARGETS[target_of_this_machine() if self.target == "auto" else self.target]
+        quantizer = OnnxRuntimeQuantizer(self.observers(self.observer), target, None, self._overrides(program))
+        if self.kernels == "cheapest":
+            quantizer.chosen = self._cheapest(program, quantizer, context)
+        return quantizer
 
+    def observers(self, name: str) -> Observers:
+        """The observers that a name stands for."""
+        with quiet():
+            from torchao.quantization.pt2e import PerChannelMinMaxObserver
+
+            from lobo_fx.passes.observers import OBSERVERS
             from lobo_fx.passes.onnxruntime_quantizer import Observers
-        chosen = {"min_max": MinMaxObserver, "histogram": HistogramObserver}[self.observer]
+        more: dict[str, Any] = {"percentile": self.percentile} if name == "percentile" else {}
         return Observers(
-            activation=chosen.with_args(eps=SMALLEST_SCALE),
+            activation=OBSERVERS[name].with_args(eps=SMALLEST_SCALE, **more),  # type: ignore[attr-defined]
             weight=PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE),
         )
 
+    def _overrides(self, program: Program) -> dict[str, Observers | None]:
+        """What each pattern says, by node name.
 
-def prepare(program: Program, observers: Observers, context: Context) -> fx.GraphModule:
-    """Inserts observers where ONNX Runtime has integer kernels. Changes the program's graph."""
+        Raises:
+            InvalidInput: a pattern matches no module.
+        """
+        names = {node.name: module_name(node) for node in program.graph.nodes if node.op == "call_function"}
+        found: dict[str, Observers | None] = {}
+        for pattern, choice in self.overrides.items():
+            matched = [node for node, module in names.items() if fnmatch.fnmatchcase(module, pattern)]
+            if not matched:
+                near = difflib.get_close_matches(pattern, sorted(set(names.values())), n=5, cutoff=0.3)
+                raise InvalidInput(f"overrides: '{pattern}' matches no module; near: {', '.join(near)}")
+            found |= dict.fromkeys(matched, None if choice == "float" else self.observers(choice))
+        return found
+
+    def _cheapest(self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> frozenset[str]:
+        """Names of the operators that run as integers at the least cost."""
+        choices = [node for node in quantizer.choices(program.graph) if kernel_of(node) is not None]
+        runtime = RUNTIMES.get(RUNTIMES.default)()
+        table = CostTable.load(self.costs) if self.costs else CostTable.of_this_machine(runtime.version)
+        missing = table.missing(kernels_for(program.graph, choices, quantizer.passes_on))
+        if missing and self.costs:
+            context.note(f"the cost table lacks {len(missing)} kernels, measured on this machine instead")
+            table.path = None
+        if missing and not isinstance(runtime, MeasuresKernels):
+            raise InvalidInput(f"{runtime.version} measures no kernels; give costs=, or kernels='all'")
+        with spinner(f"measure {len(missing)} kernels", context.show_progress and bool(missing)):
+            table.add(runtime.measure_kernels(missing) if missing else {})
+        regions = cut(program.graph, choices, quantizer.passes_on, table.__getitem__)
+        for node in choices:
+            if node.name not in regions.integer and (kernel := kernel_of(node)) is not None:
+                cost = table[kernel]
+                context.note(
+                    f"{describe(node)} stays float: {cost.floating:.0f} µs, as integers {cost.integer:.0f} µs "
+                    "beside conversions"
+                )
+        return regions.integer
+
+
+def prepare(program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> fx.GraphModule:
+    """Inserts what the quantizer asks for: observers, or fake quantizers to train with. Changes the program's graph."""
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-        from lobo_fx.passes.onnxruntime_quantizer import OnnxRuntimeQuantizer
-
-        quantizer = OnnxRuntimeQuantizer(observers)
         prepared: fx.GraphModule = prepare_pt2e(program.module, quantizer)
     if not any(node.op == "call_module" for node in prepared.graph.nodes):
         context.note("quantize_static found nothing to quantize")

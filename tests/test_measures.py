@@ -118,7 +118,7 @@ def test_a_fixed_batch_is_one_row() -> None:
 
 def test_quantization_and_zeros_change_no_count() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 35, 5)).eval()
-    passes = [PruneWeights(0.5), QuantizeStatic()]
+    passes = [PruneWeights(0.5), QuantizeStatic(kernels="all")]
     result = lobo_fx.compile(model, passes, example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
     assert [row.macs for row in result.report.rows] == [(7 * 5) * 6 * 4 * 9 + 6 * 35 * 5] * 3
 
@@ -173,7 +173,7 @@ def test_a_model_without_parameters_measures_zero() -> None:
 
 def test_masks_are_no_weights_and_quantized_weights_are() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 35, 5))
-    original, pruned, quantized = measured(model, IMAGES, PruneWeights(0.5), QuantizeStatic())
+    original, pruned, quantized = measured(model, IMAGES, PruneWeights(0.5), QuantizeStatic(kernels="all"))
     weights, biases = 6 * 4 * 9 + 6 * 35 * 5, 6 + 5
     assert original.parameters == original.nonzero == weights + biases
     assert pruned.parameters == original.parameters
@@ -187,7 +187,7 @@ def test_masks_are_no_weights_and_quantized_weights_are() -> None:
 
 def test_parameters_that_a_pass_made_count_also_when_quantized() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU())
-    original, folded, quantized = measured(model, IMAGES, FoldBatchNorm(), QuantizeStatic())
+    original, folded, quantized = measured(model, IMAGES, FoldBatchNorm(), QuantizeStatic(kernels="all"))
     assert original.parameters == 6 * 4 * 9 + 12
     assert folded.parameters == 6 * 4 * 9 + 6
     assert quantized.parameters == folded.parameters

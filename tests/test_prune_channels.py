@@ -352,7 +352,11 @@ def test_pruned_then_quantized(tmp_path: Path) -> None:
         conv_net(), [PruneChannels()], example_inputs=IMAGES, calibration_data=data, progress=False
     )
     result = lobo_fx.compile(
-        conv_net(), [PruneChannels(), QuantizeStatic()], example_inputs=IMAGES, calibration_data=data, progress=False
+        conv_net(),
+        [PruneChannels(), QuantizeStatic(kernels="all")],
+        example_inputs=IMAGES,
+        calibration_data=data,
+        progress=False,
     )
     assert [row.parameters for row in result.report.rows][1] == pruned.report.rows[1].parameters
     found = onnx_outputs(result.export(tmp_path / "model.onnx").path, data[0])

@@ -38,7 +38,7 @@ def quantize(model: nn.Module, data: Any, *, observer: Observer = "min_max", pas
     model.eval()
     return lobo_fx.compile(
         model,
-        [*passes, QuantizeStatic(observer=observer)],
+        [*passes, QuantizeStatic(observer=observer, kernels="all")],
         example_inputs=batches[0],
         calibration_data=batches,
         progress=False,
@@ -169,7 +169,7 @@ def test_a_histogram_cuts_off_what_is_rare() -> None:
 def test_parameters_keep_their_names() -> None:
     """The integers stand under the parameter's own name, scale and zero point beside it."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(400, 5))
-    result = check_pass(QuantizeStatic(), model.eval(), IMAGES, calibration_data=[IMAGES])
+    result = check_pass(QuantizeStatic(kernels="all"), model.eval(), IMAGES, calibration_data=[IMAGES])
     names = {f"{module}.{kind}" for module in ("0", "4") for kind in ("weight", "bias")}
     beside = {f"{name}_{suffix}" for name in names for suffix in ("scale", "zero_point")}
     assert set(result.module.state_dict()) == names | beside
@@ -421,7 +421,7 @@ def test_quantizing_twice_is_refused_or_changes_nothing() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
     once = quantize(model, IMAGES)
     with contextlib.suppress(InvalidInput):
-        twice = quantize(model, IMAGES, passes=[QuantizeStatic(observer="min_max")])
+        twice = quantize(model, IMAGES, passes=[QuantizeStatic(observer="min_max", kernels="all")])
         assert torch.equal(twice.module(IMAGES), once.module(IMAGES))
 
 
@@ -431,7 +431,7 @@ def test_quantizing_twice_is_refused_or_changes_nothing() -> None:
 def calibrated_on(data: Any) -> Result:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    author = QuantizeStatic(observer="min_max")
+    author = QuantizeStatic(observer="min_max", kernels="all")
     return lobo_fx.compile(model, [author], example_inputs=IMAGES, calibration_data=data, progress=False)
 
 
@@ -471,7 +471,7 @@ def test_ranges_that_are_infinite_are_refused_and_the_layer_named(observer: Obse
     with pytest.raises(InvalidInput, match=r"infinite range at aten\.exp"):
         lobo_fx.compile(
             model,
-            [QuantizeStatic(observer=observer)],
+            [QuantizeStatic(observer=observer, kernels="all")],
             example_inputs=VECTORS,
             calibration_data=[VECTORS, 1e4 * VECTORS],
             progress=False,
@@ -503,8 +503,8 @@ def test_data_is_read_batch_by_batch_and_as_often_as_asked() -> None:
 
 @pytest.mark.parametrize("observer", ["minmax", "", None, 3])
 def test_an_unknown_observer_is_refused(observer: Any) -> None:
-    with pytest.raises(InvalidInput, match="min_max, histogram"):
-        QuantizeStatic(observer=observer)
+    with pytest.raises(InvalidInput, match="histogram, mse, entropy, percentile, min_max"):
+        QuantizeStatic(observer=observer, kernels="all")
 
 
 # Accuracy.
@@ -543,7 +543,7 @@ def test_a_trained_network_loses_less_than_a_point(tmp_path: Path) -> None:
 
     result = lobo_fx.compile(
         model,
-        [QuantizeStatic()],
+        [QuantizeStatic(kernels="all")],
         example_inputs=images[:2],
         calibration_data=torch.split(images[train[:200]], 50),
         evaluate=score,

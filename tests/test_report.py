@@ -298,7 +298,7 @@ def compiled(tmp_path: Path) -> lobo_fx.Result:
     x = torch.randn(2, 4)
     result = lobo_fx.compile(
         nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(),
-        [PruneWeights(0.5), QuantizeStatic()],
+        [PruneWeights(0.5), QuantizeStatic(kernels="all")],
         example_inputs=x,
         calibration_data=[x],
         evaluate=lambda module: float(module(x).detach().sum()),
@@ -311,7 +311,7 @@ def compiled(tmp_path: Path) -> lobo_fx.Result:
 def test_a_compilation_reports_a_row_per_pass_and_what_it_wrote(tmp_path: Path) -> None:
     result = compiled(tmp_path)
     report = result.report
-    assert [r.name for r in report.rows] == ["original", "PruneWeights()", "QuantizeStatic()"]
+    assert [r.name for r in report.rows] == ["original", "PruneWeights()", "QuantizeStatic(kernels='all')"]
     assert report.model == "Sequential"
     first, pruned, quantized = report.rows
     assert first.snr == math.inf
@@ -324,7 +324,7 @@ def test_a_compilation_reports_a_row_per_pass_and_what_it_wrote(tmp_path: Path) 
 
     # a file that was moved away is no reason to lose the report
     (tmp_path / "model.onnx").unlink()
-    assert "QuantizeStatic()" in str(result)
-    assert "QuantizeStatic()" in report.to_markdown()
+    assert "QuantizeStatic(kernels='all')" in str(result)
+    assert "QuantizeStatic(kernels='all')" in report.to_markdown()
     result.save(tmp_path / "saved")
     assert [r.name for r in lobo_fx.load(tmp_path / "saved").report.rows] == [r.name for r in report.rows]

@@ -67,7 +67,7 @@ def compiled(kind: str) -> tuple[Result, torch.Tensor]:
         "float": [],
         "folded": [FoldBatchNorm()],
         "masked": [PruneWeights(0.6)],
-        "quantized": [QuantizeStatic()],
+        "quantized": [QuantizeStatic(kernels="all")],
     }
     result = lobo_fx.compile(
         convnet(), passes[kind], example_inputs=IMAGES[:2], calibration_data=[IMAGES], progress=False
