@@ -44,11 +44,11 @@ from lobo_fx.tracing import trace
 
 LATENCY_BARS = {
     "torchvision:resnet50": 0.28,
-    "transformers:whisper-tiny": 0.42,
+    "benchmarks/headed.py:whisper_tiny": 0.42,
     "timm:mobilevitv2_050": 0.46,
     "timm:vit_tiny_patch16_224": 0.30,
     "torchvision:swin_t": 0.40,
-    "transformers:bert-base": 0.30,
+    "benchmarks/headed.py:bert_base": 0.30,
 }
 COMPARED = {
     "torchvision:resnet50": "fc",

@@ -1,0 +1,28 @@
+"""Transformers with their heads, as they are deployed: a bare one gives out hidden states, which fixes their width."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lobo_fx.models import declare_torchvision_operators
+
+declare_torchvision_operators()
+
+
+def bert_base() -> nn.Module:
+    """BERT-base for the classification of sequences."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model: nn.Module = BertForSequenceClassification(BertConfig())
+    return model
+
+
+def whisper_tiny() -> nn.Module:
+    """Whisper-tiny from a spectrogram and tokens to logits."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {"d_model": 384, "encoder_layers": 4, "decoder_layers": 4}
+    heads = {"encoder_attention_heads": 6, "decoder_attention_heads": 6}
+    inner = {"encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536}
+    model: nn.Module = WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads, **inner))
+    return model
