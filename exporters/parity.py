@@ -80,6 +80,8 @@ def is_quantized(program: Program) -> bool:
 
 def rounding_noise(program: Program, inputs: Inputs) -> float:
     """Signal-to-noise ratio, in decibels, that differences of rounding alone leave in a quantized program."""
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  declares the operators that are looked for
+
     nudged = _Nudge(program.module)
     with torch.no_grad():
         outputs = nudged.run(*inputs.leaves, enable_io_processing=False)

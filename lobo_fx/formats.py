@@ -52,14 +52,14 @@ class Format:
             low, high = self.limits
             rounded = (values.round() + self.zero_point).clamp(low, high)
             return rounded.to(torch.uint8 if self.zero_point else torch.int8)
-        codes = torch.bucketize(values.abs(), self._boundaries)
-        return (codes + (values.signbit().int() << (self.bits - 1))).to(torch.uint8)
+        codes = torch.bucketize(values.abs(), self._boundaries, out_int32=True).to(torch.uint8)
+        return codes | values.signbit().to(torch.uint8) << (self.bits - 1)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """The value of each code, float32."""
         if self.is_integer:
             return codes.float() - self.zero_point
-        return self.table[codes.int()]
+        return self.table.index_select(0, codes.flatten().int()).view(codes.shape)  # faster than table[codes]
 
     @functools.cached_property
     def table(self) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from lobo_fx.formats import Format
 
 _SMALLEST_SCALE = 2.0**-100
-_FACTORS = tuple(1.12 - 0.04 * step for step in range(15))
+_FACTORS = tuple(1.08 - 0.06 * step for step in range(9))
 """Shares of the full range that are tried where codes are too few to hold all of it finely."""
 _CHUNK = 1 << 22
 """Weights that are worked on at a time: temporaries stay small."""
