@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from lobo_fx.models import declare_torchvision_operators
@@ -21,8 +23,8 @@ def whisper_tiny() -> nn.Module:
     """Whisper-tiny from a spectrogram and tokens to logits."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    sizes = {"d_model": 384, "encoder_layers": 4, "decoder_layers": 4}
-    heads = {"encoder_attention_heads": 6, "decoder_attention_heads": 6}
-    inner = {"encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536}
+    sizes: dict[str, Any] = {"d_model": 384, "encoder_layers": 4, "decoder_layers": 4}
+    heads: dict[str, Any] = {"encoder_attention_heads": 6, "decoder_attention_heads": 6}
+    inner: dict[str, Any] = {"encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536}
     model: nn.Module = WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads, **inner))
     return model

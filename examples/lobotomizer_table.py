@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 import lobo_fx
 from lobo_fx import Artifact, LoboError, Pass, Result, passes
-from lobo_fx.artifact import check_folder, write_texts
+from lobo_fx.artifact import check_folder, write_files
 from lobo_fx.data import random_batches
 from lobo_fx.inputs import Inputs, find_inputs
 from lobo_fx.models import build
@@ -144,7 +144,7 @@ def write_table(lines: list[list[str]], folder: Path) -> str:
     for line in lines:
         shown.add_row(*line)
     text = f"{to_markdown(shown)}\nMeasured on {machine()}; latency ratio = CPU time, compiled / original.\n"
-    write_texts(folder, {"table.md": text})
+    write_files(folder, {"table.md": text})
     return render(shown, width=260)
 
 

@@ -152,17 +152,17 @@ def written_beside(path: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Writes text files into a folder, which is made if missing; each is whole or not there.
+def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> list[Path]:
+    """Writes files into a folder, which is made if missing; each is whole or not there.
 
     Raises:
         InvalidInput: the folder can't be made or written to.
     """
     make_folder(folder)
-    with written_beside(folder / next(iter(texts))) as draft:
-        for name, text in texts.items():
-            (draft / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in texts]
+    with written_beside(folder / next(iter(contents))) as draft:
+        for name, content in contents.items():
+            (draft / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return [folder / name for name in contents]
 
 
 def read_json(path: Path) -> dict[str, Any]:

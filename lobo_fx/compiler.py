@@ -88,6 +88,7 @@ def compile(
         model=str(model) if isinstance(model, (str, Path)) else type(model).__name__,
         rows=[Row.of("original", measure(original, first.macs), math.inf, _score(evaluate, original), 0.0)],
         notes=context.notes,
+        sheets=context.sheets,
     )
     for author in chosen:
         start = time.perf_counter()

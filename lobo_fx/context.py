@@ -13,6 +13,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.inputs import Inputs
 from lobo_fx.program import Signature
 from lobo_fx.progress import track
+from lobo_fx.report import Sheet
 
 _CPU = torch.device("cpu")
 Data = Iterable[Any]
@@ -35,6 +36,7 @@ class Context:
         show_progress: whether long work draws a progress bar.
         notes: sentences for the report; passes add to them with `note`.
         expected: what the outputs must be after the running pass; set with `expect`.
+        sheets: tables for the report; passes append to them.
     """
 
     signature: Signature
@@ -47,6 +49,7 @@ class Context:
     show_progress: bool = True
     notes: list[str] = dataclasses.field(default_factory=list)
     expected: list[Any] = dataclasses.field(default_factory=list)
+    sheets: list[Sheet] = dataclasses.field(default_factory=list)
 
     def note(self, sentence: str) -> None:
         """Adds a sentence to the report, once."""

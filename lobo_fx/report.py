@@ -11,8 +11,10 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lobo_fx.artifact import Artifact, write_texts
+from lobo_fx.artifact import Artifact, write_files
+from lobo_fx.costs import cpu_name
 from lobo_fx.measures import Measures
+from lobo_fx.plots import can_draw, draw
 from lobo_fx.runtime import Benchmark
 from lobo_fx.tables import escape, new_table, render, to_markdown
 
@@ -54,6 +56,21 @@ class Row:
         return cls(name, m.parameters, m.nonzero, m.sparsity, m.macs, m.bytes, snr, score, seconds)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """A table that a pass adds to the report; the second column is drawn against the first.
+
+    Attributes:
+        title: in the report, and the name of its files.
+        columns: their headings.
+        rows: cells, numbers as numbers.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
 @dataclasses.dataclass
 class Report:
     """What was done to a model and what it brought.
@@ -64,6 +81,7 @@ class Report:
         notes: what a user should know: what was left alone and why.
         artifacts: files written, by label.
         benchmark: latencies, once measured.
+        sheets: tables that passes added.
     """
 
     model: str
@@ -71,6 +89,7 @@ class Report:
     notes: list[str] = dataclasses.field(default_factory=list)
     artifacts: dict[str, Artifact] = dataclasses.field(default_factory=dict)
     benchmark: Benchmark | None = None
+    sheets: list[Sheet] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         tables = [pass_table(self)]
@@ -87,6 +106,7 @@ class Report:
             "machine": machine(),
             "passes": [dataclasses.asdict(row) for row in self.rows],
             "notes": self.notes,
+            "sheets": [dataclasses.asdict(sheet) for sheet in self.sheets],
             "artifacts": {
                 label: {
                     "file": str(a.path),
@@ -117,6 +137,7 @@ class Report:
             tables.append(("Files", artifact_table(self)))
         if self.benchmark:
             tables.append(("Latency", benchmark_table(self.benchmark)))
+        tables += [(sheet.title.capitalize(), sheet_table(sheet)) for sheet in self.sheets]
         parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in tables]
         if self.notes:
             parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in self.notes))
@@ -126,11 +147,14 @@ class Report:
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `report.md`, `report.csv` and `report.json` into `folder`, which is made if missing.
 
+        Each sheet is drawn in a picture of its own where matplotlib is installed.
+
         Raises:
             InvalidInput: the folder can't be made or written to; older reports are left as they were.
         """
         texts = {"report.md": self.to_markdown(), "report.csv": self.to_csv(), "report.json": self.to_json()}
-        return write_texts(Path(folder), texts)
+        pictures = {f"{sheet.title}.png": draw(sheet) for sheet in self.sheets} if can_draw() else {}
+        return write_files(Path(folder), texts | pictures)
 
 
 def pass_table(report: Report) -> Table:
@@ -151,6 +175,14 @@ def pass_table(report: Report) -> Table:
         if scored:
             cells.append("not measured" if row.score is None else f"{row.score:.4g}")
         table.add_row(*cells, f"{row.seconds:.1f}")
+    return table
+
+
+def sheet_table(sheet: Sheet) -> Table:
+    """A sheet as it is."""
+    table = new_table(sheet.title, list(sheet.columns))
+    for cells in sheet.rows:
+        table.add_row(*map(str, cells))
     return table
 
 
@@ -198,12 +230,7 @@ def benchmark_table(benchmark: Benchmark) -> Table:
 
 def machine() -> str:
     """The processor and system that figures were measured on."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return f"{cpu_name()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
 
 
 def _finite(value: Any) -> Any:

@@ -32,7 +32,7 @@ from lobo_fx.masks import masks, restore_masks
 from lobo_fx.measures import set_weight_names, weight_names  # which brings our own operators, too
 from lobo_fx.quiet import quiet
 from lobo_fx.reexport import exported_program
-from lobo_fx.report import Report, Row
+from lobo_fx.report import Report, Row, Sheet
 from lobo_fx.runtime import Benchmark, Latency
 from lobo_fx.tracing import trace
 
@@ -142,6 +142,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
     return {
         "model": report.model,
         "notes": report.notes,
+        "sheets": [dataclasses.asdict(sheet) for sheet in report.sheets],
         "passes": [
             {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in vars(row).items()}
             for row in report.rows
@@ -171,7 +172,8 @@ def report_from_json(saved: dict[str, Any]) -> Report:
         latencies = {label: Latency(**entry) for label, entry in measured["latencies"].items()}
         measured = Benchmark(**{**measured, "latencies": latencies})
     there = {label: artifact for label, artifact in artifacts.items() if _is_there(artifact)}
-    return Report(saved["model"], rows, list(saved["notes"]), there, measured)
+    sheets = [Sheet(s["title"], tuple(s["columns"]), tuple(map(tuple, s["rows"]))) for s in saved.get("sheets", ())]
+    return Report(saved["model"], rows, list(saved["notes"]), there, measured, sheets)
 
 
 def _artifact(saved: dict[str, Any]) -> Artifact:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lobo_fx.artifact import check_folder, make_folder, write_texts, written_beside
+from lobo_fx.artifact import check_folder, make_folder, write_files, written_beside
 from lobo_fx.errors import InvalidInput
 
 
@@ -92,10 +92,10 @@ def test_a_folder_is_checked_without_being_made(tmp_path: Path, monkeypatch: pyt
 
 def test_texts_are_written_beside_and_moved(tmp_path: Path) -> None:
     texts = {"a.txt": "über", "b.txt": ""}
-    assert write_texts(tmp_path / "new", texts) == [tmp_path / "new" / "a.txt", tmp_path / "new" / "b.txt"]
+    assert write_files(tmp_path / "new", texts) == [tmp_path / "new" / "a.txt", tmp_path / "new" / "b.txt"]
     assert names(tmp_path / "new") == ["a.txt", "b.txt"]
     assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "über"
     with pytest.raises(UnicodeEncodeError):
-        write_texts(tmp_path / "new", {"a.txt": "replaced", "b.txt": "\ud800"})
+        write_files(tmp_path / "new", {"a.txt": "replaced", "b.txt": "\ud800"})
     assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "über"
     assert names(tmp_path / "new") == ["a.txt", "b.txt"]
