@@ -146,6 +146,8 @@ class Result:
                 progress=self.progress,
             )
         self.report.benchmark = measured
+        if len(files) > 1 and (ratio := measured.ratio("compiled", "p50")) > 1:
+            self.report.notes.append(f"the compiled file is slower than the original: {ratio:.2f} times its latency")
         return measured
 
     def save(self, folder: str | Path) -> Path:

@@ -20,6 +20,7 @@ from lobo_fx.measures import mark_weights
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
 from lobo_fx.passes.integer_regions import cut, kernel_of, kernels_for
+from lobo_fx.passes.quantize_weights import QuantizeWeights
 from lobo_fx.program import Program, fetch, register
 from lobo_fx.progress import spinner
 from lobo_fx.provenance import describe, module_name
@@ -51,8 +52,9 @@ class QuantizeStatic(Pass):
         percentile: share of the values that `percentile` keeps at either end, in percent.
         target: the CPU's integers: `x86-vnni` (uint8 × int8), `x86-avx2` (weights of 7 bits, whose sums don't
             saturate), `arm` (int8 × int8); `auto` is this machine's.
-        kernels: `cheapest` runs an operator as integers where that pays on the CPU, conversions included; `all`
-            wherever there is an integer kernel.
+        kernels: `cheapest` runs an operator as integers where that pays on the CPU, conversions included, and
+            stores the weights of the others as int8, decoded at load: a small file at the speed of float; `all`
+            runs integers wherever there is a kernel, and leaves everything else as it is.
         costs: a cost table of the machine to run on (`lobo_fx.costs`); None measures this one, once.
         overrides: by pattern of module names, another observer, or `float` to leave its operators float.
 
@@ -96,7 +98,16 @@ class QuantizeStatic(Pass):
         strip_masks(program)
         prepared = prepare(program, self.quantizer(program, context), context)
         calibrate(prepared, context)
-        return convert(program, prepared)
+        program = convert(program, prepared)
+        return program if self.kernels == "all" else self._store_rest(program, context)
+
+    def _store_rest(self, program: Program, context: Context) -> Program:
+        """Weights of the layers left float become int8 in the file; those of overridden modules stay as they are."""
+        silent = dataclasses.replace(context, notes=[])
+        left = [name for name, choice in self._overrides(program).items() if choice is None]
+        nodes = {node.name: node for node in program.graph.nodes}
+        named = {str(source.target) for name in left for source in nodes[name].all_input_nodes}
+        return QuantizeWeights(block_size=None, method="round").store(program, silent, named)
 
     def quantizer(self, program: Program, context: Context) -> OnnxRuntimeQuantizer:
         """Decides where integers run, and returns what marks it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -76,8 +77,13 @@ class QuantizeWeights(Pass):
         return FORMATS[self.format]
 
     def run(self, program: Program, context: Context) -> Program:
+        return self.store(program, context)
+
+    def store(self, program: Program, context: Context, leave: Collection[str] = ()) -> Program:
+        """Stores all weights as codes but those that are named."""
         strip_masks(program)
-        weights = [weight for weight in find_weights(program, context) if self._shrinks(weight, context)]
+        found = [weight for weight in find_weights(program, context) if weight.name not in leave]
+        weights = [weight for weight in found if self._shrinks(weight, context)]
         if not weights:
             context.note("quantize_weights found no weight to quantize")
         grams = self._grams(program, weights, context)
