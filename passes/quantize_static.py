@@ -132,6 +132,23 @@ class QuantizeStatic(Pass):
             weight=PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE),
         )
 
+    def training_quantizer(self, program: Program, context: Context) -> OnnxRuntimeQuantizer:
+        """The same with fake quantizers, for `prepare(..., training=True)` and a training loop.
+
+        Ranges follow moving averages, whatever `observer` is, since activations move while weights train.
+
+        Source: Jacob et al., 2018, section 3.
+        """
+        with quiet():
+            from torchao.quantization.pt2e import FakeQuantize, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
+        quantizer = self.quantizer(program, context)
+        quantizer.observers = dataclasses.replace(
+            quantizer.observers,
+            activation=FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, eps=SMALLEST_SCALE),
+            weight=FakeQuantize.with_args(observer=PerChannelMinMaxObserver, eps=SMALLEST_SCALE),
+        )
+        return quantizer
+
     def _overrides(self, program: Program) -> dict[str, Observers | None]:
         """What each pattern says, by node name.
 
@@ -172,12 +189,22 @@ class QuantizeStatic(Pass):
         return regions.integer
 
 
-def prepare(program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> fx.GraphModule:
-    """Inserts what the quantizer asks for: observers, or fake quantizers to train with. Changes the program's graph."""
-    with quiet():
-        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+def prepare(
+    program: Program, quantizer: OnnxRuntimeQuantizer, context: Context, training: bool = False
+) -> fx.GraphModule:
+    """Inserts what the quantizer asks for. Changes the program's graph; batch norms must be folded.
 
-        prepared: fx.GraphModule = prepare_pt2e(program.module, quantizer)
+    Args:
+        program: shapes propagated.
+        quantizer: says where, and with which observers.
+        context: for notes.
+        training: whether they are fake quantizers, to be trained with before `convert`.
+    """
+    with quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
+
+        insert = prepare_qat_pt2e if training else prepare_pt2e
+        prepared: fx.GraphModule = insert(program.module, quantizer)
     if not any(node.op == "call_module" for node in prepared.graph.nodes):
         context.note("quantize_static found nothing to quantize")
     for node, reason in quantizer.skipped:
@@ -249,7 +276,8 @@ def widen_weight_scales(prepared: fx.GraphModule) -> None:
         activation, weight = observer.obs_or_fqs
         bias = fetch(prepared, str(node.args[0].target)).detach()
         smallest = bias.abs() / (activation.calculate_qparams()[0] * _LARGEST_BIAS)
-        weight.max_val.copy_(torch.maximum(weight.max_val, smallest * weight.quant_max))
+        seen = getattr(weight, "activation_post_process", weight)  # a fake quantizer holds its observer
+        seen.max_val.copy_(torch.maximum(seen.max_val, smallest * seen.quant_max))
 
 
 def _stored_operands(prepared: fx.GraphModule) -> dict[tuple[str, int], str]:
