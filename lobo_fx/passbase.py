@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import enum
 from typing import Any, ClassVar
 
@@ -71,7 +72,8 @@ class Pass(abc.ABC):
     def settings(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
         fields = getattr(self, "__dataclass_fields__", {}).values()
-        return {field.name: getattr(self, field.name) for field in fields if getattr(self, field.name) != field.default}
+        made = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+        return {name: getattr(self, name) for name, default in made.items() if getattr(self, name) != default}
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())

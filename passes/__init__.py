@@ -6,6 +6,7 @@ Settings are fields of frozen dataclasses; see each class.
 if not __name__.startswith("lobo_fx."):
     raise ImportError("import lobo_fx.passes, not passes: a module must exist only once")
 
+from lobo_fx.passes.equalize import EqualizeLayers, SmoothActivations
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
 from lobo_fx.passes.mixed_precision import MixedPrecision
 from lobo_fx.passes.prune_channels import PruneChannels
@@ -15,6 +16,7 @@ from lobo_fx.passes.quantize_static import QuantizeStatic
 from lobo_fx.passes.quantize_weights import QuantizeWeights
 
 __all__ = [
+    "EqualizeLayers",
     "FoldBatchNorm",
     "MixedPrecision",
     "PruneChannels",
@@ -22,4 +24,5 @@ __all__ = [
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",
+    "SmoothActivations",
 ]
