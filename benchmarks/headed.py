@@ -28,3 +28,18 @@ def whisper_tiny() -> nn.Module:
     inner: dict[str, Any] = {"encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536}
     model: nn.Module = WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads, **inner))
     return model
+
+
+def whisper_tiny_encoder() -> nn.Module:
+    """The encoder of Whisper-tiny, from a spectrogram of 30 seconds."""
+    model = whisper_tiny()
+    encoder: nn.Module = model.get_encoder()  # type: ignore[operator]
+    return encoder
+
+
+def gpt2() -> nn.Module:
+    """GPT-2 (124M parameters) from tokens to logits."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model: nn.Module = GPT2LMHeadModel(GPT2Config(use_cache=False))
+    return model

@@ -1,4 +1,4 @@
-"""The command line: `lobo-fx compile | benchmark | inspect | passes`."""
+"""The command line: `lobo-fx compile | benchmark | inspect | costs | passes`."""
 
 from __future__ import annotations
 
@@ -183,6 +183,33 @@ def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0,
     for name, count in operators.most_common():
         shown.add_row(name, str(count))
     typer.echo(render(shown))
+
+
+@_command
+def costs(
+    model: ModelArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the table to this file.")] = None,
+    checkpoint: Checkpoint = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure what a model's operators cost on this CPU, as float and as integer kernels."""
+    from lobo_fx.artifact import check_writable
+    from lobo_fx.context import Context
+    from lobo_fx.models import build
+    from lobo_fx.registry import PASSES
+    from lobo_fx.tracing import trace
+
+    if output is not None:
+        check_writable(output)
+    built, inputs = build(model, checkpoint, seed)
+    program = trace(built, inputs)
+    context = Context(program.signature)
+    program = PASSES.get("fold_batch_norm")().run(program.clone(), context)
+    author = PASSES.get("quantize_static")()
+    table = author.cost_table(program, author.quantizer_of_all(program), context)
+    if output is not None:
+        table.save(output)
+    typer.echo(str(table))
 
 
 @_command

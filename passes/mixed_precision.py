@@ -28,6 +28,8 @@ from lobo_fx.report import Sheet
 if TYPE_CHECKING:
     from lobo_fx.passes.onnxruntime_quantizer import OnnxRuntimeQuantizer
 
+DECIBELS = 30.0
+"""The budget where none is given."""
 _BATCHES = 8
 """Calibration batches that sensitivity is measured on."""
 
@@ -41,7 +43,7 @@ class MixedPrecision(Pass):
     sensitivities are a table of the report.
 
     Attributes:
-        decibels: signal-to-noise ratio of the outputs that must stay.
+        decibels: signal-to-noise ratio of the outputs that must stay; 30 where no budget is given.
         drop: loss of `evaluate`'s score that is allowed; give this or `decibels`.
         quantizer: how layers are quantized.
 
@@ -55,7 +57,7 @@ class MixedPrecision(Pass):
     promise: ClassVar[Promise] = Promise.APPROXIMATE
 
     def __post_init__(self) -> None:
-        if (self.decibels is None) == (self.drop is None):
+        if self.decibels is not None and self.drop is not None:
             raise InvalidInput("give MixedPrecision one budget: decibels= or drop=")
         for name in ("decibels", "drop"):
             value = getattr(self, name)
@@ -81,10 +83,9 @@ class MixedPrecision(Pass):
         layers = [layer for layer, _ in ranked]
 
         def within(count: int) -> bool:
-            if self.decibels is not None:
-                return simulation.run(layers[:count]) >= self.decibels
+            if self.drop is None:
+                return simulation.run(layers[:count]) >= (DECIBELS if self.decibels is None else self.decibels)
             assert context.evaluate is not None
-            assert self.drop is not None
             made = self._quantized(program, layers[count:], context)
             return context.evaluate(made.module) >= best - self.drop
 

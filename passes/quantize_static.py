@@ -111,13 +111,17 @@ class QuantizeStatic(Pass):
 
     def quantizer(self, program: Program, context: Context) -> OnnxRuntimeQuantizer:
         """Decides where integers run, and returns what marks it."""
-        with quiet():
-            from lobo_fx.passes.onnxruntime_quantizer import TARGETS, OnnxRuntimeQuantizer, target_of_this_machine
-        target = TARGETS[target_of_this_machine() if self.target == "auto" else self.target]
-        quantizer = OnnxRuntimeQuantizer(self.observers(self.observer), target, None, self._overrides(program))
+        quantizer = self.quantizer_of_all(program)
         if self.kernels == "cheapest":
             quantizer.chosen = self._cheapest(program, quantizer, context)
         return quantizer
+
+    def quantizer_of_all(self, program: Program) -> OnnxRuntimeQuantizer:
+        """What marks every operator that has an integer kernel."""
+        with quiet():
+            from lobo_fx.passes.onnxruntime_quantizer import TARGETS, OnnxRuntimeQuantizer, target_of_this_machine
+        target = TARGETS[target_of_this_machine() if self.target == "auto" else self.target]
+        return OnnxRuntimeQuantizer(self.observers(self.observer), target, None, self._overrides(program))
 
     def observers(self, name: str) -> Observers:
         """The observers that a name stands for."""
@@ -165,12 +169,11 @@ class QuantizeStatic(Pass):
             found |= dict.fromkeys(matched, None if choice == "float" else self.observers(choice))
         return found
 
-    def _cheapest(self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> frozenset[str]:
-        """Names of the operators that run as integers at the least cost."""
-        choices = [node for node in quantizer.choices(program.graph) if kernel_of(node) is not None]
+    def cost_table(self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> CostTable:
+        """The costs of all kernels that the program may ask for; those not known yet are measured."""
         runtime = RUNTIMES.get(RUNTIMES.default)()
         table = CostTable.load(self.costs) if self.costs else CostTable.of_this_machine(runtime.version)
-        missing = table.missing(kernels_for(program.graph, choices, quantizer.passes_on))
+        missing = table.missing(kernels_for(program.graph, _choices(program, quantizer), quantizer.passes_on))
         if missing and self.costs:
             context.note(f"the cost table lacks {len(missing)} kernels, measured on this machine instead")
             table.path = None
@@ -178,6 +181,12 @@ class QuantizeStatic(Pass):
             raise InvalidInput(f"{runtime.version} measures no kernels; give costs=, or kernels='all'")
         with spinner(f"measure {len(missing)} kernels", context.show_progress and bool(missing)):
             table.add(runtime.measure_kernels(missing) if missing else {})
+        return table
+
+    def _cheapest(self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> frozenset[str]:
+        """Names of the operators that run as integers at the least cost."""
+        choices = _choices(program, quantizer)
+        table = self.cost_table(program, quantizer, context)
         regions = cut(program.graph, choices, quantizer.passes_on, table.__getitem__)
         for node in choices:
             if node.name not in regions.integer and (kernel := kernel_of(node)) is not None:
@@ -187,6 +196,11 @@ class QuantizeStatic(Pass):
                     "beside conversions"
                 )
         return regions.integer
+
+
+def _choices(program: Program, quantizer: OnnxRuntimeQuantizer) -> list[fx.Node]:
+    """Operators with an integer kernel whose cost can be asked."""
+    return [node for node in quantizer.choices(program.graph) if kernel_of(node) is not None]
 
 
 def prepare(

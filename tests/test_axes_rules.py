@@ -744,6 +744,17 @@ def patches_by_unfold() -> Net:
     return Net(body, images(side=4), a=nn.Conv2d(3, 4, 1), b=nn.Linear(16, 5))
 
 
+@case(4)
+def patches_folded_back() -> Net:
+    """Windows overlap: each position is a sum over channels of its own."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        result: Tensor = m.b(F.fold(m.a(x).mT, (5, 5), 3, stride=2).relu())
+        return result
+
+    return Net(body, tokens(length=4), a=nn.Linear(6, 36), b=nn.Conv2d(4, 5, 1))
+
+
 # --- cutting and joining -----------------------------------------------------------------------------------
 
 

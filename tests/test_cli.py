@@ -161,3 +161,12 @@ def test_inspect_and_passes_print_json(model: str) -> None:
     known = json.loads(call("passes", "--json").stdout)
     assert "prune_weights" in [entry["name"] for entry in known["passes"]]
     assert "balanced" in known["recipes"]
+
+
+def test_costs_are_printed_and_written(tmp_path: Path, model: str) -> None:
+    done = call("costs", model, "-o", str(tmp_path / "table.json"))
+    assert done.exit_code == 0, done.output
+    assert "Microseconds on" in done.output
+    assert json.loads((tmp_path / "table.json").read_text())["costs"]
+    refused = call("costs", model, "-o", str(tmp_path / "none" / "table.json"))
+    assert refused.exit_code == 2

@@ -100,7 +100,6 @@ def test_the_table_is_saved_and_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "one budget"),
         ({"decibels": 30, "drop": 0.1}, "one budget"),
         ({"decibels": -1}, "decibels is -1; it must be a number of at least 0"),
         ({"drop": float("nan")}, "drop is nan"),

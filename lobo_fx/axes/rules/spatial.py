@@ -105,3 +105,15 @@ def im2col(call: Call) -> Axes:
     n, channels, *_ = call.axes("self")
     kernel = [call.fixed(size, "it is a kernel dimension") for size in call.given["kernel_size"]]
     return (n, product([channels, *kernel]), call.fixed(call.sizes()[-1], "it is a spatial dimension"))
+
+
+@axis_rule(aten.col2im.default)
+def col2im(call: Call) -> Axes:
+    """[… (c·k·k) l] → [… c h w], where windows overlap their sum."""
+    *rest, channels, windows = call.axes("self")
+    *_, size, height, width = call.sizes()
+    output = call.fresh(size)
+    kernel = [call.fixed(length, "it is a kernel dimension") for length in call.given["kernel_size"]]
+    call.unify(channels, product([output, *kernel]))
+    windows.lock("windows run over it")
+    return (*rest, output, *(call.fixed(length, "it is a spatial dimension") for length in (height, width)))
