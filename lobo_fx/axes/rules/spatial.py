@@ -101,10 +101,11 @@ def unfold(call: Call) -> Axes:
 
 @axis_rule(aten.im2col.default)
 def im2col(call: Call) -> Axes:
-    """[n c h w] → [n (c·k·k) l]."""
-    n, channels, *_ = call.axes("self")
+    """[… c h w] → [… (c·k·k) l]."""
+    *rest, channels, height, width = call.axes("self")
+    call.inference.lock_all([height, width], "windows run over it")
     kernel = [call.fixed(size, "it is a kernel dimension") for size in call.given["kernel_size"]]
-    return (n, product([channels, *kernel]), call.fixed(call.sizes()[-1], "it is a spatial dimension"))
+    return (*rest, product([channels, *kernel]), call.fixed(call.sizes()[-1], "it is a spatial dimension"))
 
 
 @axis_rule(aten.col2im.default)
