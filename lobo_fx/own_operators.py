@@ -155,6 +155,29 @@ def dynamic_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return step, (-low / step).round().clamp(0, 255)
 
 
+def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """What the gradient of a product needs: the weight's codes, and of the bias only that it is there."""
+    if len(inputs) == 4:
+        _, codes, scale, bias = inputs
+        zero_point, layout = None, ("int8", [*codes.shape], codes.shape[1])
+    else:
+        _, codes, scale, zero_point, bias, *layout, _ = inputs
+    ctx.save_for_backward(codes, scale, zero_point)
+    ctx.layout, ctx.has_bias, ctx.count = layout, bias is not None, len(inputs)
+
+
+def _linear_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """That of a linear layer: rounding of the inputs is passed straight through."""
+    weight = decode(*ctx.saved_tensors, *ctx.layout)
+    bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
+    found: list[torch.Tensor | None] = [gradient @ weight] + [None] * (ctx.count - 1)
+    found[3 if ctx.count == 4 else 4] = bias
+    return tuple(found)
+
+
+product.register_autograd(_linear_gradient, setup_context=_keep_weight)
+dynamic_product.register_autograd(_linear_gradient, setup_context=_keep_weight)
+
 DECODE = torch.ops.lobo_fx.decode.default
 PRODUCT = torch.ops.lobo_fx.product.default
 DYNAMIC_PRODUCT = torch.ops.lobo_fx.dynamic_product.default
