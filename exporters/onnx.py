@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import fx
 
 from lobo_fx.artifact import Artifact, written_beside
 from lobo_fx.errors import ExportError, InvalidInput
@@ -20,6 +21,7 @@ from lobo_fx.exporters.onnx_runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.parity import check_parity, is_quantized
 from lobo_fx.masks import without_masks
 from lobo_fx.measures import rows
+from lobo_fx.operators import arguments, aten, is_call, set_argument
 from lobo_fx.program import Program
 from lobo_fx.provenance import describe
 from lobo_fx.quiet import quiet
@@ -88,6 +90,7 @@ class OnnxExporter:
         return Artifact(path.absolute(), files, size, parity, details)
 
     def _translate(self, program: Program) -> Any:
+        program = _with_plain_attention(program)
         with _without_gradients(program), quiet():
             exported = exported_program(program)
             try:
@@ -108,6 +111,34 @@ class OnnxExporter:
             return self.external_data
         tensors = [*program.module.parameters(), *program.module.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > LARGEST_SINGLE_FILE
+
+
+def _with_plain_attention(program: Program) -> Program:
+    """The program, its attention over more than four dimensions taken over four, as `torch.onnx` wants it."""
+    if not any(map(_is_deep_attention, program.graph.nodes)):
+        return program
+    program = program.clone()
+    for node in [node for node in program.graph.nodes if _is_deep_attention(node)]:
+        given = arguments(node)
+        depth, leading = given["query"].meta["val"].dim() - 4, node.meta["val"].shape[1 : node.meta["val"].dim() - 3]
+        with program.graph.inserting_before(node):
+            for name in ("query", "key", "value"):
+                flat = program.graph.call_function(aten.flatten.using_ints, (given[name], 0, depth))
+                set_argument(node, name, flat)
+        with program.graph.inserting_after(node):
+            whole = program.graph.call_function(aten.unflatten.int, (node, 0, [-1, *leading]))
+        node.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
+    program.module.recompile()
+    return program
+
+
+def _is_deep_attention(node: fx.Node) -> bool:
+    """Attention over more than four dimensions, none of them broadcast or free but the first."""
+    if not is_call(node, aten.scaled_dot_product_attention.default) or arguments(node)["attn_mask"] is not None:
+        return False
+    shapes = [arguments(node)[name].meta["val"].shape[:-3] for name in ("query", "key", "value")]
+    alike = all(shape == shapes[0] for shape in shapes)
+    return len(shapes[0]) > 1 and alike and all(isinstance(size, int) for size in shapes[0][1:])
 
 
 @contextlib.contextmanager
@@ -156,9 +187,9 @@ def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None
                     renamed.setdefault(str(value.shape[index]), size)
                     value.shape[index] = size
     for value in [value for node in model.graph for value in node.outputs]:
-        for index, size in enumerate(value.shape or ()):
-            if not isinstance(size, int) and str(size) in renamed:
-                value.shape[index] = renamed[str(size)]
+        if value.shape is not None and value.shape.is_dynamic():  # a new shape: the old one may be frozen
+            sizes = [size if isinstance(size, int) else renamed.get(str(size), size) for size in value.shape]
+            value.shape = type(value.shape)(sizes)
     model.producer_name, model.producer_version = "lobo-fx", metadata.get("lobo_fx.version", "")
     model.metadata_props.clear()
     model.metadata_props.update(metadata)

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import lobo_fx.axes.rules  # noqa: F401  fills the table that a test changes
 from lobo_fx.axes import Axis, Call, inference
 from lobo_fx.axes.algebra import product
+from lobo_fx.exporters.onnx import OnnxExporter
+from lobo_fx.tracing import trace
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -59,6 +63,28 @@ def test_a_wrong_rule_is_found(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match="permuted outputs differ"):
         zoo.check(outcome, export=False, largest=1e7)
     assert outcome.failure == "permute"
+
+
+class Windows(nn.Module):
+    """Attention within windows, whose number is a dimension of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(3, 0, 1, 4, 2, 5).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        out: torch.Tensor = self.out(y.transpose(2, 3).flatten(-2))
+        return out
+
+
+def test_attention_over_five_dimensions_is_exported(tmp_path: Path) -> None:
+    x = torch.randn(2, 7, 3, 6, generator=torch.Generator().manual_seed(0))
+    program = trace(Windows().eval(), x)
+    code = program.module.code
+    assert OnnxExporter().export(program, tmp_path / "model.onnx", {}).parity < 1e-5
+    assert program.module.code == code
 
 
 @pytest.mark.slow
