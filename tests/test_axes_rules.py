@@ -1012,6 +1012,12 @@ def repeat() -> Net:
 
 
 @case(8)
+def tile() -> Net:
+    """Fewer numbers than dimensions: those of the last ones."""
+    return Net(lambda m, x: m.b(m.a(x).tile(3)), tokens(), a=nn.Linear(6, 8), b=nn.Linear(24, 5))
+
+
+@case(8)
 def repeat_interleave() -> Net:
     return Net(lambda m, x: m.b(m.a(x).repeat_interleave(3, 1)), rows(), a=nn.Linear(6, 8), b=nn.Linear(24, 5))
 

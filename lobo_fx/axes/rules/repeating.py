@@ -20,13 +20,13 @@ def expand(call: Call) -> Axes:
     return outputs
 
 
-@axis_rule(aten.repeat.default)
+@axis_rule(aten.repeat.default, aten.tile.default)
 def repeat(call: Call) -> Axes:
     """[r0 r1 …] times: each dimension is repeats × axis."""
-    x, repeats = call.axes("self"), call.given["repeats"]
-    padded = (*(Axis(1) for _ in range(len(repeats) - len(x))), *x)
+    x, sizes = call.axes("self"), call.sizes()
+    padded = (*(Axis(1) for _ in range(len(sizes) - len(x))), *x)
     output = []
-    for axis, size in zip(padded, call.sizes(), strict=True):
+    for axis, size in zip(padded, sizes, strict=True):
         if axis.find().size == size:
             output.append(axis)
         elif axis.find().size == 1:
