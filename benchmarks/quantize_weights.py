@@ -56,8 +56,9 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        heads = [part.unflatten(-1, (12, -1)).transpose(1, 2) for part in self.qkv(self.attention_norm(x)).chunk(3, -1)]
-        attended = functional.scaled_dot_product_attention(*heads, is_causal=True)
+        parts = self.qkv(self.attention_norm(x)).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (12, -1)).transpose(1, 2) for part in parts)
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.projection(attended.transpose(1, 2).flatten(2))
         down: torch.Tensor = self.down(functional.gelu(self.up(self.norm(x)), approximate="tanh"))
         return x + down
@@ -91,7 +92,7 @@ class Written:
 def ours(model: nn.Module, tokens: torch.Tensor, folder: Path) -> dict[str, Written]:
     """Each pass alone, and the float file first."""
     data = [torch.randint(VOCABULARY, (4, TOKENS)) for _ in range(8)]
-    found = {}
+    found: dict[str, Written] = {}
     for label, (author, calibrated) in OURS.items():
         result = lobo_fx.compile(
             model, [author], example_inputs=tokens, calibration_data=data if calibrated else None, progress=False

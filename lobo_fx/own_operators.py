@@ -159,19 +159,19 @@ def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
     """What the gradient of a product needs: the weight's codes, and of the bias only that it is there."""
     if len(inputs) == 4:
         _, codes, scale, bias = inputs
-        zero_point, layout = None, ("int8", [*codes.shape], codes.shape[1])
-    else:
-        _, codes, scale, zero_point, bias, *layout, _ = inputs
+        inputs = (None, codes, scale, None, bias, "int8", [*codes.shape], codes.shape[1], "int8")
+    _, codes, scale, zero_point, bias, *layout, _ = inputs
     ctx.save_for_backward(codes, scale, zero_point)
-    ctx.layout, ctx.has_bias, ctx.count = layout, bias is not None, len(inputs)
+    ctx.layout, ctx.has_bias = layout, bias is not None
 
 
 def _linear_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """That of a linear layer: rounding of the inputs is passed straight through."""
     weight = decode(*ctx.saved_tensors, *ctx.layout)
     bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
-    found: list[torch.Tensor | None] = [gradient @ weight] + [None] * (ctx.count - 1)
-    found[3 if ctx.count == 4 else 4] = bias
+    at, count = (3, 4) if len(ctx.needs_input_grad) == 4 else (4, 9)
+    found: list[torch.Tensor | None] = [None] * count
+    found[0], found[at] = gradient @ weight, bias
     return tuple(found)
 
 

@@ -44,7 +44,7 @@ def test_every_code_of_a_minifloat_is_that_of_ml_dtypes(name: str) -> None:
     np.testing.assert_array_equal(np.isnan(found), ~finite)
     np.testing.assert_array_equal(found[finite], expected[finite])
     np.testing.assert_array_equal(np.signbit(found[finite]), np.signbit(expected[finite]))
-    assert FORMATS[name].largest == expected[finite].max() == float(ml_dtypes.finfo(MINIFLOATS[name]).max)
+    assert FORMATS[name].largest == expected[finite].max()
 
 
 @pytest.mark.parametrize("name", MINIFLOATS)

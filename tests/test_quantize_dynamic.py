@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import lobo_fx
 from lobo_fx import Artifact, Result
 from lobo_fx.measures import signal_to_noise
 from lobo_fx.own_operators import DECODE, DYNAMIC_PRODUCT, dynamic_product, dynamic_range
-from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeDynamic
+from lobo_fx.passbase import Pass
+from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeDynamic, QuantizeWeights
 from lobo_fx.testing import check_pass
 
 Array = npt.NDArray[Any]
@@ -119,7 +121,7 @@ class Attention(nn.Module):
 class Tied(nn.Module):
     """An embedding whose weight is the output layer's too."""
 
-    def __init__(self, recurrent: type[nn.RNNBase]) -> None:
+    def __init__(self, recurrent: Any) -> None:
         super().__init__()
         self.embedding, self.recurrent = nn.Embedding(40, 24), recurrent(24, 24, batch_first=True)
         self.lm_head = nn.Linear(24, 40, bias=False)
@@ -201,17 +203,18 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert lobo_fx.measures.measure(loaded.program, None).parameters == result.report.rows[-1].parameters
 
 
-def test_gradients_pass_through_quantized_products() -> None:
+@pytest.mark.parametrize("author", [QuantizeDynamic(), QuantizeWeights("int8", 16, compute="int8")])
+def test_gradients_pass_through_quantized_products(author: Pass) -> None:
     """As if the layers were the linear ones that they stand for: rounding of inputs is passed straight through."""
-    quantized = quantize(nn.Sequential(nn.LayerNorm(30), nn.Linear(30, 12)), VECTORS).module
-    twin = nn.Sequential(nn.LayerNorm(30), nn.Linear(30, 12))
-    stored = quantized.state_dict()
-    twin[1].weight.data = stored["1.weight"] * stored["1.weight_scale"]
-    twin[1].bias.data = stored["1.bias"].clone()
-    for model in (quantized, twin):
-        model(VECTORS).backward(torch.ones(5, 12))
+    model = nn.Sequential(nn.LayerNorm(30), nn.Linear(30, 12)).eval()
+    quantized = lobo_fx.compile(model, [author], example_inputs=VECTORS, progress=False).module
+    twin, stored = copy.deepcopy(model), quantized.state_dict()
+    scale = stored["1.weight_scale"].repeat_interleave(16 if stored["1.weight_scale"].shape[1] > 1 else 30, 1)
+    twin.get_parameter("1.weight").data = stored["1.weight"] * scale[:, :30]
+    for network in (quantized, twin):
+        network(VECTORS).backward(torch.ones(5, 12))
     for name in ("0.weight", "0.bias", "1.bias"):
-        found, expected = (model.get_parameter(name).grad for model in (quantized, twin))
+        found, expected = (network.get_parameter(name).grad for network in (quantized, twin))
         assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
 
 

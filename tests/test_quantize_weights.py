@@ -102,8 +102,9 @@ class Layer(nn.Module):
         self.up, self.down = InputsTimesOutputs(width, 4 * width), InputsTimesOutputs(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> Any:
-        heads = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in self.qkv(self.norm_1(x)).chunk(3, -1))
-        attended = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        parts = self.qkv(self.norm_1(x)).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in parts)
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.projection(attended.transpose(1, 2).flatten(2))
         return x + self.down(nn.functional.gelu(self.up(self.norm_2(x))))
 
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
 def test_int8_is_the_arithmetic_it_stands_for() -> None:
     model = nn.Sequential(nn.Linear(70, 5))
     result = check_pass(QuantizeWeights("int8"), model, torch.randn(4, 70))
-    weight = model[0].weight.detach().numpy()
+    weight = model.get_parameter("0.weight").detach().numpy()
     blocks = np.pad(weight, ((0, 0), (0, 26))).reshape(5, 3, 32)
     scale = np.abs(blocks).max(-1) / np.float32(127)
     codes = np.clip(np.round(blocks / scale[..., None]), -127, 127).reshape(5, 96)[:, :70]
@@ -137,7 +138,7 @@ def test_int8_is_the_arithmetic_it_stands_for() -> None:
     assert [name for name, _ in result.module.named_parameters()] == ["0.bias"]
     expected = VECTORS.new_tensor(codes * np.repeat(scale, 32, 1)[:, :70])
     x = torch.randn(3, 70)
-    assert torch.equal(result.module(x), nn.functional.linear(x, expected, model[0].bias))
+    assert torch.equal(result.module(x), nn.functional.linear(x, expected, model.get_parameter("0.bias")))
 
 
 @pytest.mark.parametrize("name", ["log2_8", "e4m3", "e5m2", "e3m4"])
@@ -267,7 +268,8 @@ class EveryFormat(nn.Module):
             self.add_module(name, nn.ModuleList([nn.Embedding(20, 36), nn.Conv1d(36, 3, 3)]))
 
     def forward(self, tokens: torch.Tensor) -> Any:
-        return [conv(embed(tokens).transpose(1, 2)) for embed, conv in self.children()]  # type: ignore[misc]
+        pairs: Any = self.children()
+        return [conv(embed(tokens).transpose(1, 2)) for embed, conv in pairs]
 
 
 def test_every_format_agrees_with_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
