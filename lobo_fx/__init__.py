@@ -46,12 +46,13 @@ _HOMES = {
     "trace": "tracing",
 }
 
-__all__ = [*sorted(_HOMES), "exporters", "passes"]
+_MODULES = ("axes", "costs", "exporters", "models", "passes", "testing")
+__all__ = [*sorted(_HOMES), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     """Imports on first use: `import lobo_fx` itself costs nothing."""
-    if name in ("passes", "exporters"):
+    if name in _MODULES:
         return importlib.import_module(f"lobo_fx.{name}")
     if name in _HOMES:
         value = getattr(importlib.import_module(f"lobo_fx.{_HOMES[name]}"), name)

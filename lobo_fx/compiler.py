@@ -75,8 +75,14 @@ def compile(
     )
     if evaluate is not None and not callable(evaluate):
         raise InvalidInput(f"evaluate is a {type(evaluate).__name__}; expected a function from a module to a score")
+    if loss_fn is not None and not callable(loss_fn):
+        raise InvalidInput(f"loss_fn is a {type(loss_fn).__name__}; expected a function of outputs and labels")
+    if not isinstance(seed, int):
+        raise InvalidInput(f"seed is {seed!r}; it must be a whole number")
     for author in chosen:
         context.require(author.needs, author.name)
+    given = {"calibration_data": calibration_data, "train_data": train_data}
+    context.require([name for name, data in given.items() if data is not None], "compile")
     context.notes.extend(original.notes)
     mark_weights(original.module)
     for node in original.graph.nodes:

@@ -120,7 +120,7 @@ class Context:
                     f"{need} is a one-shot iterator ({type(value).__name__}); pass a DataLoader or a list, "
                     "which can be read again"
                 )
-            if (first := next(iter(value), None)) is None:
+            if (first := next(iter(value), value)) is value:
                 raise InvalidInput(f"{need} is empty: it must yield at least one batch")
             self._bind(need, 0, first)
 

@@ -1,9 +1,7 @@
 """What operators cost as float and as integer kernels on a CPU: a table measured once, kept, and shippable.
 
-table = lobo_fx.costs.CostTable.of_this_machine()
-print(table)
-table.save("target.json")        # on the machine that will run the model
-QuantizeStatic(costs="target.json")   # on the machine that compiles it
+lobo-fx costs MODEL -o target.json      # on the machine that will run the model
+QuantizeStatic(costs="target.json")     # on the machine that compiles it
 """
 
 from __future__ import annotations

@@ -42,9 +42,22 @@ def normalize(module: ProgramModule) -> list[str]:
     drop_asserts(module.graph)
     notes += remove_inplace(module)
     drop_aliases(module.graph)
+    name_squeezed(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     return notes
+
+
+def name_squeezed(graph: fx.Graph) -> None:
+    """`squeeze()` names the dimensions it drops: one that a pass makes 1 long is not meant."""
+    for node in graph.find_nodes(op="call_function", target=aten.squeeze.default):
+        source = node.args[0].meta.get("val")
+        if isinstance(source, torch.Tensor):
+            node.target = aten.squeeze.dims
+            node.args = (
+                node.args[0],
+                [d for d, size in enumerate(source.shape) if isinstance(size, int) and size == 1],
+            )
 
 
 def inline_modes(module: ProgramModule) -> list[str]:

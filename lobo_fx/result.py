@@ -41,7 +41,10 @@ class Result:
 
     @property
     def module(self) -> ProgramModule:
-        """The compiled model as an `nn.Module`: call it, train it, deep-copy it; parameters keep their names."""
+        """The compiled model as an `nn.Module`: call it, train it, deep-copy it; parameters keep their names.
+
+        Quantized weights are buffers of integers under the same names; train before quantizing.
+        """
         return self.program.module
 
     @property

@@ -149,9 +149,9 @@ def dimension_names(graph: fx.Graph) -> dict[sympy.Symbol, sympy.Symbol]:
         for position, size in enumerate(value.shape):
             for symbol in sorted(_expression(size).free_symbols - set(names), key=str):
                 taken = {str(name) for name in names.values()}
-                name = "batch" if position == 0 else f"{node.name}_{position}"
+                name = "batch" if position == 0 else f"{node.target}_{position}"
                 if name in taken:
-                    name = f"{node.name}_{position}"
+                    name = f"{node.target}_{position}"
                 names[symbol] = sympy.Symbol(name)
     return names
 

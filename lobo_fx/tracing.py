@@ -29,9 +29,9 @@ from lobo_fx.inputs import (
 )
 from lobo_fx.normalize import normalize
 from lobo_fx.program import NOTES, Program, ProgramModule, mark_always_training, seal
-from lobo_fx.provenance import user_line
+from lobo_fx.provenance import describe, user_line
 from lobo_fx.quiet import quiet
-from lobo_fx.shapes import has_free_dimension, propagate
+from lobo_fx.shapes import PropagationError, has_free_dimension, propagate
 
 Model = nn.Module | ExportedProgram | str | Path
 
@@ -170,7 +170,10 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
         owner._buffers[name.rpartition(".")[2]] = buffers[id(buffer)]  # running it must not change the user's
     module.meta[NOTES] = normalize(module)
     mark_always_training(module.graph)
-    propagate(module)
+    try:
+        propagate(module)
+    except PropagationError as error:
+        raise TraceError(f"shapes can't be followed through {describe(error.node)}: {error.reason}") from error
     seal(module)
     bound = module.signature.bind(inputs.args, inputs.kwargs)  # type: ignore[union-attr]
     return Program(module, bound.to("cpu"))

@@ -8,7 +8,7 @@ pruned network really has by then; batch norms get the statistics of what they n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,11 @@ class _Pair:
     after: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
 
 
+def _ends(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Each value with its readers, the last one last."""
+    return ((source, node) for node in graph.nodes for source in node.all_input_nodes)
+
+
 @dataclasses.dataclass
 class _Fit:
     program: Program
@@ -84,7 +89,9 @@ class _Fit:
     def run(self, show_progress: bool) -> None:
         """Goes through both graphs; a layer is refitted when its inputs are final."""
         nodes = list(self.program.graph.nodes)
-        last_use = {source: node for node in nodes for source in node.all_input_nodes}
+        last_use = {
+            source: node for graph in (self.original.graph, self.program.graph) for source, node in _ends(graph)
+        }
         feeds = {node: index for index, node in enumerate(self.program.graph.find_nodes(op="placeholder"))}
         first, second = fx.Interpreter(self.original.module), fx.Interpreter(self.program.module)
         for node in track(nodes, "fit", show_progress):
@@ -98,10 +105,11 @@ class _Fit:
             for pair in self.pairs:
                 pair.after[node] = pair.leaves[feeds[node]] if node in feeds else _run(second, node, pair.after)
                 for source in node.all_input_nodes:
-                    if last_use.get(source, node) is node:
+                    if last_use.get(source, node) is node:  # a bias that fitting made has no entry
                         del pair.after[source]
-                        if source.name in self.twins:
-                            pair.before.pop(self.twins[source.name], None)
+                for source in twin.all_input_nodes if twin is not None else ():
+                    if last_use[source] is twin:
+                        del pair.before[source]
 
     def _fit_node(self, node: fx.Node) -> None:
         if is_call(node, aten.batch_norm.default):

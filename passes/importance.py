@@ -196,6 +196,12 @@ class Consensus(Criterion):
 
     criteria: Sequence[str | Criterion]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.criteria, (list, tuple)) or not self.criteria:
+            raise InvalidInput("Consensus takes a list of criteria, at least one")
+        for criterion in self.criteria:
+            resolve(criterion)
+
     @property
     def needs(self) -> tuple[str, ...]:
         """What any of the criteria needs."""
@@ -251,8 +257,14 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
     count = 0
     for inputs, labels in context.training_batches("gradients"):
         assert context.loss_fn is not None
+        if not parameters:
+            raise InvalidInput("all parameters are frozen: no gradient can be taken")
         with torch.enable_grad():
             loss = context.loss_fn(module(*inputs.args, **inputs.kwargs), labels)
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                raise InvalidInput("loss_fn must return a scalar tensor that depends on the outputs")
+            if not bool(loss.isfinite()):
+                raise InvalidInput(f"loss_fn gives {float(loss.detach())} on batch {count} of train_data")
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
         count += 1
         for parameter, gradient in zip(parameters, found, strict=True):

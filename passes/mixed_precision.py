@@ -15,7 +15,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.inputs import Inputs
 from lobo_fx.masks import strip_masks
 from lobo_fx.measures import signal_to_noise
-from lobo_fx.operators import CONVOLUTIONS, is_call
+from lobo_fx.operators import VALUE_PRESERVING, is_call
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
 from lobo_fx.passes.integer_regions import LINEAR
@@ -38,9 +38,9 @@ _BATCHES = 8
 class MixedPrecision(Pass):
     """Quantizes the largest set of layers that stays within a budget, and leaves the others float.
 
-    Every convolution and linear layer is quantized alone, and the signal-to-noise ratio at the outputs measured:
-    its sensitivity. Layers are then taken in that order, least sensitive first, as far as the budget goes. The
-    sensitivities are a table of the report.
+    Every layer (and sum, product or concatenation that can run as integers) is quantized alone, and the
+    signal-to-noise ratio at the outputs measured: its sensitivity. Layers are then taken in that order, least
+    sensitive first, as far as the budget goes. The sensitivities are a table of the report.
 
     Attributes:
         decibels: signal-to-noise ratio of the outputs that must stay; 30 where no budget is given.
@@ -104,7 +104,7 @@ class MixedPrecision(Pass):
         _leave_float(quantizer, floating)
         prepared = prepare(copy, quantizer, quiet)
         calibrate(prepared, quiet)
-        return convert(copy, prepared)
+        return self.quantizer.finish(convert(copy, prepared), quiet)
 
 
 def _leave_float(quantizer: OnnxRuntimeQuantizer, floating: Collection[str]) -> None:
@@ -130,6 +130,8 @@ class Simulation:
     """
 
     def __init__(self, prepared: fx.GraphModule, context: Context) -> None:
+        from lobo_fx.passes.onnxruntime_quantizer import is_fused
+
         self.prepared = prepared
         self.batches: list[Inputs] = []
         for batch in dataclasses.replace(context, show_progress=False).calibration_batches():
@@ -139,7 +141,10 @@ class Simulation:
         self.layers = {
             node.name: observers
             for node in prepared.graph.nodes
-            if is_call(node, *CONVOLUTIONS, *LINEAR) and (observers := _observers_of(node))
+            if node.op == "call_function"
+            and not is_call(node, *VALUE_PRESERVING)
+            and not is_fused(node)
+            and (observers := _observers_of(node))
         }
         self.reference = [_Simulated(prepared, set()).outputs(batch) for batch in self.batches]
 
@@ -156,7 +161,10 @@ class Simulation:
 
 
 def _observers_of(layer: fx.Node) -> set[fx.Node]:
-    """The observers of a layer's inputs, and of a convolution's output, behind the activation that is fused."""
+    """The observers of an operator's inputs, and of its output, behind the activation that is fused.
+
+    A linear layer gives float: what observes its output belongs to the next.
+    """
     from lobo_fx.passes.onnxruntime_quantizer import is_fused
 
     found = {source for source in layer.all_input_nodes if source.op == "call_module"}

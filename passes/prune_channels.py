@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,8 @@ from lobo_fx.shapes import propagate
 
 SCOPES = ("axis", "global", "isomorphic")
 TARGET_TOLERANCE = 0.02
+_MOST_TRIED = 1000
+"""Widths tried to hit a target."""
 Widths = dict[Axis, int]
 """How many positions of each leaf stay."""
 
@@ -92,12 +95,18 @@ class PruneChannels(Pass):
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, known))}")
-        if self.kinds is not None and (isinstance(self.kinds, str) or not set(self.kinds) <= set(KINDS)):
+        if self.kinds is not None and not _are_kinds(self.kinds):
             raise InvalidInput(f"kinds is {self.kinds!r}; it must be a list of {', '.join(KINDS)}")
         if not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
             raise InvalidInput(f"keep is {self.keep!r}; it must be in (0, 1], the share of the target that stays")
         if isinstance(self.ratio, Mapping) and (self.target or self.scope != "axis"):
             raise InvalidInput("ratio by module names sets each width itself; it goes with neither target nor scope")
+        if isinstance(self.ratio, Mapping) and not (self.ratio and all(isinstance(name, str) for name in self.ratio)):
+            raise InvalidInput("ratio maps patterns of module names to shares; it names none")
+        if self.target and self.ratio != 0.5:
+            raise InvalidInput(f"target={self.target!r} chooses the ratio itself; leave ratio out, keep= says how much")
+        if not self.target and self.keep != 0.5:
+            raise InvalidInput("keep says how much of a target stays; give target= too, or ratio= alone")
         for name in ("steps", "round_to", "minimum"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
@@ -118,12 +127,14 @@ class PruneChannels(Pass):
         for operator, where in inference.unknown.items():
             context.note(f"{operator} has no axis rule, so what it touches keeps its size: {where}")
         whole = {name: cost(inference, {}) for name, cost in COSTS.items() if name == self.target}
+        if whole and self.steps > 1:  # refused before any work
+            dataclasses.replace(self, steps=1).plan(inference, context)
         for step in range(1, self.steps + 1):
             if step > 1:
                 propagate(program.module)
                 inference = Inference(program).run()
             part = self._part(step, inference, whole)
-            removal = part.plan(inference, context, strict=step == self.steps)
+            removal = part.plan(inference, context, strict=self.steps == 1)
             if not removal:
                 continue
             _cut(program, inference, removal, context)
@@ -145,11 +156,12 @@ class PruneChannels(Pass):
         def share(ratio: float) -> float:
             return 1 - (1 - ratio * after) / (1 - ratio * before)
 
-        ratio = {k: share(v) for k, v in self.ratio.items()} if isinstance(self.ratio, Mapping) else share(self.ratio)
-        keep = self.keep
+        ratio, keep = self.ratio, self.keep
         if self.target is not None:
             now = COSTS[self.target](inference, {}) / whole[self.target]
-            keep = min(1.0, self.keep**after / now)
+            keep = min(1.0, keep**after / now)
+        else:
+            ratio = {k: share(v) for k, v in ratio.items()} if isinstance(ratio, Mapping) else share(ratio)
         rounding = self.round_to if step == self.steps else 1
         return dataclasses.replace(self, ratio=ratio, keep=keep, round_to=rounding, steps=1)
 
@@ -172,6 +184,10 @@ class PruneChannels(Pass):
         scores = {
             leaf: scorer(leaf, parameters(found)) for leaf, found in free.items() if chosen is None or leaf in chosen
         }
+        for leaf, score in scores.items():
+            if score.shape != (leaf.size,) or not bool(score.isfinite().all()):
+                names = ", ".join(member.name for member in free[leaf][:2])
+                raise InvalidInput(f"importance gives NaN, infinity or a wrong number of scores for '{names}'")
         if chosen is not None:
             return _best(scores, self._widths(chosen))
         assert isinstance(self.ratio, (int, float))
@@ -190,7 +206,7 @@ class PruneChannels(Pass):
     ) -> tuple[Widths, float]:
         """The widths whose cost comes nearest to the target, and the share that they keep.
 
-        Bisects the ratio; where all axes step to their next widths at once, moves single axes until it is near.
+        Bisects the ratio; where all axes step to their next widths at once, moves single axes, nearest first.
         """
         assert self.target is not None
         cost = COSTS[self.target]
@@ -209,14 +225,17 @@ class PruneChannels(Pass):
         for _ in range(24):
             middle = (low + high) / 2
             low, high = (middle, high) if try_out(widths_at(middle)) > self.keep else (low, middle)
-        for leaf in sorted(scores, key=lambda leaf: -leaf.size) * 2:
-            unit = self.round_to if leaf.size >= 2 * self.round_to else 1
-            for change in (-unit, unit):
-                if best[0] <= TARGET_TOLERANCE * self.keep / 2:
-                    return best[2], best[1]
-                stay = best[2][leaf] + change
-                if max(self.minimum, unit) <= stay <= leaf.size:
-                    try_out(best[2] | {leaf: stay})
+        frontier, seen = [best], {tuple(best[2].values())}
+        while frontier and best[0] > TARGET_TOLERANCE * self.keep / 2 and len(seen) < _MOST_TRIED:
+            _, _, widths = frontier.pop(min(range(len(frontier)), key=lambda at: frontier[at][0]))
+            for leaf, change in itertools.product(widths, (-1, 1)):
+                unit = self.round_to if leaf.size >= 2 * self.round_to else 1
+                moved = widths | {leaf: widths[leaf] + change * unit}
+                allowed = max(self.minimum, unit) <= moved[leaf] <= leaf.size
+                if allowed and tuple(moved.values()) not in seen:
+                    seen.add(tuple(moved.values()))
+                    share = try_out(moved)
+                    frontier.append((abs(share - self.keep), share, moved))
         return best[2], best[1]
 
     def _widths(self, shares: Mapping[Axis, float]) -> Widths:
@@ -292,6 +311,10 @@ def parameters(found: Sequence[Member]) -> list[Member]:
 def _likeness(found: Sequence[Member]) -> tuple[tuple[str, int, int], ...]:
     """What kinds of parameters a leaf runs through: leaves alike here play the same part."""
     return tuple(sorted({(member.name.rpartition(".")[2], member.tensor.dim(), member.dim) for member in found}))
+
+
+def _are_kinds(kinds: object) -> bool:
+    return isinstance(kinds, (list, tuple, set, frozenset)) and bool(kinds) and all(kind in KINDS for kind in kinds)
 
 
 def _cut(program: Program, inference: Inference, removal: Removal, context: Context) -> None:

@@ -98,11 +98,12 @@ class QuantizeStatic(Pass):
         strip_masks(program)
         prepared = prepare(program, self.quantizer(program, context), context)
         calibrate(prepared, context)
-        program = convert(program, prepared)
-        return program if self.kernels == "all" else self._store_rest(program, context)
+        return self.finish(convert(program, prepared), context)
 
-    def _store_rest(self, program: Program, context: Context) -> Program:
+    def finish(self, program: Program, context: Context) -> Program:
         """Weights of the layers left float become int8 in the file; those of overridden modules stay as they are."""
+        if self.kernels == "all":
+            return program
         silent = dataclasses.replace(context, notes=[])
         left = [name for name, choice in self._overrides(program).items() if choice is None]
         nodes = {node.name: node for node in program.graph.nodes}

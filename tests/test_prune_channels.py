@@ -448,3 +448,73 @@ def test_a_target_that_minimum_widths_forbid_names_the_nearest() -> None:
 def test_a_criterion_without_its_data_is_refused_before_any_work() -> None:
     with pytest.raises(InvalidInput, match="prune_channels needs train_data="):
         prune(conv_net(), PruneChannels(importance="taylor"), IMAGES)
+
+
+def test_squeezed_dimensions_are_those_of_the_original() -> None:
+    """A width that pruning makes 1 is not dropped with the dimensions that were 1 before."""
+
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.head(self.conv(x).mean((2, 3), keepdim=True).squeeze())
+
+    result = prune(Squeezed(), PruneChannels(0.99, round_to=1), IMAGES)
+    assert result.module.state_dict()["head.weight"].shape == (4, 1)
+
+
+@pytest.mark.parametrize("target", ["macs", "parameters"])
+@pytest.mark.parametrize("scope", ["axis", "global"])
+def test_targets_are_hit_where_widths_move_by_turns(target: str, scope: str) -> None:
+    """Grouped convolutions move widths in coarse steps; some mix of them comes near."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, groups=4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    )
+    first, last = prune(model, PruneChannels(target=target, keep=0.4, scope=scope, round_to=1), IMAGES).report.rows
+    assert getattr(last, target) == pytest.approx(0.4 * getattr(first, target), rel=0.02)
+
+
+def test_attention_modules_are_refitted_to_calibration_data() -> None:
+    model = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    data = [torch.randn(4, 5, 16)]
+    result = lobo_fx.compile(
+        model, [PruneChannels(round_to=1)], example_inputs=data[0], calibration_data=data, progress=False
+    )
+    assert result.report.rows[-1].parameters < result.report.rows[0].parameters
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ratio": 0.7, "target": "macs"}, "target='macs' chooses the ratio itself"),
+        ({"keep": 0.3}, "keep says how much of a target stays"),
+        ({"ratio": {}}, "it names none"),
+        ({"kinds": []}, r"kinds is \[\]; it must be a list of"),
+        ({"kinds": 5}, "kinds is 5; it must be a list of"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        PruneChannels(**settings)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"importance gives NaN, infinity .* for 'first\.weight"):
+        prune(TwoLayers(), PruneChannels(importance=lambda weight: weight * torch.nan))
+    data = [(ROWS, torch.zeros(3, 5))]
+    with pytest.raises(InvalidInput, match="loss_fn gives nan on batch 0 of train_data"):
+        lobo_fx.compile(
+            TwoLayers(),
+            [PruneChannels(importance="taylor")],
+            example_inputs=ROWS,
+            train_data=data,
+            loss_fn=lambda outputs, labels: (outputs * torch.nan).sum(),
+            progress=False,
+        )

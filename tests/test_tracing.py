@@ -125,7 +125,7 @@ def test_a_buffer_left_out_of_the_state_dict_stays_out() -> None:
 def test_the_batch_is_free_however_many_rows_the_example_has(rows: int) -> None:
     model = convnet().eval()
     program = trace(model, torch.randn(rows, 3, 8, 8))
-    assert str(program.signature) == "input_1: float32[batch, 3, 8, 8]"
+    assert str(program.signature) == "input: float32[batch, 3, 8, 8]"
     assert [str(spec) for spec in program.signature.outputs] == ["output: float32[batch, 4, 6, 6]"]
     assert program.example_inputs.tensors[0].shape[0] == rows
     assert not program.notes
@@ -136,7 +136,7 @@ def test_the_batch_is_free_however_many_rows_the_example_has(rows: int) -> None:
 
 def test_static_shapes() -> None:
     program = trace(convnet(), IMAGES, dynamic_shapes=None)
-    assert str(program.signature) == "input_1: float32[2, 3, 8, 8]"
+    assert str(program.signature) == "input: float32[2, 3, 8, 8]"
     assert not program.notes
     with pytest.raises(InvalidInput, match=r"float32\[3, 3, 8, 8\]"):
         program.module(torch.randn(3, 3, 8, 8))
@@ -144,13 +144,13 @@ def test_static_shapes() -> None:
 
 def test_a_static_single_row_stays_single() -> None:
     program = trace(convnet(), IMAGES[:1], dynamic_shapes=None)
-    assert str(program.signature) == "input_1: float32[1, 3, 8, 8]"
+    assert str(program.signature) == "input: float32[1, 3, 8, 8]"
 
 
 def test_the_specification_of_torch_export() -> None:
     model = convnet().eval()
     program = trace(model, IMAGES, dynamic_shapes=({0: Dim.AUTO, 2: Dim("height", min=4, max=64)},))
-    assert str(program.signature) == "input_1: float32[batch, 3, input_1_2, 8]"
+    assert str(program.signature) == "input: float32[batch, 3, input_2, 8]"
     images = torch.randn(3, 3, 20, 8)
     assert equal(model(images), program.module(images))
     with pytest.raises(InvalidInput):
@@ -266,7 +266,7 @@ def test_an_exported_program() -> None:
     model = convnet().eval()
     exported = torch.export.export(model, (IMAGES,), dynamic_shapes=({0: Dim.AUTO},))
     program = trace(exported)
-    assert str(program.signature) == "input_1: float32[batch, 3, 8, 8]"
+    assert str(program.signature) == "input: float32[batch, 3, 8, 8]"
     images = torch.randn(5, 3, 8, 8)
     assert equal(model(images), program.module(images))
     assert list(program.module.state_dict()) == list(model.state_dict())
@@ -276,7 +276,7 @@ def test_an_exported_program_with_fixed_sizes_and_other_example_inputs() -> None
     exported = torch.export.export(convnet().eval(), (IMAGES,))
     program = trace(exported, IMAGES * 2)
     assert torch.equal(program.example_inputs.tensors[0], IMAGES * 2)
-    with pytest.raises(InvalidInput, match=r"float32\[2, 3, 9, 9\], the program takes input_1: float32\[2, 3, 8, 8\]"):
+    with pytest.raises(InvalidInput, match=r"float32\[2, 3, 9, 9\], the program takes input: float32\[2, 3, 8, 8\]"):
         trace(exported, torch.randn(2, 3, 9, 9))
 
 
