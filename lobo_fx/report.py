@@ -152,9 +152,14 @@ class Report:
         Raises:
             InvalidInput: the folder can't be made or written to; older reports are left as they were.
         """
-        texts = {"report.md": self.to_markdown(), "report.csv": self.to_csv(), "report.json": self.to_json()}
-        pictures = {f"{sheet.title}.png": draw(sheet) for sheet in self.sheets} if can_draw() else {}
-        return write_files(Path(folder), texts | pictures)
+        files: dict[str, str | bytes] = {
+            "report.md": self.to_markdown(),
+            "report.csv": self.to_csv(),
+            "report.json": self.to_json(),
+        }
+        if can_draw():
+            files |= {f"{sheet.title}.png": draw(sheet) for sheet in self.sheets}
+        return write_files(Path(folder), files)
 
 
 def pass_table(report: Report) -> Table:

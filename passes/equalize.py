@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -166,7 +166,7 @@ def _largest_outputs(program: Program, norms: list[fx.Node], context: Context) -
     found: dict[fx.Node, torch.Tensor] = {}
 
     class Watch(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> torch.Tensor:
+        def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n in norms:
                 largest = value.detach().abs().flatten(0, -2).amax(0)

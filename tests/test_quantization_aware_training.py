@@ -49,7 +49,7 @@ def train(module: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int, rate
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=generator).split(64):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(module(x[rows]), y[rows]).backward()
+            nn.functional.cross_entropy(module(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
 
