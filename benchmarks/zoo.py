@@ -58,6 +58,7 @@ EXACT_IN_DOUBLE = 1e-9
 """Largest error of an exact comparison, as a share of the output's range: rounding, and little more."""
 ALIVE, LEFT = 1e-3, 1e-5
 """Least difference between the rows of an output, as a share of its range: of the model, and of what is left of it."""
+NOT_RUN = "not run"
 TOP_LOCKS = 5
 
 
@@ -435,13 +436,17 @@ def main() -> None:
     }
     names = [name for entries in chosen.values() for name in entries][: settings.limit]
     missing = [name for name in names if name not in done or (settings.retry and done[name].failure)]
+    missing = [] if settings.table else missing
     with log.open("a", encoding="utf-8") as file, concurrent.futures.ThreadPoolExecutor(settings.workers) as pool:
         for outcome in pool.map(lambda name: run_one(name, settings), missing):
             done[outcome.name] = outcome
             file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
             file.flush()
             print(outcome.name, outcome.failure or "ok", f"{outcome.seconds or 0:.1f} s", flush=True)
-    found = {set_name: [done[name] for name in entries if name in names] for set_name, entries in chosen.items()}
+    found = {
+        set_name: [done.get(name, Outcome(name, failure=NOT_RUN)) for name in entries if name in names]
+        for set_name, entries in chosen.items()
+    }
     outcomes = [outcome for entries in found.values() for outcome in entries]
     explained = "\n".join((__doc__ or "").splitlines()[4:8])
     text = f"# {TITLE}\n\nMade by `{COMMAND}`.\n\n{explained}\n\n{summary(found)}\n{table(outcomes)}"
@@ -456,6 +461,8 @@ def table(outcomes: Iterable[Outcome]) -> str:
     columns += ["inference and surgery (s)", "permuted", "equals zeroing", "all halved (dB)", "ONNX parity", "failure"]
     drawn = new_table(f"Seconds of CPU time on {machine()}", columns)
     for outcome in outcomes:
+        if outcome.failure == NOT_RUN:
+            continue
         drawn.add_row(
             outcome.name,
             _figure(outcome.parameters, ","),
@@ -479,13 +486,21 @@ def _figure(value: float | None, form: str) -> str:
 
 def summary(sets: Mapping[str, list[Outcome]]) -> str:
     """Counts and medians, one row a set of models."""
-    columns = ["models", "pass", "under a free axis (median)", "kept (median)", "inference and surgery (median, s)"]
+    columns = [
+        "models",
+        "pass",
+        "not run",
+        "under a free axis (median)",
+        "kept (median)",
+        "inference and surgery (median, s)",
+    ]
     drawn = new_table("Summary", columns)
     everything = [outcome for outcomes in sets.values() for outcome in outcomes]
     for name, outcomes in {**sets, "all": everything}.items():
         passed = [outcome for outcome in outcomes if not outcome.failure]
         medians = [_median(passed, "free", ".3f"), _median(passed, "kept", ".3f"), _median(passed, "inferred", ".2f")]
-        drawn.add_row(name, f"{len(passed)} of {len(outcomes)}", *medians)
+        not_run = sum(outcome.failure == NOT_RUN for outcome in outcomes)
+        drawn.add_row(name, f"{len(passed)} of {len(outcomes) - not_run}", str(not_run), *medians)
     return to_markdown(drawn)
 
 
@@ -501,6 +516,7 @@ def _settings() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="no more models than that")
     parser.add_argument("--export", action="store_true", help="also write ONNX and compare it with PyTorch")
     parser.add_argument("--retry", action="store_true", help="run those again that failed")
+    parser.add_argument("--table", action="store_true", help="write the table of what was run, and run no more")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=400.0, help="seconds for one model")
     parser.add_argument("--memory", type=float, default=12.0, help="address space of one process, GiB")

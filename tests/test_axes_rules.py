@@ -1088,6 +1088,7 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "division": lambda x: x / (1 + x.abs()),
     "to and fro": lambda x: x.double().to(torch.float32).type_as(x),
     "zeros of its kind": lambda x: x + torch.ones_like(x),
+    "zeroed": lambda x: x + x.clone().zero_(),
     "new zeros": lambda x: x + x.new_ones(x.shape[0], 8),
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
     "minimum": lambda x: torch.minimum(x, -x),

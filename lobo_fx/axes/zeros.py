@@ -39,7 +39,7 @@ _WEIGHTED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default}
 _WEIGHTED |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 _NORMS = frozenset({aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default})
 _NORMS |= {aten.instance_norm.default}
-_ZEROS = frozenset({aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default})
+_ZEROS = frozenset({aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default, aten.zero.default})
 # Not zero for zeros; what is computed element by element and tagged so need not be named here.
 _NONZERO = frozenset(
     {

@@ -76,19 +76,26 @@ def matmul(call: Call) -> Axes:
 
 @axis_rule(aten.einsum.default)
 def einsum(call: Call) -> Axes:
-    """Equal letters are one axis; letters that the output lacks are summed."""
-    equation = call.given["equation"].replace(" ", "")
-    if "." in equation:
-        raise AxisError("an ellipsis in einsum is not understood")
-    left, _, right = equation.partition("->")
+    """Equal letters are one axis; letters that the output lacks are summed; `...` is broadcast."""
+    equation = call.given["equation"].replace(" ", "").replace("...", ".")
+    left, arrow, right = equation.partition("->")
     letters: dict[str, Axis] = {}
+    rest: list[Axes] = []
     for term, tensor in zip(left.split(","), call.given["tensors"], strict=True):
-        for letter, axis in zip(term, call.inference.of(tensor), strict=True):
+        axes = call.inference.of(tensor)
+        before, dots, after = term.partition(".")
+        if dots:
+            rest.append(axes[len(before) : len(axes) - len(after)])
+        named = axes[: len(before)] + axes[len(axes) - len(after) :] if dots else axes
+        for letter, axis in zip(before + after, named, strict=True):
             letters[letter] = call.unify(letters[letter], axis) if letter in letters else axis
-    if "->" not in equation:
-        joined = left.replace(",", "")
-        right = "".join(sorted(letter for letter in set(joined) if joined.count(letter) == 1))
+    if not arrow:
+        joined = left.replace(",", "").replace(".", "")
+        right = "." * bool(rest) + "".join(sorted(letter for letter in set(joined) if joined.count(letter) == 1))
     for letter, axis in letters.items():
         if letter not in right:
             call.sums(axis, *call.given["tensors"])
-    return tuple(letters[letter] for letter in right)
+    batch = call.inference.broadcast(call.node, rest) if rest else ()
+    if batch and "." not in right:
+        raise AxisError("einsum sums over its ellipsis")
+    return tuple(axis for letter in right for axis in (batch if letter == "." else (letters[letter],)))

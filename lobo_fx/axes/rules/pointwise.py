@@ -23,7 +23,7 @@ POINTWISE = (
     *(aten.mish.default, aten.softplus.default, aten.copy.default, aten.fill.Scalar, aten.fill.Tensor),
     *(aten.square.default, aten.lift_fresh.default, aten.__and__.Tensor, aten.__or__.Tensor),
     *(aten.true_divide.Tensor, aten.float_power.Tensor_Scalar, aten.floor_divide.default),
-    *(aten.expand_as.default, aten.nan_to_num.default, aten.log_sigmoid.default),
+    *(aten.expand_as.default, aten.nan_to_num.default, aten.log_sigmoid.default, aten.zero.default),
 )
 axis_rule(*POINTWISE)(pointwise)
 

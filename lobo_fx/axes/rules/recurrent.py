@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from lobo_fx.axes.algebra import AxisError, concatenation, product
+from lobo_fx.axes.algebra import Axis, AxisError, concatenation, product
 from lobo_fx.axes.inference import Axes, Call, axis_rule
 from lobo_fx.operators import aten
 
 
-@axis_rule(aten.lstm.input, aten.gru.input)
+_GATES = {
+    **dict.fromkeys([aten.lstm.input, aten.lstm_cell.default], 4),
+    **dict.fromkeys([aten.gru.input, aten.gru_cell.default], 3),
+    **dict.fromkeys([aten.rnn_tanh.input, aten.rnn_relu.input], 1),
+    **dict.fromkeys([aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default], 1),
+}
+
+
+@axis_rule(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 def recurrent(call: Call) -> list[Axes]:
     """Per layer and direction: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)]; the next reads all directions."""
-    lstm = call.node.target is aten.lstm.input
-    gates = 4 if lstm else 3
-    states = call.given["hx"] if lstm else [call.given["hx"]]
+    states = call.given["hx"] if call.node.target is aten.lstm.input else [call.given["hx"]]
     parameters, biased = call.given["params"], call.given["has_biases"]
     directions = 2 if call.given["bidirectional"] else 1
     count = 4 if biased else 2
@@ -26,11 +32,7 @@ def recurrent(call: Call) -> list[Axes]:
     for layer in range(call.given["num_layers"]):
         for direction in range(directions):
             at = count * (layer * directions + direction)
-            w_ih, w_hh, *biases = (call.inference.of(p) for p in parameters[at : at + count])
-            call.unify(w_ih[1], source)
-            call.unify(w_hh[1], hidden)
-            for stacked in (w_ih[0], w_hh[0], *(bias[0] for bias in biases)):
-                call.unify(stacked, product([call.fixed(gates, "it counts the gates of a recurrent layer"), hidden]))
+            _cell(call, [call.inference.of(p) for p in parameters[at : at + count]], source, hidden)
         source = concatenation([hidden] * directions) if directions > 1 else hidden
     for state in states:
         axes = call.inference.of(state)
@@ -38,3 +40,31 @@ def recurrent(call: Call) -> list[Axes]:
         call.inference.lock_all(axes[:-1], "it counts the layers or rows of a recurrent state")
     outputs: list[Axes] = [(*x[:-1], source)]
     return [*outputs, *((*first[:-1], hidden) for _ in states)]
+
+
+@axis_rule(
+    *(aten.lstm_cell.default, aten.gru_cell.default),
+    *(aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default),
+)
+def cell(call: Call) -> Axes | list[Axes]:
+    """One step: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)], states [n h]."""
+    lstm = call.node.target is aten.lstm_cell.default
+    states = [call.inference.of(state) for state in (call.given["hx"] if lstm else [call.given["hx"]])]
+    x, hidden = call.axes("input"), states[0][-1]
+    hidden.mark("hidden")
+    for state in states[1:]:
+        hidden = call.unify(hidden, state[-1])
+    biases = [call.axes(name) for name in ("b_ih", "b_hh") if call.has(name)]
+    _cell(call, [call.axes("w_ih"), call.axes("w_hh"), *biases], x[-1], hidden)
+    output = (*call.inference.broadcast(call.node, [x[:-1], *(state[:-1] for state in states)]), hidden)
+    return [output, output] if lstm else output
+
+
+def _cell(call: Call, parameters: list[Axes], source: Axis, hidden: Axis) -> None:
+    """The parameters of one layer in one direction."""
+    w_ih, w_hh, *biases = parameters
+    call.unify(w_ih[1], source)
+    call.unify(w_hh[1], hidden)
+    gates = _GATES[call.node.target]
+    for stacked in (w_ih[0], w_hh[0], *(bias[0] for bias in biases)):
+        call.unify(stacked, product([call.fixed(gates, "it counts the gates of a recurrent layer"), hidden]))
