@@ -6,7 +6,6 @@ from lobo_fx.axes.algebra import Axis, AxisError, concatenation, product
 from lobo_fx.axes.inference import Axes, Call, axis_rule
 from lobo_fx.operators import aten
 
-
 _GATES = {
     **dict.fromkeys([aten.lstm.input, aten.lstm_cell.default], 4),
     **dict.fromkeys([aten.gru.input, aten.gru_cell.default], 3),
