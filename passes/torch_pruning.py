@@ -63,7 +63,9 @@ class TorchPruning(Criterion):
         def score(leaf: Axis, members: Sequence[Member]) -> torch.Tensor:
             group = _Group(_items(leaf, members, layers))
             found = self.importance(group) if group.items else None
-            return torch.zeros(leaf.size, dtype=torch.float64) if found is None else found.detach().double()
+            return (
+                torch.zeros(leaf.size, dtype=torch.float64) if found is None else found.detach().double()[: leaf.size]
+            )
 
         return score
 

@@ -165,7 +165,7 @@ def test_the_pruned_program_is_the_eager_model_with_zeros_in_it() -> None:
 
 def test_a_model_without_weights_to_prune_says_so() -> None:
     result = prune(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), PruneWeights())
-    assert any("found no convolution or linear layer" in note for note in result.report.notes)
+    assert any("found no convolution, linear or recurrent layer" in note for note in result.report.notes)
 
 
 # N:M patterns: of every M neighbours along the input dimension, at most N stay.
