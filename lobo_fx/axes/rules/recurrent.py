@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lobo_fx.axes.algebra import Axis, AxisError, concatenation, product
 from lobo_fx.axes.inference import Axes, Call, axis_rule
 from lobo_fx.operators import aten
 
-_GATES = {
+_GATES: dict[Any, int] = {
     **dict.fromkeys([aten.lstm.input, aten.lstm_cell.default], 4),
     **dict.fromkeys([aten.gru.input, aten.gru_cell.default], 3),
     **dict.fromkeys([aten.rnn_tanh.input, aten.rnn_relu.input], 1),
