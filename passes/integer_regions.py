@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from lobo_fx.costs import Cost, Kernel
-from lobo_fx.operators import CONVOLUTIONS, VALUE_PRESERVING, arguments, aten, is_call
+from lobo_fx.operators import CONVOLUTIONS, arguments, aten, is_call
 
 LEAST_GAIN = 0.1
 """An integer kernel must win by this much: it costs accuracy, and times are noisy."""
@@ -138,8 +138,3 @@ def kernels_for(graph: fx.Graph, choices: Iterable[fx.Node], passing: Callable[[
         if isinstance(node.meta.get("val"), torch.Tensor) and (node in near or near.intersection(node.users)):
             found[conversion(node).key] = conversion(node)
     return list(found.values())
-
-
-def passes_on(node: fx.Node) -> bool:
-    """Whether a node only moves values."""
-    return is_call(node, *VALUE_PRESERVING)

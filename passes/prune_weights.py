@@ -13,7 +13,7 @@ from torch import fx, nn
 from lobo_fx.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.masks import mask_weight, masks, weight_node
-from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
+from lobo_fx.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.program import Program
 from lobo_fx.provenance import describe
@@ -27,8 +27,7 @@ SCORES: dict[str, Score] = {
     "random": lambda weight, generator: torch.rand(weight.shape, generator=generator),
 }
 _PRUNED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default, aten.addmm.default, aten.matmul.default}
-_RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
-_PRUNED |= _RECURRENT
+_PRUNED |= RECURRENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +139,7 @@ def input_dims(program: Program) -> dict[str, int]:
     found: dict[str, int] = {}
     for node in program.graph.nodes:
         if node.op == "call_function" and node.target in _PRUNED:
-            first = node.target in CONVOLUTIONS | _RECURRENT or node.target is aten.linear.default
+            first = node.target in CONVOLUTIONS | RECURRENT or node.target is aten.linear.default
             for read in _weight_nodes(node):
                 found.setdefault(str(read.target), 1 if first else -2 if "other" in arguments(node) else 0)
     return found

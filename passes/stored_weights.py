@@ -15,7 +15,7 @@ from torch import fx, nn
 from lobo_fx.context import Context
 from lobo_fx.formats import Format, pack
 from lobo_fx.measures import mark_weights
-from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
+from lobo_fx.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
 from lobo_fx.own_operators import DECODE
 from lobo_fx.passes.weight_rounding import Rounded
 from lobo_fx.program import Program, fetch, register
@@ -30,7 +30,6 @@ PRODUCTS: Mapping[object, tuple[str, bool]] = {
     aten.matmul.default: ("other", True),
 }
 _WHOLE = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.embedding.default}
-_RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _role(user: fx.Node, read: fx.Node) -> str:
         if given[name] is not read or read in others or read.meta["val"].dim() != 2:
             return ""
         return "transposed" if transposed else "straight"
-    if is_call(user, *_RECURRENT):
+    if is_call(user, *RECURRENT):
         return "straight" if read in arguments(user)["params"] else ""
     return "straight" if is_call(user, *_WHOLE) and arguments(user)["weight"] is read else ""
 

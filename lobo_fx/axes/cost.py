@@ -10,9 +10,7 @@ from torch import fx
 
 from lobo_fx.axes.algebra import Axis, Removal, kept_size
 from lobo_fx.axes.inference import Inference
-from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten
-
-_RECURRENT = frozenset({aten.lstm.input, aten.gru.input})
+from lobo_fx.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten
 
 
 def parameters_after(inference: Inference, removal: Removal) -> int:
@@ -65,7 +63,7 @@ def _one_row(size: Any) -> int:
 
 
 def _macs(inference: Inference, node: fx.Node, removal: Removal) -> int:
-    if node.op == "call_function" and node.target in _RECURRENT:
+    if node.op == "call_function" and node.target in RECURRENT:
         given = arguments(node)
         weights = [inference.of(read) for read in given["params"] if read.meta["val"].dim() == 2]
         steps = _positions(inference.of(given["input"])[:-1], removal)

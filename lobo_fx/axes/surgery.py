@@ -12,16 +12,8 @@ from torch import fx
 from lobo_fx.axes.algebra import Axis, Removal, kept, kept_size
 from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.record import names_of_tensors, record
-from lobo_fx.operators import arguments, aten, set_argument
+from lobo_fx.operators import SPLITS, arguments, aten, set_argument
 from lobo_fx.provenance import inherit
-
-_SPLITS = (
-    aten.split.Tensor,
-    aten.split.sizes,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.tensor_split.sections,
-)
 
 
 def zero(inference: Inference, removal: Removal) -> None:
@@ -107,7 +99,7 @@ def _resized(node: fx.Node, value: Any, axis: Axis, removal: Removal) -> Any:
 
 def _resplit(node: fx.Node, sizes: list[int]) -> None:
     """Splits into the pieces' own new sizes, which need not be equal any more."""
-    assert node.target in _SPLITS
+    assert node.target in SPLITS
     given = arguments(node)
     node.target = aten.split_with_sizes.default
     node.args, node.kwargs = (given["self"], sizes, given["dim"]), {}

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from lobo_fx.axes.algebra import Axis, AxisError, concatenation, cut
 from lobo_fx.axes.inference import Axes, Call, axis_rule
-from lobo_fx.operators import aten
+from lobo_fx.operators import SPLITS, aten
 
 
-@axis_rule(
-    *(aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default),
-    aten.tensor_split.sections,
-)
+@axis_rule(*SPLITS)
 def split(call: Call) -> list[Axes]:
     """The given dimension is the concatenation of the pieces."""
     return _pieces(call, call.given["dim"] % len(call.axes("self")))
