@@ -21,11 +21,13 @@ class Format:
         bits: width of a code.
         magnitudes: for a sign-magnitude format, what the codes without a sign stand for, ascending and finite;
             empty for integers, whose values are the codes less a zero point.
+        limits: smallest and largest code of an integer format; int8 is symmetric.
     """
 
     name: str
     bits: int
     magnitudes: tuple[float, ...] = ()
+    limits: tuple[int, int] = (-127, 127)
 
     @property
     def is_integer(self) -> bool:
@@ -35,11 +37,6 @@ class Format:
     def zero_point(self) -> int:
         """The code of zero where none is stored: int8 codes are signed, int4 codes are not."""
         return 8 if self.name == "int4" else 0
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """Smallest and largest code of an integer format; int8 is symmetric."""
-        return (0, 15) if self.name == "int4" else (-127, 127)
 
     @property
     def largest(self) -> float:
@@ -108,7 +105,7 @@ FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
         Format("int8", 8),
-        Format("int4", 4),
+        Format("int4", 4, limits=(0, 15)),
         Format("log2_4", 4, _logarithmic(4)),
         Format("log2_6", 6, _logarithmic(6)),
         Format("log2_8", 8, _logarithmic(8)),

@@ -8,7 +8,7 @@ pruned network really has by then; batch norms get the statistics of what they n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +18,12 @@ from lobo_fx.inputs import Inputs
 from lobo_fx.masks import weight_node
 from lobo_fx.operators import CONVOLUTIONS, arguments, aten, is_call, set_argument
 from lobo_fx.passes.attention_bases import Bases, Basis
+from lobo_fx.passes.linear_problem import Moments, by_channel, channels, draw, grouped, input_rows, output_rows
+from lobo_fx.passes.side_by_side import Pair, side_by_side
 from lobo_fx.program import Program, register
-from lobo_fx.progress import track
 from lobo_fx.rewriting import free_name
 
 METHODS = ("none", "recalibrate", "bias", "reconstruct")
-_RIDGE = 1e-3
-_ROWS = 65_536
-"""Most rows of a least-squares problem; of more, as many are drawn at random."""
 _FITTED = CONVOLUTIONS | {aten.linear.default}
 _SMALL = 1e-3
 """A batch norm that scales by less than this hides what is before it."""
@@ -54,23 +52,9 @@ def fit(
         pruned network's own inputs (2), and the last layer of a residual branch corrects the sum (3.2).
     """
     with torch.no_grad():
-        _Fit(program, original, kept, [_Pair(batch.leaves) for batch in batches], method).run(show_progress)
+        _Fit(program, original, kept, [Pair(batch.leaves) for batch in batches], method).run(show_progress)
     program.graph.lint()
     program.module.recompile()
-
-
-@dataclasses.dataclass
-class _Pair:
-    """A batch on its way through both networks: the values that are still to be read."""
-
-    leaves: list[Any]
-    before: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
-    after: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
-
-
-def _ends(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Each value with its readers, the last one last."""
-    return ((source, node) for node in graph.nodes for source in node.all_input_nodes)
 
 
 @dataclasses.dataclass
@@ -78,7 +62,7 @@ class _Fit:
     program: Program
     original: Program
     kept: Mapping[str, torch.Tensor]
-    pairs: list[_Pair]
+    pairs: list[Pair]
     method: str
 
     def __post_init__(self) -> None:
@@ -88,28 +72,9 @@ class _Fit:
 
     def run(self, show_progress: bool) -> None:
         """Goes through both graphs; a layer is refitted when its inputs are final."""
-        nodes = list(self.program.graph.nodes)
-        last_use = {
-            source: node for graph in (self.original.graph, self.program.graph) for source, node in _ends(graph)
-        }
-        feeds = {node: index for index, node in enumerate(self.program.graph.find_nodes(op="placeholder"))}
         first, second = fx.Interpreter(self.original.module), fx.Interpreter(self.program.module)
-        for node in track(nodes, "fit", show_progress):
-            if node.op == "output":
-                break
-            twin = self.twins.get(node.name)  # a size computed anew has none
-            for pair in self.pairs:
-                if twin is not None:
-                    pair.before[twin] = pair.leaves[feeds[node]] if node in feeds else _run(first, twin, pair.before)
+        for node in side_by_side(first, second, self.pairs, show_progress):
             self._fit_node(node)
-            for pair in self.pairs:
-                pair.after[node] = pair.leaves[feeds[node]] if node in feeds else _run(second, node, pair.after)
-                for source in node.all_input_nodes:
-                    if last_use.get(source, node) is node:  # a bias that fitting made has no entry
-                        del pair.after[source]
-                for source in twin.all_input_nodes if twin is not None else ():
-                    if last_use[source] is twin:
-                        del pair.before[source]
 
     def _fit_node(self, node: fx.Node) -> None:
         if is_call(node, aten.batch_norm.default):
@@ -128,15 +93,15 @@ class _Fit:
         if not self._is_batched(node, parameter):
             return
         groups = given.get("groups", 1)
-        moments = _Moments()
+        moments = Moments()
         bases = self._bases(node)
         for pair in self.pairs:
             target = self._target(node, pair)
             for basis in bases:
                 basis.apply(pair.before[self.twins[node.name]], target, self.kept[node.name])
-            rows = self._draw(target.numel() // target.shape[_channels(node)])
-            x = _columns(node, pair.after[source], parameter.shape[2:], rows)
-            moments.add(_grouped(x, groups), _grouped(_rows(node, target)[rows], groups))
+            chosen = draw(target.numel() // target.shape[channels(node)], len(self.pairs), self.generator)
+            x = input_rows(node, pair.after[source], parameter.shape[2:], chosen)
+            moments.add(grouped(x, groups), grouped(output_rows(node, target)[chosen], groups))
         fitted = parameter.double().view(groups, len(parameter) // groups, -1)
         if self.method == "reconstruct":
             fitted = moments.weight(fitted)
@@ -158,17 +123,13 @@ class _Fit:
             return []
         return self.bases.of(self.twins[node.name], [pair.before for pair in self.pairs])
 
-    def _draw(self, count: int) -> torch.Tensor:
-        """Which of a batch's rows are used."""
-        return torch.randperm(count, generator=self.generator)[: max(1, _ROWS // len(self.pairs))]
-
-    def _target(self, node: fx.Node, pair: _Pair) -> torch.Tensor:
+    def _target(self, node: fx.Node, pair: Pair) -> torch.Tensor:
         """What a layer, or the batch norm after it, should give: what it gave, and what a sum after it lacks."""
         layer = node.args[0] if is_call(node, aten.batch_norm.default) else node
         assert isinstance(layer, fx.Node)
         norm = _norm_after(node)
         whole = pair.before[self.twins[node.name]]
-        chosen, dim = self.kept[layer.name].nonzero().flatten(), _channels(layer)
+        chosen, dim = self.kept[layer.name].nonzero().flatten(), channels(layer)
         target: torch.Tensor = whole.index_select(dim, chosen)
         other = _other_term(norm or node)
         twin = self.twins.get(other.name) if other in pair.after else None
@@ -205,13 +166,13 @@ class _Fit:
         source = given["input"]
         if given["running_mean"] is None or len(given["running_mean"].users) > 1:
             return
-        moments = _Moments()
+        moments = Moments()
         aimed = _norm_after(source) is node and source.name in self.kept and self.method != "recalibrate"
         plain = source.target in CONVOLUTIONS or self.pairs[0].after[source].dim() == 2
         aimed = aimed and plain and given["weight"] is not None
         for pair in self.pairs:
-            x = _by_channel(pair.after[source])
-            moments.add(x, _by_channel(self._target(node, pair)) if aimed else x)
+            x = by_channel(pair.after[source])
+            moments.add(x, by_channel(self._target(node, pair)) if aimed else x)
         if moments.count < 2:
             return
         variance = moments.covariance.flatten()
@@ -223,56 +184,6 @@ class _Fit:
         if self.method == "reconstruct":
             slope = moments.cross.flatten() / variance.clamp_min(1e-12)
             self.program.parameter(given["weight"]).copy_(slope * (variance + given["eps"]).sqrt())
-
-
-class _Moments:
-    """Sums that least squares of `y` (groups, rows, outputs) on `x` (groups, rows, inputs) needs."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.x = self.y = self.xx = self.xy = torch.zeros(())
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Adds rows."""
-        self.count += x.shape[1]
-        self.x, self.y = self.x + x.sum(1), self.y + y.sum(1)
-        self.xx, self.xy = self.xx + x.mT @ x, self.xy + x.mT @ y
-
-    @property
-    def mean_x(self) -> torch.Tensor:
-        return self.x / self.count
-
-    @property
-    def mean_y(self) -> torch.Tensor:
-        return self.y / self.count
-
-    @property
-    def covariance(self) -> torch.Tensor:
-        """Of the inputs with each other."""
-        return self.xx / self.count - self.mean_x.unsqueeze(2) * self.mean_x.unsqueeze(1)
-
-    @property
-    def cross(self) -> torch.Tensor:
-        """Covariance of the inputs with the outputs."""
-        return self.xy / self.count - self.mean_x.unsqueeze(2) * self.mean_y.unsqueeze(1)
-
-    def weight(self, start: torch.Tensor) -> torch.Tensor:
-        """argmin_W ‖(y − ȳ) − (x − x̄)·Wᵀ‖² + λ·‖W − start‖², by the normal equations."""
-        covariance = self.covariance
-        energy = self.xx.diagonal(dim1=1, dim2=2).mean(1) / self.count
-        scale = covariance.diagonal(dim1=1, dim2=2).mean(1).maximum(1e-9 * energy).clamp_min(1e-12)
-        ridge = _RIDGE * scale.view(-1, 1, 1) * torch.eye(covariance.shape[1], dtype=covariance.dtype)
-        solved: torch.Tensor = torch.linalg.solve(covariance + ridge, self.cross + ridge @ start.mT)
-        return solved.mT
-
-    def bias(self, weight: torch.Tensor) -> torch.Tensor:
-        """ȳ − W·x̄."""
-        return self.mean_y - (weight @ self.mean_x.unsqueeze(2)).squeeze(2)
-
-
-def _run(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
-    return getattr(interpreter, node.op)(node.target, args, kwargs)
 
 
 def _norm_after(node: fx.Node) -> fx.Node | None:
@@ -293,53 +204,3 @@ def _other_term(node: fx.Node) -> Any:
     if len(users) != 1 or not is_call(users[0], aten.add.Tensor) or arguments(users[0])["alpha"] != 1:
         return None
     return next((term for term in users[0].args if term is not node), None)
-
-
-def _channels(node: fx.Node) -> int:
-    """The dimension of a layer's outputs."""
-    return -1 if node.target is aten.linear.default else 1
-
-
-def _columns(node: fx.Node, value: torch.Tensor, kernel: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
-    """Rows of the input that are multiplied with the flattened weight."""
-    if node.target is aten.linear.default:
-        return value.reshape(-1, value.shape[-1])[rows]
-    given = arguments(node)
-    rank = len(kernel)
-    strides, dilations = _each(given["stride"], rank), _each(given["dilation"], rank)
-    spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
-    patches = nn.functional.pad(value, _padding(given["padding"], spans))
-    for dim, (span, stride, dilation) in enumerate(zip(spans, strides, dilations, strict=True), 2):
-        patches = patches.unfold(dim, span, stride)[..., ::dilation]
-    patches = patches.movedim(1, 1 + rank)
-    places = torch.unravel_index(rows, patches.shape[: 1 + rank])
-    return patches[places].flatten(1)
-
-
-def _padding(padding: str | int | Sequence[int], spans: Sequence[int]) -> list[int]:
-    """Zeros before and after, last dimension first."""
-    if padding == "same":
-        pairs = [((span - 1) // 2, span - 1 - (span - 1) // 2) for span in spans]
-    else:
-        pairs = [(size, size) for size in _each(0 if isinstance(padding, str) else padding, len(spans))]
-    return [size for pair in reversed(pairs) for size in pair]
-
-
-def _rows(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
-    """The output with its channels last, as rows."""
-    return value.movedim(_channels(node), -1).reshape(-1, value.shape[_channels(node)])
-
-
-def _by_channel(value: torch.Tensor) -> torch.Tensor:
-    """(channels, rows, 1), each channel a problem of its own."""
-    return value.movedim(1, 0).flatten(1).unsqueeze(2).double()
-
-
-def _grouped(rows: torch.Tensor, groups: int) -> torch.Tensor:
-    """(groups, rows, columns of a group)."""
-    return rows.double().view(len(rows), groups, -1).transpose(0, 1)
-
-
-def _each(value: int | Sequence[int], rank: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * rank if len(values) == 1 else values

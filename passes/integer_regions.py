@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import fx
@@ -86,6 +86,7 @@ def cut(
     choices: Iterable[fx.Node],
     passing: Callable[[fx.Node], bool],
     cost: Callable[[Kernel], Cost],
+    penalties: Mapping[str, float] | None = None,
 ) -> Regions:
     """Assigns integer or float to every node in `choices` at the least cost.
 
@@ -94,8 +95,11 @@ def cut(
         choices: nodes with an integer kernel; linear layers give float either way.
         passing: whether a node hands integers on at no cost (views, pools, fused activations).
         cost: of a kernel.
+        penalties: microseconds that an integer operator must gain beside, by node name.
     """
     import networkx
+
+    penalties = penalties or {}
 
     net = networkx.DiGraph()
     kernels = {node: kernel_of(node) for node in choices}
@@ -106,7 +110,7 @@ def cut(
         found = cost(kernel)
         floating += found.floating
         net.add_edge("integer", node, capacity=found.floating)
-        net.add_edge(node, "float", capacity=found.integer * (1 + LEAST_GAIN))
+        net.add_edge(node, "float", capacity=found.integer * (1 + LEAST_GAIN) + penalties.get(node.name, 0))
     net.add_nodes_from(["integer", "float", *wires])
     known = {*kernels, *wires}
     for node in graph.nodes:

@@ -30,8 +30,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from lobo_fx.masks import weight_node
-from lobo_fx.operators import CONVOLUTIONS, VALUE_PRESERVING, arguments, aten, is_call
-from lobo_fx.passes.integer_regions import LINEAR
+from lobo_fx.operators import CONVOLUTIONS, VALUE_PRESERVING, Layer, arguments, aten, is_call, layer_of
 
 ANNOTATION = "quantization_annotation"
 # A runtime folds these into the operator before them: they only cut the range that is quantized.
@@ -136,10 +135,8 @@ class OnnxRuntimeQuantizer(Quantizer):
             if is_call(node, *VALUE_PRESERVING):
                 self._annotate_preserving(node)
             elif node.op == "call_function" and (self.chosen is None or node.name in self.chosen) and self._can(node):
-                if is_call(node, *CONVOLUTIONS):
-                    self._annotate_convolution(node)
-                elif is_call(node, *LINEAR):
-                    self._annotate_linear(node)
+                if (layer := layer_of(node)) is not None:
+                    self._annotate_layer(node, layer)
                 elif self.chosen is not None or all(n in self._quantized for n in node.all_input_nodes):
                     self._annotate_join(node)
         return model
@@ -148,13 +145,8 @@ class OnnxRuntimeQuantizer(Quantizer):
         """Whether an operator has integer kernels for its inputs; a layer that has not is noted with the reason."""
         if node.op != "call_function" or self.overrides.get(node.name, self.observers) is None:
             return False
-        given = arguments(node)
-        if node.target in CONVOLUTIONS:
-            return self._takes(node, given["input"], given["weight"])
-        if node.target is aten.linear.default:
-            return self._takes(node, given["input"], given["weight"])
-        if node.target is aten.addmm.default:
-            return self._takes(node, given["mat1"], given["mat2"])
+        if (layer := layer_of(node)) is not None:
+            return self._takes(node, layer)
         sources = node.all_input_nodes
         if node.target in _JOINS:
             alone = len(sources) < 2 or any(weight_node(source) is not None for source in sources)
@@ -164,28 +156,12 @@ class OnnxRuntimeQuantizer(Quantizer):
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to add: what has no integer kernel was not annotated."""
 
-    def _annotate_convolution(self, node: fx.Node) -> None:
-        given = arguments(node)
-        self._annotate_weighted(node, given["input"], given["weight"], given["bias"], channel_axis=0)
-        self._quantize_output(node)
-
-    def _annotate_linear(self, node: fx.Node) -> None:
-        given = arguments(node)
-        source, weight, bias, axis = (
-            (given["mat1"], given["mat2"], given["self"], 1)
-            if node.target is aten.addmm.default
-            else (given["input"], given["weight"], given["bias"], 0)
-        )
-        # only the two-dimensional product has a kernel that adds an integer bias
-        derived = bias if source.meta["val"].dim() == 2 else None
-        self._annotate_weighted(node, source, weight, derived, channel_axis=axis)
-
-    def _takes(self, node: fx.Node, source: fx.Node, weight: fx.Node) -> bool:
+    def _takes(self, node: fx.Node, layer: Layer) -> bool:
         """Whether there is something to quantize; if not, the reason is kept."""
-        dtype = source.meta["val"].dtype
-        if weight.target in _DEQUANTIZE:
+        dtype = layer.input.meta["val"].dtype
+        if layer.weight.target in _DEQUANTIZE:
             return False
-        if weight_node(weight) is None:
+        if weight_node(layer.weight) is None:
             self._skip(node, "its weight is computed, not a parameter")
             return False
         if dtype != torch.float32:
@@ -197,16 +173,17 @@ class OnnxRuntimeQuantizer(Quantizer):
         if (node, reason) not in self.skipped:
             self.skipped.append((node, reason))
 
-    def _annotate_weighted(
-        self, node: fx.Node, source: fx.Node, weight: fx.Node, bias: fx.Node | None, channel_axis: int
-    ) -> None:
+    def _annotate_layer(self, node: fx.Node, layer: Layer) -> None:
         specs: dict[fx.Node, QuantizationSpecBase | None] = {
-            source: self.activation(node),
-            weight: self.weight(node, channel_axis),
+            layer.input: self.activation(node),
+            layer.weight: self.weight(node, layer.channel_axis),
         }
+        convolves = node.target in CONVOLUTIONS
+        # only convolutions and the two-dimensional product have a kernel that adds an integer bias
+        bias = layer.bias if convolves or layer.input.meta["val"].dim() == 2 else None
         if bias is not None and weight_node(bias) is not None and len(bias.users) == 1:
             specs[bias] = DerivedQuantizationSpec(
-                derived_from=[(source, node), (weight, node)],
+                derived_from=[(layer.input, node), (layer.weight, node)],
                 derive_qparams_fn=bias_parameters,
                 dtype=torch.int32,
                 quant_min=-(2**31),
@@ -215,6 +192,8 @@ class OnnxRuntimeQuantizer(Quantizer):
                 ch_axis=0,
             )
         _set(node, specs, None)
+        if convolves:
+            self._quantize_output(node)
 
     def _quantize_output(self, node: fx.Node) -> None:
         """Quantizes what leaves the operator, after the activation that is fused into it."""

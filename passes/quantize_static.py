@@ -15,12 +15,16 @@ from torch import fx, nn
 from lobo_fx.context import Context
 from lobo_fx.costs import CostTable, MeasuresKernels
 from lobo_fx.errors import InvalidInput
+from lobo_fx.formats import FORMATS
 from lobo_fx.masks import strip_masks
 from lobo_fx.measures import mark_weights
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
-from lobo_fx.passes.integer_regions import cut, kernel_of, kernels_for
+from lobo_fx.passes.integer_regions import Regions, cut, kernel_of, kernels_for
+from lobo_fx.passes.layer_grams import collect_grams, gram_of
 from lobo_fx.passes.quantize_weights import QuantizeWeights
+from lobo_fx.passes.stored_weights import find_weights
+from lobo_fx.passes.weight_rounding import round_compensated
 from lobo_fx.program import Program, fetch, register
 from lobo_fx.progress import spinner
 from lobo_fx.provenance import describe, module_name
@@ -57,6 +61,9 @@ class QuantizeStatic(Pass):
             runs integers wherever there is a kernel, and leaves everything else as it is.
         costs: a cost table of the machine to run on (`lobo_fx.costs`); None measures this one, once.
         overrides: by pattern of module names, another observer, or `float` to leave its operators float.
+        rounding: of weights, to the `nearest` code, or `compensated`: what one adds to its layer's outputs on
+            calibration data, those after it take back (GPTQ).
+        correct_bias: whether biases take back the mean error of their layers' outputs on calibration data.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference", 2018; observers: torchao's PT2E.
@@ -68,6 +75,8 @@ class QuantizeStatic(Pass):
     kernels: Literal["cheapest", "all"] = "cheapest"
     costs: str | None = None
     overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rounding: Literal["nearest", "compensated"] = "nearest"
+    correct_bias: bool = True
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
 
@@ -77,11 +86,17 @@ class QuantizeStatic(Pass):
         return ("calibration_data",)
 
     def __post_init__(self) -> None:
-        choices = {"observer": _OBSERVERS, "target": ("auto", *_TARGETS), "kernels": ("cheapest", "all")}
-        known: tuple[str, ...]
+        choices = {
+            "observer": _OBSERVERS,
+            "target": ("auto", *_TARGETS),
+            "kernels": ("cheapest", "all"),
+            "rounding": ("nearest", "compensated"),
+            "correct_bias": (False, True),
+        }
+        known: tuple[object, ...]
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, known))}")
         if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
             raise InvalidInput(f"percentile is {self.percentile!r}; it must be in (50, 100]")
         if not isinstance(self.overrides, Mapping):
@@ -96,8 +111,46 @@ class QuantizeStatic(Pass):
     def run(self, program: Program, context: Context) -> Program:
         program = FoldBatchNorm().run(program, context)
         strip_masks(program)
-        prepared = prepare(program, self.quantizer(program, context), context)
+        quantizer = self.quantizer(program, context)
+        self.round_weights(program, quantizer, context)
+        return self.quantize(program, quantizer, context)
+
+    def round_weights(self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> None:
+        """Puts weights on the codes that they will be stored as, where rounding is compensated.
+
+        Whatever rounds them to the nearest later changes nothing.
+        """
+        if self.rounding == "nearest":
+            return
+        integer = {node.name for node in quantizer.choices(program.graph)}
+        if quantizer.chosen is not None:
+            integer &= quantizer.chosen
+        silent = dataclasses.replace(context, notes=[])
+        weights = []
+        for weight in find_weights(program, silent):
+            readers = [reader.name for reader in weight.readers]
+            floating = any(quantizer.overrides.get(name, quantizer.observers) is None for name in readers)
+            if not floating and (self.kernels == "cheapest" or integer.issuperset(readers)):
+                weights.append(weight)
+        grams = collect_grams(program, weights, context)
+        for weight in weights:
+            if (gram := gram_of(weight, grams)) is None:
+                continue
+            limit = quantizer.target.weight if integer.issuperset(reader.name for reader in weight.readers) else 127
+            number = dataclasses.replace(FORMATS["int8"], limits=(-limit, limit))
+            matrix = weight.matrix
+            rounded = round_compensated(matrix, number, matrix.shape[1], gram)
+            weight.put(rounded.codes * rounded.scale)
+
+    def quantize(self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> Program:
+        """Prepares, calibrates, refits where that is asked for, and converts."""
+        prepared = prepare(program, quantizer, context)
         calibrate(prepared, context)
+        if self.correct_bias:
+            from lobo_fx.passes.bias_correction import correct_biases
+            from lobo_fx.passes.simulation import first_batches
+
+            correct_biases(prepared, first_batches(context), context.show_progress)
         return self.finish(convert(program, prepared), context)
 
     def finish(self, program: Program, context: Context) -> Program:
@@ -113,8 +166,18 @@ class QuantizeStatic(Pass):
     def quantizer(self, program: Program, context: Context) -> OnnxRuntimeQuantizer:
         """Decides where integers run, and returns what marks it."""
         quantizer = self.quantizer_of_all(program)
-        if self.kernels == "cheapest":
-            quantizer.chosen = self._cheapest(program, quantizer, context)
+        if self.kernels == "all":
+            return quantizer
+        table = self.cost_table(program, quantizer, context)
+        integer = self.regions(program, quantizer, table).integer
+        for node in _choices(program, quantizer):
+            if node.name not in integer and (kernel := kernel_of(node)) is not None:
+                cost = table[kernel]
+                context.note(
+                    f"{describe(node)} stays float: {cost.floating:.0f} µs, as integers {cost.integer:.0f} µs "
+                    "beside conversions"
+                )
+        quantizer.chosen = integer
         return quantizer
 
     def quantizer_of_all(self, program: Program) -> OnnxRuntimeQuantizer:
@@ -184,19 +247,25 @@ class QuantizeStatic(Pass):
             table.add(runtime.measure_kernels(missing) if missing else {})
         return table
 
-    def _cheapest(self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> frozenset[str]:
-        """Names of the operators that run as integers at the least cost."""
+    def regions(
+        self,
+        program: Program,
+        quantizer: OnnxRuntimeQuantizer,
+        table: CostTable,
+        penalties: Mapping[str, float] | None = None,
+    ) -> Regions:
+        """The cheapest way to run the program.
+
+        Args:
+            program: shapes propagated.
+            quantizer: whose choices there are.
+            table: what kernels cost.
+            penalties: microseconds that an integer operator pays beside, by node name.
+        """
         choices = _choices(program, quantizer)
-        table = self.cost_table(program, quantizer, context)
-        regions = cut(program.graph, choices, quantizer.passes_on, table.__getitem__)
-        for node in choices:
-            if node.name not in regions.integer and (kernel := kernel_of(node)) is not None:
-                cost = table[kernel]
-                context.note(
-                    f"{describe(node)} stays float: {cost.floating:.0f} µs, as integers {cost.integer:.0f} µs "
-                    "beside conversions"
-                )
-        return regions.integer
+        if quantizer.chosen is not None:
+            choices = [node for node in choices if node.name in quantizer.chosen]
+        return cut(program.graph, choices, quantizer.passes_on, table.__getitem__, penalties)
 
 
 def _choices(program: Program, quantizer: OnnxRuntimeQuantizer) -> list[fx.Node]:

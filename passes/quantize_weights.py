@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import fx
@@ -15,11 +15,10 @@ from lobo_fx.formats import FORMATS, Format
 from lobo_fx.masks import strip_masks
 from lobo_fx.own_operators import PRODUCT
 from lobo_fx.passbase import Pass, Promise
+from lobo_fx.passes.layer_grams import collect_grams, gram_of
 from lobo_fx.passes.stored_weights import Weight, as_product, decode_for_readers, find_weights, replace_reader, store
-from lobo_fx.passes.weight_rounding import Rounded, round_compensated, round_nearest
+from lobo_fx.passes.weight_rounding import round_compensated, round_nearest
 from lobo_fx.program import Program
-from lobo_fx.provenance import describe
-from lobo_fx.quiet import quiet
 
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _METHODS = ("auto", "round", "hqq", "gptq")
@@ -86,7 +85,8 @@ class QuantizeWeights(Pass):
         weights = [weight for weight in found if self._shrinks(weight, context)]
         if not weights:
             context.note("quantize_weights found no weight to quantize")
-        grams = self._grams(program, weights, context)
+        compensates = self.method in ("auto", "gptq") and context.calibration_data is not None
+        grams = collect_grams(program, weights, context) if compensates else {}
         for weight in weights:
             self._quantize(program, weight, grams)
         return program
@@ -103,36 +103,21 @@ class QuantizeWeights(Pass):
     def _block_size(self, columns: int) -> int:
         return columns if self.block_size is None else min(self.block_size, columns)
 
-    def _grams(self, program: Program, weights: list[Weight], context: Context) -> dict[fx.Node, torch.Tensor]:
-        """XᵀX of the inputs of products, where the method needs it."""
-        if self.method not in ("auto", "gptq") or context.calibration_data is None:
-            return {}
-        sources = {
-            product.x: reader
-            for weight in weights
-            for reader in weight.readers
-            if (product := as_product(reader, weight)) is not None
-        }
-        return _Grams(program, sources).collect(context) if sources else {}
-
     def _quantize(self, program: Program, weight: Weight, grams: dict[fx.Node, torch.Tensor]) -> None:
         matrix = weight.matrix
         block_size = self._block_size(matrix.shape[1])
         products = {reader: as_product(reader, weight) for reader in weight.readers}
-        seen = [grams.get(product.x) if product else None for product in products.values()]
-        stored = store(program, weight, self._rounded(matrix, block_size, seen), self.number, block_size)
+        gram = gram_of(weight, grams)
+        if gram is not None:
+            rounded = round_compensated(matrix, self.number, block_size, gram)
+        else:
+            rounded = round_nearest(matrix, self.number, block_size, "hqq" if self.method == "hqq" else "round")
+        stored = store(program, weight, rounded, self.number, block_size)
         for reader, product in products.items():
             if product is not None and self._has_kernel(block_size):
                 args = (product.x, stored.codes, stored.scale, stored.zero_point, product.bias, *stored.layout)
                 replace_reader(program, reader, PRODUCT, (*args, self.compute))
         decode_for_readers(program, weight, stored)
-
-    def _rounded(self, matrix: torch.Tensor, block_size: int, grams: list[torch.Tensor | None]) -> Rounded:
-        """With the error compensated, unless a reader other than a product takes the weight as it is."""
-        known = [gram for gram in grams if gram is not None]
-        if known and len(known) == len(grams):
-            return round_compensated(matrix, self.number, block_size, torch.stack(known).sum(0))
-        return round_nearest(matrix, self.number, block_size, "hqq" if self.method == "hqq" else "round")
 
     def _has_kernel(self, block_size: int) -> bool:
         """Whether ONNX Runtime multiplies with the codes no slower than with floats."""
@@ -142,35 +127,3 @@ class QuantizeWeights(Pass):
 def _check(name: str, value: object, possible: tuple[object, ...]) -> None:
     if not any(value is known or (type(value) is type(known) and value == known) for known in possible):
         raise InvalidInput(f"{name} is {value!r}; it must be one of {', '.join(map(str, possible))}")
-
-
-class _Grams(fx.Interpreter):
-    """Runs calibration data and sums XᵀX of chosen values, each seen as rows of its last dimension."""
-
-    def __init__(self, program: Program, sources: dict[fx.Node, fx.Node]) -> None:
-        super().__init__(program.module)
-        self.sources = sources
-        self.sums: dict[fx.Node, torch.Tensor] = {}
-
-    def collect(self, context: Context) -> dict[fx.Node, torch.Tensor]:
-        """The sums over all batches.
-
-        Raises:
-            InvalidInput: a value is NaN or infinite.
-        """
-        with torch.no_grad(), quiet():
-            for inputs in context.calibration_batches():
-                self.run(*inputs.leaves, enable_io_processing=False)
-        for node, total in self.sums.items():
-            if not bool(total.isfinite().all()):
-                raise InvalidInput(
-                    f"calibration data gives NaN or infinity at the input of {describe(self.sources[node])}"
-                )
-        return {node: total for node, total in self.sums.items() if bool(total.any())}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self.sources:
-            rows = value.detach().reshape(-1, value.shape[-1])
-            self.sums[n] = self.sums.get(n, 0) + rows.T @ rows
-        return value

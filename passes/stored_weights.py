@@ -62,6 +62,11 @@ class Weight:
         values = self.tensor.detach()
         return values.T.contiguous() if self.transposed else values.reshape(len(values), -1)
 
+    def put(self, matrix: torch.Tensor) -> None:
+        """Gives the parameter the values of a matrix whose rows are outputs."""
+        with torch.no_grad():
+            self.tensor.copy_(matrix.T if self.transposed else matrix.view(self.tensor.shape))
+
     @property
     def shape(self) -> list[int]:
         """Of what is stored."""

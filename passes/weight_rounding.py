@@ -189,26 +189,36 @@ def round_compensated(matrix: torch.Tensor, number: Format, block_size: int, gra
         matrix: rows × columns.
         number: the format.
         block_size: neighbours in a row that share a scale.
-        gram: XᵀX of the layer's inputs, columns × columns.
+        gram: XᵀX of the layer's inputs, groups × columns × columns; each group has as many rows.
 
     Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022.
     """
+    parts = zip(matrix.chunk(len(gram)), gram, strict=True)
+    return _joined(_compensate(rows, number, block_size, own) for rows, own in parts)
+
+
+def _compensate(matrix: torch.Tensor, number: Format, block_size: int, gram: torch.Tensor) -> Rounded:
     columns = matrix.shape[1]
     step = block_size if block_size < columns else _LAZY
     weights = matrix.T.contiguous()  # a column of the matrix in a row of memory
     frozen, inverse = weights == 0, _inverse_factor(gram)
+    values = torch.zeros_like(weights)  # of what is frozen
     codes = torch.empty(weights.shape, dtype=torch.int8 if number.name == "int8" else torch.uint8)
     grids: list[Grid] = []
     for start in range(0, columns, step):
         end = min(start + step, columns)
         if start % block_size == 0:
-            block = weights[start : start + block_size].T.contiguous()
-            grids.append(least_squares_grid(block, number))
+            block = weights[start : start + block_size]
+            grids.append(least_squares_grid(block.T.contiguous(), number))
+            if number.name == "int8":  # what the scale comes from stays: rounded once more, nothing would change
+                extreme = block.abs() == block.abs().amax(0)
+                frozen[start : start + block_size] |= extreme
+                values[start : start + block_size] = block * extreme
         grid, errors = grids[-1], torch.empty(end - start, len(matrix))
         scale, zero = grid.scale.flatten(), grid.zero.flatten()
         column_grid = Grid(number, scale, zero)
         for index in range(start, end):
-            codes[index] = column_grid.codes(weights[index].masked_fill(frozen[index], 0))
+            codes[index] = column_grid.codes(torch.where(frozen[index], values[index], weights[index]))
             error = (weights[index] - column_grid.values(codes[index])) / inverse[index, index]
             weights[index + 1 : end].addr_(inverse[index, index + 1 : end], error, alpha=-1)
             errors[index - start] = error

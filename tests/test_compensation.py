@@ -14,9 +14,9 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import passes
-from lobo_fx.passes import compensation
+from lobo_fx.passes import compensation, linear_problem
 from lobo_fx.passes.attention_bases import Bases
-from lobo_fx.passes.compensation import _columns, _Moments, _rows
+from lobo_fx.passes.linear_problem import Moments, input_rows, output_rows
 from lobo_fx.tracing import trace
 
 Array = npt.NDArray[np.float64]
@@ -66,7 +66,7 @@ def error(net: nn.Module, pruned: nn.Module, images: torch.Tensor) -> float:
 def ridge(x: Array, y: Array, start: Array) -> tuple[Array, Array]:
     """The same problem as rows of a plain least-squares problem."""
     centred_x, centred_y = x - x.mean(0), y - y.mean(0)
-    root = np.sqrt(compensation._RIDGE * (centred_x**2).sum(0).mean())
+    root = np.sqrt(linear_problem.RIDGE * (centred_x**2).sum(0).mean())
     left = np.vstack([centred_x, root * np.eye(x.shape[1])])
     right = np.vstack([centred_y, root * start.T])
     weight = np.linalg.lstsq(left, right, rcond=None)[0].T
@@ -78,7 +78,7 @@ def test_the_sums_solve_the_least_squares_of_all_rows(groups: int) -> None:
     x, y = draw(groups, 200, 7, dtype=torch.double) + 2, draw(groups, 200, 4, seed=1, dtype=torch.double) - 1
     y = y + x[..., :4]
     start = draw(groups, 4, 7, seed=2, dtype=torch.double)
-    moments = _Moments()
+    moments = Moments()
     for part_x, part_y in zip(torch.split(x, 60, 1), torch.split(y, 60, 1), strict=True):
         moments.add(part_x, part_y)
     weight = moments.weight(start)
@@ -89,7 +89,7 @@ def test_the_sums_solve_the_least_squares_of_all_rows(groups: int) -> None:
 
 
 def test_inputs_that_never_move_keep_their_weights() -> None:
-    moments = _Moments()
+    moments = Moments()
     moments.add(torch.ones(1, 50, 3, dtype=torch.double), draw(1, 50, 2, dtype=torch.double))
     start = draw(1, 2, 3, seed=1, dtype=torch.double)
     torch.testing.assert_close(moments.weight(start), start, rtol=0, atol=1e-3)
@@ -116,8 +116,8 @@ def test_columns_times_the_weight_are_the_layers_outputs(name: str) -> None:
     rows = torch.randperm(output.numel() // 4, generator=torch.Generator().manual_seed(0))[:20]
     assert isinstance(layer.weight, torch.Tensor)
     assert isinstance(layer.bias, torch.Tensor)
-    found = _columns(node, x, layer.weight.shape[2:], rows) @ layer.weight.flatten(1).T + layer.bias
-    torch.testing.assert_close(found.detach(), _rows(node, output)[rows], rtol=1e-5, atol=1e-5)
+    found = input_rows(node, x, layer.weight.shape[2:], rows) @ layer.weight.flatten(1).T + layer.bias
+    torch.testing.assert_close(found.detach(), output_rows(node, output)[rows], rtol=1e-5, atol=1e-5)
 
 
 # --- networks whose lost channels others can stand in for ------------------------------------------------
@@ -140,7 +140,7 @@ class Dependent(nn.Module):
 
 
 def test_dependent_channels_are_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compensation, "_RIDGE", 1e-9)
+    monkeypatch.setattr(linear_problem, "RIDGE", 1e-9)
     net, rows = Dependent(), draw(200, 6, seed=3)
     pruned = prune(net, rows, {"first": 0.5}, "reconstruct")
     assert arrays(pruned)["first.weight"].shape == (8, 6)
@@ -285,7 +285,7 @@ def test_the_number_of_batches_does_not_matter(residual: Residual) -> None:
 
 
 def test_fitting_draws_rows_evenly_when_there_are_many(monkeypatch: pytest.MonkeyPatch, residual: Residual) -> None:
-    monkeypatch.setattr(compensation, "_ROWS", 1500)
+    monkeypatch.setattr(linear_problem, "_ROWS", 1500)
     few = error(residual, prune(residual, IMAGES, {"inner.0": 0.5}, "reconstruct"), IMAGES)
     plain = error(residual, prune(residual, IMAGES, {"inner.0": 0.5}, "none"), IMAGES)
     assert few < 0.5 * plain
@@ -323,7 +323,7 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_heads_that_need_half_of_their_dimensions_lose_nothing(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compensation, "_RIDGE", 1e-9)
+    monkeypatch.setattr(linear_problem, "RIDGE", 1e-9)
     torch.manual_seed(0)
     net, tokens = Attention(fused), draw(40, 10, 12, seed=3)
     ratio = {"inputs.0": 0.5} if fused else {"inputs.0": 0.5, "inputs.2": 0.5}

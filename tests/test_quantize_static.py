@@ -32,13 +32,15 @@ VECTORS = torch.randn(6, 10, generator=torch.Generator().manual_seed(12))
 SEQUENCES = torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(13))
 
 
-def quantize(model: nn.Module, data: Any, *, observer: Observer = "min_max", passes: Any = ()) -> Result:
+def quantize(
+    model: nn.Module, data: Any, *, observer: Observer = "min_max", passes: Any = (), **settings: Any
+) -> Result:
     """Calibrates on `data` in two batches."""
     batches = [data[:2], data[2:]] if isinstance(data, torch.Tensor) else data
     model.eval()
     return lobo_fx.compile(
         model,
-        [*passes, QuantizeStatic(observer=observer, kernels="all")],
+        [*passes, QuantizeStatic(**{"observer": observer, "kernels": "all", **settings})],
         example_inputs=batches[0],
         calibration_data=batches,
         progress=False,
@@ -103,7 +105,7 @@ def assert_quantized_weights(result: Result, name: str, weight: Array, bias: Arr
 
 def test_a_convolution_is_the_integer_arithmetic_it_stands_for() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).eval()
-    result = quantize(model, IMAGES)
+    result = quantize(model, IMAGES, correct_bias=False)
     weight, bias = (tensor.detach().numpy() for tensor in model.parameters())
     in_scale, in_zero = activation_parameters(IMAGES)
     out_scale, out_zero = activation_parameters(model(IMAGES).detach())
@@ -128,7 +130,7 @@ def test_a_convolution_is_the_integer_arithmetic_it_stands_for() -> None:
 
 def test_a_linear_layer_is_the_integer_arithmetic_it_stands_for() -> None:
     model = nn.Sequential(nn.Linear(10, 7))
-    result = quantize(model, VECTORS)
+    result = quantize(model, VECTORS, correct_bias=False)
     weight, bias = (tensor.detach().numpy() for tensor in model.parameters())
     scale, zero = activation_parameters(VECTORS)
     scales, zeros = zip(*activation_nodes(result), strict=True)
@@ -423,6 +425,62 @@ def test_quantizing_twice_is_refused_or_changes_nothing() -> None:
     with contextlib.suppress(InvalidInput):
         twice = quantize(model, IMAGES, passes=[QuantizeStatic(observer="min_max", kernels="all")])
         assert torch.equal(twice.module(IMAGES), once.module(IMAGES))
+
+
+# What keeps accuracy.
+
+
+class Biased(nn.Module):
+    """Two convolutions, of groups and with a stride, and a linear layer; some weights are pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, stride=2, groups=4)
+        self.head = nn.Linear(8 * 16, 5)
+        for layer in (self.first, self.second, self.head):
+            layer.weight.data[torch.rand_like(layer.weight) < 0.3] = 0
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(F.relu(self.second(F.relu(self.first(x)))).flatten(1))
+
+
+@pytest.mark.parametrize("overrides", [{}, {"head": "float"}, {"first": "float"}])
+def test_biases_take_back_the_mean_error_of_the_outputs(overrides: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    model = Biased().eval()
+    means = []
+    for correct_bias in (False, True):
+        result = quantize(model, IMAGES, correct_bias=correct_bias, overrides=overrides)
+        error = (result.module(IMAGES) - model(IMAGES)).detach()
+        means.append(float(error.mean(0).abs().max()))
+    assert means[1] < 1e-4, "what lies between two integers may be rounded either way"
+    assert means[0] > 4 * means[1]
+
+
+def test_a_bias_that_others_read_is_left_alone() -> None:
+    shared = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10))
+    shared[2].bias = shared[0].bias
+    corrected, plain = (state(quantize(shared, VECTORS, correct_bias=correct)) for correct in (True, False))
+    assert corrected.keys() == plain.keys()
+    assert all(np.array_equal(corrected[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+def test_compensated_rounding_serves_the_outputs(target: str) -> None:
+    torch.manual_seed(0)
+    model = Biased().eval()
+    mixed = torch.einsum("bcxy,cd->bdxy", IMAGES, torch.randn(3, 3))
+    settings: dict[str, Any] = {"target": target, "correct_bias": False}
+    nearest = quantize(model, mixed, rounding="nearest", **settings)
+    result = quantize(model, mixed, rounding="compensated", **settings)
+    limit = 127 if target == "x86-vnni" else 63
+    for name in ("first", "second", "head"):
+        codes, others = (state(found)[f"{name}.weight"].astype(np.int64) for found in (result, nearest))
+        assert np.abs(codes - others).max() in (1, 2), "a code near the nearest"
+        assert not codes[model.get_parameter(f"{name}.weight").detach().numpy() == 0].any()
+        np.testing.assert_array_equal(np.abs(codes).reshape(len(codes), -1).max(1), limit)
+    noises = [signal_to_noise(model(mixed), found.module(mixed)) for found in (nearest, result)]
+    assert noises[1] > noises[0] + (0.5 if target == "x86-vnni" else 2)
 
 
 # Calibration data.

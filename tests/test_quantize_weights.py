@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -178,12 +179,16 @@ def test_int4_is_nearer_than_plain_rounding(method: Method) -> None:
 
 
 def compensated(weight: Array, gram: Array, codes_of: Callable[[Array], Array]) -> Array:
-    """Optimal brain quantization in columns order, the inverse Hessian updated by elimination: no Cholesky factor."""
+    """Optimal brain quantization in columns order, the inverse Hessian updated by elimination: no Cholesky factor.
+
+    Each row's largest magnitude stays.
+    """
+    largest = weight * (np.abs(weight) == np.abs(weight).max(1, keepdims=True))
     weight, hessian = weight.astype(np.float64).copy(), gram.astype(np.float64).copy()
     hessian += np.eye(len(hessian)) * 0.01 * hessian.diagonal().mean()
     for column in range(weight.shape[1]):
         inverse = np.linalg.inv(hessian[column:, column:])
-        rounded = codes_of(weight[:, column])
+        rounded = np.where(largest[:, column], largest[:, column], codes_of(weight[:, column]))
         error = (weight[:, column] - rounded) / inverse[0, 0]
         weight[:, column:] -= np.outer(error, inverse[0])
         weight[:, column] = rounded
@@ -198,7 +203,7 @@ def test_gptq_is_optimal_brain_quantization() -> None:
     number = FORMATS["int8"]
     scale = np.abs(weight).max(1) / np.float32(127)
     expected = compensated(weight, gram, lambda column: np.clip(np.round(column / scale), -127, 127) * scale)
-    rounded = round_compensated(torch.from_numpy(weight), number, 20, torch.from_numpy(gram))
+    rounded = round_compensated(torch.from_numpy(weight), number, 20, torch.from_numpy(gram)[None])
     found = (rounded.codes * rounded.scale).numpy()
     assert np.mean(np.abs(found - expected) > 1e-4) < 0.02, "but for values that lie between two codes"
     plain = np.round(weight / scale[:, None]) * scale[:, None]
@@ -219,13 +224,41 @@ def test_compensation_lowers_the_error_of_the_outputs_and_keeps_zeros(name: str,
     number = FORMATS[name]
     noises = []
     for rounded in (
-        round_compensated(weight, number, block_size, inputs.T @ inputs),
+        round_compensated(weight, number, block_size, (inputs.T @ inputs)[None]),
         round_nearest(weight, number, block_size),
     ):
         values = reconstructed(rounded, name, weight, block_size)
         assert not values[zeros].any()
         noises.append(signal_to_noise(inputs @ weight.T, inputs @ values.T))
     assert noises[0] > noises[1] + 3
+
+
+@pytest.mark.parametrize("limit", [63, 127])
+def test_rounding_int8_once_more_changes_nothing(limit: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = (torch.randn(size, 40, generator=generator) for size in (24, 256))
+    number = dataclasses.replace(FORMATS["int8"], limits=(-limit, limit))
+    first = round_compensated(weight, number, 40, (inputs.T @ inputs)[None])
+    assert not torch.equal(first.codes, round_nearest(weight, number, 40).codes)
+    again = round_nearest(first.codes * first.scale, number, 40)
+    assert torch.equal(first.codes, again.codes)
+    torch.testing.assert_close(first.scale, again.scale, rtol=1e-6, atol=0)
+    assert first.codes.abs().amax(1).eq(limit).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"padding": 1}, {"stride": 2, "groups": 2}, {"dilation": 2, "padding": "same"}, {"groups": 4}]
+)
+def test_compensation_counts_on_a_convolutions_own_inputs(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(4, 8, 3, **settings)
+    mixed = torch.einsum("bcxy,cd->bdxy", torch.randn(16, 4, 12, 12), torch.randn(4, 4))
+    data = [nn.functional.avg_pool2d(mixed, 3, 1, 1)]
+    noises = {}
+    for method in ("round", "gptq"):
+        result = quantize(model, data[0], QuantizeWeights("log2_4", None, method), calibration_data=data)
+        noises[method] = signal_to_noise(model(data[0]), result.module(data[0]))
+    assert noises["gptq"] > noises["round"] + 1
 
 
 def reconstructed(rounded: Rounded, name: str, weight: torch.Tensor, block_size: int) -> torch.Tensor:
