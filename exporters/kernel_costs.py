@@ -6,6 +6,7 @@ read apart from what changes layouts or formats around it, which neighbours in a
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import statistics
@@ -17,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from lobo_fx.costs import Cost, Kernel
+from lobo_fx.runtime import interleave
 
 _ROUNDS = 12
-_OPSET = 21
+_OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 _SCALE, _ZERO = np.float32(0.05), np.uint8(128)
 _AROUND = ("ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear", "Transpose")
 """Layout and format changes: none of the kernel's own cost."""
@@ -30,11 +33,24 @@ _AROUND = ("ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear"
 
 def measure_kernels(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
     """Times each kernel both ways, one thread, one row."""
-    if not kernels:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        times = [_times(kernels, integer, Path(folder)) for integer in (False, True)]
-    return {kernel: Cost(times[0][index], times[1][index]) for index, kernel in enumerate(kernels)}
+    single = [kernel for kernel in kernels if kernel.operator != "attention"]
+    found = {kernel: _sessions(kernel) for kernel in kernels if kernel not in single}
+    if single:
+        with tempfile.TemporaryDirectory() as folder:
+            times = [_times(single, integer, Path(folder)) for integer in (False, True)]
+        found |= {kernel: Cost(times[0][index], times[1][index]) for index, kernel in enumerate(single)}
+    return found
+
+
+def _sessions(kernel: Kernel) -> Cost:
+    """Cost of what is several kernels on one side: of whole sessions, run in turn."""
+    models = [_Branches(integer) for integer in (False, True)]
+    for model in models:
+        _BUILDERS[kernel.operator](model, "k0", kernel)
+    sessions = [onnxruntime.InferenceSession(model.proto().SerializeToString(), _options()) for model in models]
+    calls = {str(index): functools.partial(s.run, None, models[0].feed) for index, s in enumerate(sessions)}
+    floating, fused = interleave(calls, rounds=_ROUNDS, warmup=2, rows=1).values()
+    return Cost(1e3 * floating.p50, 1e3 * fused.p50)
 
 
 class _Branches:
@@ -48,6 +64,10 @@ class _Branches:
         self.constants: list[Any] = []
         self.feed: dict[str, Any] = {}
         self.random = np.random.default_rng(0)
+
+    def proto(self) -> Any:
+        graph = helper.make_graph(self.nodes, "kernels", self.inputs, self.outputs, self.constants)
+        return helper.make_model(graph, opset_imports=_OPSETS, ir_version=10)
 
     def constant(self, name: str, array: Any) -> str:
         self.constants.append(numpy_helper.from_array(np.asarray(array), name))
@@ -132,6 +152,32 @@ def _convert(model: _Branches, name: str, kernel: Kernel) -> None:
     model.outputs.append(helper.make_tensor_value_info(found, dtypes[1], None))
 
 
+def _attention(model: _Branches, name: str, kernel: Kernel) -> None:
+    """From rows with all heads side by side to the same: one fused kernel, or heads moved, two products, softmax."""
+    _, heads, length, width = kernel.shapes[0]
+    rows = [f"{name}_x{index}" for index in range(3)]
+    for row, (batch, count, places, size) in zip(rows, kernel.shapes, strict=True):
+        shape = [batch, places, count * size]
+        model.inputs.append(helper.make_tensor_value_info(row, TensorProto.FLOAT, shape))
+        model.feed[row] = model.random.standard_normal(shape).astype(np.float32)
+    if model.integer:
+        found = model.node("MultiHeadAttention", rows, name, domain="com.microsoft", num_heads=heads)
+    else:
+        split = []
+        for row, (batch, count, places, size) in zip(rows, kernel.shapes, strict=True):
+            whole = model.constant(f"{row}_split", np.array([batch, places, count, size], np.int64))
+            order = [0, 2, 3, 1] if row is rows[1] else [0, 2, 1, 3]
+            split.append(
+                model.node("Transpose", [model.node("Reshape", [row, whole], f"{row}_r")], f"{row}_t", perm=order)
+            )
+        scale = model.constant(f"{name}_scale", np.float32(width**-0.5))
+        scores = model.node("MatMul", [model.node("Mul", [split[0], scale], f"{name}_m"), split[1]], f"{name}_s")
+        mixed = model.node("MatMul", [model.node("Softmax", [scores], f"{name}_p"), split[2]], f"{name}_v")
+        side = model.constant(f"{name}_side", np.array([1, length, heads * kernel.shapes[2][3]], np.int64))
+        found = model.node("Reshape", [model.node("Transpose", [mixed], f"{name}_t", perm=[0, 2, 1, 3]), side], name)
+    model.outputs.append(helper.make_tensor_value_info(found, TensorProto.FLOAT, None))
+
+
 _BUILDERS: dict[str, Callable[[_Branches, str, Kernel], None]] = {
     "conv": _conv,
     "linear": _linear,
@@ -139,27 +185,27 @@ _BUILDERS: dict[str, Callable[[_Branches, str, Kernel], None]] = {
     "add": _several("Add"),
     "mul": _several("Mul"),
     "concat": _several("Concat"),
-    "sigmoid": _several("Sigmoid"),
     "average_pool": _several("GlobalAveragePool"),
-    "max_pool": _several("MaxPool"),
+    "attention": _attention,
     "convert": _convert,
 }
 
 
-def _times(kernels: Sequence[Kernel], integer: bool, folder: Path) -> list[float]:
-    """Median microseconds of each branch."""
-    import onnxruntime
-
-    model = _Branches(integer)
-    for index, kernel in enumerate(kernels):
-        _BUILDERS[kernel.operator](model, f"k{index}", kernel)
-    graph = helper.make_graph(model.nodes, "kernels", model.inputs, model.outputs, model.constants)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
-    path = folder / f"{integer}.onnx"
-    onnx.save(proto, path)
+def _options() -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    return options
+
+
+def _times(kernels: Sequence[Kernel], integer: bool, folder: Path) -> list[float]:
+    """Median microseconds of each branch."""
+    model = _Branches(integer)
+    for index, kernel in enumerate(kernels):
+        _BUILDERS[kernel.operator](model, f"k{index}", kernel)
+    path = folder / f"{integer}.onnx"
+    onnx.save(model.proto(), path)
+    options = _options()
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / f"profile-{integer}")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -167,13 +213,13 @@ def _times(kernels: Sequence[Kernel], integer: bool, folder: Path) -> list[float
         session.run(None, model.feed)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     spent: dict[tuple[int, str], list[float]] = defaultdict(list)
-    conversions = {index for index, kernel in enumerate(kernels) if kernel.operator == "convert"}
+    whole = {index for index, kernel in enumerate(kernels) if kernel.operator == "convert"}
     for event in events:
         at = re.match(r"k(\d+)(?:_|$)", str(event.get("name", "")))
         if event.get("cat") != "Node" or at is None or not event["name"].endswith("_kernel_time"):
             continue
         index = int(at[1])
-        if index in conversions or event["args"].get("op_name") not in _AROUND:
+        if index in whole or event["args"].get("op_name") not in _AROUND:
             spent[index, event["name"]].append(float(event["dur"]))
     totals = [0.0] * len(kernels)
     for (index, _), times in spent.items():

@@ -19,7 +19,7 @@ import onnxscript
 import torch
 
 from lobo_fx.formats import FORMATS, Format, unit
-from lobo_fx.own_operators import DECODE, DYNAMIC_PRODUCT, OWN, PRODUCT
+from lobo_fx.own_operators import ATTENTION, DECODE, DYNAMIC_PRODUCT, OWN, PRODUCT
 
 DOMAIN = "lobo_fx"
 MICROSOFT = "com.microsoft"
@@ -29,7 +29,7 @@ _FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 1, 4
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export`: each of our operators becomes a node of the same name and arguments."""
-    return {DECODE: _decode, PRODUCT: _product, DYNAMIC_PRODUCT: _dynamic_product}
+    return {DECODE: _decode, PRODUCT: _product, DYNAMIC_PRODUCT: _dynamic_product, ATTENTION: _attention}
 
 
 def _decode(  # type: ignore[no-untyped-def]
@@ -57,11 +57,16 @@ def _dynamic_product(x, codes, scale, bias=None):  # type: ignore[no-untyped-def
     return _node_of("dynamic_product")(x, codes, scale, bias)
 
 
+def _attention(query, key, value, bias=None, heads: int = 0, scale: float = 0.0):  # type: ignore[no-untyped-def]
+    return _node_of("attention")(query, key, value, bias, heads=heads, scale=scale)
+
+
 @functools.cache
 def _node_of(name: str) -> Any:
     """An onnxscript operator with the schema of our PyTorch operator."""
     schema_class = onnx.defs.OpSchema
     types = {torch.StringType: "STRING", torch.IntType: "INT", torch.SymIntType: "INT", torch.ListType: "INTS"}
+    types |= {torch.FloatType: "FLOAT"}
     (schema,) = (overload._schema for overload in OWN if overload._schema.name == f"{DOMAIN}::{name}")
     inputs: list[Any] = []
     attributes = []
@@ -269,8 +274,18 @@ def _expand_dynamic_product(graph: ir.Graph, node: ir.Node) -> None:
     write.replace(result if bias is None else write.op("Add", result, bias))
 
 
+def _expand_attention(graph: ir.Graph, node: ir.Node) -> None:
+    """ONNX Runtime's fused kernel."""
+    write = _Writer(graph, node)
+    query, key, value, bias = (*node.inputs, None)[:4]
+    settings = {"num_heads": node.attributes["heads"].as_int(), "scale": node.attributes["scale"].as_float()}
+    masked = [] if bias is None else [None, None, bias]  # no bias of the projections, no padding
+    write.replace(write.op("MultiHeadAttention", query, key, value, *masked, domain=MICROSOFT, **settings))
+
+
 _EXPANSIONS: dict[str, Callable[[ir.Graph, ir.Node], None]] = {
     "decode": _expand_decode,
     "product": _expand_product,
     "dynamic_product": _expand_dynamic_product,
+    "attention": _expand_attention,
 }

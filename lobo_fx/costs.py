@@ -24,8 +24,8 @@ class Kernel:
     """One operator on tensors of given shapes.
 
     Attributes:
-        operator: `conv`, `linear`, `matmul`, `add`, `mul`, `concat`, `average_pool`, `max_pool`, `sigmoid`, or
-            `convert` (float to integer and back).
+        operator: `conv`, `linear`, `matmul`, `add`, `mul`, `concat`, `average_pool`, `attention`, or `convert`
+            (float to integer and back).
         shapes: of the inputs, one row of the batch; the weight's after them.
         settings: what else the cost depends on (strides, groups).
     """
@@ -50,8 +50,9 @@ class Cost:
     """Microseconds of one call, one thread.
 
     Attributes:
-        floating: as a float32 kernel; of `convert`, from float to integers.
-        integer: as an 8-bit integer kernel; of `convert`, from integers to float.
+        floating: as a float32 kernel; of `convert`, from float to integers; of `attention`, as several.
+        integer: as an 8-bit integer kernel; of `convert`, from integers to float; of `attention`, as one fused
+            float kernel.
     """
 
     floating: float

@@ -265,9 +265,10 @@ def _torchvision(name: str) -> tuple[nn.Module, Inputs | None]:
         if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
             options["weights_backbone"] = None  # otherwise the backbone's weights are downloaded
         model = models.get_model(name, weights=None, **options)
-    video = name in models.list_models(module=models.video)
-    size = 299 if name == "inception_v3" else 112 if video else 224
-    shape = (2, 3, 16, size, size) if video else (2, 3, size, size)
+    size = [299, 299] if name == "inception_v3" else [224, 224]
+    if name in models.list_models(module=models.video):  # of these, the weights' description tells
+        size = [16, *models.get_model_weights(name).DEFAULT.transforms.keywords["crop_size"]]
+    shape = (2, 3, *size)
     return model, Inputs((torch.randn(shape, generator=torch.Generator().manual_seed(0)),))
 
 

@@ -1,4 +1,4 @@
-"""Operators of our own: weights of few bits decoded on the fly, and products that quantize their inputs.
+"""Operators of our own: weights of few bits decoded on the fly, products that quantize their inputs, fused attention.
 
 A graph calls them like ATen's; they survive `torch.export`, and an exporter writes each as operators of its format.
 Their bodies here are the reference that a file is compared with.
@@ -155,6 +155,60 @@ def dynamic_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return step, (-low / step).round().clamp(0, 255)
 
 
+@torch.library.custom_op("lobo_fx::attention", mutates_args=())
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    heads: int,
+    scale: float,
+) -> torch.Tensor:
+    """Softmax attention of rows that hold all heads side by side: `[batch, queries, heads × head_dim]`.
+
+    Args:
+        query: `[batch, queries, heads × head_dim]`.
+        key: `[batch, keys, heads × head_dim]`.
+        value: `[batch, keys, heads × head_dim]`; the head dimension may be another, and is the output's.
+        bias: added to the scores before softmax, `[batch or 1, heads or 1, queries, keys]`.
+        heads: how many.
+        scale: of the scores.
+    """
+    return _attention(query, key, value, bias, heads, scale).contiguous()
+
+
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, heads: int, scale: float
+) -> torch.Tensor:
+    q, k, v = (rows.reshape(*rows.shape[:2], heads, -1).transpose(1, 2) for rows in (query, key, value))
+    result = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return result.transpose(1, 2).flatten(2)
+
+
+@attention.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, heads: int, scale: float
+) -> torch.Tensor:
+    return query.new_empty((*query.shape[:2], value.shape[2]))
+
+
+def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, ctx.heads, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _attention_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """Computed anew, as PyTorch differentiates it."""
+    with torch.enable_grad():
+        query, key, value, *bias = (t.detach().requires_grad_() for t in ctx.saved_tensors if t is not None)
+        output = _attention(query, key, value, bias[0] if bias else None, ctx.heads, ctx.scale)
+        found = torch.autograd.grad(output, [query, key, value, *bias], gradient)
+    return (*found, *[None] * (6 - len(found)))
+
+
+attention.register_autograd(_attention_gradient, setup_context=_keep_attention)
+
+
 def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     """What the gradient of a product needs: the weight's codes, and of the bias only that it is there."""
     if len(inputs) == 4:
@@ -181,14 +235,23 @@ dynamic_product.register_autograd(_linear_gradient, setup_context=_keep_weight)
 DECODE = torch.ops.lobo_fx.decode.default
 PRODUCT = torch.ops.lobo_fx.product.default
 DYNAMIC_PRODUCT = torch.ops.lobo_fx.dynamic_product.default
-OWN = frozenset({DECODE, PRODUCT, DYNAMIC_PRODUCT})
+ATTENTION = torch.ops.lobo_fx.attention.default
+OWN = frozenset({DECODE, PRODUCT, DYNAMIC_PRODUCT, ATTENTION})
 
 
 def _product_flops(x: Any, codes: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return int(2 * math.prod(x) * out_shape[-1])
 
 
-FLOPS: dict[Any, Any] = {torch.ops.lobo_fx.product: _product_flops, torch.ops.lobo_fx.dynamic_product: _product_flops}
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(2 * query[0] * query[1] * key[1] * (query[2] + value[2]))
+
+
+FLOPS: dict[Any, Any] = {
+    torch.ops.lobo_fx.product: _product_flops,
+    torch.ops.lobo_fx.dynamic_product: _product_flops,
+    torch.ops.lobo_fx.attention: _attention_flops,
+}
 """What `torch.utils.flop_counter` can't know of them."""
 
 

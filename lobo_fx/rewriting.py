@@ -106,7 +106,7 @@ def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:
 
 def _erase_dead(graph: fx.Graph, node: fx.Node) -> None:
     """Removes a node without users, and what only it read: dead users must not stop the next match."""
-    if node.users or node.op == "placeholder":
+    if node.users or node.op == "placeholder" or node._erased:
         return
     sources = node.all_input_nodes
     graph.erase_node(node)

@@ -8,6 +8,7 @@ if not __name__.startswith("lobo_fx."):
 
 from lobo_fx.passes.equalize import EqualizeLayers, SmoothActivations
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
+from lobo_fx.passes.fuse_attention import FuseAttention
 from lobo_fx.passes.mixed_precision import MixedPrecision
 from lobo_fx.passes.prune_channels import PruneChannels
 from lobo_fx.passes.prune_weights import PruneWeights
@@ -18,6 +19,7 @@ from lobo_fx.passes.quantize_weights import QuantizeWeights
 __all__ = [
     "EqualizeLayers",
     "FoldBatchNorm",
+    "FuseAttention",
     "MixedPrecision",
     "PruneChannels",
     "PruneWeights",

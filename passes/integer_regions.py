@@ -62,6 +62,8 @@ def kernel_of(node: fx.Node) -> Kernel | None:
     if node.target is aten.cat.default:
         shapes = tuple(one_row(source) for source in given["tensors"])
         return Kernel("concat", shapes, (("axis", given["dim"] % len(shapes[0])),))
+    if node.target is aten.scaled_dot_product_attention.default:
+        return Kernel("attention", tuple(one_row(given[name]) for name in ("query", "key", "value")))
     if is_call(node, aten.adaptive_avg_pool2d.default) and list(given["output_size"]) == [1, 1]:
         return Kernel("average_pool", (one_row(given["self"]),))
     return None
@@ -137,8 +139,10 @@ def kernels_for(graph: fx.Graph, choices: Iterable[fx.Node], passing: Callable[[
     near = {*chosen, *(node for node in graph.nodes if passing(node))}
     found: dict[str, Kernel] = {}
     for node in graph.nodes:
-        if node in chosen and (kernel := kernel_of(node)) is not None:
-            found[kernel.key] = kernel
+        if node in chosen or is_call(node, aten.scaled_dot_product_attention.default):
+            kernel = kernel_of(node)
+            if kernel is not None:
+                found[kernel.key] = kernel
         if isinstance(node.meta.get("val"), torch.Tensor) and (node in near or near.intersection(node.users)):
             found[conversion(node).key] = conversion(node)
     return list(found.values())

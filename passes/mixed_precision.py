@@ -13,9 +13,7 @@ from torch import fx
 
 from lobo_fx.context import Context
 from lobo_fx.errors import InvalidInput
-from lobo_fx.masks import strip_masks
 from lobo_fx.passbase import Pass, Promise
-from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
 from lobo_fx.passes.integer_regions import Regions
 from lobo_fx.passes.quantize_static import QuantizeStatic, calibrate, prepare
 from lobo_fx.passes.simulation import Simulation
@@ -72,8 +70,7 @@ class MixedPrecision(Pass):
         return ("calibration_data", *(("evaluate",) if self.drop is not None else ()))
 
     def run(self, program: Program, context: Context) -> Program:
-        program = FoldBatchNorm().run(program, context)
-        strip_masks(program)
+        program = self.quantizer.simplify(program, context)
         evaluate = context.evaluate if self.drop is not None else None
         least = evaluate(program.clone().module) - (self.drop or 0.0) if evaluate else 0.0
         quantizer = self.quantizer.quantizer(program, context)

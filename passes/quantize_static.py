@@ -20,6 +20,7 @@ from lobo_fx.masks import strip_masks
 from lobo_fx.measures import mark_weights
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
+from lobo_fx.passes.fuse_attention import FuseAttention
 from lobo_fx.passes.integer_regions import Regions, cut, kernel_of, kernels_for
 from lobo_fx.passes.layer_grams import collect_grams, gram_of
 from lobo_fx.passes.quantize_weights import QuantizeWeights
@@ -57,8 +58,9 @@ class QuantizeStatic(Pass):
         target: the CPU's integers: `x86-vnni` (uint8 × int8), `x86-avx2` (weights of 7 bits, whose sums don't
             saturate), `arm` (int8 × int8); `auto` is this machine's.
         kernels: `cheapest` runs an operator as integers where that pays on the CPU, conversions included, and
-            stores the weights of the others as int8, decoded at load: a small file at the speed of float; `all`
-            runs integers wherever there is a kernel, and leaves everything else as it is.
+            stores the weights of the others as int8, decoded at load: a small file at the speed of float; attention
+            is fused where that pays; `all` runs integers wherever there is a kernel, and leaves everything else as
+            it is.
         costs: a cost table of the machine to run on (`lobo_fx.costs`); None measures this one, once.
         overrides: by pattern of module names, another observer, or `float` to leave its operators float.
         rounding: of weights, to the `nearest` code, or `compensated`: what one adds to its layer's outputs on
@@ -109,11 +111,26 @@ class QuantizeStatic(Pass):
             CostTable.load(self.costs)
 
     def run(self, program: Program, context: Context) -> Program:
-        program = FoldBatchNorm().run(program, context)
-        strip_masks(program)
+        program = self.simplify(program, context)
         quantizer = self.quantizer(program, context)
         self.round_weights(program, quantizer, context)
         return self.quantize(program, quantizer, context)
+
+    def simplify(self, program: Program, context: Context) -> Program:
+        """Folds batch norms, makes masks plain zeros, and fuses attention where that pays."""
+        program = FoldBatchNorm().run(program, context)
+        strip_masks(program)
+        if self.kernels == "all":
+            return program
+        table = self.cost_table(program, self.quantizer_of_all(program), context)
+
+        def refuse(attention: fx.Node) -> str | None:
+            kernel = kernel_of(attention)
+            if kernel is None or table[kernel].integer < table[kernel].floating:
+                return None
+            return f"separate kernels take {table[kernel].floating:.0f} µs, a fused one {table[kernel].integer:.0f} µs"
+
+        return FuseAttention().fuse(program, context, refuse)
 
     def round_weights(self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> None:
         """Puts weights on the codes that they will be stored as, where rounding is compensated.

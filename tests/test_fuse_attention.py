@@ -1,0 +1,158 @@
+"""Fused attention: equal to PyTorch's own, exported as one kernel, and left alone where it is something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import nn
+
+import lobo_fx
+from lobo_fx import Result
+from lobo_fx.own_operators import ATTENTION, attention
+from lobo_fx.passes import FuseAttention, QuantizeStatic
+from lobo_fx.testing import check_pass
+
+ROWS = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(0))
+
+
+class Attention(nn.Module):
+    """Projections, heads split and merged in one of several ways, and something done between."""
+
+    def __init__(self, heads: int = 4, style: str = "view", between: Callable[..., Any] | None = None) -> None:
+        super().__init__()
+        self.heads, self.style, self.between = heads, style, between or F.scaled_dot_product_attention
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
+        self.bias = nn.Parameter(torch.randn(1, heads, 7, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x.shape
+        if self.style == "stacked":
+            stacked = self.qkv(x).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = stacked.unbind(0)
+        elif self.style == "selected":
+            stacked = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = stacked[0], stacked[1], stacked[2]
+        else:
+            q, k, v = (part.view(batch, length, self.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        if self.style == "contiguous":
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        mixed = self.between(q, k, v, attn_mask=self.bias) if self.style == "biased" else self.between(q, k, v)
+        return self.out(mixed.transpose(1, 2).contiguous().view(batch, length, -1))
+
+
+def fused(model: nn.Module, example: Any = ROWS) -> Result:
+    torch.manual_seed(0)
+    return check_pass(FuseAttention(), model.eval(), example)
+
+
+def count(result: Result) -> int:
+    return sum(node.target is ATTENTION for node in result.program.graph.nodes)
+
+
+@pytest.mark.parametrize("style", ["view", "stacked", "selected", "contiguous", "biased"])
+def test_every_way_to_split_heads(style: str, tmp_path: Path) -> None:
+    model = Attention(style=style).eval()
+    result = fused(model)
+    assert count(result) == 1
+    torch.testing.assert_close(result.module(ROWS), model(ROWS), rtol=1e-5, atol=1e-6)
+    assert not any("transpose" in str(node.target) for node in result.program.graph.nodes)
+    path = result.export(tmp_path / "model.onnx").path
+    assert [node.op_type for node in onnx.load(path).graph.node].count("MultiHeadAttention") == 1
+    assert result.report.rows[-1].macs == result.report.rows[0].macs
+
+
+@hypothesis.given(
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    lengths=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    sizes=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    masked=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_the_operator_is_softmax_attention(
+    batch: int, heads: int, lengths: tuple[int, int], sizes: tuple[int, int], masked: bool, seed: int
+) -> None:
+    """Against a loop over heads in double precision; the gradient against numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    (queries, keys), (width, out) = lengths, sizes
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    q, k, v = draw(batch, queries, heads * width), draw(batch, keys, heads * width), draw(batch, keys, heads * out)
+    bias = draw(1, heads, queries, keys) if masked else None
+    found = attention(q, k, v, bias, heads, 0.3)
+    parts = []
+    for head, (a, b, c) in enumerate(zip(*(rows.chunk(heads, 2) for rows in (q, k, v)), strict=True)):
+        scores = 0.3 * a @ b.mT + (0 if bias is None else bias[:, head])
+        parts.append(scores.softmax(-1) @ c)
+    torch.testing.assert_close(found, torch.cat(parts, 2))
+    inputs = [t.requires_grad_() for t in (q, k, v, *([] if bias is None else [bias]))]
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, *rest: attention(q, k, v, rest[0] if rest else None, heads, 0.3), inputs, atol=1e-4
+    )
+
+
+def _rotated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q.flip(-1), k, v)
+
+
+def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def _hidden(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(7, 7).tril().bool())
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (_rotated, "changed after the split"),
+        (_causal, "masks causally"),
+        (_hidden, "its mask is not added"),
+    ],
+)
+def test_what_is_something_else_is_left_alone(between: Callable[..., Any], reason: str) -> None:
+    result = fused(Attention(between=between))
+    assert count(result) == 0
+    (note,) = result.report.notes
+    assert reason in note
+    assert "test_fuse_attention.py" in note
+
+
+def test_heads_that_are_merged_in_another_order_are_moved_back() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q = x.view(3, 7, 4, 6).transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(q, q, q)
+            return mixed.reshape(3, 7, 24) + mixed.transpose(1, 2).flatten(2)
+
+    result = lobo_fx.compile(Odd(), [FuseAttention()], example_inputs=ROWS, dynamic_shapes=None, progress=False)
+    assert count(result) == 1
+    torch.testing.assert_close(result.module(ROWS), Odd()(ROWS))
+
+
+def test_quantization_fuses_where_the_cost_table_says_so(tmp_path: Path) -> None:
+    from lobo_fx.costs import Cost, CostTable
+
+    model = Attention().eval()
+    settings: dict[str, Any] = {"example_inputs": ROWS, "calibration_data": [ROWS], "progress": False}
+    lobo_fx.compile(model, [QuantizeStatic()], **settings)
+    path = tmp_path / "table.json"
+    for separate, one, expected in ((10.0, 9.0, 1), (9.0, 10.0, 0)):
+        table = CostTable.of_this_machine(lobo_fx.registry.RUNTIMES.get("onnxruntime")().version)
+        costs = {k: Cost(separate, one) if k.startswith("attention") else c for k, c in table.costs.items()}
+        CostTable("test", costs).save(path)
+        result = lobo_fx.compile(model, [QuantizeStatic(costs=str(path))], **settings)
+        assert count(result) == expected
+        assert any("a fused one 10 µs" in note for note in result.report.notes) == (not expected)
