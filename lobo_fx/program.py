@@ -21,6 +21,8 @@ from lobo_fx.shapes import Dimension, TensorSpec, dimension_names, output_values
 _ALWAYS_TRAINING = "lobo_fx_always_training"
 _SIGNATURE = "lobo_fx_signature"
 NOTES = "lobo_fx_notes"
+ESTIMATED = "lobo_fx_estimated"
+"""Set in a module's `meta` by a pass whose choices rest on estimated times: the whole file is to confirm them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,12 @@ import torch
 
 from lobo_fx.artifact import Artifact, Exporter, check_writable
 from lobo_fx.axes.record import KeptIndices, kept_indices
+from lobo_fx.context import Context
 from lobo_fx.errors import InvalidInput
-from lobo_fx.program import Program, ProgramModule
+from lobo_fx.program import ESTIMATED, Program, ProgramModule
 from lobo_fx.progress import spinner
 from lobo_fx.reexport import named_arrays, with_rows
-from lobo_fx.registry import EXPORTERS, RUNTIMES
+from lobo_fx.registry import EXPORTERS, PASSES, RUNTIMES
 from lobo_fx.report import Report
 from lobo_fx.runtime import Benchmark, benchmark, check_counts
 
@@ -55,20 +56,60 @@ class Result:
     def __str__(self) -> str:
         return str(self.report)
 
-    def export(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
+    def export(
+        self, path: str | Path, exporter: str | Exporter = EXPORTERS.default, *, confirm: bool = True
+    ) -> Artifact:
         """Writes the compiled model, compared with PyTorch in the runtime before the file is called done.
 
         Args:
             path: the file to write; nothing is left there when anything goes wrong.
             exporter: name of the format, or an exporter with settings of its own.
+            confirm: measure the file in turn with the original's where integer kernels were chosen by what they are
+                estimated to cost; if it is slower, it computes in float instead, weights still int8, and the report
+                says so.
 
         Raises:
             InvalidInput: the path is not writable.
             ExportError: the program can't be written, or the file disagrees with PyTorch.
         """
         artifact = self._write(self.program, Path(path), exporter)
+        estimated = self.program.module.meta.get(ESTIMATED) and self.original is not None
+        if confirm and estimated and isinstance(_exporter(exporter), EXPORTERS.get(EXPORTERS.default)):
+            artifact = self._confirmed(artifact, exporter)
         self.report.artifacts["compiled"] = artifact
         return artifact
+
+    def _confirmed(self, artifact: Artifact, exporter: str | Exporter) -> Artifact:
+        """The file, or one that computes in float where that is faster."""
+        assert self.original is not None
+        with tempfile.TemporaryDirectory() as folder:
+            original = self._write(self.original, Path(folder) / "original.onnx", exporter)
+            files = {"original": original.path, "compiled": artifact.path}
+            settings: dict[str, Any] = {
+                "arrays": named_arrays(self.program, with_rows(self.program, 1)),
+                "memory": False,
+                "progress": self.progress,
+            }
+            engine = RUNTIMES.get(RUNTIMES.default)()
+            if benchmark(files, engine, rounds=8, **settings).ratio("compiled", "p50") <= 1:
+                return artifact
+            context = Context(self.program.signature)
+            floating = PASSES.get("compute_in_float")().run(self.program.clone(), context)
+            files["floating"] = self._write(floating, Path(folder) / "floating.onnx", exporter).path
+            measured = benchmark(files, engine, rounds=20, **settings)
+        ratio, instead = (measured.ratio(label, "p50") for label in ("compiled", "floating"))
+        if ratio <= max(1, instead):
+            if ratio > 1:
+                self.report.notes.append(
+                    f"the compiled file is slower than the original: {ratio:.2f} times its CPU time"
+                )
+            return artifact
+        self.program = floating
+        self.report.notes.append(
+            f"integer kernels taken back: the file took {ratio:.2f} times the original's latency, in float it takes "
+            f"{instead:.2f} times; weights stay int8"
+        )
+        return self._write(floating, artifact.path, exporter)
 
     def export_original(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
         """Writes the model as it was before compilation, to compare with.
@@ -150,8 +191,11 @@ class Result:
             )
         self.report.benchmark = measured
         if len(files) > 1 and (ratio := measured.ratio("compiled", "p50")) > 1:
-            self.report.notes.append(f"the compiled file is slower than the original: {ratio:.2f} times its latency")
+            self._note_slower(ratio)
         return measured
+
+    def _note_slower(self, ratio: float) -> None:
+        self.report.notes.append(f"the compiled file is slower than the original: {ratio:.2f} times its latency")
 
     def save(self, folder: str | Path) -> Path:
         """Saves program and report; `lobo_fx.load` reads them without ever running a pickle.

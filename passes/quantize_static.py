@@ -26,7 +26,7 @@ from lobo_fx.passes.layer_grams import collect_grams, gram_of
 from lobo_fx.passes.quantize_weights import QuantizeWeights
 from lobo_fx.passes.stored_weights import find_weights
 from lobo_fx.passes.weight_rounding import round_compensated
-from lobo_fx.program import Program, fetch, register
+from lobo_fx.program import ESTIMATED, Program, fetch, register
 from lobo_fx.progress import spinner
 from lobo_fx.provenance import describe, module_name
 from lobo_fx.quiet import quiet
@@ -174,6 +174,7 @@ class QuantizeStatic(Pass):
         """Weights of the layers left float become int8 in the file; those of overridden modules stay as they are."""
         if self.kernels == "all":
             return program
+        program.module.meta[ESTIMATED] = True
         silent = dataclasses.replace(context, notes=[])
         left = [name for name, choice in self._overrides(program).items() if choice is None]
         nodes = {node.name: node for node in program.graph.nodes}

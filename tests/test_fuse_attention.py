@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 24)
         self.bias = nn.Parameter(torch.randn(1, heads, 7, 7))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         batch, length, _ = x.shape
         if self.style == "stacked":
             stacked = self.qkv(x).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -96,9 +96,14 @@ def test_the_operator_is_softmax_attention(
         scores = 0.3 * a @ b.mT + (0 if bias is None else bias[:, head])
         parts.append(scores.softmax(-1) @ c)
     torch.testing.assert_close(found, torch.cat(parts, 2))
-    inputs = [t.requires_grad_() for t in (q, k, v, *([] if bias is None else [bias]))]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_flow_through(masked: bool) -> None:
+    shapes = [(2, 3, 4), (2, 2, 4), (2, 2, 6), *([(1, 2, 3, 2)] if masked else [])]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     assert torch.autograd.gradcheck(
-        lambda q, k, v, *rest: attention(q, k, v, rest[0] if rest else None, heads, 0.3), inputs, atol=1e-4
+        lambda q, k, v, *rest: attention(q, k, v, rest[0] if rest else None, 2, 0.3), inputs, atol=1e-4
     )
 
 
