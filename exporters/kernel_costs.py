@@ -136,6 +136,13 @@ def _several(operator: str, **attributes: Any) -> Callable[[_Branches, str, Kern
     return build
 
 
+def _average_pool(model: _Branches, name: str, kernel: Kernel) -> None:
+    settings = dict(kernel.settings)
+    sizes = {"kernel_shape": settings["kernel_size"], "strides": settings["stride"], "pads": settings["padding"] * 2}
+    x = model.source(f"{name}_x", kernel.shapes[0])
+    model.result(name, model.node("AveragePool", [x], name, **{key: list(value) for key, value in sizes.items()}))
+
+
 def _convert(model: _Branches, name: str, kernel: Kernel) -> None:
     """Formats, and for images layouts: integer convolutions take channels last."""
     dtypes = (TensorProto.UINT8, TensorProto.FLOAT) if model.integer else (TensorProto.FLOAT, TensorProto.UINT8)
@@ -185,7 +192,10 @@ _BUILDERS: dict[str, Callable[[_Branches, str, Kernel], None]] = {
     "add": _several("Add"),
     "mul": _several("Mul"),
     "concat": _several("Concat"),
-    "average_pool": _several("GlobalAveragePool"),
+    "global_average_pool": _several("GlobalAveragePool"),
+    "average_pool": _average_pool,
+    "sigmoid": _several("Sigmoid"),
+    "leaky_relu": _several("LeakyRelu", alpha=0.01),
     "attention": _attention,
     "convert": _convert,
 }

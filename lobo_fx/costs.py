@@ -24,8 +24,8 @@ class Kernel:
     """One operator on tensors of given shapes.
 
     Attributes:
-        operator: `conv`, `linear`, `matmul`, `add`, `mul`, `concat`, `average_pool`, `attention`, or `convert`
-            (float to integer and back).
+        operator: `conv`, `linear`, `matmul`, `add`, `mul`, `concat`, `average_pool`, `global_average_pool`,
+            `sigmoid`, `leaky_relu`, `attention`, or `convert` (float to integer and back).
         shapes: of the inputs, one row of the batch; the weight's after them.
         settings: what else the cost depends on (strides, groups).
     """

@@ -45,6 +45,14 @@ VALUE_PRESERVING = frozenset(
     }
 )
 
+# The same for runtimes, which have integer kernels for these too.
+INTEGERS_PASS = VALUE_PRESERVING | {
+    aten.upsample_nearest2d.vec,
+    aten.pixel_shuffle.default,
+    aten.expand.default,
+    aten.repeat.default,
+}
+
 _TRAINING_FLAGS = ("training", "train", "use_input_stats")
 
 

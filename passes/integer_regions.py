@@ -23,6 +23,9 @@ LEAST_GAIN = 0.1
 LINEAR = frozenset({aten.linear.default, aten.addmm.default})
 _PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
 _POINTWISE = {aten.add.Tensor: "add", aten.mul.Tensor: "mul"}
+ACTIVATIONS = {aten.sigmoid.default: "sigmoid", aten.leaky_relu.default: "leaky_relu"}
+"""Softmax is not among them: its integer kernel is slower wherever measured, and rounds in a way of its own."""
+POOLS = frozenset({aten.avg_pool2d.default})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +65,21 @@ def kernel_of(node: fx.Node) -> Kernel | None:
     if node.target is aten.cat.default:
         shapes = tuple(one_row(source) for source in given["tensors"])
         return Kernel("concat", shapes, (("axis", given["dim"] % len(shapes[0])),))
+    if node.target in ACTIVATIONS:
+        return Kernel(ACTIVATIONS[node.target], (one_row(given["self"]),))
+    if node.target in POOLS:
+        sizes = {"kernel_size": given["kernel_size"], "stride": given["stride"] or given["kernel_size"]}
+        sizes["padding"] = given["padding"]
+        return Kernel("average_pool", (one_row(given["self"]),), tuple((k, _pair(v)) for k, v in sizes.items()))
     if node.target is aten.scaled_dot_product_attention.default:
         return Kernel("attention", tuple(one_row(given[name]) for name in ("query", "key", "value")))
     if is_call(node, aten.adaptive_avg_pool2d.default) and list(given["output_size"]) == [1, 1]:
-        return Kernel("average_pool", (one_row(given["self"]),))
+        return Kernel("global_average_pool", (one_row(given["self"]),))
     return None
+
+
+def _pair(sizes: list[int]) -> tuple[int, ...]:
+    return tuple(sizes) * 2 if len(sizes) == 1 else tuple(sizes)
 
 
 def one_row(node: fx.Node) -> tuple[int, ...]:

@@ -5,8 +5,9 @@ biases whose scale is input scale × weight scale. A float bias would keep ONNX 
 
 Regions: (1) a convolution quantizes its input, and its output where the activation after it ends;
 (2) a linear layer quantizes its input and gives float, since what follows it mostly is float;
-(3) sums, products and concatenations of quantized values stay quantized; (4) pools and reshapes hand a quantized
-value on. Which operators take part is decided before (`lobo_fx.passes.integer_regions`), or all do.
+(3) sums, products, concatenations, averages, sigmoid and leaky ReLU of quantized values stay quantized;
+(4) maxima, resizes to the nearest, and reshapes hand a quantized value on. Which operators take part is decided
+before (`lobo_fx.passes.integer_regions`), or all do.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from lobo_fx.masks import weight_node
-from lobo_fx.operators import CONVOLUTIONS, VALUE_PRESERVING, Layer, arguments, aten, is_call, layer_of
+from lobo_fx.operators import CONVOLUTIONS, INTEGERS_PASS, Layer, arguments, aten, is_call, layer_of
+from lobo_fx.passes.integer_regions import ACTIVATIONS, POOLS
 
 ANNOTATION = "quantization_annotation"
 # A runtime folds these into the operator before them: they only cut the range that is quantized.
@@ -41,7 +43,7 @@ _DEQUANTIZE = frozenset(
         torch.ops.quantized_decomposed.dequantize_per_tensor.default,
     }
 )
-_AVERAGE_POOLS = frozenset({aten.adaptive_avg_pool2d.default})
+_SINGLE = frozenset({aten.adaptive_avg_pool2d.default, *POOLS, *ACTIVATIONS})
 _JOINS = frozenset({aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.matmul.default, aten.bmm.default})
 
 
@@ -125,14 +127,14 @@ class OnnxRuntimeQuantizer(Quantizer):
 
     def passes_on(self, node: fx.Node) -> bool:
         """Whether an operator hands quantized values on."""
-        return is_call(node, *VALUE_PRESERVING) or is_fused(node)
+        return is_call(node, *INTEGERS_PASS) or is_fused(node)
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Marks every operator that was chosen."""
         for node in model.graph.nodes:
             node.meta.pop(ANNOTATION, None)  # of an earlier quantization
         for node in model.graph.nodes:
-            if is_call(node, *VALUE_PRESERVING):
+            if is_call(node, *INTEGERS_PASS):
                 self._annotate_preserving(node)
             elif node.op == "call_function" and (self.chosen is None or node.name in self.chosen) and self._can(node):
                 if (layer := layer_of(node)) is not None:
@@ -151,7 +153,7 @@ class OnnxRuntimeQuantizer(Quantizer):
         if node.target in _JOINS:
             alone = len(sources) < 2 or any(weight_node(source) is not None for source in sources)
             return not alone and all(source.meta["val"].dtype == torch.float32 for source in sources)
-        return is_call(node, *_AVERAGE_POOLS) and sources[0].meta["val"].dtype == torch.float32
+        return is_call(node, *_SINGLE) and sources[0].meta["val"].dtype == torch.float32
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to add: what has no integer kernel was not annotated."""
@@ -208,7 +210,7 @@ class OnnxRuntimeQuantizer(Quantizer):
         self._quantized.add(last)
 
     def _annotate_join(self, node: fx.Node) -> None:
-        """A sum, product, concatenation or average: quantized in and out."""
+        """A sum, product, concatenation, average or activation: quantized in and out."""
         _set(node, dict.fromkeys(node.all_input_nodes, self.activation(node)), None)
         self._quantize_output(node)
 

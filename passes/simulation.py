@@ -12,7 +12,7 @@ from torch import fx
 from lobo_fx.context import Context
 from lobo_fx.inputs import Inputs
 from lobo_fx.measures import signal_to_noise
-from lobo_fx.operators import VALUE_PRESERVING, is_call
+from lobo_fx.operators import INTEGERS_PASS, is_call
 from lobo_fx.passes.integer_regions import LINEAR
 from lobo_fx.program import Program
 from lobo_fx.progress import track
@@ -81,7 +81,7 @@ class Simulation:
             node.name: observers
             for node in prepared.graph.nodes
             if node.op == "call_function"
-            and not is_call(node, *VALUE_PRESERVING)
+            and not is_call(node, *INTEGERS_PASS)
             and not is_fused(node)
             and (observers := _observers_of(node))
         }

@@ -249,6 +249,16 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, dict[str, int]]
         IMAGES,
         {"QLinearConv": 2, "NhwcMaxPool": 1, "QLinearAveragePool": 1},
     ),
+    "activations": (
+        lambda: convolutions(nn.Sigmoid(), nn.LeakyReLU(), nn.AvgPool2d(2, 2, 1)),
+        IMAGES,
+        {"QLinearConv": 2, "QLinearSigmoid": 1, "QLinearLeakyRelu": 1, "QLinearAveragePool": 1},
+    ),
+    "resizes": (
+        lambda: convolutions(nn.Upsample(scale_factor=2), nn.PixelShuffle(2), nn.Conv2d(2, 8, 3)),
+        IMAGES,
+        {"QLinearConv": 3, "Resize": 1, "DepthToSpace": 1, "DequantizeLinear": 1},
+    ),
     "head": (
         lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 5)),
         IMAGES,
