@@ -114,19 +114,27 @@ class OnnxExporter:
 
 
 def _with_plain_attention(program: Program) -> Program:
-    """The program, its attention over more than four dimensions taken over four, as `torch.onnx` wants it."""
-    if not any(map(_is_deep_attention, program.graph.nodes)):
+    """The program, its attention over other than four dimensions taken over four, as `torch.onnx` wants it."""
+    if not any(_is_deep_attention(node) or _is_flat_attention(node) for node in program.graph.nodes):
         return program
     program = program.clone()
-    for node in [node for node in program.graph.nodes if _is_deep_attention(node)]:
+    graph = program.graph
+    for node in list(graph.nodes):
         given = arguments(node)
-        depth, leading = given["query"].meta["val"].dim() - 4, node.meta["val"].shape[1 : node.meta["val"].dim() - 3]
-        with program.graph.inserting_before(node):
-            for name in ("query", "key", "value"):
-                flat = program.graph.call_function(aten.flatten.using_ints, (given[name], 0, depth))
-                set_argument(node, name, flat)
-        with program.graph.inserting_after(node):
-            whole = program.graph.call_function(aten.unflatten.int, (node, 0, [-1, *leading]))
+        if _is_deep_attention(node):
+            dims = node.meta["val"].dim()
+            change: tuple[Any, ...] = (aten.flatten.using_ints, 0, dims - 4)
+            back: tuple[Any, ...] = (aten.unflatten.int, 0, [-1, *node.meta["val"].shape[1 : dims - 3]])
+        elif _is_flat_attention(node):
+            change, back = (aten.unsqueeze.default, 1), (aten.squeeze.dim, 1)
+        else:
+            continue
+        with graph.inserting_before(node):
+            for name in ("query", "key", "value", "attn_mask"):
+                if given[name] is not None:
+                    set_argument(node, name, graph.call_function(change[0], (given[name], *change[1:])))
+        with graph.inserting_after(node):
+            whole = graph.call_function(back[0], (node, *back[1:]))
         node.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
     program.module.recompile()
     return program
@@ -134,11 +142,23 @@ def _with_plain_attention(program: Program) -> Program:
 
 def _is_deep_attention(node: fx.Node) -> bool:
     """Attention over more than four dimensions, none of them broadcast or free but the first."""
-    if not is_call(node, aten.scaled_dot_product_attention.default) or arguments(node)["attn_mask"] is not None:
-        return False
-    shapes = [arguments(node)[name].meta["val"].shape[:-3] for name in ("query", "key", "value")]
+    shapes = [source.meta["val"].shape[:-3] for source in _attended(node)]
     alike = all(shape == shapes[0] for shape in shapes)
-    return len(shapes[0]) > 1 and alike and all(isinstance(size, int) for size in shapes[0][1:])
+    return bool(shapes) and len(shapes[0]) > 1 and alike and all(isinstance(size, int) for size in shapes[0][1:])
+
+
+def _is_flat_attention(node: fx.Node) -> bool:
+    """Attention over three dimensions, its mask too."""
+    sources = _attended(node)
+    return bool(sources) and all(source.meta["val"].dim() == 3 for source in sources)
+
+
+def _attended(node: fx.Node) -> list[fx.Node]:
+    """What attention reads; nothing where it is another operator."""
+    if not is_call(node, aten.scaled_dot_product_attention.default):
+        return []
+    given = arguments(node)
+    return [given[name] for name in ("query", "key", "value", "attn_mask") if given[name] is not None]
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ def clean(model: ir.Model) -> None:
     fold_weight_transposes(model)
     share_transposed(model)
     strip_metadata(model)
+    model.graph.sort()  # what torch.onnx folds is not always left in order
 
 
 def fold_weight_transposes(model: ir.Model) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
 
 import torch
 from torch import fx
@@ -63,13 +62,13 @@ def masks(program: Program) -> dict[str, torch.Tensor]:
     return {str(node.args[0].target): program.parameter(node.args[1]) for node in masked}
 
 
-def restore_masks(program: Program, names: Iterable[str]) -> None:
-    """Marks the masks of a program that was saved, by parameter name."""
-    chosen = set(names)
+def restore_masks(program: Program) -> None:
+    """Marks the masks of a program that was saved, or traced anew: boolean buffers named after their weights."""
     for node in program.graph.find_nodes(op="call_function", target=aten.mul.Tensor):
         weight, mask = node.args[:2]
-        if all(isinstance(n, fx.Node) and n.op == "get_attr" for n in (weight, mask)) and weight.target in chosen:
-            node.meta[_MASKED] = mask.target == f"{weight.target}{_SUFFIX}"
+        if all(isinstance(n, fx.Node) and n.op == "get_attr" for n in (weight, mask)):
+            named = mask.target == f"{weight.target}{_SUFFIX}"
+            node.meta[_MASKED] = named and program.parameter(mask).dtype == torch.bool
 
 
 def strip_masks(program: Program) -> None:

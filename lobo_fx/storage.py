@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from lobo_fx.artifact import Artifact, check_folder, make_folder, read_json, written_beside
 from lobo_fx.axes.record import kept_indices, restore
 from lobo_fx.errors import InvalidInput, LoboError
-from lobo_fx.masks import masks, restore_masks
+from lobo_fx.masks import restore_masks
 from lobo_fx.measures import set_weight_names, weight_names  # which brings our own operators, too
 from lobo_fx.quiet import quiet
 from lobo_fx.reexport import exported_program
@@ -76,7 +76,6 @@ def save(result: Result, folder: Path) -> Path:
         "passes": result.passes,
         "weights": weight_names(result.module),
         "kept_indices": kept_indices(result.module),
-        "masks": sorted(masks(result.program)),
         "output_types": sorted(_types(result.program.signature.structure)),
         "report": report_as_json(result.report),
     }
@@ -127,7 +126,7 @@ def load(folder: str | Path) -> Result:
         report = report_from_json(manifest["report"])
         passes = [(name, dict(settings)) for name, settings in manifest["passes"]]
         program = trace(folder / PROGRAM_FILE)
-        restore_masks(program, manifest["masks"])
+        restore_masks(program)
         set_weight_names(program.module, manifest["weights"])
         restore(program.module, manifest["kept_indices"])
     except LoboError:

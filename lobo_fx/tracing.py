@@ -27,6 +27,7 @@ from lobo_fx.inputs import (
     in_order,
     positional_names,
 )
+from lobo_fx.masks import restore_masks
 from lobo_fx.normalize import normalize
 from lobo_fx.program import NOTES, Program, ProgramModule, mark_always_training, seal
 from lobo_fx.provenance import describe, user_line
@@ -176,4 +177,6 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
         raise TraceError(f"shapes can't be followed through {describe(error.node)}: {error.reason}") from error
     seal(module)
     bound = module.signature.bind(inputs.args, inputs.kwargs)  # type: ignore[union-attr]
-    return Program(module, bound.to("cpu"))
+    program = Program(module, bound.to("cpu"))
+    restore_masks(program)
+    return program

@@ -544,6 +544,18 @@ def test_linear_layers_of_quantized_programs_need_no_transpose(tmp_path: Path) -
     assert "Transpose" not in [node.op_type for node in content.graph.node]
 
 
+@pytest.mark.parametrize("shape", [(6, 5, 8), (2, 3, 5, 8), (2, 3, 4, 5, 8)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_over_any_number_of_dimensions(shape: tuple[int, ...], masked: bool, tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            mask = x @ x.mT if masked else None
+            return nn.functional.scaled_dot_product_attention(x, x.flip(0), x + 1, attn_mask=mask)
+
+    result = lobo_fx.compile(Attention(), example_inputs=torch.randn(shape), progress=False)
+    assert result.export(tmp_path / "model.onnx").parity < 1e-5
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [

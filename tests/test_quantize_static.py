@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import hypothesis
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import strategies as st
 from torch import nn
 
 import lobo_fx
@@ -627,74 +625,3 @@ def test_a_trained_network_loses_less_than_a_point(tmp_path: Path) -> None:
     predicted = run_file(artifact, images[test]).argmax(1)
     agreeing = float((torch.from_numpy(predicted) == result.module(images[test]).argmax(1)).double().mean())
     assert agreeing > 0.995
-
-
-# Any small network at all.
-
-
-@st.composite
-def networks(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
-    """A few convolutions, residual adds, pools and activations, a head or none; channels of very different sizes."""
-    torch.manual_seed(draw(st.integers(0, 2**16)))
-    channels, size = draw(st.sampled_from([1, 3, 5])), draw(st.sampled_from([7, 8, 11]))
-    x = torch.randn(4, channels, size, size) * 10 ** draw(st.integers(-3, 2))
-    layers: list[nn.Module] = []
-
-    def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=draw(st.booleans()))
-        with torch.no_grad():
-            exponents = torch.randint(-2, 2, (outputs, 1, 1, 1))
-            conv.weight.mul_(10.0**exponents)
-            if draw(st.booleans()):
-                conv.weight[draw(st.integers(0, outputs - 1))] = 0
-            if conv.bias is not None:
-                conv.bias.mul_(10.0 ** draw(st.integers(-2, 2)))
-        return conv
-
-    for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["conv", "depthwise", "residual", "norm", "max_pool", "average_pool"]))
-        if kind == "conv":
-            outputs = draw(st.integers(1, 6))
-            layers.append(convolution(channels, outputs, draw(st.sampled_from([1, 3])), draw(st.integers(1, 2))))
-            channels = outputs
-        elif kind == "depthwise":
-            layers.append(convolution(channels, channels, 3, groups=channels))
-        elif kind == "residual":
-            layers.append(Residual(convolution(channels, channels, 3), convolution(channels, channels, 1)))
-        elif kind == "norm":
-            layers += [convolution(channels, channels, 1), nn.BatchNorm2d(channels)]
-        elif kind == "max_pool":
-            layers.append(nn.MaxPool2d(3, 2, 1))
-        else:
-            layers.append(nn.AvgPool2d(3, 1, 1))
-        layers += draw(st.sampled_from([[], [nn.ReLU()], [nn.ReLU6()], [nn.Hardswish()]]))
-    head = draw(st.sampled_from(["none", "flatten", "pool", "tokens"]))
-    with torch.no_grad():
-        shape = nn.Sequential(*layers).eval()(x).shape
-    if head == "flatten":
-        layers += [nn.Flatten(), nn.Linear(math.prod(shape[1:]), 4, bias=draw(st.booleans()))]
-    elif head == "pool":
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)]
-    elif head == "tokens":
-        layers += [nn.Flatten(2), nn.Linear(math.prod(shape[2:]), 4)]
-    model = nn.Sequential(*layers)
-    model.train()(x)  # statistics of the norms
-    return model.eval(), x
-
-
-@hypothesis.settings(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
-@hypothesis.given(networks(), st.sampled_from(["min_max", "histogram"]))
-def test_any_small_network_exports_and_agrees(
-    tmp_path_factory: pytest.TempPathFactory, network: tuple[nn.Module, torch.Tensor], observer: Observer
-) -> None:
-    model, x = network
-    result = quantize(model, x, observer=observer)
-    artifact = result.export(tmp_path_factory.mktemp("any") / "model.onnx")
-    assert artifact.path.is_file()
-    assert "ConvInteger" not in artifact.details.get("kernels", {})

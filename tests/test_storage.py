@@ -315,7 +315,6 @@ DAMAGES: dict[str, Callable[[Any], object]] = {
     "a ratio that is no number": lambda manifest: manifest["report"]["passes"][0].update(snr="loud"),
     "a report that is text": lambda manifest: manifest.update(report="good"),
     "passes without settings": lambda manifest: manifest.update(passes=["fold_batch_norm"]),
-    "masks that are a number": lambda manifest: manifest.update(masks=3),
     "weights that are a number": lambda manifest: manifest.update(weights=3),
     "types that are numbers": lambda manifest: manifest.update(output_types=[3]),
     "indices that are text": lambda manifest: manifest.update(kept_indices="all"),
