@@ -19,7 +19,7 @@ import onnxscript
 import torch
 
 from lobo_fx.formats import FORMATS, Format, unit
-from lobo_fx.own_operators import ATTENTION, DECODE, DYNAMIC_PRODUCT, OWN, PRODUCT
+from lobo_fx.own_operators import ATTENTION, DECODE, DYNAMIC_LSTM, DYNAMIC_PRODUCT, OWN, PRODUCT
 
 DOMAIN = "lobo_fx"
 MICROSOFT = "com.microsoft"
@@ -29,7 +29,13 @@ _FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 1, 4
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For `torch.onnx.export`: each of our operators becomes a node of the same name and arguments."""
-    return {DECODE: _decode, PRODUCT: _product, DYNAMIC_PRODUCT: _dynamic_product, ATTENTION: _attention}
+    return {
+        DECODE: _decode,
+        PRODUCT: _product,
+        DYNAMIC_PRODUCT: _dynamic_product,
+        DYNAMIC_LSTM: _dynamic_lstm,
+        ATTENTION: _attention,
+    }
 
 
 def _decode(  # type: ignore[no-untyped-def]
@@ -57,6 +63,10 @@ def _dynamic_product(x, codes, scale, bias=None):  # type: ignore[no-untyped-def
     return _node_of("dynamic_product")(x, codes, scale, bias)
 
 
+def _dynamic_lstm(x, hidden, cell, params, directions: int = 0):  # type: ignore[no-untyped-def]
+    return _node_of("dynamic_lstm")(x, hidden, cell, *params, directions=directions)
+
+
 def _attention(query, key, value, bias=None, heads: int = 0, scale: float = 0.0):  # type: ignore[no-untyped-def]
     return _node_of("attention")(query, key, value, bias, heads=heads, scale=scale)
 
@@ -67,27 +77,31 @@ def _node_of(name: str) -> Any:
     schema_class = onnx.defs.OpSchema
     types = {torch.StringType: "STRING", torch.IntType: "INT", torch.SymIntType: "INT", torch.ListType: "INTS"}
     types |= {torch.FloatType: "FLOAT"}
+    tensors = torch.ListType.ofTensors()
     (schema,) = (overload._schema for overload in OWN if overload._schema.name == f"{DOMAIN}::{name}")
     inputs: list[Any] = []
     attributes = []
     for argument in schema.arguments:
         kind = type(argument.real_type)
-        if kind in types:
+        if kind in types and argument.real_type != tensors:
             attribute_type = getattr(schema_class.AttrType, types[kind])
             attributes.append(schema_class.Attribute(argument.name, attribute_type, required=True))
         else:
-            optional = schema_class.FormalParameterOption.Optional
-            option = optional if kind is torch.OptionalType else schema_class.FormalParameterOption.Single
-            inputs.append(schema_class.FormalParameter(argument.name, f"T{len(inputs)}", param_option=option))
-    output = schema_class.FormalParameter("output", "T")
+            options = schema_class.FormalParameterOption
+            option = {torch.OptionalType: options.Optional, torch.ListType: options.Variadic}.get(kind, options.Single)
+            if option is options.Variadic:
+                inputs.clear()  # onnxscript gives such an input every argument, also those before it
+            name_and_type = (argument.name, f"T{len(inputs)}")
+            inputs.append(schema_class.FormalParameter(*name_and_type, param_option=option, is_homogeneous=False))
+    outputs = [schema_class.FormalParameter(f"output{at}", f"U{at}") for at in range(len(schema.returns))]
     every = ["tensor(float)", "tensor(uint8)", "tensor(int8)"]
-    constraints = [(parameter.type_str, every, "") for parameter in [*inputs, output]]
+    constraints = [(parameter.type_str, every, "") for parameter in [*inputs, *outputs]]
     made = schema_class(
         name,
         DOMAIN,
         1,
         inputs=inputs,
-        outputs=[output],
+        outputs=outputs,
         type_constraints=constraints,
         attributes=attributes,
     )
@@ -105,7 +119,7 @@ def expand(model: ir.Model) -> None:
 
 
 class _Writer:
-    """Writes nodes and constants in the place of a node, and puts their result into its stead."""
+    """Writes nodes and constants in the place of a node, and puts their results into its stead."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self.graph, self.node = graph, node
@@ -137,12 +151,13 @@ class _Writer:
         """The first columns of a matrix."""
         return self.op("Slice", value, self.constant([0]), self.constant([count]), self.constant([1]))
 
-    def replace(self, result: ir.Value) -> None:
-        (old,) = self.node.outputs
-        result.type, result.shape = old.type, old.shape
-        old.replace_all_uses_with(result, replace_graph_outputs=True)
+    def replace(self, *results: ir.Value) -> None:
+        for old, result in zip(self.node.outputs, results, strict=True):
+            result.type, result.shape = old.type, old.shape
+            old.replace_all_uses_with(result, replace_graph_outputs=True)
         self.graph.remove(self.node, safe=True)
-        result.name, old.name = old.name, None
+        for old, result in zip(self.node.outputs, results, strict=True):
+            result.name, old.name = old.name, None
 
 
 def _expand_decode(graph: ir.Graph, node: ir.Node) -> None:
@@ -274,6 +289,35 @@ def _expand_dynamic_product(graph: ir.Graph, node: ir.Node) -> None:
     write.replace(result if bias is None else write.op("Add", result, bias))
 
 
+def _expand_dynamic_lstm(graph: ir.Graph, node: ir.Node) -> None:
+    """ONNX Runtime's LSTM in integers, whose weights are inputs × outputs with gates in ONNX's order."""
+    write = _Writer(graph, node)
+    x, hidden, cell, *params = node.inputs
+    directions = node.attributes["directions"].as_int()
+    count, size = len(params) // directions, int(params[2].shape[1])  # type: ignore[union-attr, index, arg-type]
+
+    def stacked(index: int) -> ir.Value:
+        """A parameter of all directions, gates i, f, g, o as i, o, f, g."""
+        every = []
+        for value in params[index::count]:
+            i, f, g, o = write.ops("Split", value, outputs=4, axis=0, num_outputs=4)
+            every.append(write.op("Unsqueeze", write.op("Concat", i, o, f, g, axis=0), write.constant([0])))
+        return every[0] if directions == 1 else write.op("Concat", *every, axis=0)
+
+    codes, states = (write.op("Transpose", stacked(index), perm=[0, 2, 1]) for index in (0, 2))
+    scale, state_scale = (write.reshape(stacked(index), directions, -1) for index in (1, 3))
+    bias = write.op("Concat", stacked(4), stacked(5), axis=1) if count == 6 else None
+    zero = write.constant(np.zeros((directions, 4 * size)), np.int8)
+    inputs = [x, codes, states, bias, None, hidden, cell, None, scale, zero, state_scale, zero]
+    settings = {"hidden_size": size, "direction": "bidirectional" if directions == 2 else "forward"}
+    every, *finals = write.ops("DynamicQuantizeLSTM", *inputs, outputs=3, domain=MICROSOFT, **settings)
+    if directions == 1:
+        rows = write.op("Squeeze", every, write.constant([1]))
+    else:
+        rows = write.reshape(write.op("Transpose", every, perm=[0, 2, 1, 3]), 0, 0, 2 * size)
+    write.replace(rows, *finals)
+
+
 def _expand_attention(graph: ir.Graph, node: ir.Node) -> None:
     """ONNX Runtime's fused kernel."""
     write = _Writer(graph, node)
@@ -287,5 +331,6 @@ _EXPANSIONS: dict[str, Callable[[ir.Graph, ir.Node], None]] = {
     "decode": _expand_decode,
     "product": _expand_product,
     "dynamic_product": _expand_dynamic_product,
+    "dynamic_lstm": _expand_dynamic_lstm,
     "attention": _expand_attention,
 }

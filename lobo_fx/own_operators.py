@@ -131,14 +131,18 @@ def dynamic_product(
         scale: `[outputs, 1]`.
         bias: `[outputs]`.
     """
+    result = _integer_product(x, codes, scale)
+    return result if bias is None else result + bias
+
+
+def _integer_product(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     if not x.numel():
         return x.new_zeros((*x.shape[:-1], len(codes)))
     step, zero = dynamic_range(x)
     steps = (x / step).round() + zero
     # float64 holds the sums of products exactly, and is faster than integers in PyTorch
     sums = (steps.clamp(0, 255) - zero).double() @ codes.double().T
-    result = sums.float() * (step * scale.flatten())
-    return result if bias is None else result + bias
+    return sums.float() * (step * scale.flatten())
 
 
 @dynamic_product.register_fake
@@ -153,6 +157,77 @@ def dynamic_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     step = (high - low) / 255
     step = torch.where(step == 0, torch.ones_like(step), step)
     return step, (-low / step).round().clamp(0, 255)
+
+
+@torch.library.custom_op("lobo_fx::dynamic_lstm", mutates_args=())
+def dynamic_lstm(
+    x: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor, params: Sequence[torch.Tensor], directions: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A layer of an LSTM, its products in integers: `x` quantized to uint8 as a whole, hidden states step by step.
+
+    Args:
+        x: `[steps, rows, inputs]`.
+        hidden: `[directions, rows, hidden]`; in each step the rows share one range.
+        cell: `[directions, rows, hidden]`.
+        params: per direction: codes `[4 × hidden, inputs]` of the inputs' weight and their scale `[4 × hidden, 1]`,
+            codes and scale of the states' weight, and both biases or none; gates in PyTorch's order.
+        directions: 2 where one more runs backwards.
+
+    Returns:
+        As `torch.nn.LSTM` does: all hidden states `[steps, rows, directions × hidden]`, the last, the last cells.
+    """
+    outputs, finals = [], []
+    for direction, (codes, scale, state_codes, state_scale, *biases) in enumerate(_by_direction(params, directions)):
+        gates = _integer_product(x, codes, scale)
+        state_codes = state_codes.double()  # once, not in every step
+        h, c, bias, states = hidden[direction], cell[direction], sum(biases), []
+        for step in gates.flip(0) if direction else gates:
+            i, f, g, o = (step + _integer_product(h, state_codes, state_scale) + bias).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            states.append(h)
+        outputs.append(torch.stack(states[::-1] if direction else states))
+        finals.append((h, c))
+    last_hidden, last_cell = (torch.stack(last) for last in zip(*finals, strict=True))
+    return torch.cat(outputs, 2), last_hidden, last_cell
+
+
+def _by_direction(params: Sequence[Any], directions: int) -> list[Sequence[Any]]:
+    count = len(params) // directions
+    return [params[at : at + count] for at in range(0, len(params), count)]
+
+
+@dynamic_lstm.register_fake
+def _(
+    x: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor, params: Sequence[torch.Tensor], directions: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shapes = ((*x.shape[:2], directions * hidden.shape[2]), hidden.shape, cell.shape)
+    every, last_hidden, last_cell = (x.new_empty(shape) for shape in shapes)
+    return every, last_hidden, last_cell
+
+
+def _keep_lstm(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, params, ctx.directions = inputs
+    ctx.save_for_backward(*tensors, *params)
+
+
+def _lstm_gradient(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+    """That of a float LSTM with the decoded weights: rounding of inputs and states is passed straight through."""
+    tensors = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in ctx.saved_tensors]
+    x, hidden, cell, *params = tensors
+    with torch.enable_grad():
+        weights: list[torch.Tensor] = []
+        for codes, scale, state_codes, state_scale, *biases in _by_direction(params, ctx.directions):
+            weights += [codes * scale.detach(), state_codes * state_scale.detach(), *biases]
+        biased, both = len(params) == 6 * ctx.directions, ctx.directions == 2
+        outputs = torch.lstm(x, (hidden, cell), weights, biased, 1, 0.0, False, both, False)
+        sources = [tensor for tensor in tensors if tensor.requires_grad]
+        found = iter(torch.autograd.grad(outputs, sources, gradients, allow_unused=True))
+    results = [next(found) if tensor.requires_grad else None for tensor in tensors]
+    return (*results[:3], results[3:], None)
+
+
+dynamic_lstm.register_autograd(_lstm_gradient, setup_context=_keep_lstm)
 
 
 @torch.library.custom_op("lobo_fx::attention", mutates_args=())
@@ -235,12 +310,17 @@ dynamic_product.register_autograd(_linear_gradient, setup_context=_keep_weight)
 DECODE = torch.ops.lobo_fx.decode.default
 PRODUCT = torch.ops.lobo_fx.product.default
 DYNAMIC_PRODUCT = torch.ops.lobo_fx.dynamic_product.default
+DYNAMIC_LSTM = torch.ops.lobo_fx.dynamic_lstm.default
 ATTENTION = torch.ops.lobo_fx.attention.default
-OWN = frozenset({DECODE, PRODUCT, DYNAMIC_PRODUCT, ATTENTION})
+OWN = frozenset({DECODE, PRODUCT, DYNAMIC_PRODUCT, DYNAMIC_LSTM, ATTENTION})
 
 
 def _product_flops(x: Any, codes: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return int(2 * math.prod(x) * out_shape[-1])
+
+
+def _lstm_flops(x: Any, hidden: Any, *args: Any, **kwargs: Any) -> int:
+    return int(2 * math.prod(x[:2]) * hidden[0] * 4 * hidden[2] * (x[2] + hidden[2]))
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -250,6 +330,7 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
 FLOPS: dict[Any, Any] = {
     torch.ops.lobo_fx.product: _product_flops,
     torch.ops.lobo_fx.dynamic_product: _product_flops,
+    torch.ops.lobo_fx.dynamic_lstm: _lstm_flops,
     torch.ops.lobo_fx.attention: _attention_flops,
 }
 """What `torch.utils.flop_counter` can't know of them."""
@@ -257,7 +338,7 @@ FLOPS: dict[Any, Any] = {
 
 def quantizes_inputs(target: object, args: Sequence[Any]) -> bool:
     """Whether a call rounds its activations, so that a rounding difference before it may grow into a step."""
-    return target is DYNAMIC_PRODUCT or (target is PRODUCT and args[-1] == "int8")
+    return target in (DYNAMIC_PRODUCT, DYNAMIC_LSTM) or (target is PRODUCT and args[-1] == "int8")
 
 
 def packed_weights(module: fx.GraphModule) -> dict[str, Callable[[], torch.Tensor]]:

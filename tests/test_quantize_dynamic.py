@@ -21,7 +21,7 @@ from torch import nn
 import lobo_fx
 from lobo_fx import Artifact, Result
 from lobo_fx.measures import signal_to_noise
-from lobo_fx.own_operators import DECODE, DYNAMIC_PRODUCT, dynamic_product, dynamic_range
+from lobo_fx.own_operators import DECODE, DYNAMIC_LSTM, DYNAMIC_PRODUCT, dynamic_lstm, dynamic_product, dynamic_range
 from lobo_fx.passbase import Pass
 from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeDynamic, QuantizeWeights
 from lobo_fx.testing import check_pass
@@ -36,9 +36,18 @@ def quantize(model: nn.Module, example: torch.Tensor, *before: Any) -> Result:
 
 
 def run_file(artifact: Artifact, example: torch.Tensor) -> Array:
-    session = onnxruntime.InferenceSession(str(artifact.path), providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
-    return np.asarray(output)
+    (output,) = run_outputs(artifact, example)
+    return output
+
+
+def run_outputs(artifact: Artifact, *examples: torch.Tensor) -> list[Array]:
+    """On one thread: with more, rows that share a range in an LSTM are shared out."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(artifact.path), options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    outputs = session.run(None, {name: example.numpy() for name, example in zip(names, examples, strict=True)})
+    return [np.asarray(output) for output in outputs]
 
 
 def quantizer() -> onnx.ModelProto:
@@ -133,7 +142,11 @@ class Tied(nn.Module):
 
 NETWORKS: dict[str, tuple[Any, torch.Tensor, dict[str, int]]] = {
     "attention": (Attention, VECTORS, {"DynamicQuantizeMatMul": 2}),
-    "lstm": (lambda: Tied(nn.LSTM), TOKENS, {"DynamicQuantizeMatMul": 1, "LSTM": 1, "Gather": 2}),
+    "lstm": (
+        lambda: Tied(nn.LSTM),
+        TOKENS,
+        {"DynamicQuantizeMatMul": 1, "DynamicQuantizeLSTM": 1, "LSTM": 0, "Gather": 2},
+    ),
     "gru": (lambda: Tied(nn.GRU), TOKENS, {"DynamicQuantizeMatMul": 1, "GRU": 1, "Gather": 2}),
     "convolutions": (
         lambda: nn.Sequential(
@@ -257,3 +270,188 @@ def test_scaled_sums_keep_a_float_product() -> None:
 def test_an_empty_batch_runs() -> None:
     result = quantize(nn.Sequential(nn.Linear(30, 12)), VECTORS)
     assert result.module(VECTORS[:0]).shape == (0, 12)
+
+
+STEPS = torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(7))
+
+
+class Recurrent(nn.Module):
+    """An LSTM that gives out everything, its first states given or zero."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(24, 16, **settings)
+
+    def forward(self, x: torch.Tensor, states: torch.Tensor | None = None) -> Any:
+        output, (hidden, cell) = self.lstm(x, None if states is None else (states, states.tanh()))
+        return output, hidden, cell
+
+
+def targets(result: Result) -> list[Any]:
+    return [node.target for node in result.program.graph.nodes]
+
+
+def integers(x: Array, codes: Array, scale: Array) -> Array:
+    """A product with `x` quantized as a whole, in integers."""
+    low, high = np.float32(min(x.min(), 0)), np.float32(max(x.max(), 0))
+    step = (high - low) / np.float32(255)
+    zero = int(np.round(-low / step))
+    steps = np.clip(np.round(x / step) + zero, 0, 255).astype(np.int64) - zero
+    sums = steps @ codes.astype(np.int64).T
+    return sums.astype(np.float32) * (step * scale[:, 0])
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_an_lstm_is_the_integer_arithmetic_it_stands_for(directions: int) -> None:
+    generator = np.random.default_rng(0)
+    x, hidden, cell = (generator.standard_normal(size, "f") for size in ((6, 3, 10), *[(directions, 3, 8)] * 2))
+    params: list[Array] = []
+    for _ in range(directions):
+        for columns in (10, 8):
+            params += [
+                generator.integers(-127, 128, (32, columns), "b"),
+                generator.uniform(0, 0.01, (32, 1)).astype("f"),
+            ]
+        params += [generator.standard_normal(32, "f"), generator.standard_normal(32, "f")]
+    found = dynamic_lstm(*map(torch.from_numpy, (x, hidden, cell)), [*map(torch.from_numpy, params)], directions)
+    expected = np.zeros((6, 3, 8 * directions), "f")
+    for direction in range(directions):
+        codes, scale, state_codes, state_scale, *biases = params[6 * direction :][:6]
+        h, c, inputs = hidden[direction], cell[direction], integers(x, codes, scale)
+        for step in range(6)[:: -1 if direction else 1]:
+            gates = inputs[step] + integers(h, state_codes, state_scale) + sum(biases)
+            i, f, o = (1 / (1 + np.exp(-gates[:, at : at + 8])) for at in (0, 8, 24))
+            c = f * c + i * np.tanh(gates[:, 16:24])
+            h = o * np.tanh(c)
+            expected[step, :, 8 * direction :][:, :8] = h
+        for value, state in zip(found[1:], (h, c), strict=True):
+            np.testing.assert_allclose(value[direction].numpy(), state, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-5, atol=1e-5)
+    floats = [
+        params[at] * params[at + 1] if at % 6 < 4 else params[at] for at in range(len(params)) if at % 6 not in (1, 3)
+    ]
+    states, weights = [*map(torch.from_numpy, (hidden, cell))], [*map(torch.from_numpy, floats)]
+    twin = torch.lstm(torch.from_numpy(x), states, weights, True, 1, 0.0, False, directions == 2, False)
+    assert not np.allclose(twin[0].numpy(), expected, rtol=1e-5, atol=1e-5), "a float LSTM is not held to be the same"
+    assert signal_to_noise(twin, found) > 30
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_files_of_lstms_agree_with_pytorch(
+    num_layers: int, bidirectional: bool, batch_first: bool, bias: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    states = torch.randn(num_layers * (2 if bidirectional else 1), 3, 16)
+    settings = {"num_layers": num_layers, "bidirectional": bidirectional, "batch_first": batch_first, "bias": bias}
+    model, x = Recurrent(**settings).eval(), STEPS if batch_first else STEPS.transpose(0, 1).contiguous()
+    result = lobo_fx.compile(
+        model, [QuantizeDynamic()], example_inputs=(x, states), dynamic_shapes=None, progress=False
+    )
+    artifact = result.export(tmp_path / "model.onnx")
+    kernels = artifact.details["kernels"]
+    assert kernels["DynamicQuantizeLSTM"] == num_layers == targets(result).count(DYNAMIC_LSTM)
+    assert not {"LSTM", "Cast"} & set(kernels)
+    assert DECODE not in targets(result)
+    expected = result.module(x, states)
+    for found, value in zip(run_outputs(artifact, x, states), expected, strict=True):
+        np.testing.assert_allclose(found, value.detach().numpy(), rtol=1e-4, atol=1e-4)
+    assert signal_to_noise(model(x, states), expected) > 30
+    before, *_, after = result.report.rows
+    assert (after.macs, after.parameters) == (before.macs, before.parameters)
+
+
+def test_an_lstm_takes_other_batches_than_it_was_traced_with(tmp_path: Path) -> None:
+    result = quantize(Recurrent(num_layers=2, bidirectional=True, batch_first=True), STEPS)
+    artifact = result.export(tmp_path / "model.onnx")
+    for rows in (1, 5):
+        x = torch.randn(rows, 7, 24)
+        for found, value in zip(run_outputs(artifact, x), result.module(x), strict=True):
+            np.testing.assert_allclose(found, value.detach().numpy(), rtol=1e-4, atol=1e-4)
+    assert result.module(STEPS[:0])[0].shape == (0, 7, 32)
+
+
+def test_an_lstm_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
+    result = quantize(Recurrent(batch_first=True), STEPS)
+    result.save(tmp_path / "saved")
+    loaded = lobo_fx.load(tmp_path / "saved").module
+    assert all(torch.equal(a, b) for a, b in zip(loaded(STEPS), result.module(STEPS), strict=True))
+    assert loaded.state_dict()["lstm.weight_hh_l0"].dtype == torch.int8
+
+
+def test_gradients_pass_through_quantized_lstms() -> None:
+    """As if the layer were the float LSTM of the decoded weights, run on what the layer before gives."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.lstm = nn.LayerNorm(24), nn.LSTM(24, 16, bidirectional=True, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.lstm(self.norm(x))[0]
+
+    model = Deep().eval()
+    quantized, twin = quantize(model, STEPS).module, copy.deepcopy(model)
+    stored = quantized.state_dict()
+    for name, parameter in twin.named_parameters():
+        if parameter.dim() > 1:
+            parameter.data = stored[name] * stored[f"{name}_scale"]
+    for network in (quantized, twin):
+        network(STEPS).sum().backward()
+    for name, parameter in twin.named_parameters():
+        if parameter.dim() == 1:
+            found = quantized.get_parameter(name).grad
+            assert torch.allclose(found, parameter.grad, rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
+
+
+class Regularised(Recurrent):
+    """A weight of the LSTM is an output's factor too."""
+
+    def forward(self, x: torch.Tensor, states: torch.Tensor | None = None) -> Any:
+        return self.lstm(x)[0] * self.lstm.get_parameter("weight_hh_l0").abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "left_float"),
+    [
+        (Regularised(batch_first=True), {"lstm.weight_hh_l0"}),
+        (Recurrent(batch_first=True, proj_size=4), set()),
+        (nn.GRU(24, 16, batch_first=True), set()),
+        (nn.LSTM(24, 16, batch_first=True), None),
+    ],
+)
+def test_what_has_no_integer_kernel_reads_decoded_weights(model: nn.Module, left_float: set[str] | None) -> None:
+    result = quantize(model, STEPS)
+    if left_float is None:
+        assert DYNAMIC_LSTM in targets(result)
+        assert DECODE not in targets(result)
+        return
+    assert DYNAMIC_LSTM not in targets(result)
+    assert DECODE in targets(result)
+    stored = result.module.state_dict()
+    weights = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+    assert {name for name in weights if stored[name].dtype == torch.float32} == left_float
+    assert [note.split("'")[1] for note in result.report.notes if "reads it too" in note] == [*left_float]
+    assert signal_to_noise(model(STEPS), result.module(STEPS)) > 30
+
+
+def test_a_weight_that_two_lstms_and_an_embedding_share_is_stored_once(tmp_path: Path) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.first, self.second = nn.Embedding(64, 16), nn.LSTM(16, 16), nn.LSTM(16, 16)
+            self.second.weight_ih_l0 = self.first.weight_ih_l0
+            self.first.weight_hh_l0 = self.embedding.weight
+
+        def forward(self, tokens: torch.Tensor) -> Any:
+            return self.second(self.first(self.embedding(tokens).transpose(0, 1))[0])[0].transpose(0, 1)
+
+    model = Shared().eval()
+    result = quantize(model, TOKENS)
+    assert [targets(result).count(target) for target in (DYNAMIC_LSTM, DECODE)] == [2, 1]
+    artifact = result.export(tmp_path / "model.onnx")
+    dims = [tuple(tensor.dims) for tensor in onnx.load(artifact.path).graph.initializer]
+    assert dims.count((64, 16)) == 3
+    assert signal_to_noise(model(TOKENS), result.module(TOKENS)) > 30
