@@ -13,9 +13,7 @@ before (`lobo_fx.passes.integer_regions`), or all do.
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +31,7 @@ from torchao.quantization.pt2e.quantizer import (
 from lobo_fx.masks import weight_node
 from lobo_fx.operators import CONVOLUTIONS, INTEGERS_PASS, Layer, arguments, aten, is_call, layer_of
 from lobo_fx.passes.integer_regions import ACTIVATIONS, POOLS
+from lobo_fx.passes.targets import TARGETS, Target
 
 ANNOTATION = "quantization_annotation"
 # A runtime folds these into the operator before them: they only cut the range that is quantized.
@@ -45,38 +44,6 @@ _DEQUANTIZE = frozenset(
 )
 _SINGLE = frozenset({aten.adaptive_avg_pool2d.default, *POOLS, *ACTIVATIONS})
 _JOINS = frozenset({aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.matmul.default, aten.bmm.default})
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """The integers that a CPU multiplies fast.
-
-    Attributes:
-        activation: dtype and range of activations.
-        weight: largest magnitude of an int8 weight.
-    """
-
-    activation: tuple[torch.dtype, int, int]
-    weight: int
-
-
-TARGETS = {
-    "x86-vnni": Target((torch.uint8, 0, 255), 127),
-    # without VNNI, sums of two products saturate at 16 bits: weights get one bit less
-    "x86-avx2": Target((torch.uint8, 0, 255), 63),
-    "arm": Target((torch.int8, -128, 127), 127),
-}
-
-
-def target_of_this_machine() -> str:
-    """The target that this CPU is."""
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        return "arm"
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return "x86-vnni"
-    return "x86-vnni" if "vnni" in flags else "x86-avx2"
 
 
 @dataclasses.dataclass(frozen=True)

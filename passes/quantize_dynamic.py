@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import fx
 
 from lobo_fx.context import Context
-from lobo_fx.formats import FORMATS
+from lobo_fx.formats import FORMATS, Format
 from lobo_fx.masks import strip_masks
 from lobo_fx.operators import arguments, aten
 from lobo_fx.own_operators import DYNAMIC_LSTM, DYNAMIC_PRODUCT
@@ -24,6 +24,7 @@ from lobo_fx.passes.stored_weights import (
     replace_reader,
     store,
 )
+from lobo_fx.passes.targets import target_named
 from lobo_fx.passes.weight_rounding import round_nearest
 from lobo_fx.program import Program
 from lobo_fx.provenance import inherit
@@ -41,11 +42,20 @@ class QuantizeDynamic(Pass):
     with projections, which have none, read `decode(W₈, s)`, decoded once when the file is loaded. A tied weight is
     stored once. Zeros of pruned weights stay zero.
 
+    Attributes:
+        target: the CPU's integers, as for `QuantizeStatic`: `x86-avx2` gives weights of products 7 bits, whose sums
+            don't saturate.
+
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
         Inference", 2018; ranges at run time as ONNX defines DynamicQuantizeLinear.
     """
 
+    target: str = "auto"
+
     promise: ClassVar[Promise] = Promise.APPROXIMATE
+
+    def __post_init__(self) -> None:
+        target_named(self.target)
 
     def run(self, program: Program, context: Context) -> Program:
         strip_masks(program)
@@ -53,7 +63,9 @@ class QuantizeDynamic(Pass):
         weights = [weight for weight in find_weights(program, context) if weight.tensor.numel() > 2 * weight.shape[0]]
         if not weights:
             context.note("quantize_dynamic found no weight to quantize")
-        stored = [_quantize(program, weight) for weight in weights]
+        limit = target_named(self.target).weight
+        number = dataclasses.replace(FORMATS["int8"], limits=(-limit, limit))
+        stored = [_quantize(program, weight, number) for weight in weights]
         reads = {read: codes for weight, codes in zip(weights, stored, strict=True) for read in weight.reads}
         for node in program.graph.find_nodes(op="call_function", target=aten.lstm.input):
             _quantize_lstm(program, node, reads)
@@ -64,9 +76,9 @@ class QuantizeDynamic(Pass):
         return program
 
 
-def _quantize(program: Program, weight: Weight) -> Stored:
+def _quantize(program: Program, weight: Weight, number: Format) -> Stored:
     """Stores the weight as codes; linear layers that read it read the codes."""
-    matrix, number = weight.matrix, FORMATS["int8"]
+    matrix = weight.matrix
     columns = matrix.shape[1]
     stored = store(program, weight, round_nearest(matrix, number, columns), number, columns)
     for reader in weight.readers:

@@ -25,6 +25,7 @@ from lobo_fx.passes.integer_regions import Regions, cut, kernel_of, kernels_for
 from lobo_fx.passes.layer_grams import collect_grams, gram_of
 from lobo_fx.passes.quantize_weights import QuantizeWeights
 from lobo_fx.passes.stored_weights import find_weights
+from lobo_fx.passes.targets import target_named
 from lobo_fx.passes.weight_rounding import round_compensated
 from lobo_fx.program import ESTIMATED, Program, fetch, register
 from lobo_fx.progress import spinner
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from lobo_fx.passes.onnxruntime_quantizer import Observers, OnnxRuntimeQuantizer
 
 _OBSERVERS = ("histogram", "mse", "entropy", "percentile", "min_max", "moving_average")
-_TARGETS = ("x86-vnni", "x86-avx2", "arm")
 SMALLEST_SCALE = 2.0**-60
 """Far below any scale in use, and its square is still a normal float32."""
 _LARGEST_BIAS = 2**30
@@ -88,9 +88,9 @@ class QuantizeStatic(Pass):
         return ("calibration_data",)
 
     def __post_init__(self) -> None:
+        target_named(self.target)
         choices = {
             "observer": _OBSERVERS,
-            "target": ("auto", *_TARGETS),
             "kernels": ("cheapest", "all"),
             "rounding": ("nearest", "compensated"),
             "correct_bias": (False, True),
@@ -201,8 +201,8 @@ class QuantizeStatic(Pass):
     def quantizer_of_all(self, program: Program) -> OnnxRuntimeQuantizer:
         """What marks every operator that has an integer kernel."""
         with quiet():
-            from lobo_fx.passes.onnxruntime_quantizer import TARGETS, OnnxRuntimeQuantizer, target_of_this_machine
-        target = TARGETS[target_of_this_machine() if self.target == "auto" else self.target]
+            from lobo_fx.passes.onnxruntime_quantizer import OnnxRuntimeQuantizer
+        target = target_named(self.target)
         return OnnxRuntimeQuantizer(self.observers(self.observer), target, None, self._overrides(program))
 
     def observers(self, name: str) -> Observers:

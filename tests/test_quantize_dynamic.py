@@ -455,3 +455,13 @@ def test_a_weight_that_two_lstms_and_an_embedding_share_is_stored_once(tmp_path:
     dims = [tuple(tensor.dims) for tensor in onnx.load(artifact.path).graph.initializer]
     assert dims.count((64, 16)) == 3
     assert signal_to_noise(model(TOKENS), result.module(TOKENS)) > 30
+
+
+def test_without_vnni_weights_have_seven_bits() -> None:
+    model = nn.Linear(32, 8)
+    author = QuantizeDynamic("x86-avx2")
+    result = lobo_fx.compile(model, [author], example_inputs=torch.randn(4, 32), progress=False)
+    codes = result.module.state_dict()["weight"]
+    assert codes.abs().amax(1).eq(63).all()
+    with pytest.raises(lobo_fx.InvalidInput, match="target is 'x87'; it must be one of auto, x86-vnni"):
+        QuantizeDynamic("x87")
