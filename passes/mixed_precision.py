@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -37,8 +38,9 @@ class MixedPrecision(Pass):
     Every layer (and sum, product or concatenation that can run as integers) is quantized alone, and the
     signal-to-noise ratio at the outputs measured: its sensitivity. With `kernels="all"`, layers are taken in that
     order, least sensitive first, as far as the budget goes. With `kernels="cheapest"`, every layer pays for its noise
-    in microseconds, at the lowest price that keeps the budget, and the cheapest regions are cut anew. The
-    sensitivities are a table of the report; decibels are measured on the result, on the first calibration batches.
+    in microseconds, at the lowest price that keeps the budget, and the cheapest regions are cut anew; layers left
+    float are stored as int8 unless that alone breaks the budget. The sensitivities are a table of the report;
+    decibels are measured on the result, on the first calibration batches.
 
     Attributes:
         decibels: signal-to-noise ratio of the outputs that must stay; 30 where no budget is given.
@@ -72,36 +74,42 @@ class MixedPrecision(Pass):
     def run(self, program: Program, context: Context) -> Program:
         program = self.quantizer.simplify(program, context)
         evaluate = context.evaluate if self.drop is not None else None
-        least = evaluate(program.clone().module) - (self.drop or 0.0) if evaluate else 0.0
-        quantizer = self.quantizer.quantizer(program, context)
+        budget = DECIBELS if self.decibels is None else self.decibels
+        least = evaluate(program.clone().module) - (self.drop or 0.0) if evaluate else budget
+        quantizer, original = self.quantizer.quantizer(program, context), program.clone()
         self.quantizer.round_weights(program, quantizer, context)
         prepared = prepare(program.clone(), quantizer, context)
         calibrate(prepared, context)
-        simulation = Simulation(prepared, context)
+        simulation = Simulation(prepared, context, original)
         sensitivities = simulation.sensitivities(context.show_progress)
         sets = self._sets(program, quantizer, context, sensitivities)
+        if not evaluate:  # a quick look first: what is too noisy when simulated need not be built
+            sets = sets[_first(lambda layers: simulation.run(layers) >= budget, sets) :]
 
-        def quantized(layers: Collection[str]) -> Program:
-            copy, silent = program.clone(), dataclasses.replace(context, notes=[], show_progress=False)
+        def quantized(layers: Collection[str], stored: bool) -> Program:
+            copy = (program if stored else original).clone()
+            silent = dataclasses.replace(context, notes=[], show_progress=False)
             own = self.quantizer.quantizer_of_all(copy)
             if quantizer.chosen is not None:
                 own.chosen = frozenset(layers)
             else:
                 own.overrides = {**own.overrides, **dict.fromkeys(sensitivities.keys() - layers)}
-            return self.quantizer.quantize(copy, own, silent)
+            return self.quantizer.quantize(copy, own, silent, stored)
 
-        budget = DECIBELS if self.decibels is None else self.decibels
-        if not evaluate:  # a quick look first: what is too noisy when simulated need not be built
-            sets = sets[_first(lambda layers: simulation.run(layers) >= budget, sets) :]
+        @functools.cache
+        def within(layers: frozenset[str], stored: bool) -> bool:
+            made = quantized(layers, stored)
+            return (evaluate(made.module) if evaluate else simulation.of(made)) >= least
 
-        def within(layers: frozenset[str]) -> bool:
-            made = quantized(layers)
-            return evaluate(made.module) >= least if evaluate else simulation.of(made) >= budget
-
-        layers = sets[_first(within, sets)]
+        for stored in (True, False):  # int8 as storage alone may cost too much
+            layers = sets[_first(functools.partial(within, stored=stored), sets)]
+            if within(layers, stored=stored):
+                break
         context.sheets.append(_sheet(prepared.graph, sensitivities, layers))
         context.note(f"mixed_precision quantized {len(layers)} of {len(sensitivities)} layers")
-        return quantized(layers)
+        if not stored:
+            context.note("mixed_precision left the weights of the others float: as int8 they would cost too much")
+        return quantized(layers, stored)
 
     def _sets(
         self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context, sensitivities: Mapping[str, float]

@@ -159,8 +159,10 @@ class QuantizeStatic(Pass):
             rounded = round_compensated(matrix, number, matrix.shape[1], gram)
             weight.put(rounded.codes * rounded.scale)
 
-    def quantize(self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context) -> Program:
-        """Prepares, calibrates, refits where that is asked for, and converts."""
+    def quantize(
+        self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context, stored: bool = True
+    ) -> Program:
+        """Prepares, calibrates, refits where that is asked for, converts, and stores what is left float as int8."""
         prepared = prepare(program, quantizer, context)
         calibrate(prepared, context)
         if self.correct_bias:
@@ -168,13 +170,13 @@ class QuantizeStatic(Pass):
             from lobo_fx.passes.simulation import first_batches
 
             correct_biases(prepared, first_batches(context), context.show_progress)
-        return self.finish(convert(program, prepared), context)
+        program = convert(program, prepared)
+        if self.kernels == "cheapest":
+            program.module.meta[ESTIMATED] = True
+        return self._store_rest(program, context) if stored and self.kernels == "cheapest" else program
 
-    def finish(self, program: Program, context: Context) -> Program:
+    def _store_rest(self, program: Program, context: Context) -> Program:
         """Weights of the layers left float become int8 in the file; those of overridden modules stay as they are."""
-        if self.kernels == "all":
-            return program
-        program.module.meta[ESTIMATED] = True
         silent = dataclasses.replace(context, notes=[])
         left = [name for name, choice in self._overrides(program).items() if choice is None]
         nodes = {node.name: node for node in program.graph.nodes}

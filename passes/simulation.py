@@ -70,9 +70,10 @@ class Simulation:
     Args:
         prepared: with observers that have seen data.
         context: its first calibration batches are what outputs are compared on.
+        original: what outputs are compared with.
     """
 
-    def __init__(self, prepared: fx.GraphModule, context: Context) -> None:
+    def __init__(self, prepared: fx.GraphModule, context: Context, original: Program) -> None:
         from lobo_fx.passes.onnxruntime_quantizer import is_fused
 
         self.prepared = prepared
@@ -85,7 +86,7 @@ class Simulation:
             and not is_fused(node)
             and (observers := _observers_of(node))
         }
-        self.reference = [Simulated(prepared, ()).outputs(batch) for batch in self.batches]
+        self.reference = self._outputs(original)
 
     def run(self, layers: Collection[str]) -> float:
         """Signal-to-noise ratio with these layers quantized, in decibels."""
@@ -95,10 +96,12 @@ class Simulation:
 
     def of(self, program: Program) -> float:
         """Signal-to-noise ratio of another program, in decibels."""
+        return signal_to_noise(self.reference, self._outputs(program))
+
+    def _outputs(self, program: Program) -> list[Any]:
+        interpreter = fx.Interpreter(program.module)
         with torch.no_grad():
-            run = fx.Interpreter(program.module)
-            found = [run.run(*batch.leaves, enable_io_processing=False) for batch in self.batches]
-        return signal_to_noise(self.reference, found)
+            return [interpreter.run(*batch.leaves, enable_io_processing=False) for batch in self.batches]
 
     def sensitivities(self, show_progress: bool) -> dict[str, float]:
         """Signal-to-noise ratio with each layer quantized alone."""

@@ -12,8 +12,10 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import Result
+from lobo_fx.costs import Cost, CostTable
 from lobo_fx.measures import signal_to_noise
 from lobo_fx.passes import MixedPrecision, QuantizeStatic
+from lobo_fx.registry import RUNTIMES
 
 ROWS = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
 ALL = QuantizeStatic(kernels="all", observer="min_max", correct_bias=False)
@@ -73,6 +75,29 @@ def test_the_sensitivities_are_those_of_the_layers_alone() -> None:
 @pytest.mark.parametrize(("decibels", "count"), [(0, 4), (300, 0)])
 def test_budgets_at_the_ends(decibels: float, count: int) -> None:
     assert len(integer_layers(compiled(MixedPrecision(decibels=decibels, quantizer=ALL)))) == count
+
+
+def test_noise_is_paid_for_in_microseconds(tmp_path: Path) -> None:
+    """Integers are much cheaper everywhere, so only noise keeps a layer float."""
+    compiled(QuantizeStatic())  # measures what the table must have
+    known = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version).costs
+    costs = {key: Cost(0.1, 0.1) if key.startswith("convert") else Cost(100, 1) for key in known}
+    CostTable("test", costs).save(tmp_path / "table.json")
+    quantizer = QuantizeStatic(observer="min_max", costs=str(tmp_path / "table.json"), rounding="compensated")
+    torch.manual_seed(0)
+    expected = Net()(ROWS)
+    kept = []
+    for decibels in (0, 25, 60):
+        result = compiled(MixedPrecision(decibels=decibels, quantizer=quantizer))
+        (sheet,) = result.report.sheets
+        kept.append({row[0] for row in sheet.rows if row[2] == "int8"})
+        assert signal_to_noise(expected, result.module(ROWS)) >= decibels
+        as_float = any("left the weights of the others float" in note for note in result.report.notes)
+        assert as_float == (decibels > 0)
+    assert kept[0] >= {"first", "second", "third", "head"}
+    assert kept[1] >= {"first", "third", "head"}
+    assert "second" not in kept[1]
+    assert not kept[2]
 
 
 def test_the_score_is_the_budget() -> None:
