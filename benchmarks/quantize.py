@@ -1,16 +1,23 @@
-"""Int8 beside ONNX Runtime's own quantizer: latency against float, file size, signal-to-noise ratio.
+"""Int8 beside ONNX Runtime's own quantizer and NNCF: latency against float, file size, signal-to-noise ratio.
 
     python benchmarks/quantize.py
     python benchmarks/quantize.py --models timm:vit_tiny_patch16_224
+    pip install -e '.[nncf]'  # adds NNCF's rows; it reports its use to its authors until `opt_in_out --opt_out`
 
-Every variant of a model is measured in turn in one run: ONNX Runtime, one thread, one row; the same random
-calibration data for all. Weights are random (seed 0): sizes and times are real, accuracies are not. The
-signal-to-noise ratio is that of the outputs on a batch that calibration did not see.
+Every variant of a model is measured in turn in one run: one thread, one row, CPU time; the same random calibration
+data for all. Everything is compared with the float file in ONNX Runtime, which runs all but the rows of OpenVINO;
+OpenVINO gets fixed shapes. What stays float it computes in float32, and in bfloat16 in rows of their own where the
+CPU has that, its default there. Weights are random (seed 0): sizes and times are real, accuracies are not. The
+signal-to-noise ratio is that of the outputs on eight rows that calibration did not see.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import importlib.util
+import io
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +39,7 @@ from lobo_fx.program import Program
 from lobo_fx.quiet import quiet
 from lobo_fx.reexport import named_arrays, with_rows
 from lobo_fx.report import machine
-from lobo_fx.runtime import benchmark
+from lobo_fx.runtime import Runtime, Session, interleave
 from lobo_fx.tables import new_table, render
 
 MODELS = [
@@ -51,6 +58,7 @@ OURS: dict[str, Pass] = {
     "QuantizeDynamic": QuantizeDynamic(),
 }
 _PRODUCTS = ["Conv", "MatMul", "Gemm"]
+_HAS_NNCF = all(importlib.util.find_spec(name) for name in ("nncf", "openvino"))
 
 
 def variants_of_onnxruntime(original: Path, batches: list[dict[str, Any]]) -> dict[str, Callable[[Path], None]]:
@@ -77,6 +85,40 @@ def variants_of_onnxruntime(original: Path, batches: list[dict[str, Any]]) -> di
     }
 
 
+def variants_of_nncf(original: Path, batches: list[dict[str, Any]]) -> dict[str, Callable[[Path], None]]:
+    """NNCF's post-training quantization for OpenVINO and for ONNX Runtime, by name; none where it isn't installed."""
+    if not _HAS_NNCF:
+        return {}
+    import nncf
+    import onnx
+    import openvino
+
+    def read() -> Any:
+        model = openvino.Core().read_model(original)
+        model.reshape({name: array.shape for name, array in batches[0].items()})
+        return model
+
+    def quantize(model: Any) -> Any:
+        kind = nncf.ModelType.TRANSFORMER if _attends(original) else None
+        with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+            return nncf.quantize(model, nncf.Dataset(batches), model_type=kind)
+
+    return {
+        "float, OpenVINO": lambda path: openvino.save_model(read(), path, compress_to_fp16=False),
+        "NNCF, OpenVINO": lambda path: openvino.save_model(quantize(read()), path),
+        "NNCF, onnxruntime": lambda path: onnx.save(quantize(onnx.load(original)), path),
+    }
+
+
+def _attends(path: Path) -> bool:
+    """Whether a softmax is inside the network, not at its end."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    ends = {output.name for output in graph.output}
+    return any(node.op_type == "Softmax" and not ends.intersection(node.output) for node in graph.node)
+
+
 def measure(name: str, rounds: int, folder: Path) -> list[list[str]]:
     """A row for each variant of a model."""
     model, inputs = build(name)
@@ -84,49 +126,76 @@ def measure(name: str, rounds: int, folder: Path) -> list[list[str]]:
     inputs = (find_inputs(model) if inputs is None else inputs).map(lambda tensor: tensor[:1])
     batches = random_batches(inputs, 4)
     files: dict[str, Path] = {}
+    sessions: dict[str, Session] = {}
     failed: dict[str, str] = {}
     program: Program | None = None
+
+    def load(label: str, path: Path) -> None:
+        for suffix, runtime in _runtimes(path).items():
+            sessions[label + suffix] = runtime.load(path, 1)
+            files[label + suffix] = path
+
     for label, author in OURS.items():
         try:
             settings: dict[str, Any] = {"example_inputs": inputs, "calibration_data": batches, "progress": False}
             result = lobo_fx.compile(model, [author], **settings)
             if program is None:
                 program = result.original
-                files["float"] = result.export_original(folder / "float.onnx").path
-            files[label] = result.export(folder / f"{len(files)}.onnx").path
+                load("float", result.export_original(folder / "float.onnx").path)
+            load(label, result.export(folder / f"{len(files)}.onnx").path)
         except lobo_fx.LoboError as error:
             failed[label] = str(error).splitlines()[0]
     assert program is not None
     feeds = [named_arrays(program, batch) for batch in batches]
-    for label, make in variants_of_onnxruntime(files["float"], feeds).items():
-        path = folder / f"{len(files)}.onnx"
+    with quiet():
+        variants = variants_of_onnxruntime(files["float"], feeds) | variants_of_nncf(files["float"], feeds)
+    for label, make in variants.items():
+        path = folder / f"{len(files)}{'.xml' if label.endswith('OpenVINO') else '.onnx'}"
         try:
             with quiet():
                 make(path)
-            files[label] = path
+                load(label, path)
         except Exception as error:  # a library's own failure is a result
             failed[label] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return [*_rows(name, files, program, inputs, rounds), *([name, label, reason] for label, reason in failed.items())]
+    rows = _rows(name, files, sessions, program, inputs, rounds)
+    return [*rows, *([name, label, reason] for label, reason in failed.items())]
 
 
-def _rows(name: str, files: dict[str, Path], program: Program, inputs: Inputs, rounds: int) -> list[list[str]]:
-    unseen = next(iter(random_batches(inputs, 1, seed=1)))
+def _runtimes(path: Path) -> dict[str, Runtime]:
+    """What runs a file, by what that adds to its label."""
+    if path.suffix == ".onnx":
+        return {"": OnnxRuntime()}
+    import openvino
+    from openvino_runtime import OpenVino
+
+    narrow = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {"": OpenVino(), **({", bfloat16": OpenVino("bf16")} if narrow else {})}
+
+
+def _rows(
+    name: str, files: dict[str, Path], sessions: dict[str, Session], program: Program, inputs: Inputs, rounds: int
+) -> list[list[str]]:
     arrays = named_arrays(program, with_rows(program, 1))
-    measured = benchmark(files, OnnxRuntime(), arrays=arrays, threads=1, rounds=rounds, memory=False)
-    feed = named_arrays(program, unseen)
-    outputs = {label: _floats(OnnxRuntime().load(path, 1).run(feed)) for label, path in files.items()}
-    size = files["float"].stat().st_size
+    calls = {label: functools.partial(session.run, arrays) for label, session in sessions.items()}
+    latencies = interleave(calls, rounds=rounds, warmup=3, rows=1)
+    unseen = [named_arrays(program, batch) for batch in random_batches(inputs, 8, seed=1)]
+    outputs = {label: [_floats(session.run(feed)) for feed in unseen] for label, session in sessions.items()}
     return [
         [
             name,
             label,
-            f"{measured.ratio(label):.2f}",
-            f"{path.stat().st_size / size:.3f}",
+            f"{latencies[label].cpu / latencies['float'].cpu:.2f}",
+            f"{_size(path) / _size(files['float']):.3f}",
             f"{signal_to_noise(outputs['float'], outputs[label]):.1f}",
         ]
         for label, path in files.items()
         if label != "float"
     ]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; OpenVINO keeps the weights in one beside it."""
+    return sum(part.stat().st_size for part in {path, path.with_suffix(".bin")} if part.is_file())
 
 
 def _floats(arrays: list[Any]) -> list[torch.Tensor]:
@@ -140,6 +209,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     settings = parser.parse_args()
     torch.set_num_threads(1)
+    if not _HAS_NNCF:
+        print("NNCF is not installed: pip install -e '.[nncf]'")
     table = new_table(f"Int8 against float, {machine()}", ["model", "variant", "latency", "file", "SNR dB"])
     for name in settings.models:
         with tempfile.TemporaryDirectory() as folder:
