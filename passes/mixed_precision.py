@@ -77,14 +77,12 @@ class MixedPrecision(Pass):
         budget = DECIBELS if self.decibels is None else self.decibels
         least = evaluate(program.clone().module) - (self.drop or 0.0) if evaluate else budget
         quantizer, original = self.quantizer.quantizer(program, context), program.clone()
-        self.quantizer.round_weights(program, quantizer, context)
         prepared = prepare(program.clone(), quantizer, context)
         calibrate(prepared, context)
         simulation = Simulation(prepared, context, original)
         sensitivities = simulation.sensitivities(context.show_progress)
         sets = self._sets(program, quantizer, context, sensitivities)
-        if not evaluate:  # a quick look first: what is too noisy when simulated need not be built
-            sets = sets[_first(lambda layers: simulation.run(layers) >= budget, sets) :]
+        self.quantizer.round_weights(program, quantizer, context)
 
         def quantized(layers: Collection[str], stored: bool) -> Program:
             copy = (program if stored else original).clone()

@@ -32,6 +32,7 @@ from lobo_fx.progress import spinner
 from lobo_fx.provenance import describe, module_name
 from lobo_fx.quiet import quiet
 from lobo_fx.registry import RUNTIMES
+from lobo_fx.shapes import propagate
 
 if TYPE_CHECKING:
     from lobo_fx.passes.onnxruntime_quantizer import Observers, OnnxRuntimeQuantizer
@@ -177,6 +178,7 @@ class QuantizeStatic(Pass):
 
     def _store_rest(self, program: Program, context: Context) -> Program:
         """Weights of the layers left float become int8 in the file; those of overridden modules stay as they are."""
+        propagate(program.module)  # what convert inserted has no shapes yet
         silent = dataclasses.replace(context, notes=[])
         left = [name for name, choice in self._overrides(program).items() if choice is None]
         nodes = {node.name: node for node in program.graph.nodes}
