@@ -12,11 +12,20 @@ from lobo_fx.exporters.onnx_formats import expand
 
 def clean(model: ir.Model) -> None:
     """Rewrites the model in place; its outputs stay the same."""
+    list_constants(model)
     expand(model)
     fold_weight_transposes(model)
     share_transposed(model)
     strip_metadata(model)
-    model.graph.sort()  # what torch.onnx folds is not always left in order
+
+
+def list_constants(model: ir.Model) -> None:
+    """Enters the constants that `torch.onnx` made when it fused clamps, and did not list."""
+    known = {*model.graph.inputs, *model.graph.initializers.values()}
+    for value in [value for node in model.graph for value in node.inputs if value is not None]:
+        if value.producer() is None and value.const_value is not None and value not in known:
+            model.graph.register_initializer(value)
+            known.add(value)
 
 
 def fold_weight_transposes(model: ir.Model) -> None:

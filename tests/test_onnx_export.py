@@ -544,6 +544,20 @@ def test_linear_layers_of_quantized_programs_need_no_transpose(tmp_path: Path) -
     assert "Transpose" not in [node.op_type for node in content.graph.node]
 
 
+def test_constants_that_are_not_listed_are() -> None:
+    """As `torch.onnx` leaves them when it fuses clamps."""
+    x, low = (
+        ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+        for name, shape in (("x", [2]), ("low", []))
+    )
+    low.const_value = ir.tensor(np.float32(0.5), name="low")
+    clip = ir.node("Clip", [x, low])
+    clip.outputs[0].name = "y"
+    model = ir.Model(ir.Graph([x], clip.outputs, nodes=[clip], opset_imports={"": 20}), ir_version=10)
+    clean(model)
+    assert list(model.graph.initializers) == ["low"]
+
+
 @pytest.mark.parametrize("shape", [(6, 5, 8), (2, 3, 5, 8), (2, 3, 4, 5, 8)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_over_any_number_of_dimensions(shape: tuple[int, ...], masked: bool, tmp_path: Path) -> None:
