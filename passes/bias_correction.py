@@ -36,11 +36,14 @@ def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_pro
                 continue
             read = weight_node(layer.bias.args[0] if layer.bias.op == "call_module" else layer.bias)
             if read is not None and len(read.users) == 1:
-                shift = torch.cat([_errors(node, pair, quantized) for pair in pairs]).mean(0)
+                errors, rows = zip(*(_error(node, pair, quantized) for pair in pairs), strict=True)
+                shift = sum(errors) / sum(rows)
                 bias = fetch(prepared, str(read.target)).add_(shift)
                 for pair in pairs:
                     pair.after[layer.bias] = bias
 
 
-def _errors(node: fx.Node, pair: Pair, quantized: fx.Interpreter) -> torch.Tensor:
-    return (output_rows(node, pair.before[node]) - output_rows(node, run(quantized, node, pair.after))).double()
+def _error(node: fx.Node, pair: Pair, quantized: fx.Interpreter) -> tuple[torch.Tensor, int]:
+    """Sum of the errors by channel, and over how many rows."""
+    error = output_rows(node, pair.before[node] - run(quantized, node, pair.after))
+    return error.sum(0, dtype=torch.float64), len(error)

@@ -41,19 +41,29 @@ def side_by_side(
         show_progress: whether to draw a progress bar.
     """
     twins = {node.name: node for node in first.graph.nodes}
-    nodes = list(second.graph.nodes)
-    last_use = {source: node for graph in (first.graph, second.graph) for source, node in _ends(graph)}
+    nodes, constants = _constants_late(second.graph)
+    order = [(node, twins.get(node.name)) for node in nodes]  # a size computed anew has no twin
+    last_use = {source: node for both in order for node in both if node for source in node.all_input_nodes}
     feeds = {node: index for index, node in enumerate(second.graph.find_nodes(op="placeholder"))}
-    for node in track(nodes, "fit", show_progress):
+
+    def evaluate(interpreter: fx.Interpreter, node: fx.Node, at: fx.Node, values: list[dict[fx.Node, Any]]) -> None:
+        if at in feeds:
+            found = [pair.leaves[feeds[at]] for pair in pairs]
+        elif at in constants:
+            found = [run(interpreter, node, values[0])] * len(values)
+        else:
+            found = [run(interpreter, node, own) for own in values]
+        for own, value in zip(values, found, strict=True):
+            own[node] = value
+
+    for node, twin in track(order, "fit", show_progress):
         if node.op == "output":
             return
-        twin = twins.get(node.name)  # a size computed anew has none
-        for pair in pairs:
-            if twin is not None:
-                pair.before[twin] = pair.leaves[feeds[node]] if node in feeds else run(first, twin, pair.before)
+        if twin is not None:
+            evaluate(first, twin, node, [pair.before for pair in pairs])
         yield node
+        evaluate(second, node, node, [pair.after for pair in pairs])
         for pair in pairs:
-            pair.after[node] = pair.leaves[feeds[node]] if node in feeds else run(second, node, pair.after)
             for source in node.all_input_nodes:
                 if last_use.get(source, node) is node:  # a parameter that fitting made has no entry
                     del pair.after[source]
@@ -62,12 +72,26 @@ def side_by_side(
                     del pair.before[source]
 
 
+def _constants_late(graph: fx.Graph) -> tuple[list[fx.Node], set[fx.Node]]:
+    """The nodes, those that no input reaches only where they are read first; and which these are."""
+    constants: set[fx.Node] = set()
+    order: dict[fx.Node, None] = {}
+
+    def emit(node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if source in constants and source not in order:
+                emit(source)
+        order[node] = None
+
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "output") and constants.issuperset(node.all_input_nodes):
+            constants.add(node)
+        else:
+            emit(node)
+    return list(order), constants
+
+
 def run(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """The value of a node, from those of its inputs."""
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
     return getattr(interpreter, node.op)(node.target, args, kwargs)
-
-
-def _ends(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Each value with its readers, the last one last."""
-    return ((source, node) for node in graph.nodes for source in node.all_input_nodes)
