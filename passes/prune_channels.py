@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import itertools
 import math
@@ -21,7 +20,7 @@ from lobo_fx.axes.members import Member, members
 from lobo_fx.axes.record import kept_indices
 from lobo_fx.axes.surgery import remove, zero
 from lobo_fx.context import Context
-from lobo_fx.errors import ContractError, InvalidInput
+from lobo_fx.errors import ContractError, InvalidInput, near
 from lobo_fx.masks import strip_masks
 from lobo_fx.measures import largest_error
 from lobo_fx.operators import CONVOLUTIONS, arguments, aten
@@ -282,13 +281,12 @@ class PruneChannels(Pass):
             leaf: {member.name.rpartition(".")[0] for member in found if member.dim == 0}
             for leaf, found in free.items()
         }
-        names = sorted(set().union(*makers.values()))
+        names = set().union(*makers.values())
         chosen: dict[Axis, float] = {}
         for pattern, ratio in ratios.items():
             matched = [leaf for leaf, modules in makers.items() if fnmatch.filter(modules, pattern)]
             if not matched:
-                near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3)
-                raise InvalidInput(f"'{pattern}' matches no module with a width to prune; near: {', '.join(near)}")
+                raise InvalidInput(f"'{pattern}' matches no module with a width to prune; {near(pattern, names)}")
             chosen |= dict.fromkeys(matched, ratio)
         return chosen
 

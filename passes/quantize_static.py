@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import math
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import fx, nn
 
 from lobo_fx.context import Context
 from lobo_fx.costs import CostTable, MeasuresKernels
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import InvalidInput, near
 from lobo_fx.formats import FORMATS
 from lobo_fx.masks import strip_masks
 from lobo_fx.measures import mark_weights
@@ -250,8 +249,7 @@ class QuantizeStatic(Pass):
         for pattern, choice in self.overrides.items():
             matched = [node for node, module in names.items() if fnmatch.fnmatchcase(module, pattern)]
             if not matched:
-                near = difflib.get_close_matches(pattern, sorted(set(names.values())), n=5, cutoff=0.3)
-                raise InvalidInput(f"overrides: '{pattern}' matches no module; near: {', '.join(near)}")
+                raise InvalidInput(f"overrides: '{pattern}' matches no module; {near(pattern, names.values())}")
             found |= dict.fromkeys(matched, None if choice == "float" else self.observers(choice))
         return found
 
