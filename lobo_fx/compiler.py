@@ -83,6 +83,8 @@ def compile(
         context.require(author.needs, author.name)
     given = {"calibration_data": calibration_data, "train_data": train_data}
     context.require([name for name, data in given.items() if data is not None], "compile")
+    for author in chosen:
+        author.check(original)
     context.notes.extend(original.notes)
     mark_weights(original.module)
     for node in original.graph.nodes:

@@ -59,6 +59,15 @@ class Pass(abc.ABC):
         """Which of `calibration_data`, `train_data`, `loss_fn`, `evaluate` must be given."""
         return ()
 
+    def check(self, program: Program) -> None:  # noqa: B027  most passes have nothing to refuse
+        """Refuses settings that the model can't take, such as a pattern that matches nothing.
+
+        Called for every pass before the first one runs, with the model as it came. Changes nothing.
+
+        Raises:
+            InvalidInput: says what does not fit, and what would.
+        """
+
     @abc.abstractmethod
     def run(self, program: Program, context: Context) -> Program:
         """Returns the rewritten program (the same object, or a new one)."""

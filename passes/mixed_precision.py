@@ -71,6 +71,10 @@ class MixedPrecision(Pass):
         """Calibration data, and the score where that is the budget."""
         return ("calibration_data", *(("evaluate",) if self.drop is not None else ()))
 
+    def check(self, program: Program) -> None:
+        """What the quantizer refuses."""
+        self.quantizer.check(program)
+
     def run(self, program: Program, context: Context) -> Program:
         program = self.quantizer.simplify(program, context)
         evaluate = context.evaluate if self.drop is not None else None

@@ -116,6 +116,11 @@ class PruneChannels(Pass):
         fitted = ("calibration_data",) if self.compensation not in ("auto", "none") else ()
         return tuple(dict.fromkeys((*resolve(self.importance).needs, *fitted)))
 
+    def check(self, program: Program) -> None:
+        """Every pattern must match a module with a width to prune."""
+        if isinstance(self.ratio, Mapping):
+            self._by_pattern(self.ratio, self._free(Inference(program).run()))
+
     def run(self, program: Program, context: Context) -> Program:
         method = self.compensation
         if method == "auto":
@@ -175,9 +180,7 @@ class PruneChannels(Pass):
         Raises:
             InvalidInput: a pattern matches nothing, or the target can't be hit.
         """
-        free = {
-            leaf: found for leaf, found in members(inference).items() if self.kinds is None or kind(leaf) in self.kinds
-        }
+        free = self._free(inference)
         chosen = self._by_pattern(self.ratio, free) if isinstance(self.ratio, Mapping) else None
         scorer = resolve(self.importance).scorer(inference, context)
         scores = {
@@ -199,6 +202,11 @@ class PruneChannels(Pass):
                 f"minimum={self.minimum} and scope={self.scope!r}: the nearest possible is {share:.3f}"
             )
         return _best(scores, widths)
+
+    def _free(self, inference: Inference) -> dict[Axis, list[Member]]:
+        """The axes that may be pruned."""
+        found = members(inference)
+        return {leaf: found[leaf] for leaf in found if self.kinds is None or kind(leaf) in self.kinds}
 
     def _hit(
         self, inference: Inference, scores: Mapping[Axis, torch.Tensor], widths_at: Callable[[float], Widths]

@@ -110,6 +110,10 @@ class QuantizeStatic(Pass):
         if self.costs is not None:
             CostTable.load(self.costs)
 
+    def check(self, program: Program) -> None:
+        """Every override must match a module."""
+        self._overrides(program)
+
     def run(self, program: Program, context: Context) -> Program:
         program = self.simplify(program, context)
         quantizer = self.quantizer(program, context)

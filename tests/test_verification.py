@@ -15,6 +15,7 @@ from lobo_fx.context import Context
 from lobo_fx.errors import ContractError, InvalidInput, LoboError
 from lobo_fx.operators import aten
 from lobo_fx.passbase import EXACT_TOLERANCE, Pass, Promise
+from lobo_fx.passes import MixedPrecision, PruneChannels, QuantizeStatic
 from lobo_fx.program import Program
 from lobo_fx.provenance import PASS_KEY, module_name, source_line
 from lobo_fx.testing import assert_untouched, check_pass
@@ -495,3 +496,19 @@ def test_an_infinite_weight_is_refused_and_an_infinite_mask_is_not() -> None:
         model.linear.weight[1, 2] = torch.inf
     with pytest.raises(InvalidInput, match=r"'linear\.weight' holds infinity"):
         lobo_fx.compile(model, [], example_inputs=torch.randn(2, 4), progress=False)
+
+
+@pytest.mark.parametrize(
+    "author",
+    [
+        PruneChannels({"u": 0.5}),
+        QuantizeStatic(overrides={"u": "float"}),
+        MixedPrecision(quantizer=QuantizeStatic(overrides={"u": "float"})),
+    ],
+    ids=str,
+)
+def test_what_a_later_pass_refuses_stops_the_first(author: Pass) -> None:
+    ran: list[Program] = []
+    with pytest.raises(InvalidInput, match=r"'u' matches no module.*up"):
+        lobo_fx.compile(Body(), [Rewrite(ran.append), author], example_inputs=X, calibration_data=[X], progress=False)
+    assert not ran
