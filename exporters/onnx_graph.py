@@ -16,6 +16,7 @@ def clean(model: ir.Model) -> None:
     expand(model)
     fold_weight_transposes(model)
     share_transposed(model)
+    shrink_biases(model)
     strip_metadata(model)
 
 
@@ -70,15 +71,50 @@ def share_transposed(model: ir.Model) -> None:
             matrices.setdefault(array.shape, []).append((value, array))
 
 
+def shrink_biases(model: ir.Model) -> None:
+    """An integer bias goes without its zero points, and its scales, input × weight, are multiplied at load."""
+    for node in model.graph:
+        scale = node.inputs[1] if node.op_type == "DequantizeLinear" else None
+        stored = node.inputs[0].const_value if node.op_type == "DequantizeLinear" and node.inputs[0] else None
+        if scale is None or scale.const_value is None or stored is None or stored.dtype != ir.DataType.INT32:
+            continue
+        if len(node.inputs) == 3 and (zero := node.inputs[2]) is not None and not _any(zero):
+            node.resize_inputs(2)
+            if not zero.uses():
+                del model.graph.initializers[str(zero.name)]
+        factors = [
+            source.inputs[1]
+            for reader, _ in node.outputs[0].uses()
+            for source in (value.producer() for value in reader.inputs[:2] if value is not None)
+            if source is not None and source.op_type == "DequantizeLinear"
+        ]
+        scales = [factor.const_value.numpy() for factor in factors if factor is not None and factor.const_value]
+        if len(scales) == 2 and np.array_equal(scales[0] * scales[1], scale.const_value.numpy()):
+            product = ir.node("Mul", factors)
+            product.outputs[0].type, product.outputs[0].shape = scale.type, scale.shape
+            model.graph.insert_before(node, product)
+            node.replace_input_with(1, product.outputs[0])
+            if not scale.uses():
+                del model.graph.initializers[scale.name]
+
+
+def _any(value: ir.Value) -> bool:
+    """Whether anything but zeros may be in a value."""
+    return value.const_value is None or bool(value.const_value.numpy().any())
+
+
 def _only_read_here(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def strip_metadata(model: ir.Model) -> None:
-    """Removes the exporter's stack traces and names of Python objects, which can outweigh a small model."""
+    """Removes stack traces, names of Python objects and types said twice, which can outweigh a small model."""
     model.graph.metadata_props.clear()
     for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        if not (value.is_graph_input() or value.is_graph_output()):
+            value.type = value.shape = None  # its tensor says both
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

@@ -30,6 +30,8 @@ PRODUCTS: Mapping[object, tuple[str, bool]] = {
     aten.matmul.default: ("other", True),
 }
 _WHOLE = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.embedding.default}
+_TABLES = {aten.add.Tensor}
+"""Readers of tables that are no operator's weight: learned positions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +42,17 @@ class Weight:
         names: under which it is registered; several where it is tied.
         tensor: the parameter.
         reads: the `get_attr` nodes of it.
-        transposed: whether products read it as inputs × outputs.
+        role: `straight`; `transposed`, where products read it as inputs × outputs; `table`, where sums read it.
     """
 
     names: tuple[str, ...]
     tensor: torch.Tensor
     reads: tuple[fx.Node, ...]
-    transposed: bool
+    role: str
+
+    @property
+    def transposed(self) -> bool:
+        return self.role == "transposed"
 
     @property
     def name(self) -> str:
@@ -60,7 +66,7 @@ class Weight:
     def matrix(self) -> torch.Tensor:
         """Rows are outputs."""
         values = self.tensor.detach()
-        return values.T.contiguous() if self.transposed else values.reshape(len(values), -1)
+        return values.T.contiguous() if self.transposed else values.reshape(self.shape[0], -1)
 
     def put(self, matrix: torch.Tensor) -> None:
         """Gives the parameter the values of a matrix whose rows are outputs."""
@@ -69,8 +75,11 @@ class Weight:
 
     @property
     def shape(self) -> list[int]:
-        """Of what is stored."""
-        return [*self.tensor.shape[::-1]] if self.transposed else [*self.tensor.shape]
+        """Of what is stored: outputs first; a table without the dimensions of size one before its rows."""
+        sizes = list(self.tensor.shape)
+        while self.role == "table" and sizes[0] == 1:
+            sizes.pop(0)
+        return sizes[::-1] if self.transposed else sizes
 
 
 def find_weights(program: Program, context: Context) -> list[Weight]:
@@ -95,12 +104,15 @@ def find_weights(program: Program, context: Context) -> list[Weight]:
             other = next(user for node in nodes for user in node.users if not _role(user, node))
             context.note(f"'{names[key][0]}' is left alone: {describe(other)} reads it too")
         else:
-            found.append(Weight(tuple(names[key]), tensor, tuple(nodes), set(roles) == {"transposed"}))
+            role = roles[0] if len(set(roles)) == 1 else "straight"
+            found.append(Weight(tuple(names[key]), tensor, tuple(nodes), role))
     return found
 
 
 def _role(user: fx.Node, read: fx.Node) -> str:
-    """What `user` reads a weight for: `transposed` (a product of inputs × outputs), `straight`, or nothing known."""
+    """What `user` reads a weight for, as in `Weight`; nothing where that is not known."""
+    if user.target in _TABLES:
+        return "table" if sum(size > 1 for size in read.meta["val"].shape) > 1 else ""
     if user.target in PRODUCTS:
         name, transposed = PRODUCTS[user.target]
         given = arguments(user)
@@ -167,7 +179,9 @@ def decode_for_readers(program: Program, weight: Weight, stored: Stored) -> None
             nodes = [value]
             if weight.transposed:
                 value = graph.call_function(aten.permute.default, (value, [1, 0]))
-                nodes.append(value)
+            elif weight.shape != list(weight.tensor.shape):
+                value = graph.call_function(aten.view.default, (value, list(weight.tensor.shape)))
+            nodes.append(value)
         for node in nodes:
             inherit(node, readers[0])
     for read in weight.reads:

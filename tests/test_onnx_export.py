@@ -544,6 +544,18 @@ def test_linear_layers_of_quantized_programs_need_no_transpose(tmp_path: Path) -
     assert "Transpose" not in [node.op_type for node in content.graph.node]
 
 
+def test_integer_layers_cost_nine_bytes_a_channel_beside_their_weights(tmp_path: Path) -> None:
+    """A bias, a scale, and a byte for the weights' zero point; of a bias, neither scales nor zero points."""
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 40, 3))
+    images = torch.randn(2, 3, 8, 8)
+    result = compiled(model, images, passes=[QuantizeStatic(kernels="all")], calibration_data=[images])
+    content = onnx.load(result.export(tmp_path / "model.onnx").path)
+    vectors = [numpy_helper.to_array(tensor) for tensor in content.graph.initializer if len(tensor.dims) == 1]
+    assert sum(vector.nbytes for vector in vectors) == 9 * (16 + 40)
+    stored = {tensor.name for tensor in content.graph.initializer}
+    assert not stored & {value.name for value in content.graph.value_info}
+
+
 def test_constants_that_are_not_listed_are() -> None:
     """As `torch.onnx` leaves them when it fuses clamps."""
     x, low = (

@@ -481,6 +481,33 @@ def test_a_weight_that_something_else_reads_is_left_alone_and_noted() -> None:
     assert any(note.startswith("'a.weight' is left alone: aten.sum") for note in result.report.notes)
 
 
+class Positions(nn.Module):
+    """Learned positions, added: a table of rows, with a dimension for the batch; and a bias of two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 6, 40) * torch.logspace(-3, 0, 6)[:, None])
+        self.offset = nn.Parameter(torch.randn(1, 1, 40))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.positions + self.offset
+
+
+def test_tables_that_are_added_are_stored_row_by_row(tmp_path: Path) -> None:
+    model, x = seeded(Positions), torch.zeros(2, 6, 40)
+    result = quantize(model, x, QuantizeWeights("int8", block_size=None))
+    table = model.positions.detach()
+    codes, scale = (state(result)[f"positions{suffix}"] for suffix in ("", "_scale"))
+    assert codes.dtype == torch.int8
+    assert scale.shape == (6, 1)
+    found = result.module(x)[0] - model.offset.detach()[0]
+    assert bool(((found - table[0]).abs() <= table[0].abs().amax(1, keepdim=True) / 127).all())
+    assert torch.equal(state(result)["offset"], model.offset.detach())
+    np.testing.assert_allclose(
+        run_file(result.export(tmp_path / "model.onnx"), x), result.module(x).detach(), rtol=0, atol=1e-6
+    )
+
+
 def test_other_dtypes_and_weights_too_small_to_shrink_are_left_alone_and_noted() -> None:
     model = nn.Sequential(nn.Linear(64, 1), nn.Linear(1, 3)).double()
     notes = quantize(model, VECTORS.double(), QuantizeWeights()).report.notes
