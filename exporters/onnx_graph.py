@@ -95,7 +95,7 @@ def shrink_biases(model: ir.Model) -> None:
             model.graph.insert_before(node, product)
             node.replace_input_with(1, product.outputs[0])
             if not scale.uses():
-                del model.graph.initializers[scale.name]
+                del model.graph.initializers[str(scale.name)]
 
 
 def _any(value: ir.Value) -> bool:
