@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from lobo_fx.exporters.onnx_formats import expand
 def clean(model: ir.Model) -> None:
     """Rewrites the model in place; its outputs stay the same."""
     list_constants(model)
+    rename_initializers(model)
     expand(model)
     fold_weight_transposes(model)
     share_transposed(model)
@@ -27,6 +29,15 @@ def list_constants(model: ir.Model) -> None:
         if value.producer() is None and value.const_value is not None and value not in known:
             model.graph.register_initializer(value)
             known.add(value)
+
+
+def rename_initializers(model: ir.Model) -> None:
+    """A parameter gives way to an output of its name, as `torch.onnx` has it give way to an input."""
+    outputs = {value.name for value in model.graph.outputs} - {None}
+    for value in [value for value in model.graph.initializers.values() if value.name in outputs]:
+        if not value.is_graph_output():
+            taken = {*outputs, *model.graph.initializers, *(x.name for node in model.graph for x in node.outputs)}
+            value.name = next(name for at in itertools.count(1) if (name := f"{value.name}_{at}") not in taken)
 
 
 def fold_weight_transposes(model: ir.Model) -> None:

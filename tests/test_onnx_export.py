@@ -103,6 +103,24 @@ def test_inputs_are_called_what_forward_calls_them() -> None:
     assert [spec.name for spec in compiled(nn.Linear(4, 3)).program.signature.inputs if spec] == ["input"]
 
 
+@pytest.mark.parametrize("taken", ["x", "output"])
+def test_a_parameter_gives_way_to_an_input_or_output_of_its_name(taken: str, tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_parameter(taken, nn.Parameter(torch.randn(4, 3)))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return x @ self.get_parameter(taken)
+
+    result = compiled(Named())
+    artifact = result.export(tmp_path / "model.onnx")
+    graph = onnx.load(artifact.path).graph
+    assert [*names(graph.input), *names(graph.output), *names(graph.initializer)] == ["x", "output", f"{taken}_1"]
+    (found,) = run_file(artifact, x=ROWS)
+    np.testing.assert_allclose(found, result.module(ROWS).detach().numpy(), rtol=0, atol=1e-6)
+
+
 def test_positional_and_keyword_inputs_keep_their_order_and_names(tmp_path: Path) -> None:
     class Several(nn.Module):
         def forward(
