@@ -49,13 +49,17 @@ def fold_weight_transposes(model: ir.Model) -> None:
         if source is None or source.op_type != "DequantizeLinear" or not _only_read_here(source.outputs[0]):
             continue
         weight = source.inputs[0]
-        if weight is None or weight.const_value is None or not _only_read_here(weight):
+        if weight is None or weight.const_value is None:
             continue
         rank = weight.const_value.numpy().ndim
         axes = node.attributes["perm"].as_ints() if "perm" in node.attributes else list(reversed(range(rank)))
         turned = weight.const_value.numpy().transpose(axes).copy()
+        if not _only_read_here(weight):  # a tied weight; it is shared again afterwards
+            weight = ir.Value(name=f"{weight.name}_transposed", type=weight.type)
+            source.replace_input_with(0, weight)
         weight.const_value = ir.tensor(turned, name=weight.name)
         weight.shape = ir.Shape(turned.shape)
+        model.graph.initializers.setdefault(str(weight.name), weight)
         axis = source.attributes["axis"].as_int() if "axis" in source.attributes else 1
         source.attributes["axis"] = ir.AttrInt64("axis", list(axes).index(axis % turned.ndim))
         source.outputs[0].shape = node.outputs[0].shape

@@ -17,6 +17,8 @@ from lobo_fx.errors import InvalidInput, near
 from lobo_fx.formats import FORMATS
 from lobo_fx.masks import strip_masks
 from lobo_fx.measures import mark_weights
+from lobo_fx.operators import aten, is_call, set_argument
+from lobo_fx.own_operators import DECODE
 from lobo_fx.passbase import Pass, Promise
 from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
 from lobo_fx.passes.fuse_attention import FuseAttention
@@ -28,15 +30,18 @@ from lobo_fx.passes.targets import target_named
 from lobo_fx.passes.weight_rounding import round_compensated
 from lobo_fx.program import ESTIMATED, Program, fetch, register
 from lobo_fx.progress import spinner
-from lobo_fx.provenance import describe, module_name
+from lobo_fx.provenance import describe, inherit, module_name
 from lobo_fx.quiet import quiet
 from lobo_fx.registry import RUNTIMES
+from lobo_fx.rewriting import drop_unused, free_name
 from lobo_fx.shapes import propagate
 
 if TYPE_CHECKING:
     from lobo_fx.passes.onnxruntime_quantizer import Observers, OnnxRuntimeQuantizer
 
 _OBSERVERS = ("histogram", "mse", "entropy", "percentile", "min_max", "moving_average")
+_TIED = "lobo_fx_tied"
+"""On reads of codes: the parameter that others still read as float."""
 SMALLEST_SCALE = 2.0**-60
 """Far below any scale in use, and its square is still a normal float32."""
 _LARGEST_BIAS = 2**30
@@ -181,6 +186,7 @@ class QuantizeStatic(Pass):
 
     def _store_rest(self, program: Program, context: Context) -> Program:
         """Weights of the layers left float become int8 in the file; those of overridden modules stay as they are."""
+        _look_up_codes(program)
         propagate(program.module)  # what convert inserted has no shapes yet
         silent = dataclasses.replace(context, notes=[])
         left = [name for name, choice in self._overrides(program).items() if choice is None]
@@ -413,6 +419,7 @@ def _name_weights(program: Program, sources: dict[tuple[str, int], str]) -> None
         values = [fetch(module, str(read.target)).detach() for read in reads]
         still_float = any(node.target == name for node in graph.find_nodes(op="get_attr"))
         if still_float if name not in stored else not torch.equal(stored[name], values[0]):
+            reads[0].meta[_TIED] = name
             name = f"{name}_{operator}_int8"  # a shared parameter: others read it as float, or at another scale
         stored[name] = values[0]
         for read, suffix, value in zip(reads, ("", "_scale", "_zero_point"), values, strict=False):
@@ -423,6 +430,32 @@ def _name_weights(program: Program, sources: dict[tuple[str, int], str]) -> None
             path, _, leaf = name.rpartition(".")
             delattr(module.get_submodule(path), leaf)
     module.recompile()
+
+
+def _look_up_codes(program: Program) -> None:
+    """Lookups in a table that products read as int8 read the same codes, so that the file has it once."""
+    graph = program.graph
+    for dequantize in graph.find_nodes(
+        op="call_function", target=torch.ops.quantized_decomposed.dequantize_per_channel.default
+    ):
+        codes, scale, _, axis, *_ = dequantize.args
+        tied = [node for node in graph.find_nodes(op="get_attr") if node.target == codes.meta.get(_TIED)]
+        lookups = [user for read in tied for user in read.users if is_call(user, aten.embedding.default)]
+        if axis != 0 or not lookups:
+            continue
+        name = str(codes.target)
+        shape = list(fetch(program.module, name).shape)
+        columns = free_name(program, f"{name}_column_scale")
+        register(program.module, columns, fetch(program.module, str(scale.target)).unsqueeze(1))
+        for lookup in lookups:
+            with graph.inserting_before(lookup):
+                stored = [graph.get_attr(name), graph.get_attr(columns)]
+                weight = graph.call_function(DECODE, (*stored, None, "int8", shape, shape[1]))
+            inherit(weight, lookup)
+            set_argument(lookup, "weight", weight)
+        for read in [read for read in tied if not read.users]:
+            graph.erase_node(read)
+        drop_unused(program, [str(read.target) for read in tied])
 
 
 def _replace(module: nn.Module, name: str, value: torch.Tensor) -> str:

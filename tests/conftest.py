@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from lobo_fx.costs import Cost, CostTable
 from lobo_fx.models import declare_torchvision_operators
+from lobo_fx.registry import RUNTIMES
 
 declare_torchvision_operators()
 
@@ -23,3 +26,16 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def free_integers(tmp_path: Path) -> Callable[[], str]:
+    """Writes a cost table that makes all kernels that were measured until now integer ones."""
+
+    def write() -> str:
+        known = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version).costs
+        path = tmp_path / "free_integers.json"
+        CostTable("test", {key: Cost(1 if key.startswith("convert") else 100, 1) for key in known}).save(path)
+        return str(path)
+
+    return write

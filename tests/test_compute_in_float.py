@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,8 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import Result
-from lobo_fx.costs import Cost, CostTable
 from lobo_fx.measures import signal_to_noise
 from lobo_fx.passes import ComputeInFloat, QuantizeStatic
-from lobo_fx.registry import RUNTIMES
 from lobo_fx.runtime import Benchmark, Latency
 
 IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -65,14 +63,6 @@ def test_weights_stay_int8_and_everything_else_is_float(tmp_path: Path) -> None:
     assert artifact.bytes < 1.3 * compiled(author).export(tmp_path / "integers.onnx").bytes
 
 
-def table_of_free_integers(folder: Path) -> str:
-    """A cost table that makes every operator an integer one."""
-    known = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version).costs
-    path = folder / "table.json"
-    CostTable("test", {key: Cost(100, 1) for key in known}).save(path)
-    return str(path)
-
-
 @pytest.mark.parametrize(
     ("latencies", "words", "integer"),
     [
@@ -82,10 +72,15 @@ def table_of_free_integers(folder: Path) -> str:
     ],
 )
 def test_the_whole_file_confirms_or_takes_back(
-    latencies: dict[str, float], words: str | None, integer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    latencies: dict[str, float],
+    words: str | None,
+    integer: bool,
+    free_integers: Callable[[], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled(QuantizeStatic())  # measures what costs the table must have
-    result = compiled(QuantizeStatic(costs=table_of_free_integers(tmp_path)))
+    result = compiled(QuantizeStatic(costs=free_integers()))
     expected = result.module(IMAGES)
 
     def measured(files: Mapping[str, Path], *args: Any, **settings: Any) -> Benchmark:
@@ -98,7 +93,7 @@ def test_the_whole_file_confirms_or_takes_back(
     assert ("QuantizeLinear" in operators) == integer
     assert any(words in note for note in result.report.notes) if words else not any("slower" in n for n in operators)
     assert signal_to_noise(expected, result.module(IMAGES)) > 30
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "table.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free_integers.json", "model.onnx"]
 
 
 def test_what_was_asked_for_is_not_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

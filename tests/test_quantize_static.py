@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -417,6 +418,22 @@ def test_a_tied_embedding_stays_float_beside_the_integers() -> None:
     np.testing.assert_array_equal(by_type["float32"], weight)
     np.testing.assert_array_equal(by_type["int8"], to_integers(weight, weight_parameters(weight)[:, None], -127, 127))
     assert result.report.rows[-1].parameters == result.report.rows[0].parameters
+
+
+def test_a_tied_embedding_looks_up_what_products_multiply_with(
+    free_integers: Callable[[], str], tmp_path: Path
+) -> None:
+    model, tokens = Tied(), torch.arange(18).view(6, 3)
+    quantize(model, tokens, kernels="cheapest")  # measures what costs the table must have
+    result = quantize(model, tokens, kernels="cheapest", costs=free_integers())
+    found = [array for array in state(result).values() if array.shape == (20, 8)]
+    assert [str(array.dtype) for array in found] == ["int8"]
+    assert signal_to_noise(model(tokens), result.module(tokens)) > 30
+    artifact = result.export(tmp_path / "model.onnx", confirm=False)
+    content = onnx.load(artifact.path)
+    sizes = [math.prod(tensor.dims) for tensor in content.graph.initializer]
+    assert sizes.count(160) == 1
+    assert any("Integer" in kernel or "QGemm" in kernel for kernel in artifact.details["kernels"])
 
 
 def test_a_computed_weight_stays_float_and_is_reported() -> None:
