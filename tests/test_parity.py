@@ -234,6 +234,25 @@ def test_rounding_noise_grows_with_what_values_are_moved_by(
     assert found[1] > found[2] > found[3]
 
 
+def test_the_noise_of_few_outputs_is_the_worst_of_several_draws(
+    quantized: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two elements, the noise of a single draw is below a tenth of its mean once in ten times."""
+    few = lobo_fx.compile(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)),
+        [QuantizeStatic(kernels="all")],
+        example_inputs=IMAGES[:1],
+        calibration_data=[IMAGES],
+        progress=False,
+    ).program
+    for program, lowers in ((few, True), (quantized, False)):
+        worst = rounding_noise(program, program.example_inputs)
+        with monkeypatch.context() as patch:
+            patch.setattr(parity, "MOST_DRAWS", 1)
+            single = rounding_noise(program, program.example_inputs)
+        assert (worst < single) == lowers
+
+
 def test_rounding_noise_leaves_the_program_as_it_was(quantized: Program) -> None:
     before = arrays(quantized)
     code, modes = quantized.module.code, [module.training for module in quantized.module.modules()]
