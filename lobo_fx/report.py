@@ -8,6 +8,8 @@ import io
 import json
 import math
 import platform
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MEGABYTE = 1e6
+_MODULE = re.compile(r"in module ('[^'\n]*')")
+"""How `lobo_fx.provenance.describe` says where."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Report:
             tables.append(artifact_table(self))
         if self.benchmark:
             tables.append(benchmark_table(self.benchmark))
-        return "".join(render(table) for table in tables) + "".join(f"note: {note}\n" for note in self.notes)
+        return "".join(render(table) for table in tables) + "".join(f"note: {note}\n" for note in gathered(self.notes))
 
     def to_json(self) -> str:
         """Everything, with raw numbers; infinite ratios are null."""
@@ -140,7 +144,7 @@ class Report:
         tables += [(sheet.title.capitalize(), sheet_table(sheet)) for sheet in self.sheets]
         parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in tables]
         if self.notes:
-            parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in self.notes))
+            parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in gathered(self.notes)))
         parts.append(f"Measured on {machine()}.\n")
         return "\n".join(parts)
 
@@ -231,6 +235,21 @@ def benchmark_table(benchmark: Benchmark) -> Table:
             f"{((latency.memory or 0) - (latency.base_memory or 0)) / MEGABYTE:.0f}" if known else "not measured",
         )
     return table
+
+
+def gathered(notes: Iterable[str]) -> list[str]:
+    """Notes for people: those that differ in the module alone (a layer of many) are one."""
+    modules: dict[str, list[str]] = {}
+    for note in notes:
+        modules.setdefault(_MODULE.sub("in module ''", note, count=1), []).extend(_MODULE.findall(note)[:1])
+    return [note.replace("in module ''", f"in {_named(names)}", 1) for note, names in modules.items()]
+
+
+def _named(modules: Sequence[str]) -> str:
+    """One module, two, or the first and the last of many."""
+    if len(modules) < 3:
+        return f"module{'s' * (len(modules) - 1)} {' and '.join(modules)}"
+    return f"{len(modules)} modules, {modules[0]} to {modules[-1]}"
 
 
 def machine() -> str:

@@ -212,6 +212,22 @@ def test_the_terminal_shows_tables_and_notes(report: Report) -> None:
     assert "files" not in bare
 
 
+def test_notes_of_many_layers_are_one_for_people_and_all_there_for_programs() -> None:
+    names = [f"layers.{index}" for index in range(12)]
+    notes = [f"aten.add.Tensor in module '{name}' (net.py:4: x + y) stays float" for name in names]
+    notes += ["aten.add.Tensor in module 'head' (net.py:9: a + b) stays float", "a note"]
+    notes += [f"'{name}' is left alone" for name in names[:2]]
+    report = Report("m", [row()], notes=notes)
+    shown = [line.removeprefix("note: ") for line in str(report).splitlines() if line.startswith("note: ")]
+    assert shown == [
+        "aten.add.Tensor in 12 modules, 'layers.0' to 'layers.11' (net.py:4: x + y) stays float",
+        *notes[12:],
+    ]
+    two = Report("m", [row()], notes=notes[3:5])
+    assert "note: aten.add.Tensor in modules 'layers.3' and 'layers.4' (net.py:4: x + y) stays float" in str(two)
+    assert json.loads(report.to_json())["notes"] == notes
+
+
 def test_what_was_not_measured_says_so() -> None:
     report = Report("m", [row(score=0.5), row("later", macs=None, score=None)])
     header, _, _, line = cells(report.to_markdown(), "Passes")
