@@ -30,8 +30,9 @@ class FuseAttention(Pass):
     `com.microsoft.MultiHeadAttention`. Cases: (1) q, k and v split one by one; (2) split from one tensor by
     `view(x, [batch, length, 3, heads, head_dim]).permute(2, 0, 3, 1, 4)`.
 
+    A boolean or causal mask is added as zeros and the lowest float, and rows that it hides from every key are zero.
     Left alone, with the reason in the report: heads that were changed after the split (rotary embeddings, norms of q
-    and k), grouped queries, boolean and causal masks, dropout.
+    and k), grouped queries, boolean masks that differ by head, dropout.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017.
     """
@@ -43,10 +44,11 @@ class FuseAttention(Pass):
 
     def fuse(self, program: Program, context: Context, refuse: Callable[[fx.Node], str | None]) -> Program:
         """Fuses what can be, but where `refuse` gives a reason not to."""
+        masks: dict[fx.Node, _Bias] = {}
 
         def rule(match: Match) -> fx.Node | Rejected:
             reason = refuse(match.root)
-            return _fused(program, match.root) if reason is None else Rejected(match.root, reason)
+            return _fused(program, match.root, masks) if reason is None else Rejected(match.root, reason)
 
         for rejected in rewrite(program, Op(aten.scaled_dot_product_attention.default), rule):
             context.note(str(rejected))
@@ -54,35 +56,93 @@ class FuseAttention(Pass):
         return program
 
 
-def _fused(program: Program, node: fx.Node) -> fx.Node | Rejected:
+@dataclasses.dataclass(frozen=True)
+class _Bias:
+    """A mask as it is added to scores: `[batch or 1, heads or 1, queries, keys]`.
+
+    Attributes:
+        added: the node; None where nothing is masked.
+        empty: `[batch or 1, queries, 1]`, which rows see no key; None where all do.
+    """
+
+    added: fx.Node | None
+    empty: fx.Node | None = None
+
+
+def _fused(program: Program, node: fx.Node, masks: dict[fx.Node, _Bias]) -> fx.Node | Rejected:
     given = arguments(node)
-    query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
-    if given["dropout_p"] or given["is_causal"]:
-        return Rejected(node, "it drops out or masks causally")
+    query, key, value = (given[name] for name in ("query", "key", "value"))
+    if given["dropout_p"]:
+        return Rejected(node, "it drops out")
     if query.meta["val"].dim() != 4 or query.meta["val"].dtype != torch.float32:
         return Rejected(node, "it is not over float32 [batch, heads, length, head_dim]")
-    heads, length = query.meta["val"].shape[1:3]
+    heads = query.meta["val"].shape[1]
     if any(source.meta["val"].shape[1] != heads for source in (key, value)) or not isinstance(heads, int):
         return Rejected(node, "keys have other heads than queries")
-    if mask is not None:
-        shape, wanted = mask.meta["val"].shape, (str(length), str(key.meta["val"].shape[2]))
-        if mask.meta["val"].dtype != torch.float32 or len(shape) != 4 or (*map(str, shape[2:]),) != wanted:
-            return Rejected(node, "its mask is not added as [batch, heads, queries, keys]")
     splits = [_before_split(source) for source in (query, key, value)]
     if None in splits:
         return Rejected(node, "its heads are changed after the split")
+    bias = _bias(program.graph, node, masks)
+    if bias is None:
+        return Rejected(node, "its mask differs by head or has free sizes")
     rows = [_side_by_side(program, split) for split in splits if split is not None]
     scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(query.meta["val"].shape[-1])
     graph = program.graph
-    result = graph.call_function(ATTENTION, (*rows, mask, heads, float(scale)))
-    result.meta["val"] = (
-        rows[0].meta["val"].new_empty((*rows[0].meta["val"].shape[:2], heads * value.meta["val"].shape[-1]))
-    )
-    split = graph.call_function(aten.unflatten.int, (result, 2, [heads, value.meta["val"].shape[-1]]))
-    back = graph.call_function(aten.transpose.int, (split, 1, 2))
-    split.meta["val"] = result.meta["val"].unflatten(2, (heads, -1))
-    back.meta["val"] = node.meta["val"]
-    return back
+    result = _call(graph, ATTENTION, *rows, bias.added, heads, float(scale))
+    if bias.empty is not None:
+        result = _call(graph, aten.masked_fill.Scalar, result, bias.empty, 0)
+    split = _call(graph, aten.unflatten.int, result, 2, [heads, value.meta["val"].shape[-1]])
+    return _call(graph, aten.transpose.int, split, 1, 2)
+
+
+def _call(graph: fx.Graph, target: Any, *args: Any, **settings: Any) -> fx.Node:
+    """A call whose shape is known, for the patterns that come after."""
+    node = graph.call_function(target, args, settings)
+    node.meta["val"] = target(*fx.map_arg(args, lambda source: source.meta["val"]), **settings)
+    return node
+
+
+def _bias(graph: fx.Graph, attention: fx.Node, known: dict[fx.Node, _Bias]) -> _Bias | None:
+    """What a mask adds to scores; None where that can't be said. A mask that many layers read is made once."""
+    given = arguments(attention)
+    query, mask, is_causal = given["query"], given["attn_mask"], given["is_causal"]
+    queries, keys = query.meta["val"].shape[2], given["key"].meta["val"].shape[2]
+    fixed = isinstance(queries, int) and isinstance(keys, int)
+    if mask is None:
+        if not is_causal:
+            return _Bias(None)
+        if not fixed:
+            return None
+        ones = _call(graph, aten.new_ones.default, query, [queries, keys], dtype=torch.bool)
+        return _Bias(_shaped(graph, _added(graph, _call(graph, aten.tril.default, ones)), queries, keys))
+    if mask in known:
+        return known[mask]
+    shape, empty, added = mask.meta["val"].shape, None, mask
+    if [*map(str, shape[-2:])] != [str(queries), str(keys)] and not fixed:
+        return None
+    if mask.meta["val"].dtype == torch.bool:
+        if len(shape) > 2 and shape[-3] != 1:
+            return None
+        some = _call(graph, aten.any.dim, mask, -1, True)
+        if len(shape) > 3:
+            some = _call(graph, aten.squeeze.dim, some, 1)
+        added, empty = _added(graph, mask), _call(graph, aten.logical_not.default, some)
+    known[mask] = _Bias(_shaped(graph, added, queries, keys), empty)
+    return known[mask]
+
+
+def _added(graph: fx.Graph, mask: fx.Node) -> fx.Node:
+    """Zero where a mask is true, and the lowest float elsewhere; infinity would give NaN where all is hidden."""
+    return _call(graph, aten.where.Scalar, mask, 0.0, torch.finfo(torch.float32).min)
+
+
+def _shaped(graph: fx.Graph, bias: fx.Node, queries: Any, keys: Any) -> fx.Node:
+    """A bias in four dimensions, the last two as large as the scores'."""
+    while bias.meta["val"].dim() < 4:
+        bias = _call(graph, aten.unsqueeze.default, bias, 0)
+    if [*map(str, bias.meta["val"].shape[2:])] != [str(queries), str(keys)]:
+        bias = _call(graph, aten.expand.default, bias, [-1, -1, queries, keys])
+    return bias
 
 
 def _before_split(value: Any) -> tuple[fx.Node, int | None] | None:

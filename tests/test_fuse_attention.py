@@ -8,6 +8,7 @@ from typing import Any
 
 import hypothesis
 import onnx
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -111,20 +112,15 @@ def _rotated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q.flip(-1), k, v)
 
 
-def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def _hidden(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(7, 7).tril().bool())
+def _by_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(4, 7, 7).tril().bool())
 
 
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
         (_rotated, "changed after the split"),
-        (_causal, "masks causally"),
-        (_hidden, "its mask is not added"),
+        (_by_head, "its mask differs by head"),
     ],
 )
 def test_what_is_something_else_is_left_alone(between: Callable[..., Any], reason: str) -> None:
@@ -133,6 +129,71 @@ def test_what_is_something_else_is_left_alone(between: Callable[..., Any], reaso
     (note,) = result.report.notes
     assert reason in note
     assert "test_fuse_attention.py" in note
+
+
+KEYS = torch.tensor([1, 1, 1, 0, 1, 1, 0]).bool()
+MASKS: dict[str, Any] = {
+    "causal": None,
+    "boolean": torch.ones(7, 7).tril().bool(),
+    "hides a row": torch.ones(7, 7).tril(-1).bool(),
+    "keys": KEYS.view(1, 1, 1, 7),
+    "hides all": torch.zeros(1, 1, 1, 7).bool(),
+    "one head": torch.ones(1, 7, 7).tril().bool(),
+    "of a batch": torch.stack([torch.ones(7, 7).tril(at).bool() for at in (-1, 0, 1)]).unsqueeze(1),
+    "added keys": torch.where(KEYS, 0.0, -10.0).view(1, 1, 1, 7),
+    "added matrix": torch.randn(7, 7, generator=torch.Generator().manual_seed(3)),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_of_any_kind(kind: str, tmp_path: Path) -> None:
+    mask = MASKS[kind]
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Attention(between=self.mixed), Attention(between=self.mixed)
+            self.register_buffer("mask", mask)
+
+        def mixed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            if mask is None:
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=self.get_buffer("mask"))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.second(self.first(x))
+
+    model = Twice().eval()
+    result = lobo_fx.compile(model, [FuseAttention()], example_inputs=ROWS, dynamic_shapes=None, progress=False)
+    assert count(result) == 2
+    torch.testing.assert_close(result.module(ROWS), model(ROWS), rtol=1e-5, atol=1e-6)
+    targets = [str(node.target) for node in result.program.graph.nodes]
+    assert sum("where" in target for target in targets) <= (1 if mask is not None else 2)
+    artifact = result.export(tmp_path / "model.onnx")
+    assert [node.op_type for node in onnx.load(artifact.path).graph.node].count("MultiHeadAttention") == 2
+    assert artifact.parity < 1e-5
+
+
+def test_a_mask_that_comes_in_and_hides_rows_in_a_file_of_any_batch(tmp_path: Path) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = Attention()
+
+        def forward(self, x: torch.Tensor, keep: torch.Tensor) -> Any:
+            self.attention.between = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, keep[:, None, None])
+            return self.attention(x)
+
+    keep = torch.tensor([[1, 1, 1, 1, 0, 0, 0], [0] * 7, [1] * 7]).bool()
+    model = Padded().eval()
+    result = lobo_fx.compile(model, [FuseAttention()], example_inputs=(ROWS, keep), progress=False)
+    assert count(result) == 1
+    path = result.export(tmp_path / "model.onnx").path
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for rows in (1, 2, 3):
+        (found,) = session.run(None, {"x": ROWS[:rows].numpy(), "keep": keep[:rows].numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), model(ROWS[:rows], keep[:rows]), rtol=1e-5, atol=1e-5)
 
 
 def test_heads_that_are_merged_in_another_order_are_moved_back() -> None:
