@@ -9,7 +9,9 @@ data for all. Everything is compared with the float file in ONNX Runtime, which 
 OpenVINO gets fixed shapes. What stays float it computes in float32, and in bfloat16 in rows of their own where the
 CPU has that, its default there. Weights are random (seed 0): sizes and times are real, accuracies are not. The
 signal-to-noise ratio is that of the outputs on eight rows that calibration did not see. Outputs of random networks
-hardly depend on their inputs; "varying" leaves out what the eight rows have in common.
+hardly depend on their inputs; "varying" leaves out what the eight rows have in common. With --statistics, batch norms
+get those of random data first: without, activations may shrink from layer to layer (to 4e-14 in EfficientNet-B0),
+which some tools round to zero.
 """
 
 from __future__ import annotations
@@ -120,11 +122,14 @@ def _attends(path: Path) -> bool:
     return any(node.op_type == "Softmax" and not ends.intersection(node.output) for node in graph.node)
 
 
-def measure(name: str, rounds: int, folder: Path) -> list[list[str]]:
+def measure(name: str, rounds: int, folder: Path, statistics: bool = False) -> list[list[str]]:
     """A row for each variant of a model."""
     model, inputs = build(name)
     assert isinstance(model, nn.Module)
     inputs = (find_inputs(model) if inputs is None else inputs).map(lambda tensor: tensor[:1])
+    if statistics:
+        wide = inputs.map(lambda tensor: tensor.repeat_interleave(8, 0))
+        torch.optim.swa_utils.update_bn([batch.leaves[0] for batch in random_batches(wide, 2)], model)
     batches = random_batches(inputs, 4)
     files: dict[str, Path] = {}
     sessions: dict[str, Session] = {}
@@ -215,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, help="as the CLI names them")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--statistics", action="store_true", help="batch norms take their statistics from random data")
     settings = parser.parse_args()
     torch.set_num_threads(1)
     if not _HAS_NNCF:
@@ -224,7 +230,7 @@ def main() -> None:
     )
     for name in settings.models:
         with tempfile.TemporaryDirectory() as folder:
-            for row in measure(name, settings.rounds, Path(folder)):
+            for row in measure(name, settings.rounds, Path(folder), settings.statistics):
                 print(*row, flush=True)
                 table.add_row(*row, *[""] * (6 - len(row)))
     print(render(table))
