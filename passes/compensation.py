@@ -8,19 +8,20 @@ pruned network really has by then; batch norms get the statistics of what they n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from lobo_fx.inputs import Inputs
+from lobo_fx.context import Context
 from lobo_fx.masks import weight_node
 from lobo_fx.operators import CONVOLUTIONS, arguments, aten, is_call, set_argument
 from lobo_fx.passes.attention_bases import Bases, Basis
 from lobo_fx.passes.linear_problem import Moments, by_channel, channels, draw, grouped, input_rows, output_rows
 from lobo_fx.passes.side_by_side import Pair, side_by_side
 from lobo_fx.program import Program, register
+from lobo_fx.provenance import describe
 from lobo_fx.rewriting import free_name
 
 METHODS = ("none", "recalibrate", "bias", "reconstruct")
@@ -33,9 +34,8 @@ def fit(
     program: Program,
     original: Program,
     kept: Mapping[str, torch.Tensor],
-    batches: Sequence[Inputs],
+    context: Context,
     method: str,
-    show_progress: bool = True,
 ) -> None:
     """Refits the pruned network to the original's activations, in place.
 
@@ -43,16 +43,17 @@ def fit(
         program: the pruned network; its graph has the original's nodes under the same names.
         original: the network before removal.
         kept: by name of a layer's node, which of its outputs stay (boolean).
-        batches: calibration data. What is still to be read of their activations is in memory at once, as in a
-            forward pass on all of them; the least-squares problems hold sums only.
+        context: its calibration data; and for notes of layers that can't be refitted. What is still to be read of
+            the data's activations is in memory at once, as in a forward pass on all of them; the least-squares
+            problems hold sums only.
         method: `recalibrate` (batch norms only), `bias` (and biases), or `reconstruct` (and weights).
-        show_progress: whether to draw a progress bar.
 
     Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017: least squares from the
         pruned network's own inputs (2), and the last layer of a residual branch corrects the sum (3.2).
     """
+    pairs = [Pair(batch.leaves) for batch in context.calibration_batches()]
     with torch.no_grad():
-        _Fit(program, original, kept, [Pair(batch.leaves) for batch in batches], method).run(show_progress)
+        _Fit(program, original, kept, pairs, method, context.note).run(context.show_progress)
     program.graph.lint()
     program.module.recompile()
 
@@ -64,6 +65,7 @@ class _Fit:
     kept: Mapping[str, torch.Tensor]
     pairs: list[Pair]
     method: str
+    note: Callable[[str], None]
 
     def __post_init__(self) -> None:
         self.twins = {node.name: node for node in self.original.graph.nodes}
@@ -79,19 +81,34 @@ class _Fit:
     def _fit_node(self, node: fx.Node) -> None:
         if is_call(node, aten.batch_norm.default):
             self._fit_norm(node)
-        elif is_call(node, *_FITTED) and node.name in self.kept and self.method != "recalibrate":
-            self._fit_layer(node)
+        elif is_call(node, *_FITTED) and self.method != "recalibrate":
+            if (reason := self._why_not(node)) is None:
+                self._fit_layer(node)
+            else:
+                self.note(f"{describe(node)} is not refitted: {reason}")
+
+    def _why_not(self, node: fx.Node) -> str | None:
+        """What keeps a layer from being refitted."""
+        given = arguments(node)
+        weight = weight_node(given["weight"])
+        if weight is None or node.name not in self.kept:
+            return "its weight is computed"
+        if len(weight.users) > 1:
+            return "its weight has other readers"
+        after: torch.Tensor = self.pairs[0].after[given["input"]]
+        before: torch.Tensor = self.pairs[0].before[self.twins[node.name]]
+        if node.target is not aten.linear.default:
+            return None if after.dim() == self.program.parameter(weight).dim() else "its input has no batch"
+        if after.dim() == 1:
+            return "its input has no batch"
+        return None if after.shape[:-1] == before.shape[:-1] else "rows of its input were removed"
 
     def _fit_layer(self, node: fx.Node) -> None:
         """Refits weight and bias, or the bias alone."""
         given = arguments(node)
-        weight = weight_node(given["weight"])
-        source = given["input"]
-        if weight is None or len(weight.users) > 1:
-            return
+        source, weight = given["input"], weight_node(given["weight"])
+        assert weight is not None
         parameter = self.program.parameter(weight)
-        if not self._is_batched(node, parameter):
-            return
         groups = given.get("groups", 1)
         moments = Moments()
         bases = self._bases(node)
@@ -108,14 +125,6 @@ class _Fit:
             parameter.copy_(fitted.reshape(parameter.shape))
         if _norm_after(node) is None:
             self._set_bias(node, moments.bias(fitted).flatten().to(parameter.dtype))
-
-    def _is_batched(self, node: fx.Node, weight: torch.Tensor) -> bool:
-        """Whether the rows of the input are those of the original's output: nothing was removed between them."""
-        after: torch.Tensor = self.pairs[0].after[arguments(node)["input"]]
-        before: torch.Tensor = self.pairs[0].before[self.twins[node.name]]
-        if node.target is aten.linear.default:
-            return after.dim() > 1 and after.shape[:-1] == before.shape[:-1]
-        return after.dim() == weight.dim()
 
     def _bases(self, node: fx.Node) -> list[Basis]:
         """Coordinates for the heads that read a linear layer."""

@@ -145,8 +145,7 @@ class PruneChannels(Pass):
             if method != "none" or step < self.steps:
                 self._check_removal(program, context)
             if method != "none":
-                batches = list(context.calibration_batches())
-                fit(program, original, kept_outputs(program, original), batches, method, context.show_progress)
+                fit(program, original, kept_outputs(program, original), context, method)
         if not kept_indices(program.module):
             context.note("prune_channels found nothing to remove")
         return program

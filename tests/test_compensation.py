@@ -188,6 +188,34 @@ def test_a_layer_without_a_bias_gets_one() -> None:
     np.testing.assert_allclose(forward(pruned, rows).mean(0), forward(net, rows).mean(0), atol=1e-5)
 
 
+def test_what_is_not_refitted_is_named() -> None:
+    class Net(nn.Module):
+        """A layer that runs twice, a weight that is computed, and a linear layer over what was channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.twice = nn.Linear(6, 16), nn.Linear(16, 16)
+            self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+            self.mixed, self.last = nn.Linear(6, 6), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.normed(self.twice(self.twice(self.first(x)).relu()).relu()).relu()
+            mixed: torch.Tensor = self.mixed(hidden[:, :, None] * x[:, None])
+            return torch.as_tensor(self.last(mixed.mean(2)))
+
+    rows = draw(100, 6)
+    pruning = passes.PruneChannels(0.5, round_to=1, compensation="reconstruct")
+    settings: dict[str, Any] = {"example_inputs": rows[:2], "calibration_data": [rows], "progress": False}
+    notes = lobo_fx.compile(Net(), [pruning], **settings).report.notes
+    for module, reason in {
+        "twice": "its weight has other readers",
+        "normed": "its weight is computed",
+        "mixed": "rows of its input were removed",
+    }.items():
+        assert any(f"module '{module}" in note and f"not refitted: {reason}" in note for note in notes), notes
+    assert not any("'first'" in note or "'last'" in note for note in notes if "refitted" in note)
+
+
 # --- convolutions, norms and sums ------------------------------------------------------------------------
 
 
