@@ -67,8 +67,10 @@ def _dynamic_lstm(x, hidden, cell, params, directions: int = 0):  # type: ignore
     return _node_of("dynamic_lstm")(x, hidden, cell, *params, directions=directions)
 
 
-def _attention(query, key, value, bias=None, heads: int = 0, scale: float = 0.0):  # type: ignore[no-untyped-def]
-    return _node_of("attention")(query, key, value, bias, heads=heads, scale=scale)
+def _attention(  # type: ignore[no-untyped-def]
+    query, key, value, bias=None, heads: int = 0, scale: float = 0.0, is_causal: bool = False
+):
+    return _node_of("attention")(query, key, value, bias, heads=heads, scale=scale, is_causal=is_causal)
 
 
 @functools.cache
@@ -76,7 +78,7 @@ def _node_of(name: str) -> Any:
     """An onnxscript operator with the schema of our PyTorch operator."""
     schema_class = onnx.defs.OpSchema
     types = {torch.StringType: "STRING", torch.IntType: "INT", torch.SymIntType: "INT", torch.ListType: "INTS"}
-    types |= {torch.FloatType: "FLOAT"}
+    types |= {torch.FloatType: "FLOAT", torch.BoolType: "INT"}
     tensors = torch.ListType.ofTensors()
     (schema,) = (overload._schema for overload in OWN if overload._schema.name == f"{DOMAIN}::{name}")
     inputs: list[Any] = []
@@ -323,6 +325,8 @@ def _expand_attention(graph: ir.Graph, node: ir.Node) -> None:
     write = _Writer(graph, node)
     query, key, value, bias = (*node.inputs, None)[:4]
     settings = {"num_heads": node.attributes["heads"].as_int(), "scale": node.attributes["scale"].as_float()}
+    if node.attributes["is_causal"].as_int():
+        settings["unidirectional"] = 1
     masked = [] if bias is None else [None, None, bias]  # no bias of the projections, no padding
     write.replace(write.op("MultiHeadAttention", query, key, value, *masked, domain=MICROSOFT, **settings))
 

@@ -36,7 +36,8 @@ def rename_initializers(model: ir.Model) -> None:
     outputs = {value.name for value in model.graph.outputs} - {None}
     for value in [value for value in model.graph.initializers.values() if value.name in outputs]:
         if not value.is_graph_output():
-            taken = {*outputs, *model.graph.initializers, *(x.name for node in model.graph for x in node.outputs)}
+            made = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+            taken = {*outputs, *model.graph.initializers, *(output.name for output in made)}
             value.name = next(name for at in itertools.count(1) if (name := f"{value.name}_{at}") not in taken)
 
 
@@ -55,11 +56,11 @@ def fold_weight_transposes(model: ir.Model) -> None:
         axes = node.attributes["perm"].as_ints() if "perm" in node.attributes else list(reversed(range(rank)))
         turned = weight.const_value.numpy().transpose(axes).copy()
         if not _only_read_here(weight):  # a tied weight; it is shared again afterwards
-            weight = ir.Value(name=f"{weight.name}_transposed", type=weight.type)
+            weight = ir.Value(name=f"{source.outputs[0].name}_transposed", type=weight.type)
+            model.graph.initializers[str(weight.name)] = weight
             source.replace_input_with(0, weight)
         weight.const_value = ir.tensor(turned, name=weight.name)
         weight.shape = ir.Shape(turned.shape)
-        model.graph.initializers.setdefault(str(weight.name), weight)
         axis = source.attributes["axis"].as_int() if "axis" in source.attributes else 1
         source.attributes["axis"] = ir.AttrInt64("axis", list(axes).index(axis % turned.ndim))
         source.outputs[0].shape = node.outputs[0].shape
@@ -89,22 +90,23 @@ def share_transposed(model: ir.Model) -> None:
 def shrink_biases(model: ir.Model) -> None:
     """An integer bias goes without its zero points, and its scales, input × weight, are multiplied at load."""
     for node in model.graph:
-        scale = node.inputs[1] if node.op_type == "DequantizeLinear" else None
-        stored = node.inputs[0].const_value if node.op_type == "DequantizeLinear" and node.inputs[0] else None
-        if scale is None or scale.const_value is None or stored is None or stored.dtype != ir.DataType.INT32:
+        bias = node.inputs[0].const_value if node.op_type == "DequantizeLinear" and node.inputs[0] else None
+        if bias is None or bias.dtype != ir.DataType.INT32:
             continue
         if len(node.inputs) == 3 and (zero := node.inputs[2]) is not None and not _any(zero):
             node.resize_inputs(2)
             if not zero.uses():
                 del model.graph.initializers[str(zero.name)]
+        scale = node.inputs[1]
         factors = [
             source.inputs[1]
             for reader, _ in node.outputs[0].uses()
             for source in (value.producer() for value in reader.inputs[:2] if value is not None)
             if source is not None and source.op_type == "DequantizeLinear"
         ]
-        scales = [factor.const_value.numpy() for factor in factors if factor is not None and factor.const_value]
-        if len(scales) == 2 and np.array_equal(scales[0] * scales[1], scale.const_value.numpy()):
+        values = [value.const_value.numpy() for value in (scale, *factors) if value is not None and value.const_value]
+        if len(values) == len(factors) + 1 == 3 and np.array_equal(values[1] * values[2], values[0]):
+            assert scale is not None
             product = ir.node("Mul", factors)
             product.outputs[0].type, product.outputs[0].shape = scale.type, scale.shape
             model.graph.insert_before(node, product)

@@ -238,6 +238,7 @@ def attention(
     bias: torch.Tensor | None,
     heads: int,
     scale: float,
+    is_causal: bool = False,
 ) -> torch.Tensor:
     """Softmax attention of rows that hold all heads side by side: `[batch, queries, heads × head_dim]`.
 
@@ -248,27 +249,32 @@ def attention(
         bias: added to the scores before softmax, `[batch or 1, heads or 1, queries, keys]`.
         heads: how many.
         scale: of the scores.
+        is_causal: whether a query sees no key after its own place; then there are as many keys as queries.
     """
-    return _attention(query, key, value, bias, heads, scale).contiguous()
+    return _attention(query, key, value, bias, heads, scale, is_causal).contiguous()
 
 
 def _attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, heads: int, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    heads: int,
+    scale: float,
+    is_causal: bool,
 ) -> torch.Tensor:
     q, k, v = (rows.reshape(*rows.shape[:2], heads, -1).transpose(1, 2) for rows in (query, key, value))
-    result = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    result = torch.nn.functional.scaled_dot_product_attention(q, k, v, bias, is_causal=is_causal, scale=scale)
     return result.transpose(1, 2).flatten(2)
 
 
 @attention.register_fake
-def _(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, heads: int, scale: float
-) -> torch.Tensor:
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *settings: Any) -> torch.Tensor:
     return query.new_empty((*query.shape[:2], value.shape[2]))
 
 
 def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    *tensors, ctx.heads, ctx.scale = inputs
+    tensors, ctx.settings = inputs[:4], inputs[4:]
     ctx.save_for_backward(*tensors)
 
 
@@ -276,9 +282,9 @@ def _attention_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor 
     """Computed anew, as PyTorch differentiates it."""
     with torch.enable_grad():
         query, key, value, *bias = (t.detach().requires_grad_() for t in ctx.saved_tensors if t is not None)
-        output = _attention(query, key, value, bias[0] if bias else None, ctx.heads, ctx.scale)
+        output = _attention(query, key, value, bias[0] if bias else None, *ctx.settings)
         found = torch.autograd.grad(output, [query, key, value, *bias], gradient)
-    return (*found, *[None] * (6 - len(found)))
+    return (*found, *[None] * (7 - len(found)))
 
 
 attention.register_autograd(_attention_gradient, setup_context=_keep_attention)

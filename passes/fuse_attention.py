@@ -30,9 +30,9 @@ class FuseAttention(Pass):
     `com.microsoft.MultiHeadAttention`. Cases: (1) q, k and v split one by one; (2) split from one tensor by
     `view(x, [batch, length, 3, heads, head_dim]).permute(2, 0, 3, 1, 4)`.
 
-    A boolean or causal mask is added as zeros and the lowest float, and rows that it hides from every key are zero.
-    Left alone, with the reason in the report: heads that were changed after the split (rotary embeddings, norms of q
-    and k), grouped queries, boolean masks that differ by head, dropout.
+    A boolean mask is added as zeros and the lowest float, and rows that see no key are zero. Left alone, with the
+    reason in the report: heads that were changed after the split (rotary embeddings, norms of q and k), grouped
+    queries, boolean masks that differ by head, causal masks over more or fewer keys than queries, dropout.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017.
     """
@@ -44,7 +44,7 @@ class FuseAttention(Pass):
 
     def fuse(self, program: Program, context: Context, refuse: Callable[[fx.Node], str | None]) -> Program:
         """Fuses what can be, but where `refuse` gives a reason not to."""
-        masks: dict[fx.Node, _Bias] = {}
+        masks: dict[fx.Node | None, _Mask] = {}
 
         def rule(match: Match) -> fx.Node | Rejected:
             reason = refuse(match.root)
@@ -57,91 +57,77 @@ class FuseAttention(Pass):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bias:
-    """A mask as it is added to scores: `[batch or 1, heads or 1, queries, keys]`.
+class _Mask:
+    """A mask that may be read by many layers.
 
     Attributes:
-        added: the node; None where nothing is masked.
-        empty: `[batch or 1, queries, 1]`, which rows see no key; None where all do.
+        added: what it adds to scores; None where there is no mask.
+        empty: `[batch or 1, queries or 1, 1]`, which rows see no key; None where all do.
     """
 
     added: fx.Node | None
     empty: fx.Node | None = None
 
 
-def _fused(program: Program, node: fx.Node, masks: dict[fx.Node, _Bias]) -> fx.Node | Rejected:
-    given = arguments(node)
-    query, key, value = (given[name] for name in ("query", "key", "value"))
+def _fused(program: Program, node: fx.Node, masks: dict[fx.Node | None, _Mask]) -> fx.Node | Rejected:
+    given, graph = arguments(node), program.graph
+    query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
+    shapes = [source.meta["val"].shape for source in (query, key, value)]
     if given["dropout_p"]:
         return Rejected(node, "it drops out")
-    if query.meta["val"].dim() != 4 or query.meta["val"].dtype != torch.float32:
+    if any(len(shape) != 4 for shape in shapes) or query.meta["val"].dtype != torch.float32:
         return Rejected(node, "it is not over float32 [batch, heads, length, head_dim]")
-    heads = query.meta["val"].shape[1]
-    if any(source.meta["val"].shape[1] != heads for source in (key, value)) or not isinstance(heads, int):
-        return Rejected(node, "keys have other heads than queries")
+    if len({(str(shape[0]), shape[1]) for shape in shapes}) > 1 or not isinstance(shapes[0][1], int):
+        return Rejected(node, "keys have other heads, or another batch, than queries")
+    heads, scores = shapes[0][1], (shapes[0][2], shapes[1][2])
+    if given["is_causal"] and str(scores[0]) != str(scores[1]):
+        return Rejected(node, "it masks causally, with more or fewer keys than queries")
+    if mask is not None:
+        sizes = mask.meta["val"].shape
+        if [*map(str, sizes[-2:])] != [*map(str, scores)] and not all(isinstance(size, int) for size in scores):
+            return Rejected(node, "its mask is stretched over a free length")
+        if mask.meta["val"].dtype == torch.bool and len(sizes) > 2 and sizes[-3] != 1:
+            return Rejected(node, "its boolean mask differs by head")
     splits = [_before_split(source) for source in (query, key, value)]
     if None in splits:
         return Rejected(node, "its heads are changed after the split")
-    bias = _bias(program.graph, node, masks)
-    if bias is None:
-        return Rejected(node, "its mask differs by head or has free sizes")
     rows = [_side_by_side(program, split) for split in splits if split is not None]
-    scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(query.meta["val"].shape[-1])
-    graph = program.graph
-    result = _call(graph, ATTENTION, *rows, bias.added, heads, float(scale))
-    if bias.empty is not None:
-        result = _call(graph, aten.masked_fill.Scalar, result, bias.empty, 0)
-    split = _call(graph, aten.unflatten.int, result, 2, [heads, value.meta["val"].shape[-1]])
+    scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(shapes[0][-1])
+    if mask not in masks:
+        masks[mask] = _read(graph, mask)
+    added, empty = masks[mask].added, masks[mask].empty
+    bias = None if added is None else _stretched(graph, added, scores)
+    result = _call(graph, ATTENTION, *rows, bias, heads, float(scale), bool(given["is_causal"]))
+    if empty is not None:
+        result = _call(graph, aten.masked_fill.Scalar, result, empty, 0)
+    split = _call(graph, aten.unflatten.int, result, 2, [heads, shapes[2][-1]])
     return _call(graph, aten.transpose.int, split, 1, 2)
 
 
-def _call(graph: fx.Graph, target: Any, *args: Any, **settings: Any) -> fx.Node:
+def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
     """A call whose shape is known, for the patterns that come after."""
-    node = graph.call_function(target, args, settings)
-    node.meta["val"] = target(*fx.map_arg(args, lambda source: source.meta["val"]), **settings)
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*fx.map_arg(args, lambda source: source.meta["val"]))
     return node
 
 
-def _bias(graph: fx.Graph, attention: fx.Node, known: dict[fx.Node, _Bias]) -> _Bias | None:
-    """What a mask adds to scores; None where that can't be said. A mask that many layers read is made once."""
-    given = arguments(attention)
-    query, mask, is_causal = given["query"], given["attn_mask"], given["is_causal"]
-    queries, keys = query.meta["val"].shape[2], given["key"].meta["val"].shape[2]
-    fixed = isinstance(queries, int) and isinstance(keys, int)
-    if mask is None:
-        if not is_causal:
-            return _Bias(None)
-        if not fixed:
-            return None
-        ones = _call(graph, aten.new_ones.default, query, [queries, keys], dtype=torch.bool)
-        return _Bias(_shaped(graph, _added(graph, _call(graph, aten.tril.default, ones)), queries, keys))
-    if mask in known:
-        return known[mask]
-    shape, empty, added = mask.meta["val"].shape, None, mask
-    if [*map(str, shape[-2:])] != [str(queries), str(keys)] and not fixed:
-        return None
-    if mask.meta["val"].dtype == torch.bool:
-        if len(shape) > 2 and shape[-3] != 1:
-            return None
-        some = _call(graph, aten.any.dim, mask, -1, True)
-        if len(shape) > 3:
-            some = _call(graph, aten.squeeze.dim, some, 1)
-        added, empty = _added(graph, mask), _call(graph, aten.logical_not.default, some)
-    known[mask] = _Bias(_shaped(graph, added, queries, keys), empty)
-    return known[mask]
+def _read(graph: fx.Graph, mask: fx.Node | None) -> _Mask:
+    """A mask as sums and zeros: what is hidden gets the lowest float, as infinity gives NaN where all is hidden."""
+    if mask is None or mask.meta["val"].dtype != torch.bool:
+        return _Mask(mask)
+    some = _call(graph, aten.any.dim, mask, -1, True)
+    if some.meta["val"].dim() > 3:
+        some = _call(graph, aten.squeeze.dim, some, 1)
+    lowest = torch.finfo(torch.float32).min
+    return _Mask(_call(graph, aten.where.Scalar, mask, 0.0, lowest), _call(graph, aten.logical_not.default, some))
 
 
-def _added(graph: fx.Graph, mask: fx.Node) -> fx.Node:
-    """Zero where a mask is true, and the lowest float elsewhere; infinity would give NaN where all is hidden."""
-    return _call(graph, aten.where.Scalar, mask, 0.0, torch.finfo(torch.float32).min)
-
-
-def _shaped(graph: fx.Graph, bias: fx.Node, queries: Any, keys: Any) -> fx.Node:
+def _stretched(graph: fx.Graph, bias: fx.Node, scores: tuple[Any, Any]) -> fx.Node:
     """A bias in four dimensions, the last two as large as the scores'."""
     while bias.meta["val"].dim() < 4:
         bias = _call(graph, aten.unsqueeze.default, bias, 0)
-    if [*map(str, bias.meta["val"].shape[2:])] != [str(queries), str(keys)]:
-        bias = _call(graph, aten.expand.default, bias, [-1, -1, queries, keys])
+    if [*map(str, bias.meta["val"].shape[2:])] != [*map(str, scores)]:
+        bias = _call(graph, aten.expand.default, bias, [-1, -1, *scores])
     return bias
 
 

@@ -42,6 +42,26 @@ def gram_of(weight: Weight, grams: Mapping[fx.Node, torch.Tensor]) -> torch.Tens
     return torch.stack(known).sum(0) if known and len(known) == len(weight.readers) else None
 
 
+def shrink(gram: torch.Tensor, rows: int) -> torch.Tensor:
+    """XᵀX drawn towards a multiple of the identity, the more the fewer rows it was summed over.
+
+    Rounding that serves four rows alone would do worse than nearest on all others.
+
+    Args:
+        gram: groups × columns × columns.
+        rows: of X.
+
+    Source: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", 2010: OAS, equation 23.
+    """
+    columns = gram.shape[-1]
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    squared_trace, square = diagonal.sum(1).square(), gram.square().sum((1, 2))
+    numerator = (1 - 2 / columns) * square + squared_trace
+    share = numerator / ((rows + 1 - 2 / columns) * (square - squared_trace / columns))
+    share = share.nan_to_num(1.0).clamp(0, 1)[:, None, None]
+    return (1 - share) * gram + share * torch.diag_embed(diagonal.mean(1, keepdim=True).expand_as(diagonal))
+
+
 class _Grams(fx.Interpreter):
     """Runs calibration data; products that share an input share the sum.
 
@@ -59,6 +79,7 @@ class _Grams(fx.Interpreter):
             first.setdefault(layer if layer in kernels else source, layer)
         self.first = {layer: first[layer if layer in kernels else source] for layer, source in layers.items()}
         self.sums: dict[fx.Node, torch.Tensor] = {}
+        self.rows: dict[fx.Node, int] = {}
         self.generator = torch.Generator().manual_seed(0)
 
     def collect(self, context: Context) -> dict[fx.Node, torch.Tensor]:
@@ -69,7 +90,8 @@ class _Grams(fx.Interpreter):
         for layer, total in self.sums.items():
             if not bool(total.isfinite().all()):
                 raise InvalidInput(f"calibration data gives NaN or infinity at the input of {describe(layer)}")
-        return {layer: self.sums[first] for layer, first in self.first.items() if bool(self.sums[first].any())}
+        shrunk = {layer: shrink(total, self.rows[layer]) for layer, total in self.sums.items() if bool(total.any())}
+        return {layer: shrunk[first] for layer, first in self.first.items() if first in shrunk}
 
     def run_node(self, n: fx.Node) -> Any:
         if self.first.get(n) is not n:
@@ -77,5 +99,6 @@ class _Grams(fx.Interpreter):
         x = self.env[self.layers[n]].detach()  # let go once it was read for the last time
         value = super().run_node(n)
         chosen = draw(value.numel() // value.shape[channels(n)], 1, self.generator)
+        self.rows[n] = self.rows.get(n, 0) + len(chosen)
         self.sums[n] = self.sums.get(n, 0) + gram(n, x, self.kernels.get(n, torch.Size()), chosen)
         return value

@@ -112,6 +112,14 @@ def _rotated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q.flip(-1), k, v)
 
 
+def _ahead(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k[:, :, :5], v[:, :, :5], is_causal=True)
+
+
+def _one_query(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(torch.ones(1, 4, 7, 6), k, v)
+
+
 def _by_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(4, 7, 7).tril().bool())
 
@@ -120,7 +128,9 @@ def _by_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     ("between", "reason"),
     [
         (_rotated, "changed after the split"),
-        (_by_head, "its mask differs by head"),
+        (_ahead, "more or fewer keys"),
+        (_one_query, "or another batch"),
+        (_by_head, "its boolean mask differs by head"),
     ],
 )
 def test_what_is_something_else_is_left_alone(between: Callable[..., Any], reason: str) -> None:
@@ -168,10 +178,47 @@ def test_masks_of_any_kind(kind: str, tmp_path: Path) -> None:
     assert count(result) == 2
     torch.testing.assert_close(result.module(ROWS), model(ROWS), rtol=1e-5, atol=1e-6)
     targets = [str(node.target) for node in result.program.graph.nodes]
-    assert sum("where" in target for target in targets) <= (1 if mask is not None else 2)
+    assert sum("where" in target for target in targets) == (mask is not None and mask.dtype == torch.bool)
     artifact = result.export(tmp_path / "model.onnx")
     assert [node.op_type for node in onnx.load(artifact.path).graph.node].count("MultiHeadAttention") == 2
     assert artifact.parity < 1e-5
+
+
+@pytest.mark.parametrize("first", [1, 3, 7])
+def test_a_mask_over_keys_serves_attentions_of_several_lengths(first: int, tmp_path: Path) -> None:
+    class Crossed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = nn.Linear(24, 24), nn.Linear(24, 24)
+
+        def attend(self, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            q = self.q(x).view(*x.shape[:2], 4, 6).transpose(1, 2)
+            k = self.k(y).view(*y.shape[:2], 4, 6).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, k, attn_mask=mask).transpose(1, 2).flatten(2)
+
+        def forward(self, x: torch.Tensor, keep: torch.Tensor) -> Any:
+            mask = keep[:, None, None]
+            return self.attend(x[:, :3], self.attend(x[:, :first], x, mask).mean(1, True) + x, mask)
+
+    keep = torch.tensor([[1, 1, 1, 1, 0, 0, 0], [1, 0, 1, 0, 1, 0, 1], [1] * 7]).bool()
+    result = lobo_fx.compile(Crossed().eval(), [FuseAttention()], example_inputs=(ROWS, keep), progress=False)
+    assert count(result) == 2
+    result.export(tmp_path / "model.onnx")
+
+
+def test_a_causal_mask_takes_no_room_in_the_file(tmp_path: Path) -> None:
+    def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    model = Attention(between=causal).eval()
+    del model.bias
+    sizes = [
+        lobo_fx.compile(model, [FuseAttention()], example_inputs=torch.randn(2, length, 24), progress=False)
+        .export(tmp_path / f"{length}.onnx")
+        .bytes
+        for length in (8, 256)
+    ]
+    assert abs(sizes[1] - sizes[0]) < 100
 
 
 def test_a_mask_that_comes_in_and_hides_rows_in_a_file_of_any_batch(tmp_path: Path) -> None:

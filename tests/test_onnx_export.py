@@ -121,6 +121,19 @@ def test_a_parameter_gives_way_to_an_input_or_output_of_its_name(taken: str, tmp
     np.testing.assert_allclose(found, result.module(ROWS).detach().numpy(), rtol=0, atol=1e-6)
 
 
+def test_a_parameter_that_gives_way_takes_no_inputs_name(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.output = nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, output_1: torch.Tensor) -> Any:
+            return output_1 @ self.output
+
+    graph = onnx.load(compiled(Named()).export(tmp_path / "model.onnx").path).graph
+    assert [*names(graph.input), *names(graph.output), *names(graph.initializer)] == ["output_1", "output", "output_2"]
+
+
 def test_positional_and_keyword_inputs_keep_their_order_and_names(tmp_path: Path) -> None:
     class Several(nn.Module):
         def forward(
