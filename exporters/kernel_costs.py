@@ -84,8 +84,10 @@ class _Branches:
         """An input of the branch, integers where those are measured, as the kernel reads it."""
         dtype = TensorProto.UINT8 if self.integer else TensorProto.FLOAT
         self.inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
-        values = self.random.integers(0, 255, shape)
-        self.feed[name] = values.astype(np.uint8) if self.integer else (values / 128 - 1).astype(np.float32)
+        values = np.asarray(self.random.integers(0, 255, shape))
+        self.feed[name] = np.asarray(
+            values if self.integer else values / 128 - 1, np.uint8 if self.integer else np.float32
+        )
         return self.node("DequantizeLinear", [name, *self.scale(name)], f"{name}_dq") if self.integer else name
 
     def weight(self, name: str, shape: Sequence[int], axis: int) -> str:

@@ -62,7 +62,8 @@ class Pass(abc.ABC):
     def check(self, program: Program) -> None:  # noqa: B027  most passes have nothing to refuse
         """Refuses settings that the model can't take, such as a pattern that matches nothing.
 
-        Called for every pass before the first one runs, with the model as it came. Changes nothing.
+        Called for every pass before the first one runs, with the model as it came. Changes nothing, and leaves to
+        `run` what the passes before may still change.
 
         Raises:
             InvalidInput: says what does not fit, and what would.

@@ -1,12 +1,16 @@
 """Where a node comes from, in the user's terms: module name, source line, and the pass that made it."""
 
+import fnmatch
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
+
+from lobo_fx.errors import InvalidInput, near
 
 PASS_KEY = "lobo_fx_pass"
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
@@ -18,6 +22,18 @@ def module_name(node: fx.Node) -> str:
     stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
     name = next(reversed(stack.values()))[0] if stack else ""
     return str(name).removeprefix("L['self'].").removeprefix("L__self__.")
+
+
+def check_patterns(patterns: Iterable[str], graph: fx.Graph) -> None:
+    """Refuses patterns of module names that match none.
+
+    Raises:
+        InvalidInput: names the pattern, and modules that are near.
+    """
+    names = {module_name(node) for node in graph.nodes} - {""}
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise InvalidInput(f"'{pattern}' matches no module; {near(pattern, names)}")
 
 
 def source_line(node: fx.Node) -> str:

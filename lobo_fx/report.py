@@ -246,10 +246,10 @@ def gathered(notes: Iterable[str]) -> list[str]:
 
 
 def _named(modules: Sequence[str]) -> str:
-    """One module, two, or the first and the last of many."""
+    """One module, two, or the first two of many."""
     if len(modules) < 3:
         return f"module{'s' * (len(modules) - 1)} {' and '.join(modules)}"
-    return f"{len(modules)} modules, {modules[0]} to {modules[-1]}"
+    return f"{len(modules)} modules, {modules[0]}, {modules[1]} and others"
 
 
 def machine() -> str:

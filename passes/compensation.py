@@ -84,8 +84,15 @@ class _Fit:
         elif is_call(node, *_FITTED) and self.method != "recalibrate":
             if (reason := self._why_not(node)) is None:
                 self._fit_layer(node)
-            else:
+            elif self._is_cut(node):
                 self.note(f"{describe(node)} is not refitted: {reason}")
+
+    def _is_cut(self, node: fx.Node) -> bool:
+        """Whether something was removed from a layer's input, or from what it gives."""
+        source = arguments(node)["input"]
+        sizes = zip(self.pairs[0].after[source].shape, self.twins[source.name].meta["val"].shape, strict=True)
+        narrower = any(isinstance(before, int) and after != before for after, before in list(sizes)[1:])
+        return narrower or not bool(self.kept.get(node.name, torch.ones(1)).all())
 
     def _why_not(self, node: fx.Node) -> str | None:
         """What keeps a layer from being refitted."""

@@ -51,13 +51,13 @@ def shrink(gram: torch.Tensor, rows: int) -> torch.Tensor:
         gram: groups × columns × columns.
         rows: of X.
 
-    Source: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", 2010: OAS, equation 23.
+    Source: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", 2010: OAS,
+        without its terms that vanish with many columns.
     """
     columns = gram.shape[-1]
     diagonal = gram.diagonal(dim1=1, dim2=2)
     squared_trace, square = diagonal.sum(1).square(), gram.square().sum((1, 2))
-    numerator = (1 - 2 / columns) * square + squared_trace
-    share = numerator / ((rows + 1 - 2 / columns) * (square - squared_trace / columns))
+    share = (square + squared_trace) / ((rows + 1) * (square - squared_trace / columns))
     share = share.nan_to_num(1.0).clamp(0, 1)[:, None, None]
     return (1 - share) * gram + share * torch.diag_embed(diagonal.mean(1, keepdim=True).expand_as(diagonal))
 

@@ -28,6 +28,7 @@ from lobo_fx.passbase import Pass, Promise, exact_tolerance
 from lobo_fx.passes.compensation import METHODS, fit
 from lobo_fx.passes.importance import Criterion, Elementwise, resolve
 from lobo_fx.program import Program, fetch
+from lobo_fx.provenance import check_patterns
 from lobo_fx.shapes import propagate
 
 SCOPES = ("axis", "global", "isomorphic")
@@ -117,9 +118,9 @@ class PruneChannels(Pass):
         return tuple(dict.fromkeys((*resolve(self.importance).needs, *fitted)))
 
     def check(self, program: Program) -> None:
-        """Every pattern must match a module with a width to prune."""
+        """Every pattern must match a module; whether that has a width to prune may be up to the passes before."""
         if isinstance(self.ratio, Mapping):
-            self._by_pattern(self.ratio, self._free(Inference(program).run()))
+            check_patterns(self.ratio, program.graph)
 
     def run(self, program: Program, context: Context) -> Program:
         method = self.compensation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
@@ -30,7 +30,7 @@ from lobo_fx.passes.targets import target_named
 from lobo_fx.passes.weight_rounding import round_compensated
 from lobo_fx.program import ESTIMATED, Program, fetch, register
 from lobo_fx.progress import spinner
-from lobo_fx.provenance import describe, inherit, module_name
+from lobo_fx.provenance import check_patterns, describe, inherit, module_name
 from lobo_fx.quiet import quiet
 from lobo_fx.registry import RUNTIMES
 from lobo_fx.rewriting import drop_unused, free_name
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _OBSERVERS = ("histogram", "mse", "entropy", "percentile", "min_max", "moving_average")
 _TIED = "lobo_fx_tied"
 """On reads of codes: the parameter that others still read as float."""
+_COARSE = 0.01
+"""Largest error of a lookup in codes, as a share of the row's largest value: that of 7 bits, and a little more."""
 SMALLEST_SCALE = 2.0**-60
 """Far below any scale in use, and its square is still a normal float32."""
 _LARGEST_BIAS = 2**30
@@ -106,7 +108,7 @@ class QuantizeStatic(Pass):
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, known))}")
         if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
             raise InvalidInput(f"percentile is {self.percentile!r}; it must be in (50, 100]")
-        if not isinstance(self.overrides, Mapping):
+        if not isinstance(self.overrides, Mapping) or not all(isinstance(name, str) for name in self.overrides):
             raise InvalidInput("overrides maps patterns of module names to an observer or 'float'")
         for pattern, choice in self.overrides.items():
             if choice not in (*_OBSERVERS, "float"):
@@ -117,7 +119,7 @@ class QuantizeStatic(Pass):
 
     def check(self, program: Program) -> None:
         """Every override must match a module."""
-        self._overrides(program)
+        check_patterns(self.overrides, program.graph)
 
     def run(self, program: Program, context: Context) -> Program:
         program = self.simplify(program, context)
@@ -186,10 +188,10 @@ class QuantizeStatic(Pass):
 
     def _store_rest(self, program: Program, context: Context) -> Program:
         """Weights of the layers left float become int8 in the file; those of overridden modules stay as they are."""
-        _look_up_codes(program)
+        left = [name for name, choice in self._overrides(program).items() if choice is None]
+        _look_up_codes(program, left)
         propagate(program.module)  # what convert inserted has no shapes yet
         silent = dataclasses.replace(context, notes=[])
-        left = [name for name, choice in self._overrides(program).items() if choice is None]
         nodes = {node.name: node for node in program.graph.nodes}
         named = {str(source.target) for name in left for source in nodes[name].all_input_nodes}
         return QuantizeWeights(block_size=None, method="round").store(program, silent, named)
@@ -432,28 +434,36 @@ def _name_weights(program: Program, sources: dict[tuple[str, int], str]) -> None
     module.recompile()
 
 
-def _look_up_codes(program: Program) -> None:
-    """Lookups in a table that products read as int8 read the same codes, so that the file has it once."""
+def _look_up_codes(program: Program, left: Collection[str]) -> None:
+    """Lookups in a table that products read as int8 read the same codes, so that the file has it once.
+
+    Not where they are `left` float, something else reads the table too, or codes are too coarse: the scale of a row
+    whose product has a large bias is wider than the row.
+    """
     graph = program.graph
     for dequantize in graph.find_nodes(
         op="call_function", target=torch.ops.quantized_decomposed.dequantize_per_channel.default
     ):
         codes, scale, _, axis, *_ = dequantize.args
         tied = [node for node in graph.find_nodes(op="get_attr") if node.target == codes.meta.get(_TIED)]
-        lookups = [user for read in tied for user in read.users if is_call(user, aten.embedding.default)]
-        if axis != 0 or not lookups:
+        readers = [user for read in tied for user in read.users]
+        if not readers or axis or not all(is_call(user, aten.embedding.default) for user in readers):
             continue
-        name = str(codes.target)
-        shape = list(fetch(program.module, name).shape)
-        columns = free_name(program, f"{name}_column_scale")
-        register(program.module, columns, fetch(program.module, str(scale.target)).unsqueeze(1))
-        for lookup in lookups:
+        stored, scales, table = (fetch(program.module, str(node.target)).detach() for node in (codes, scale, tied[0]))
+        largest = table.abs().amax(1, keepdim=True)
+        if any(user.name in left for user in readers) or bool(
+            ((stored * scales[:, None] - table).abs() > _COARSE * largest).any()
+        ):
+            continue
+        columns = free_name(program, f"{codes.target}_column_scale")
+        register(program.module, columns, scales.unsqueeze(1))
+        for lookup in readers:
             with graph.inserting_before(lookup):
-                stored = [graph.get_attr(name), graph.get_attr(columns)]
-                weight = graph.call_function(DECODE, (*stored, None, "int8", shape, shape[1]))
+                reads = [graph.get_attr(str(codes.target)), graph.get_attr(columns)]
+                weight = graph.call_function(DECODE, (*reads, None, "int8", list(stored.shape), stored.shape[1]))
             inherit(weight, lookup)
             set_argument(lookup, "weight", weight)
-        for read in [read for read in tied if not read.users]:
+        for read in tied:
             graph.erase_node(read)
         drop_unused(program, [str(read.target) for read in tied])
 

@@ -28,6 +28,8 @@ _METHODS = ("auto", "round", "hqq", "gptq")
 class QuantizeWeights(Pass):
     """Weights of products, convolutions, recurrent layers and embeddings become codes of few bits.
 
+    So do tables that are added to activations, such as learned positions.
+
     Before: `linear(x, W, b)`. After: (1) `product(x, codes, scale, …, b)`, where ONNX Runtime multiplies with
     low-bit weights as fast as with float ones: int4 in blocks, and int8 in blocks with compute "int8";
     (2) anywhere else `linear(x, decode(codes, scale, …), b)`, which is decoded when the file is loaded: a small

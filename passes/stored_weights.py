@@ -31,12 +31,12 @@ PRODUCTS: Mapping[object, tuple[str, bool]] = {
 }
 _WHOLE = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.embedding.default}
 _TABLES = {aten.add.Tensor}
-"""Readers of tables that are no operator's weight: learned positions."""
+"""Readers of tables that are no operator's weight: learned positions, added to activations."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A parameter of at least two dimensions that operators with weights read, and nothing else does.
+    """A parameter of at least two dimensions that operators with weights, or sums with activations, alone read.
 
     Attributes:
         names: under which it is registered; several where it is tied.
@@ -112,7 +112,8 @@ def find_weights(program: Program, context: Context) -> list[Weight]:
 def _role(user: fx.Node, read: fx.Node) -> str:
     """What `user` reads a weight for, as in `Weight`; nothing where that is not known."""
     if user.target in _TABLES:
-        return "table" if sum(size > 1 for size in read.meta["val"].shape) > 1 else ""
+        is_table = sum(size > 1 for size in read.meta["val"].shape) > 1 and _comes_in(user)
+        return "table" if is_table else ""
     if user.target in PRODUCTS:
         name, transposed = PRODUCTS[user.target]
         given = arguments(user)
@@ -123,6 +124,18 @@ def _role(user: fx.Node, read: fx.Node) -> str:
     if is_call(user, *RECURRENT):
         return "straight" if read in arguments(user)["params"] else ""
     return "straight" if is_call(user, *_WHOLE) and arguments(user)["weight"] is read else ""
+
+
+def _comes_in(node: fx.Node) -> bool:
+    """Whether a value depends on an input: a sum of parameters is itself a weight."""
+    seen, found = {node}, [node]
+    while found:
+        if (source := found.pop()).op == "placeholder":
+            return True
+        new = set(source.all_input_nodes) - seen
+        seen |= new
+        found += new
+    return False
 
 
 @dataclasses.dataclass(frozen=True)

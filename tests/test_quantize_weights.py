@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from sklearn import covariance
 from torch import nn
 
 import lobo_fx
@@ -22,6 +23,7 @@ from lobo_fx.formats import FORMATS, unpack
 from lobo_fx.measures import signal_to_noise
 from lobo_fx.own_operators import DECODE, PRODUCT, decode
 from lobo_fx.passes import PruneWeights, QuantizeStatic, QuantizeWeights
+from lobo_fx.passes.layer_grams import shrink
 from lobo_fx.passes.weight_rounding import Rounded, round_compensated, round_nearest
 from lobo_fx.testing import check_pass
 
@@ -231,6 +233,32 @@ def test_compensation_lowers_the_error_of_the_outputs_and_keeps_zeros(name: str,
         assert not values[zeros].any()
         noises.append(signal_to_noise(inputs @ weight.T, inputs @ values.T))
     assert noises[0] > noises[1] + 3
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 30), (40, 30), (4000, 30), (7, 1)])
+def test_sums_over_few_rows_are_shrunk_as_scikit_learn_shrinks_them(rows: int, columns: int) -> None:
+    mix = torch.randn(columns, columns, dtype=torch.float64)
+    inputs = torch.randn(rows, columns, dtype=torch.float64) @ mix
+    gram = (inputs.T @ inputs)[None]
+    expected, _ = covariance.oas(inputs.numpy(), assume_centered=True)
+    np.testing.assert_allclose(shrink(gram, rows)[0] / rows, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [4, 32, 256])
+def test_rounding_that_serves_few_rows_is_no_worse_on_others(rows: int) -> None:
+    """On inputs without structure there is nothing to gain; sums as they are would lose."""
+    weight, inputs, others = torch.randn(40, 256), torch.randn(rows, 256), torch.randn(2000, 256)
+    gram = (inputs.T @ inputs)[None]
+    noises = []
+    for rounded in (
+        round_nearest(weight, FORMATS["int8"], 256),
+        round_compensated(weight, FORMATS["int8"], 256, shrink(gram, rows)),
+        round_compensated(weight, FORMATS["int8"], 256, gram),
+    ):
+        values = reconstructed(rounded, "int8", weight, 256)
+        noises.append(signal_to_noise(others @ weight.T, others @ values.T))
+    assert noises[1] > noises[0] - 0.1
+    assert noises[2] < noises[0] - 0.3
 
 
 @pytest.mark.parametrize("limit", [63, 127])
