@@ -85,11 +85,14 @@ def _tensors(module: ProgramModule) -> Iterator[torch.Tensor]:
     yield from module.buffers()
 
 
-def run_counted(program: Program) -> tuple[Any, int]:
+def run_counted(program: Program) -> tuple[Any, int | None]:
     """Runs the example inputs; returns the outputs and the multiply-accumulates of one row.
 
-    Counts convolutions, matrix products and attention (`torch.utils.flop_counter`), as executed.
+    Counts convolutions, matrix products and attention (`torch.utils.flop_counter`), as executed; None under
+    `torch.cond`, which the counter can't follow.
     """
+    if program.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):
+        return program.run(), None
     more: dict[Any, Any] = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,

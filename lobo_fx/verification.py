@@ -24,7 +24,7 @@ class Snapshot:
 
     signature: Signature
     outputs: Any
-    macs: int
+    macs: int | None
 
 
 @dataclasses.dataclass(frozen=True)

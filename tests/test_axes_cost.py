@@ -76,7 +76,7 @@ def test_costs_are_those_of_the_cut_network(kind: str) -> None:
     program = lobo_fx.trace(make().eval(), x)
     inference = Inference(program).run()
     generator = torch.Generator().manual_seed(0)
-    assert COSTS["macs"](inference, {}) == run_counted(program)[1] > 0
+    assert COSTS["macs"](inference, {}) == run_counted(program)[1] != 0
     removal = {}
     for leaf in members(inference):
         removal[leaf] = torch.rand(leaf.size, generator=generator) < 0.6
