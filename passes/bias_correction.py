@@ -9,8 +9,8 @@ from torch import fx
 
 from lobo_fx.inputs import Inputs
 from lobo_fx.masks import weight_node
-from lobo_fx.operators import layer_of
-from lobo_fx.passes.linear_problem import output_rows
+from lobo_fx.operators import CONVOLUTIONS, arguments, layer_of
+from lobo_fx.passes.linear_problem import channels, output_rows
 from lobo_fx.passes.side_by_side import Pair, run, side_by_side
 from lobo_fx.passes.simulation import Simulated
 from lobo_fx.program import fetch
@@ -25,7 +25,7 @@ def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_pro
         show_progress: whether to draw a progress bar.
 
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2,
-        with means from data.
+        with means from data, shrunk by how far rows disagree.
     """
     pairs = [Pair(batch.leaves) for batch in batches]
     floating, quantized = Simulated(prepared, ()), Simulated(prepared)
@@ -36,14 +36,29 @@ def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_pro
                 continue
             read = weight_node(layer.bias.args[0] if layer.bias.op == "call_module" else layer.bias)
             if read is not None and len(read.users) == 1:
-                errors, rows = zip(*(_error(node, pair, quantized) for pair in pairs), strict=True)
-                shift = sum(errors) / sum(rows)
+                shift = shrunken_mean(torch.cat([_errors(node, pair, quantized) for pair in pairs]))
                 bias = fetch(prepared, str(read.target)).add_(shift)
                 for pair in pairs:
                     pair.after[layer.bias] = bias
 
 
-def _error(node: fx.Node, pair: Pair, quantized: fx.Interpreter) -> tuple[torch.Tensor, int]:
-    """Sum of the errors by channel, and over how many rows."""
-    error = output_rows(node, pair.before[node] - run(quantized, node, pair.after))
-    return error.sum(0, dtype=torch.float64), len(error)
+def shrunken_mean(errors: torch.Tensor) -> torch.Tensor:
+    """Mean of each column, less what chance may have put there: of few rows, only what they agree on.
+
+    Args:
+        errors: rows × columns.
+
+    Source: James and Stein, "Estimation with Quadratic Loss", 1961, by column; the positive part.
+    """
+    if len(errors) < 2:
+        return torch.zeros_like(errors[0])
+    mean, chance = errors.mean(0), errors.var(0) / len(errors)
+    return mean * (1 - chance / mean.square()).nan_to_num(0.0).clamp_min(0)
+
+
+def _errors(node: fx.Node, pair: Pair, quantized: fx.Interpreter) -> torch.Tensor:
+    """Mean errors by channel: rows of the batch × channels."""
+    error = pair.before[node] - run(quantized, node, pair.after)
+    if error.dim() == (len(arguments(node)["stride"]) + 1 if node.target in CONVOLUTIONS else 1):
+        error = error[None]
+    return output_rows(node, error).double().view(len(error), -1, error.shape[channels(node)]).mean(1)
