@@ -525,14 +525,15 @@ class Biased(nn.Module):
 def test_biases_take_back_the_mean_error_of_the_outputs(overrides: dict[str, str]) -> None:
     torch.manual_seed(0)
     model = Biased().eval()
-    left = []
+    images = torch.randn(24, 3, 12, 12)
+    means = []
     for correct_bias in (False, True):
-        result = quantize(model, IMAGES, correct_bias=correct_bias, overrides=overrides)
-        error = (result.module(IMAGES) - model(IMAGES)).detach().double()
-        chance = (error.var(0) / len(error)).sqrt()
-        left.append(float((error.mean(0).abs() - chance).max()))  # what rows do not agree on stays
-    assert left[1] < 1e-4, "what lies between two integers may be rounded either way"
-    assert left[0] > 4e-4
+        result = quantize(model, images, correct_bias=correct_bias, overrides=overrides)
+        error = (result.module(images) - model(images)).detach().double()
+        means.append(error.mean(0).norm().item())
+    chance = (error.var(0) / len(error)).sqrt()
+    assert bool((error.mean(0).abs() < chance + 1e-4).all()), "what rows do not agree on stays"
+    assert means[1] < 0.9 * means[0]
 
 
 def test_means_are_shrunk_by_what_chance_puts_there() -> None:
