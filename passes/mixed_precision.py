@@ -39,8 +39,9 @@ class MixedPrecision(Pass):
     signal-to-noise ratio at the outputs measured: its sensitivity. With `kernels="all"`, layers are taken in that
     order, least sensitive first, as far as the budget goes. With `kernels="cheapest"`, every layer pays for its noise
     in microseconds, at the lowest price that keeps the budget, and the cheapest regions are cut anew; layers left
-    float are stored as int8 unless that alone breaks the budget. The sensitivities are a table of the report;
-    decibels are measured on the result, on the first calibration batches.
+    float are stored as int8 unless that alone breaks the budget. The sensitivities are a table of the report.
+    Decibels are measured on the result, on the first calibration batches: the fewer those are, the further other
+    data may fall short.
 
     Attributes:
         decibels: signal-to-noise ratio of the outputs that must stay; 30 where no budget is given.
