@@ -245,12 +245,18 @@ def test_the_noise_of_few_outputs_is_the_worst_of_several_draws(
         calibration_data=[IMAGES],
         progress=False,
     ).program
-    for program, lowers in ((few, True), (quantized, False)):
-        worst = rounding_noise(program, program.example_inputs)
+    for program, draws in ((few, parity.MOST_DRAWS), (quantized, 1)):
+        seen: list[float] = []
+
+        def noted(*outputs: Any, seen: list[float] = seen) -> float:
+            seen.append(signal_to_noise(*outputs))
+            return seen[-1]
+
         with monkeypatch.context() as patch:
-            patch.setattr(parity, "MOST_DRAWS", 1)
-            single = rounding_noise(program, program.example_inputs)
-        assert (worst < single) == lowers
+            patch.setattr(parity, "signal_to_noise", noted)
+            found = rounding_noise(program, program.example_inputs)
+        assert len(seen) == len(set(seen)) == draws
+        assert found == min(seen)
 
 
 def test_rounding_noise_leaves_the_program_as_it_was(quantized: Program) -> None:
