@@ -245,7 +245,7 @@ def test_the_noise_of_few_outputs_is_the_worst_of_several_draws(
         calibration_data=[IMAGES],
         progress=False,
     ).program
-    for program, draws in ((few, parity.MOST_DRAWS), (quantized, 1)):
+    for program, draws in ((few, parity.MOST_DRAWS), (quantized, 3)):  # of 2 and of 40 elements
         seen: list[float] = []
 
         def noted(*outputs: Any, seen: list[float] = seen) -> float:
@@ -255,7 +255,7 @@ def test_the_noise_of_few_outputs_is_the_worst_of_several_draws(
         with monkeypatch.context() as patch:
             patch.setattr(parity, "signal_to_noise", noted)
             found = rounding_noise(program, program.example_inputs)
-        assert len(seen) == len(set(seen)) == draws
+        assert len(seen) == draws
         assert found == min(seen)
 
 
