@@ -180,7 +180,9 @@ class PruneChannels(Pass):
         Raises:
             InvalidInput: a pattern matches nothing, or the target can't be hit.
         """
-        free = self._free(inference)
+        free = {
+            leaf: found for leaf, found in members(inference).items() if self.kinds is None or kind(leaf) in self.kinds
+        }
         chosen = self._by_pattern(self.ratio, free) if isinstance(self.ratio, Mapping) else None
         scorer = resolve(self.importance).scorer(inference, context)
         scores = {
@@ -202,11 +204,6 @@ class PruneChannels(Pass):
                 f"minimum={self.minimum} and scope={self.scope!r}: the nearest possible is {share:.3f}"
             )
         return _best(scores, widths)
-
-    def _free(self, inference: Inference) -> dict[Axis, list[Member]]:
-        """The axes that may be pruned."""
-        found = members(inference)
-        return {leaf: found[leaf] for leaf in found if self.kinds is None or kind(leaf) in self.kinds}
 
     def _hit(
         self, inference: Inference, scores: Mapping[Axis, torch.Tensor], widths_at: Callable[[float], Widths]

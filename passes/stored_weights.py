@@ -189,14 +189,12 @@ def decode_for_readers(program: Program, weight: Weight, stored: Stored) -> None
     if readers:
         with graph.inserting_before(weight.reads[0]):
             value = graph.call_function(DECODE, (stored.codes, stored.scale, stored.zero_point, *stored.layout))
-            nodes = [value]
+            inherit(value, readers[0])
             if weight.transposed:
                 value = graph.call_function(aten.permute.default, (value, [1, 0]))
             elif weight.shape != list(weight.tensor.shape):
                 value = graph.call_function(aten.view.default, (value, list(weight.tensor.shape)))
-            nodes.append(value)
-        for node in nodes:
-            inherit(node, readers[0])
+        inherit(value, readers[0])
     for read in weight.reads:
         if read.users:
             read.replace_all_uses_with(value)
