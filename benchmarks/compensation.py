@@ -25,9 +25,9 @@ from tasks.training import default_cache
 
 import lobo_fx
 from lobo_fx import passes
-from lobo_fx.passes.compensation import METHODS
-from lobo_fx.report import machine
-from lobo_fx.tables import new_table, render
+from lobo_fx.measures.machine import machine
+from lobo_fx.passes.pruning.compensation import METHODS
+from lobo_fx.terminal.tables import new_table, render
 
 SETTINGS = (*METHODS, "auto")
 LITTLE = 0.01

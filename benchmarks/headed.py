@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lobo_fx.models import declare_torchvision_operators
+from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
 
 declare_torchvision_operators()
 

@@ -1,4 +1,4 @@
-"""OpenVINO on CPU, as `lobo_fx.runtime` wants a runtime, so that its calls can be measured in turn with others."""
+"""OpenVINO on CPU, as `lobo_fx.plugins.protocols` wants a runtime, so that its calls can be measured in turn with others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lobo_fx.runtime import Arrays, ArraySpec
+from lobo_fx.plugins.protocols import Arrays, ArraySpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from lobo_fx.inputs import Inputs
+from lobo_fx.graph.inputs import Inputs
 
 
 class Tagger(nn.Module):

@@ -29,19 +29,21 @@ from torch import nn
 import lobo_fx
 from lobo_fx.axes import Inference
 from lobo_fx.axes.surgery import remove
-from lobo_fx.context import Context
-from lobo_fx.exporters.onnx import OnnxExporter
-from lobo_fx.exporters.onnx_runtime import OnnxRuntime
-from lobo_fx.inputs import Inputs, find_inputs
-from lobo_fx.models import build
+from lobo_fx.capture.reexport import named_arrays, with_rows
+from lobo_fx.capture.tracing import trace
+from lobo_fx.contracts.context import Context
+from lobo_fx.exporters.onnx.exporter import OnnxExporter
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.program import Program
+from lobo_fx.measures.latency import benchmark
+from lobo_fx.measures.machine import machine
+from lobo_fx.measures.memory import peak_memory_now
 from lobo_fx.passes import PruneChannels
-from lobo_fx.program import Program
-from lobo_fx.quiet import quiet
-from lobo_fx.reexport import named_arrays, with_rows
-from lobo_fx.report import machine
-from lobo_fx.runtime import benchmark, peak_memory_now
-from lobo_fx.tables import new_table, render
-from lobo_fx.tracing import trace
+from lobo_fx.sources.known_inputs import find_inputs
+from lobo_fx.sources.models import build
+from lobo_fx.terminal.quiet import quiet
+from lobo_fx.terminal.tables import new_table, render
 
 LATENCY_BARS = {
     "torchvision:resnet50": 0.28,

@@ -31,19 +31,21 @@ import torch
 from torch import nn
 
 import lobo_fx
-from lobo_fx.data import random_batches
-from lobo_fx.exporters.onnx_runtime import OnnxRuntime
-from lobo_fx.inputs import Inputs, find_inputs
-from lobo_fx.measures import signal_to_noise
-from lobo_fx.models import build
-from lobo_fx.passbase import Pass
+from lobo_fx.capture.reexport import named_arrays, with_rows
+from lobo_fx.contracts.passbase import Pass
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.program import Program
+from lobo_fx.measures.fidelity import signal_to_noise
+from lobo_fx.measures.latency import interleave
+from lobo_fx.measures.machine import machine
 from lobo_fx.passes import MixedPrecision, QuantizeDynamic, QuantizeStatic
-from lobo_fx.program import Program
-from lobo_fx.quiet import quiet
-from lobo_fx.reexport import named_arrays, with_rows
-from lobo_fx.report import machine
-from lobo_fx.runtime import Runtime, Session, interleave
-from lobo_fx.tables import new_table, render
+from lobo_fx.plugins.protocols import Runtime, Session
+from lobo_fx.sources.batches import random_batches
+from lobo_fx.sources.known_inputs import find_inputs
+from lobo_fx.sources.models import build
+from lobo_fx.terminal.quiet import quiet
+from lobo_fx.terminal.tables import new_table, render
 
 MODELS = [
     "torchvision:resnet50",

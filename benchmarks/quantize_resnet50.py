@@ -19,14 +19,14 @@ import torch
 
 import lobo_fx
 from lobo_fx import passes
-from lobo_fx.data import random_batches
-from lobo_fx.inputs import Inputs
-from lobo_fx.models import build
-from lobo_fx.quiet import quiet
-from lobo_fx.report import machine
-from lobo_fx.runtime import peak_memory_now
-from lobo_fx.tables import new_table, render
-from lobo_fx.tracing import trace
+from lobo_fx.capture.tracing import trace
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.measures.machine import machine
+from lobo_fx.measures.memory import peak_memory_now
+from lobo_fx.sources.batches import random_batches
+from lobo_fx.sources.models import build
+from lobo_fx.terminal.quiet import quiet
+from lobo_fx.terminal.tables import new_table, render
 
 SPEC = "torchvision:resnet50"
 

@@ -23,13 +23,13 @@ from torch.nn import functional
 
 import lobo_fx
 from lobo_fx import passes
-from lobo_fx.exporters.onnx_runtime import OnnxRuntime
-from lobo_fx.measures import signal_to_noise
-from lobo_fx.passbase import Pass
-from lobo_fx.quiet import quiet
-from lobo_fx.report import machine
-from lobo_fx.runtime import Benchmark, benchmark
-from lobo_fx.tables import new_table, render
+from lobo_fx.contracts.passbase import Pass
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
+from lobo_fx.measures.fidelity import signal_to_noise
+from lobo_fx.measures.latency import Benchmark, benchmark
+from lobo_fx.measures.machine import machine
+from lobo_fx.terminal.quiet import quiet
+from lobo_fx.terminal.tables import new_table, render
 
 WIDTH, VOCABULARY, TOKENS = 768, 16384, 32
 BLOCK_SIZE = 32

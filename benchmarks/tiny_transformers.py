@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lobo_fx.inputs import Inputs
-from lobo_fx.models import declare_torchvision_operators
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
 
 TOKENS, VOCABULARY = 14, 101
 

@@ -36,20 +36,24 @@ from tiny_transformers import TINY, build_tiny
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from lobo_fx.axes.algebra import Axis, Form, Removal
+from lobo_fx.axes.axis import Axis, Form
 from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.members import members
+from lobo_fx.axes.removal import Removal
 from lobo_fx.axes.surgery import remove, zero
-from lobo_fx.exporters.onnx import OnnxExporter
-from lobo_fx.inputs import Inputs, find_inputs
-from lobo_fx.measures import float_outputs, largest_error, signal_to_noise
-from lobo_fx.models import build, declare_torchvision_operators
-from lobo_fx.program import Program, Signature
-from lobo_fx.quiet import quiet
-from lobo_fx.report import machine
-from lobo_fx.shapes import propagate
-from lobo_fx.tables import new_table, to_markdown
-from lobo_fx.tracing import trace
+from lobo_fx.capture.tracing import trace
+from lobo_fx.exporters.onnx.exporter import OnnxExporter
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.shapes import propagate
+from lobo_fx.graph.signature import Signature
+from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_noise
+from lobo_fx.measures.machine import machine
+from lobo_fx.sources.known_inputs import find_inputs
+from lobo_fx.sources.models import build
+from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
+from lobo_fx.terminal.quiet import quiet
+from lobo_fx.terminal.tables import new_table, to_markdown
 
 TITLE = "Half of every free axis removed, on whole model zoos"
 COMMAND = "python benchmarks/zoo.py --export --largest 7e8 --timeout 900 --memory 20 --output docs/zoo.md"

@@ -24,14 +24,15 @@ from torch.utils._pytree import tree_leaves
 
 import lobo_fx
 from lobo_fx import Artifact, LoboError, Pass, Result, passes
-from lobo_fx.artifact import check_folder, write_files
-from lobo_fx.data import random_batches
-from lobo_fx.inputs import Inputs, find_inputs
-from lobo_fx.models import build
-from lobo_fx.registry import RUNTIMES
-from lobo_fx.report import machine
-from lobo_fx.runtime import benchmark, check_counts
-from lobo_fx.tables import new_table, render, to_markdown
+from lobo_fx.files import check_folder, write_files
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.measures.latency import benchmark, check_counts
+from lobo_fx.measures.machine import machine
+from lobo_fx.plugins.registry import RUNTIMES
+from lobo_fx.sources.batches import random_batches
+from lobo_fx.sources.known_inputs import find_inputs
+from lobo_fx.sources.models import build
+from lobo_fx.terminal.tables import new_table, render, to_markdown
 
 Pipelines = dict[str, list[Pass]]
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import passes
-from lobo_fx.registry import RUNTIMES
+from lobo_fx.plugins.registry import RUNTIMES
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 

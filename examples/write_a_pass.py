@@ -5,9 +5,9 @@ import dataclasses
 import torch
 
 import lobo_fx
-from lobo_fx.operators import aten
-from lobo_fx.registry import PASSES
-from lobo_fx.rewriting import Match, Op, rewrite
+from lobo_fx.graph.operators import aten
+from lobo_fx.graph.rewriting import Match, Op, rewrite
+from lobo_fx.plugins.registry import PASSES
 
 
 @dataclasses.dataclass(frozen=True)

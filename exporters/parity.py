@@ -15,10 +15,11 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from lobo_fx.errors import ExportError
-from lobo_fx.inputs import Inputs
-from lobo_fx.measures import float_outputs, largest_error, signal_to_noise
-from lobo_fx.own_operators import dynamic_range, quantizes_inputs
-from lobo_fx.program import Program
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.program import Program
+from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_noise
+from lobo_fx.own_operators.integers import dynamic_range
+from lobo_fx.own_operators.table import quantizes_inputs
 
 FLOAT_TOLERANCE = 1e-3
 """Largest difference of a float program, as a share of the output range."""

@@ -9,45 +9,45 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lobo_fx.version import __version__
+
 if TYPE_CHECKING:
-    from lobo_fx.artifact import Artifact as Artifact
+    from lobo_fx.capture.tracing import trace as trace
     from lobo_fx.compiler import compile as compile
-    from lobo_fx.context import Context as Context
+    from lobo_fx.contracts.context import Context as Context
+    from lobo_fx.contracts.passbase import Pass as Pass
+    from lobo_fx.contracts.passbase import Promise as Promise
     from lobo_fx.errors import ContractError as ContractError
     from lobo_fx.errors import ExportError as ExportError
     from lobo_fx.errors import InvalidInput as InvalidInput
     from lobo_fx.errors import LoboError as LoboError
     from lobo_fx.errors import TraceError as TraceError
-    from lobo_fx.passbase import Pass as Pass
-    from lobo_fx.passbase import Promise as Promise
-    from lobo_fx.program import Program as Program
-    from lobo_fx.report import Report as Report
+    from lobo_fx.graph.program import Program as Program
+    from lobo_fx.plugins.artifact import Artifact as Artifact
+    from lobo_fx.report.report import Report as Report
     from lobo_fx.result import Result as Result
-    from lobo_fx.storage import load as load
-    from lobo_fx.tracing import trace as trace
-
-__version__ = "0.1.0"
+    from lobo_fx.result import load as load
 
 _HOMES = {
-    "Artifact": "artifact",
-    "Context": "context",
+    "Artifact": "plugins.artifact",
+    "Context": "contracts.context",
     "ContractError": "errors",
     "ExportError": "errors",
     "InvalidInput": "errors",
     "LoboError": "errors",
-    "Pass": "passbase",
-    "Program": "program",
-    "Promise": "passbase",
-    "Report": "report",
+    "Pass": "contracts.passbase",
+    "Program": "graph.program",
+    "Promise": "contracts.passbase",
+    "Report": "report.report",
     "Result": "result",
     "TraceError": "errors",
     "compile": "compiler",
-    "load": "storage",
-    "trace": "tracing",
+    "load": "result",
+    "trace": "capture.tracing",
 }
 
-_MODULES = ("axes", "costs", "exporters", "models", "passes", "testing")
-__all__ = [*sorted(_HOMES), *_MODULES]
+_MODULES = ("axes", "exporters", "graph", "measures", "passes", "plugins", "sources", "testing")
+__all__ = ["__version__", *sorted(_HOMES), *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

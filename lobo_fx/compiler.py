@@ -7,19 +7,22 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from lobo_fx.context import Context, Data, Evaluate, LossFunction
+from lobo_fx.capture.tracing import Model, trace
+from lobo_fx.contracts.context import Context, Data, Evaluate, LossFunction
+from lobo_fx.contracts.passbase import Pass
+from lobo_fx.contracts.verification import check_model, snapshot, verify
 from lobo_fx.errors import ContractError, InvalidInput, LoboError
-from lobo_fx.inputs import DynamicShapes
-from lobo_fx.measures import mark_weights, measure, signal_to_noise
-from lobo_fx.passbase import Pass
-from lobo_fx.program import Program
-from lobo_fx.progress import spinner
-from lobo_fx.provenance import PASS_KEY
+from lobo_fx.graph.inputs import DynamicShapes
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import PASS_KEY
+from lobo_fx.graph.weight_names import mark_weights
+from lobo_fx.measures.counts import measure
+from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.recipe import PassSpec, resolve
-from lobo_fx.report import Report, Row
+from lobo_fx.report.records import Row
+from lobo_fx.report.report import Report
 from lobo_fx.result import Result
-from lobo_fx.tracing import Model, trace
-from lobo_fx.verification import check_model, snapshot, verify
+from lobo_fx.terminal.progress import spinner
 
 
 def compile(

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput
-from lobo_fx.passbase import Pass
-from lobo_fx.registry import PASSES
+from lobo_fx.plugins.registry import PASSES
 
 _N_OF_M = re.compile(r"\d+:\d+")
 PassSpec = Pass | type[Pass] | str | Path

@@ -10,16 +10,20 @@ from typing import Any, cast
 
 import torch
 
-from lobo_fx.artifact import Artifact, Exporter, check_writable
-from lobo_fx.axes.record import KeptIndices, kept_indices
-from lobo_fx.context import Context
+from lobo_fx import saving
+from lobo_fx.axes.kept import KeptIndices, kept_indices
+from lobo_fx.capture.reexport import named_arrays, with_rows
+from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
-from lobo_fx.program import ESTIMATED, Program, ProgramModule
-from lobo_fx.progress import spinner
-from lobo_fx.reexport import named_arrays, with_rows
-from lobo_fx.registry import EXPORTERS, PASSES, RUNTIMES
-from lobo_fx.report import Report
-from lobo_fx.runtime import Benchmark, benchmark, check_counts
+from lobo_fx.files import check_writable
+from lobo_fx.graph.program import ESTIMATED, Program, ProgramModule
+from lobo_fx.measures.latency import Benchmark, benchmark, check_counts
+from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.plugins.protocols import Exporter
+from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES
+from lobo_fx.report.report import Report
+from lobo_fx.terminal.progress import spinner
+from lobo_fx.version import __version__
 
 
 @dataclasses.dataclass
@@ -134,8 +138,6 @@ class Result:
 
     def metadata(self) -> dict[str, str]:
         """What was done to the model, for the file's own metadata."""
-        from lobo_fx import __version__
-
         return {
             "lobo_fx.version": __version__,
             "lobo_fx.model": self.report.model,
@@ -205,9 +207,23 @@ class Result:
         Raises:
             InvalidInput: the folder holds something else, or can't be written.
         """
-        from lobo_fx.storage import save
+        return saving.write(saving.Saved(self.program, self.report, self.passes), Path(folder))
 
-        return save(self, Path(folder))
+
+def load(folder: str | Path) -> Result:
+    """Loads what `Result.save` wrote: a module that runs, trains and exports, without the model's class.
+
+    Args:
+        folder: the saved folder.
+
+    Returns:
+        A result with its report; the original model is not part of it.
+
+    Raises:
+        InvalidInput: the folder is not one, its files hold more than data, or they are damaged.
+    """
+    saved = saving.read(Path(folder))
+    return Result(saved.program, None, saved.report, saved.passes)
 
 
 def _exporter(exporter: str | Exporter) -> Exporter:

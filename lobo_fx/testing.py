@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from lobo_fx.compiler import compile
-from lobo_fx.passbase import Pass
+from lobo_fx.contracts.passbase import Pass
 from lobo_fx.result import Result
 
 

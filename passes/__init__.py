@@ -6,16 +6,17 @@ Settings are fields of frozen dataclasses; see each class.
 if not __name__.startswith("lobo_fx."):
     raise ImportError("import lobo_fx.passes, not passes: a module must exist only once")
 
-from lobo_fx.passes.compute_in_float import ComputeInFloat
-from lobo_fx.passes.equalize import EqualizeLayers, SmoothActivations
-from lobo_fx.passes.fold_batch_norm import FoldBatchNorm
-from lobo_fx.passes.fuse_attention import FuseAttention
-from lobo_fx.passes.mixed_precision import MixedPrecision
-from lobo_fx.passes.prune_channels import PruneChannels
-from lobo_fx.passes.prune_weights import PruneWeights
-from lobo_fx.passes.quantize_dynamic import QuantizeDynamic
-from lobo_fx.passes.quantize_static import QuantizeStatic
-from lobo_fx.passes.quantize_weights import QuantizeWeights
+from lobo_fx.passes.fusion.fold_batch_norm import FoldBatchNorm
+from lobo_fx.passes.fusion.fuse_attention import FuseAttention
+from lobo_fx.passes.pruning.prune_channels import PruneChannels
+from lobo_fx.passes.pruning.prune_weights import PruneWeights
+from lobo_fx.passes.quantization.compute_in_float import ComputeInFloat
+from lobo_fx.passes.quantization.equalize import EqualizeLayers
+from lobo_fx.passes.quantization.mixed_precision import MixedPrecision
+from lobo_fx.passes.quantization.quantize_dynamic import QuantizeDynamic
+from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
+from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
+from lobo_fx.passes.quantization.smooth import SmoothActivations
 
 __all__ = [
     "ComputeInFloat",

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lobo_fx.costs import Cost, CostTable
-from lobo_fx.models import declare_torchvision_operators
-from lobo_fx.registry import RUNTIMES
+from lobo_fx.measures.kernel_costs import CostTable
+from lobo_fx.plugins.protocols import Cost
+from lobo_fx.plugins.registry import RUNTIMES
+from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
 
 declare_torchvision_operators()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -29,7 +30,8 @@ def setuptools_settings() -> dict[str, list[str]]:
     """Lists and tables of `[tool.setuptools…]`, read line by line: Python 3.10 has no TOML reader."""
     found: dict[str, list[str]] = {}
     section = ""
-    for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines():
+    text = re.sub(r"\[\n([^\]]*)\n\]", lambda m: f"[{' '.join(m[1].split())}]", (ROOT / "pyproject.toml").read_text())
+    for line in text.splitlines():
         if line.startswith("["):
             section = line.strip("[]")
         elif section.startswith("tool.setuptools") and "=" in line:
@@ -50,13 +52,9 @@ def test_the_top_level_folders_are_linked_into_the_package(name: str) -> None:
     assert (link / "__init__.py").samefile(ROOT / name / "__init__.py")
 
 
-def package_of(path: Path) -> str:
-    return ".".join(path.parent.relative_to(ROOT).parts)
-
-
 def test_every_package_is_listed_and_nothing_else() -> None:
     listed = setuptools_settings()["tool.setuptools.packages"]
-    modules = {package_of(path) for path in CORE.rglob("*.py")} | {f"lobo_fx.{name}" for name in LINKED}
+    modules = {name if path.name == "__init__.py" else name.rpartition(".")[0] for name, path in module_files().items()}
     data = {package for package in listed if not list((ROOT / package.replace(".", "/")).glob("*.py"))}
     assert sorted(listed) == sorted(modules | data)
     assert data <= packaged_data().keys()
@@ -170,7 +168,7 @@ def core_files() -> list[Path]:
 def test_the_core_names_no_pass_no_exporter_and_no_onnx() -> None:
     assert len(core_files()) > 20
     for path in core_files():
-        if path == CORE / "cli.py":
+        if path.parent == CORE / "cli":
             continue
         above = under(
             imports(path), "lobo_fx.passes", "lobo_fx.exporters", "lobo_fx.cli", "onnx", "onnxruntime", "torchao"
@@ -191,5 +189,76 @@ def test_the_layer_check_sees_imports_of_every_form(tmp_path: Path) -> None:
     path = tmp_path / "example.py"
     path.write_text("def f():\n    from lobo_fx import passes\n    import lobo_fx.exporters.onnx as o\n")
     assert under(imports(path), "lobo_fx.passes", "lobo_fx.exporters") == {"lobo_fx.passes", "lobo_fx.exporters.onnx"}
-    path.write_text("from lobo_fx.passbase import Pass\nimport onnx_graph\n")
+    path.write_text("from lobo_fx.contracts.passbase import Pass\nimport onnx_graph\n")
     assert not under(imports(path), "lobo_fx.passes", "onnx")
+
+
+# --- circles ---------------------------------------------------------------------------------------------
+
+
+def module_files() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    files = {*core_files(), *(path for name in LINKED for path in (ROOT / name).rglob("*.py"))}
+    named = {}
+    for path in files:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts if parts[0] == "lobo_fx" else ("lobo_fx", *parts)
+        named[".".join(parts).removesuffix(".__init__")] = path
+    return named
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other (strongly connected components of more than one)."""
+    order: list[str] = []
+    seen: set[str] = set()
+
+    def visit(module: str, ways: dict[str, set[str]], found: list[str]) -> None:
+        stack = [(module, iter(sorted(ways.get(module, ()))))]
+        seen.add(module)
+        while stack:
+            at, ahead = stack[-1]
+            step = next((other for other in ahead if other not in seen), None)
+            if step is None:
+                found.append(stack.pop()[0])
+            else:
+                seen.add(step)
+                stack.append((step, iter(sorted(ways.get(step, ())))))
+
+    for module in sorted(arrows):
+        if module not in seen:
+            visit(module, arrows, order)
+    back: dict[str, set[str]] = {}
+    for module, others in arrows.items():
+        for other in others:
+            back.setdefault(other, set()).add(module)
+    seen.clear()
+    groups = []
+    for module in reversed(order):
+        if module not in seen:
+            group: list[str] = []
+            visit(module, back, group)
+            groups.append(group)
+    return [sorted(group) for group in groups if len(group) > 1]
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    """Imports inside functions count; a package's own list of its modules does not."""
+    files = module_files()
+    arrows = {
+        name: {other for other in imports(path) if other in files and other != name}
+        for name, path in files.items()
+        if path.name != "__init__.py" and name != "lobo_fx"
+    }
+    assert circles(arrows) == []
+
+
+def test_the_search_for_circles_finds_them() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_tests_stand_where_the_code_stands() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    for folder in folders:
+        places = (CORE / folder, ROOT / folder)
+        assert any(place.is_dir() for place in places), f"tests/{folder} mirrors nothing"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput
-from lobo_fx.passbase import Pass
 from lobo_fx.passes import FoldBatchNorm, PruneChannels, PruneWeights, QuantizeStatic
+from lobo_fx.plugins.registry import PASSES
 from lobo_fx.recipe import build, builtin_recipes, read_pass, read_recipe, resolve
-from lobo_fx.registry import PASSES
 
 GOOD = """\
 # a comment

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lobo_fx.artifact import written_beside
-from lobo_fx.progress import track
-from lobo_fx.tables import new_table, render
+from lobo_fx.files import written_beside
+from lobo_fx.terminal.progress import track
+from lobo_fx.terminal.tables import new_table, render
 
 BATCH = 128
 

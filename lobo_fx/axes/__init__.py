@@ -13,8 +13,9 @@ error instead of a lock. `kind` says what a leaf is used as. A rule for an opera
 `lobo_fx.axes.rules` holds the rules for PyTorch's own operators, one file a family.
 """
 
-from lobo_fx.axes.algebra import Axis, AxisError
-from lobo_fx.axes.inference import Call, Inference, axis_rule
+from lobo_fx.axes.axis import Axis, AxisError
+from lobo_fx.axes.call import Call, axis_rule
+from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.kinds import KINDS, kind
 
 __all__ = ["KINDS", "Axis", "AxisError", "Call", "Inference", "axis_rule", "kind"]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from lobo_fx.axes.algebra import Axis, Removal, kept_size
+from lobo_fx.axes.axis import Axis
 from lobo_fx.axes.inference import Inference
-from lobo_fx.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten
+from lobo_fx.axes.removal import Removal, kept_size
+from lobo_fx.graph.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten
 
 
 def parameters_after(inference: Inference, removal: Removal) -> int:
@@ -96,5 +97,5 @@ def _summed(inference: Inference, node: fx.Node) -> tuple[Axis, ...]:
     if node.target is aten.baddbmm.default:
         return inference.of(given["batch1"])[-1:]
     if node.target is aten.einsum.default:
-        return tuple(axis for summing, axis, _ in inference.sums if summing is node)
+        return tuple(axis for summing, axis, _ in inference.findings.sums if summing is node)
     return ()

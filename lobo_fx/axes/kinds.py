@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from lobo_fx.axes.algebra import Axis
+from lobo_fx.axes.axis import Axis
 from lobo_fx.axes.zeros import Sum
 
 KINDS = ("heads", "head_dim", "groups", "residual", "channels", "hidden", "width")

@@ -6,8 +6,10 @@ import dataclasses
 
 import torch
 
-from lobo_fx.axes.algebra import Axis, project
-from lobo_fx.axes.inference import Axes, Inference
+from lobo_fx.axes.axis import Axis
+from lobo_fx.axes.call import Axes
+from lobo_fx.axes.inference import Inference
+from lobo_fx.axes.removal import project
 
 
 @dataclasses.dataclass(frozen=True)

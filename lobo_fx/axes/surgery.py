@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from lobo_fx.axes.algebra import Axis, Removal, kept, kept_size
+from lobo_fx.axes.axis import Axis
 from lobo_fx.axes.inference import Inference
-from lobo_fx.axes.record import names_of_tensors, record
-from lobo_fx.operators import SPLITS, arguments, aten, set_argument
-from lobo_fx.provenance import inherit
+from lobo_fx.axes.kept import names_of_tensors, record
+from lobo_fx.axes.removal import Removal, kept, kept_size
+from lobo_fx.graph.operators import SPLITS, arguments, aten, set_argument
+from lobo_fx.graph.provenance import inherit
 
 
 def zero(inference: Inference, removal: Removal) -> None:
@@ -42,10 +43,10 @@ def remove(inference: Inference, removal: Removal) -> None:
                 data = data.index_select(dim, mask.nonzero().flatten())
                 record(module, names.get(id(tensor), ()), dim, mask)
         tensor.data = data.contiguous()
-    for node, values in inference.frozen.items():
+    for node, values in inference.findings.frozen.items():
         for name, value in values.items():
             set_argument(node, name, value)
-    for node, sizes in inference.sizes.items():
+    for node, sizes in inference.findings.sizes.items():
         for name, counted in sizes.items():
             _resize(node, name, counted, removal)
     module.recompile()

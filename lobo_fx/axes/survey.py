@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lobo_fx.axes.algebra import Axis
+from lobo_fx.axes.axis import Axis
 from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.kinds import kind
 from lobo_fx.axes.members import Member, members
-from lobo_fx.tables import new_table
+from lobo_fx.terminal.tables import new_table
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from lobo_fx.axes.algebra import Axis
-from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten
+from lobo_fx.axes.axis import Axis
+from lobo_fx.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten
 
 Sum = tuple[fx.Node, Axis, tuple[fx.Node, ...]]
 """A node that sums over an axis, and the operands whose product is summed."""

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 
-from lobo_fx.artifact import written_beside
-from lobo_fx.progress import track
+from lobo_fx.files import written_beside
+from lobo_fx.terminal.progress import track
 
 from ..training import Split
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lobo_fx.axes.algebra import product, total
-from lobo_fx.axes.inference import Axes, Call, axis_rule
-from lobo_fx.operators import aten
+from lobo_fx.axes.axis import product, total
+from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.graph.operators import aten
 
 
 @axis_rule(aten.scaled_dot_product_attention.default)
@@ -23,14 +23,14 @@ def attention(call: Call) -> Axes:
         size = total([q[-3].find().size])
         repeats = call.fresh(size // groups.find().size)
         heads = call.unify(q[-3], product([groups, repeats]))
-        batch = (*call.inference.broadcast(call.node, [q[:-3], k[:-3], v[:-3]]), heads) if len(q) > 3 else (heads,)
+        batch = (*call.broadcast([q[:-3], k[:-3], v[:-3]]), heads) if len(q) > 3 else (heads,)
     else:
-        batch = call.inference.broadcast(call.node, [q[:-2], k[:-2], v[:-2]])
+        batch = call.broadcast([q[:-2], k[:-2], v[:-2]])
     for axis in batch:
         axis.mark("heads")
     k[-2].lock("attention takes a softmax over it")
     if call.given["is_causal"]:
         q[-2].lock("its positions are compared")
     if call.has("attn_mask"):
-        call.inference.broadcast(call.node, [(*batch, q[-2], k[-2]), call.axes("attn_mask")])
+        call.broadcast([(*batch, q[-2], k[-2]), call.axes("attn_mask")])
     return (*batch, q[-2], v[-1])

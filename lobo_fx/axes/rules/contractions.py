@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lobo_fx.axes.algebra import Axis, AxisError
-from lobo_fx.axes.inference import Axes, Call, axis_rule
+from lobo_fx.axes.axis import Axis, AxisError
+from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.kinds import is_stored
-from lobo_fx.operators import aten
+from lobo_fx.graph.operators import aten
 
 
 def contraction(signature: str, *names: str) -> Callable[[Call], Axes]:
@@ -28,7 +28,7 @@ def contraction(signature: str, *names: str) -> Callable[[Call], Axes]:
                 rest.append(axes[: len(axes) - count])
             for letter, axis in zip(letter_names[len(letter_names) - count :], axes[len(axes) - count :], strict=True):
                 letters[letter] = call.unify(letters[letter], axis) if letter in letters else axis
-        batch = call.inference.broadcast(call.node, rest) if rest else ()
+        batch = call.broadcast(rest) if rest else ()
         operands = [call.given[name] for name, term in zip(names, inputs, strict=True) if len(term) > 1]
         for letter, axis in letters.items():
             if letter not in output:
@@ -51,14 +51,14 @@ axis_rule(aten.outer.default)(contraction("m, n -> m n", "self", "vec2"))
 def addmm(call: Call) -> Axes:
     """Self + mat1 · mat2, self broadcast."""
     result = contraction("m k, k n -> m n", "mat1", "mat2")(call)
-    return call.inference.broadcast(call.node, [result, call.axes("self")])
+    return call.broadcast([result, call.axes("self")])
 
 
 @axis_rule(aten.baddbmm.default)
 def baddbmm(call: Call) -> Axes:
     """Self + batch1 · batch2, self broadcast."""
     result = contraction("b m k, b k n -> b m n", "batch1", "batch2")(call)
-    return call.inference.broadcast(call.node, [result, call.axes("self")])
+    return call.broadcast([result, call.axes("self")])
 
 
 @axis_rule(aten.matmul.default)
@@ -70,7 +70,7 @@ def matmul(call: Call) -> Axes:
         a[-1].mark("head_dim")
         for axis in a[:-2]:
             axis.mark("heads")
-    batch = call.inference.broadcast(call.node, [a[:-2], b[:-2]]) if len(a) > 2 or len(b) > 2 else ()
+    batch = call.broadcast([a[:-2], b[:-2]]) if len(a) > 2 or len(b) > 2 else ()
     return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
 
 
@@ -82,7 +82,7 @@ def einsum(call: Call) -> Axes:
     letters: dict[str, Axis] = {}
     rest: list[Axes] = []
     for term, tensor in zip(left.split(","), call.given["tensors"], strict=True):
-        axes = call.inference.of(tensor)
+        axes = call.of(tensor)
         before, dots, after = term.partition(".")
         if dots:
             rest.append(axes[len(before) : len(axes) - len(after)])
@@ -95,7 +95,7 @@ def einsum(call: Call) -> Axes:
     for letter, axis in letters.items():
         if letter not in right:
             call.sums(axis, *call.given["tensors"])
-    batch = call.inference.broadcast(call.node, rest) if rest else ()
+    batch = call.broadcast(rest) if rest else ()
     if batch and "." not in right:
         raise AxisError("einsum sums over its ellipsis")
     return tuple(axis for letter in right for axis in (batch if letter == "." else (letters[letter],)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lobo_fx.axes.algebra import Axis, product
-from lobo_fx.axes.inference import Axes, Call, axis_rule
-from lobo_fx.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+from lobo_fx.axes.axis import Axis, product
+from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 
 
 @axis_rule(*CONVOLUTIONS)

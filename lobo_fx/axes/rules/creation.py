@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lobo_fx.axes.inference import Axes, Call, axis_rule
-from lobo_fx.operators import aten
+from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.graph.operators import aten
 
 
 @axis_rule(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from lobo_fx.axes.algebra import Axis, AxisError, concatenation, cut
-from lobo_fx.axes.inference import Axes, Call, axis_rule
-from lobo_fx.operators import SPLITS, aten
+from lobo_fx.axes.axis import Axis, AxisError, concatenation
+from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
+from lobo_fx.axes.unification import cut
+from lobo_fx.graph.operators import SPLITS, aten
 
 
 @axis_rule(*SPLITS)
@@ -90,7 +91,7 @@ def slice_scatter(call: Call) -> Axes:
     dim = call.given["dim"] % len(x)
     whole = x[dim].find().size == source[dim].find().size
     if not whole:
-        call.inference.lock_all([x[dim], source[dim]], "a part of it is replaced by position")
+        lock_all([x[dim], source[dim]], "a part of it is replaced by position")
     return tuple(axis if d == dim and not whole else call.unify(axis, source[d]) for d, axis in enumerate(x))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lobo_fx.axes.algebra import AxisError
-from lobo_fx.axes.inference import Axes, Call, axis_rule
-from lobo_fx.operators import aten
+from lobo_fx.axes.axis import AxisError
+from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
+from lobo_fx.graph.operators import aten
 
 
 @axis_rule(aten.embedding.default)
@@ -27,7 +27,7 @@ def index(call: Call) -> Axes:
     used = [d for d, i in enumerate(indices) if i is not None]
     for d in used:
         x[d].lock("its positions are indexed")
-    shape = call.inference.broadcast(call.node, [call.inference.of(indices[d]) for d in used])
+    shape = call.broadcast([call.of(indices[d]) for d in used])
     kept = [(d, axis) for d, axis in enumerate(x) if d not in used]
     adjacent = used == list(range(used[0], used[0] + len(used)))
     at = used[0] if adjacent else 0
@@ -55,5 +55,5 @@ def gather(call: Call) -> Axes:
         if d != dim and axis.find().size == own.find().size:
             call.unify(axis, own)
         elif d != dim:
-            call.inference.lock_all([axis, own], "a part of it is gathered")
+            lock_all([axis, own], "a part of it is gathered")
     return at

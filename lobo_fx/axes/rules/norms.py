@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lobo_fx.axes.algebra import product
-from lobo_fx.axes.inference import Axes, Call, axis_rule
-from lobo_fx.operators import aten
+from lobo_fx.axes.axis import product
+from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.graph.operators import aten
 
 
 @axis_rule(aten.batch_norm.default, aten.instance_norm.default)
@@ -42,7 +42,7 @@ def weight_norm(call: Call) -> Axes:
     v, g, dim = call.axes("v"), call.axes("g"), call.given["dim"] % len(call.axes("v"))
     for d, axis in enumerate(v):
         axis.mark_inexact("weight_norm divides by a norm " + ("over it" if d != dim else "that is zero for zeros"))
-    return call.inference.broadcast(call.node, [v, g])
+    return call.broadcast([v, g])
 
 
 @axis_rule(aten.group_norm.default)

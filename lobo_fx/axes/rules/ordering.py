@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lobo_fx.axes.inference import Axes, Call, axis_rule, sizes_of
-from lobo_fx.operators import aten
+from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
+from lobo_fx.graph.operators import aten
 
 
 @axis_rule(aten.cumsum.default, aten.cumprod.default, aten.diff.default, aten.flip.default, aten.roll.default)
@@ -38,5 +38,5 @@ def ranked(call: Call) -> list[Axes]:
 def triangle(call: Call) -> Axes:
     """The last two dimensions are compared by position."""
     x = call.axes("self")
-    call.inference.lock_all(x[-2:], "its positions are compared")
+    lock_all(x[-2:], "its positions are compared")
     return x

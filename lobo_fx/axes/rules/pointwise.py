@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from lobo_fx.axes.inference import Axes, Call, axis_rule, pointwise
+from lobo_fx.axes.call import Axes, Call, axis_rule, pointwise
 from lobo_fx.axes.kinds import is_stored
-from lobo_fx.operators import aten
+from lobo_fx.graph.operators import aten
 
 # Element by element, though not tagged so, or with arguments that are no tensors.
 POINTWISE = (
@@ -33,7 +33,7 @@ def added(call: Call) -> Axes:
     """Broadcast; where two computed values of one rank meet, the axes that both have are residual."""
     axes = pointwise(call)
     terms = [call.given[name] for name in ("self", "other") if call.has(name)]
-    tensors = [call.inference.of(term) for term in terms if not is_stored(term)]
+    tensors = [call.of(term) for term in terms if not is_stored(term)]
     if len(tensors) == 2 and len(tensors[0]) == len(tensors[1]):
         for axis, *both in zip(axes, *tensors, strict=True):
             if all(term.find().size != 1 for term in both):
@@ -53,7 +53,7 @@ def getitem(call: Call) -> Any:
     source, index = call.node.args
     assert isinstance(source, fx.Node)
     assert isinstance(index, int)
-    return call.inference.values[source][index]
+    return call.known[source][index]
 
 
 @axis_rule(aten.prelu.default)

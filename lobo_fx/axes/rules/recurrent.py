@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lobo_fx.axes.algebra import Axis, AxisError, concatenation, product
-from lobo_fx.axes.inference import Axes, Call, axis_rule
-from lobo_fx.operators import aten
+from lobo_fx.axes.axis import Axis, AxisError, concatenation, product
+from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
+from lobo_fx.graph.operators import aten
 
 _GATES: dict[Any, int] = {
     **dict.fromkeys([aten.lstm.input, aten.lstm_cell.default], 4),
@@ -24,7 +24,7 @@ def recurrent(call: Call) -> list[Axes]:
     directions = 2 if call.given["bidirectional"] else 1
     count = 4 if biased else 2
     x = call.axes("input")
-    first = call.inference.of(states[0])
+    first = call.of(states[0])
     if len(parameters) != count * directions * call.given["num_layers"]:
         raise AxisError("projected states are not understood")
     hidden = call.fresh(first[-1].find().size)
@@ -33,12 +33,12 @@ def recurrent(call: Call) -> list[Axes]:
     for layer in range(call.given["num_layers"]):
         for direction in range(directions):
             at = count * (layer * directions + direction)
-            _cell(call, [call.inference.of(p) for p in parameters[at : at + count]], source, hidden)
+            _cell(call, [call.of(p) for p in parameters[at : at + count]], source, hidden)
         source = concatenation([hidden] * directions) if directions > 1 else hidden
     for state in states:
-        axes = call.inference.of(state)
+        axes = call.of(state)
         call.unify(axes[-1], hidden)
-        call.inference.lock_all(axes[:-1], "it counts the layers or rows of a recurrent state")
+        lock_all(axes[:-1], "it counts the layers or rows of a recurrent state")
     outputs: list[Axes] = [(*x[:-1], source)]
     return [*outputs, *((*first[:-1], hidden) for _ in states)]
 
@@ -50,14 +50,14 @@ def recurrent(call: Call) -> list[Axes]:
 def cell(call: Call) -> Axes | list[Axes]:
     """One step: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)], states [n h]."""
     lstm = call.node.target is aten.lstm_cell.default
-    states = [call.inference.of(state) for state in (call.given["hx"] if lstm else [call.given["hx"]])]
+    states = [call.of(state) for state in (call.given["hx"] if lstm else [call.given["hx"]])]
     x, hidden = call.axes("input"), states[0][-1]
     hidden.mark("hidden")
     for state in states[1:]:
         hidden = call.unify(hidden, state[-1])
     biases = [call.axes(name) for name in ("b_ih", "b_hh") if call.has(name)]
     _cell(call, [call.axes("w_ih"), call.axes("w_hh"), *biases], x[-1], hidden)
-    output = (*call.inference.broadcast(call.node, [x[:-1], *(state[:-1] for state in states)]), hidden)
+    output = (*call.broadcast([x[:-1], *(state[:-1] for state in states)]), hidden)
     return [output, output] if lstm else output
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lobo_fx.axes.inference import Call, axis_rule
-from lobo_fx.operators import aten
+from lobo_fx.axes.call import Call, axis_rule
+from lobo_fx.graph.operators import aten
 
 _SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim}
 

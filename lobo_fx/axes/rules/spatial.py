@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from lobo_fx.axes.algebra import product
-from lobo_fx.axes.inference import Axes, Call, axis_rule, sizes_of
-from lobo_fx.operators import aten
+from lobo_fx.axes.axis import product
+from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
+from lobo_fx.graph.operators import aten
 
 
 @axis_rule(
@@ -28,7 +28,7 @@ def spatial(call: Call) -> Any:
     """Rows and channels stay; what follows is computed along space, unless the window is 1 wide there."""
     source = call.given.get("self", call.given.get("input"))
     assert isinstance(source, fx.Node)
-    x = call.inference.of(source)
+    x = call.of(source)
     value = call.node.meta["val"]
     sizes = sizes_of(value if isinstance(value, torch.Tensor) else value[0])
     rank = 1 if "1d" in str(call.node.target) else 3 if "3d" in str(call.node.target) else 2
@@ -103,7 +103,7 @@ def unfold(call: Call) -> Axes:
 def im2col(call: Call) -> Axes:
     """[… c h w] → [… (c·k·k) l]."""
     *rest, channels, height, width = call.axes("self")
-    call.inference.lock_all([height, width], "windows run over it")
+    lock_all([height, width], "windows run over it")
     kernel = [call.fixed(size, "it is a kernel dimension") for size in call.given["kernel_size"]]
     return (*rest, product([channels, *kernel]), call.fixed(call.sizes()[-1], "it is a spatial dimension"))
 

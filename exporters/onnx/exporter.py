@@ -1,0 +1,204 @@
+"""ONNX: written beside its place, checked, run in ONNX Runtime against PyTorch, and only then moved there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from lobo_fx.capture.reexport import exported_program, named_arrays, with_rows
+from lobo_fx.errors import ExportError, InvalidInput
+from lobo_fx.exporters.onnx.cleanup import clean
+from lobo_fx.exporters.onnx.own_operators import translations
+from lobo_fx.exporters.onnx.preparation import with_plain_attention, without_gradients
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
+from lobo_fx.exporters.parity import check_parity, is_quantized
+from lobo_fx.files import written_beside
+from lobo_fx.graph.masks import without_masks
+from lobo_fx.graph.operators import is_call
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.shapes import output_values
+from lobo_fx.measures.counts import rows
+from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
+from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.terminal.quiet import quiet
+
+LARGEST_SINGLE_FILE = 2**31 - 2**20
+"""Bytes that fit one protobuf file; weights past that go to a file beside it."""
+
+OLDEST_OPSET = 18
+"""What `torch.onnx` writes without converting down, which loses what older operators lack."""
+
+
+def newest_opset() -> int:
+    """The newest opset that the installed onnx knows."""
+    import onnx
+
+    return int(onnx.defs.onnx_opset_version())
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxExporter:
+    """Writes ONNX for ONNX Runtime.
+
+    Attributes:
+        opset: version of the standard operators, at least 18; None takes `torch.onnx`'s default.
+        translations: from operator overloads to onnxscript functions, for operators that `torch.onnx`
+            does not know (its `custom_translation_table`).
+        external_data: weights in a file beside the model; None decides by size (past 2 GB).
+    """
+
+    suffix: ClassVar[str] = ".onnx"
+    opset: int | None = None
+    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None
+    external_data: bool | None = None
+
+    def __post_init__(self) -> None:
+        newest = newest_opset()
+        if self.opset is not None and not (isinstance(self.opset, int) and OLDEST_OPSET <= self.opset <= newest):
+            raise InvalidInput(f"opset is {self.opset!r}; it must be from {OLDEST_OPSET} to {newest}")
+
+    def export(self, program: Program, path: Path, metadata: Mapping[str, str]) -> Artifact:
+        """Writes `path` (and `path` + ".data" where weights are stored apart).
+
+        Raises:
+            InvalidInput: the path can't be written to.
+            ExportError: an operator has no ONNX form, or the file disagrees with PyTorch; nothing is left.
+        """
+        program = without_masks(program)
+        _check_outputs(program)
+        with written_beside(path) as folder:
+            model = self._translate(program)
+            opset = model.model.opset_imports[""]
+            if self.opset not in (None, opset):
+                raise ExportError(f"torch.onnx wrote opset {opset} where {self.opset} was asked for")
+            clean(model.model)
+            _describe(model.model, program, metadata)
+            external = self._stored_apart(program)
+            with quiet():
+                model.save(folder / path.name, external_data=external)
+            parity, details = _check(program, folder / path.name)
+            written = sorted(folder.iterdir())
+            size = sum(file.stat().st_size for file in written)
+        files = tuple(path.absolute().parent / file.name for file in written)
+        details["opset"] = opset
+        return Artifact(path.absolute(), files, size, parity, details)
+
+    def _translate(self, program: Program) -> Any:
+        program = with_plain_attention(program)
+        with without_gradients(program), quiet():
+            exported = exported_program(program)
+            try:
+                return torch.onnx.export(
+                    exported,
+                    dynamo=True,
+                    verbose=False,
+                    opset_version=self.opset,
+                    custom_translation_table={**translations(), **(self.translations or {})},
+                    input_names=[spec.name for spec in program.signature.inputs if spec],
+                    output_names=[spec.name for spec in program.signature.outputs if spec],
+                )
+            except Exception as error:
+                raise ExportError(_explain(program, error)) from error
+
+    def _stored_apart(self, program: Program) -> bool:
+        if self.external_data is not None:
+            return self.external_data
+        tensors = [*program.module.parameters(), *program.module.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > LARGEST_SINGLE_FILE
+
+
+def _check_outputs(program: Program) -> None:
+    """Refuses outputs that a file can't hold.
+
+    Raises:
+        ExportError: an output is no tensor (and not None), or there is none.
+    """
+    values = output_values(program.graph)
+    for index, value in enumerate(values):
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise ExportError(
+                f"output {index} is {value!r}, no tensor; ONNX holds tensors: return one, or leave it out"
+            )
+    if not any(isinstance(value, torch.Tensor) for value in values):
+        raise ExportError("the model returns no tensor; there is nothing to export")
+
+
+def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None:
+    """Names free dimensions as the program does, and writes what was done into the file's metadata."""
+    renamed: dict[str, str] = {}
+    for values, specs in (
+        (model.graph.inputs, program.signature.inputs),
+        (model.graph.outputs, program.signature.outputs),
+    ):
+        for value, spec in zip(values, [spec for spec in specs if spec], strict=True):
+            for index, size in enumerate(spec.shape):
+                if isinstance(size, str):
+                    renamed.setdefault(str(value.shape[index]), size)
+                    value.shape[index] = size
+    for value in [value for node in model.graph for value in node.outputs]:
+        if value.shape is not None and value.shape.is_dynamic():  # a new shape: the old one may be frozen
+            sizes = [size if isinstance(size, int) else renamed.get(str(size), size) for size in value.shape]
+            value.shape = type(value.shape)(sizes)
+    model.producer_name, model.producer_version = "lobo-fx", metadata.get("lobo_fx.version", "")
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    model.metadata_props["lobo_fx.runtime"] = OnnxRuntime().version
+    model.metadata_props["lobo_fx.opset"] = str(model.opset_imports[""])
+    signature = {
+        "inputs": list(map(str, program.signature.inputs)),
+        "outputs": list(map(str, program.signature.outputs)),
+    }
+    model.metadata_props["lobo_fx.signature"] = json.dumps(signature)
+
+
+def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
+    """Checks the file, runs it beside PyTorch on the example rows and, where the batch is free, one more.
+
+    Raises:
+        ExportError: the file is malformed, does not load, or disagrees.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+        # several threads share out the rows of an LSTM's hidden states, and each takes its own range
+        shared = any(is_call(node, DYNAMIC_LSTM) for node in program.graph.nodes)
+        session = OnnxRuntime().load(path, threads=1 if shared else 0)
+    except Exception as error:
+        raise ExportError(f"the exported file is not valid for ONNX Runtime: {error}") from error
+    worst = 0.0
+    for count in sorted({rows(program), rows(program) + 1}):
+        inputs = with_rows(program, count)
+        try:
+            found = session.run(named_arrays(program, inputs))
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime can't run the exported file with {count} rows: {error}") from error
+        worst = max(worst, check_parity(program, inputs, found))
+    return worst, {"kernels": kernels(path)} if is_quantized(program) else {}
+
+
+def _explain(program: Program, error: Exception) -> str:
+    """Names the operator without an ONNX form and where the user calls it."""
+    text = "\n".join(str(e) for e in _causes(error))
+    unknown = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>", text)
+    if unknown is None:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return f"torch.onnx can't translate the program: {lines[-1] if lines else type(error).__name__}"
+    operator = f"{unknown[1]}.{unknown[2]}"
+    users = [describe(node) for node in program.graph.nodes if str(node.target) == operator]
+    where = users[0] if users else operator
+    return (
+        f"{where} has no ONNX form. Give one with OnnxExporter(translations={{torch.ops.{operator}: function}}), "
+        "where function is written with onnxscript"
+    )
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    return [] if error is None else [error, *_causes(error.__cause__ or error.__context__)]

@@ -1,0 +1,77 @@
+"""What `torch.onnx` needs changed in a program before it can translate it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx
+
+from lobo_fx.graph.operators import arguments, aten, is_call, set_argument
+from lobo_fx.graph.program import Program
+
+
+def with_plain_attention(program: Program) -> Program:
+    """The program, its attention over other than four dimensions taken over four, as `torch.onnx` wants it."""
+    if not any(_is_deep_attention(node) or _is_flat_attention(node) for node in program.graph.nodes):
+        return program
+    program = program.clone()
+    graph = program.graph
+    for node in list(graph.nodes):
+        given = arguments(node)
+        if _is_deep_attention(node):
+            dims = node.meta["val"].dim()
+            change: tuple[Any, ...] = (aten.flatten.using_ints, 0, dims - 4)
+            back: tuple[Any, ...] = (aten.unflatten.int, 0, [-1, *node.meta["val"].shape[1 : dims - 3]])
+        elif _is_flat_attention(node):
+            change, back = (aten.unsqueeze.default, 1), (aten.squeeze.dim, 1)
+        else:
+            continue
+        with graph.inserting_before(node):
+            for name in ("query", "key", "value", "attn_mask"):
+                if given[name] is not None:
+                    set_argument(node, name, graph.call_function(change[0], (given[name], *change[1:])))
+        with graph.inserting_after(node):
+            whole = graph.call_function(back[0], (node, *back[1:]))
+        node.replace_all_uses_with(whole, delete_user_cb=lambda user, whole=whole: user is not whole)
+    program.module.recompile()
+    return program
+
+
+def _is_deep_attention(node: fx.Node) -> bool:
+    """Attention over more than four dimensions, none of them broadcast or free but the first."""
+    shapes = [source.meta["val"].shape[:-3] for source in _attended(node)]
+    alike = all(shape == shapes[0] for shape in shapes)
+    return bool(shapes) and len(shapes[0]) > 1 and alike and all(isinstance(size, int) for size in shapes[0][1:])
+
+
+def _is_flat_attention(node: fx.Node) -> bool:
+    """Attention over three dimensions, its mask too."""
+    sources = _attended(node)
+    return bool(sources) and all(source.meta["val"].dim() == 3 for source in sources)
+
+
+def _attended(node: fx.Node) -> list[fx.Node]:
+    """What attention reads; nothing where it is another operator."""
+    if not is_call(node, aten.scaled_dot_product_attention.default):
+        return []
+    given = arguments(node)
+    return [given[name] for name in ("query", "key", "value", "attn_mask") if given[name] is not None]
+
+
+@contextlib.contextmanager
+def without_gradients(program: Program) -> Iterator[None]:
+    """Takes gradients away for a while: with them, attention under a computed mask has other strides.
+
+    `torch.onnx` captures the program twice, once with and once without, and a view that was right for one would
+    not be for the other.
+    """
+    trained = [parameter for parameter in program.module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

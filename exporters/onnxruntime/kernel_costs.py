@@ -1,0 +1,239 @@
+"""Measures operators as float and as integer kernels in ONNX Runtime.
+
+All operators to measure are branches of one model, which runs under ONNX Runtime's profiler: a kernel's time is
+read apart from what changes layouts or formats around it, which neighbours in a real network share.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from lobo_fx.measures.latency import interleave
+from lobo_fx.plugins.protocols import Cost, Kernel
+
+_ROUNDS = 12
+_OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+_SCALE, _ZERO = np.float32(0.05), np.uint8(128)
+_AROUND = ("ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear", "Transpose")
+"""Layout and format changes: none of the kernel's own cost."""
+
+
+def measure_kernels(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
+    """Times each kernel both ways, one thread, one row."""
+    single = [kernel for kernel in kernels if kernel.operator != "attention"]
+    found = {kernel: _sessions(kernel) for kernel in kernels if kernel not in single}
+    if single:
+        with tempfile.TemporaryDirectory() as folder:
+            times = [_times(single, integer, Path(folder)) for integer in (False, True)]
+        found |= {kernel: Cost(times[0][index], times[1][index]) for index, kernel in enumerate(single)}
+    return found
+
+
+def _sessions(kernel: Kernel) -> Cost:
+    """Cost of what is several kernels on one side: of whole sessions, run in turn."""
+    models = [_Branches(integer) for integer in (False, True)]
+    for model in models:
+        _BUILDERS[kernel.operator](model, "k0", kernel)
+    sessions = [onnxruntime.InferenceSession(model.proto().SerializeToString(), _options()) for model in models]
+    calls = {str(index): functools.partial(s.run, None, models[0].feed) for index, s in enumerate(sessions)}
+    floating, fused = interleave(calls, rounds=_ROUNDS, warmup=2, rows=1).values()
+    return Cost(1e3 * floating.p50, 1e3 * fused.p50)
+
+
+class _Branches:
+    """A model under construction: nodes, inputs and constants of all branches."""
+
+    def __init__(self, integer: bool) -> None:
+        self.integer = integer
+        self.nodes: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.constants: list[Any] = []
+        self.feed: dict[str, Any] = {}
+        self.random = np.random.default_rng(0)
+
+    def proto(self) -> Any:
+        graph = helper.make_graph(self.nodes, "kernels", self.inputs, self.outputs, self.constants)
+        return helper.make_model(graph, opset_imports=_OPSETS, ir_version=10)
+
+    def constant(self, name: str, array: Any) -> str:
+        self.constants.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def node(self, operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [f"{name}_out"], name=name, **attributes))
+        return f"{name}_out"
+
+    def scale(self, name: str) -> list[str]:
+        return [self.constant(f"{name}_scale", _SCALE), self.constant(f"{name}_zero", _ZERO)]
+
+    def source(self, name: str, shape: Sequence[int]) -> str:
+        """An input of the branch, integers where those are measured, as the kernel reads it."""
+        dtype = TensorProto.UINT8 if self.integer else TensorProto.FLOAT
+        self.inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        values = np.asarray(self.random.integers(0, 255, shape))
+        self.feed[name] = np.asarray(
+            values if self.integer else values / 128 - 1, np.uint8 if self.integer else np.float32
+        )
+        return self.node("DequantizeLinear", [name, *self.scale(name)], f"{name}_dq") if self.integer else name
+
+    def weight(self, name: str, shape: Sequence[int], axis: int) -> str:
+        """A stored weight, with a scale per output channel where integers are measured."""
+        if not self.integer:
+            return self.constant(name, self.random.standard_normal(shape).astype(np.float32))
+        self.constant(name, self.random.integers(-127, 127, shape).astype(np.int8))
+        self.constant(f"{name}_scale", np.full(shape[axis], _SCALE))
+        self.constant(f"{name}_zero", np.zeros(shape[axis], np.int8))
+        return self.node("DequantizeLinear", [name, f"{name}_scale", f"{name}_zero"], f"{name}_dq", axis=axis)
+
+    def result(self, name: str, value: str, quantized: bool = True) -> None:
+        """An output of the branch, integers where the kernel gives them."""
+        quantized = quantized and self.integer
+        if quantized:
+            value = self.node("QuantizeLinear", [value, *self.scale(f"{name}_q")], f"{name}_q")
+        dtype = TensorProto.UINT8 if quantized else TensorProto.FLOAT
+        self.outputs.append(helper.make_tensor_value_info(value, dtype, None))
+
+
+def _conv(model: _Branches, name: str, kernel: Kernel) -> None:
+    x = model.source(f"{name}_x", kernel.shapes[0])
+    weight = model.weight(f"{name}_w", kernel.shapes[1], 0)
+    settings = dict(kernel.settings)
+    pads = [*settings["padding"], *settings["padding"]]
+    found = model.node(
+        "Conv",
+        [x, weight],
+        name,
+        strides=list(settings["stride"]),
+        pads=pads,
+        dilations=list(settings["dilation"]),
+        group=settings["groups"],
+    )
+    model.result(name, found)
+
+
+def _linear(model: _Branches, name: str, kernel: Kernel) -> None:
+    x = model.source(f"{name}_x", kernel.shapes[0])
+    model.result(name, model.node("MatMul", [x, model.weight(f"{name}_w", kernel.shapes[1], 1)], name), quantized=False)
+
+
+def _several(operator: str, **attributes: Any) -> Callable[[_Branches, str, Kernel], None]:
+    def build(model: _Branches, name: str, kernel: Kernel) -> None:
+        inputs = [model.source(f"{name}_x{index}", shape) for index, shape in enumerate(kernel.shapes)]
+        model.result(name, model.node(operator, inputs, name, **attributes, **dict(kernel.settings)))
+
+    return build
+
+
+def _average_pool(model: _Branches, name: str, kernel: Kernel) -> None:
+    settings = dict(kernel.settings)
+    sizes = {"kernel_shape": settings["kernel_size"], "strides": settings["stride"], "pads": settings["padding"] * 2}
+    x = model.source(f"{name}_x", kernel.shapes[0])
+    model.result(name, model.node("AveragePool", [x], name, **{key: list(value) for key, value in sizes.items()}))
+
+
+def _convert(model: _Branches, name: str, kernel: Kernel) -> None:
+    """Formats, and for images layouts: integer convolutions take channels last."""
+    dtypes = (TensorProto.UINT8, TensorProto.FLOAT) if model.integer else (TensorProto.FLOAT, TensorProto.UINT8)
+    shape = list(kernel.shapes[0])
+    model.inputs.append(helper.make_tensor_value_info(f"{name}_x", dtypes[0], shape))
+    model.feed[f"{name}_x"] = np.ones(shape, np.uint8 if model.integer else np.float32)
+    operator = "DequantizeLinear" if model.integer else "QuantizeLinear"
+    found = f"{name}_x"
+    if len(shape) == 4 and model.integer:
+        found = model.node("Transpose", [found], f"{name}_t", perm=[0, 3, 1, 2])
+    found = model.node(operator, [found, *model.scale(name)], name)
+    if len(shape) == 4 and not model.integer:
+        found = model.node("Transpose", [found], f"{name}_t", perm=[0, 2, 3, 1])
+    model.outputs.append(helper.make_tensor_value_info(found, dtypes[1], None))
+
+
+def _attention(model: _Branches, name: str, kernel: Kernel) -> None:
+    """From rows with all heads side by side to the same: one fused kernel, or heads moved, two products, softmax."""
+    _, heads, length, width = kernel.shapes[0]
+    rows = [f"{name}_x{index}" for index in range(3)]
+    for row, (batch, count, places, size) in zip(rows, kernel.shapes, strict=True):
+        shape = [batch, places, count * size]
+        model.inputs.append(helper.make_tensor_value_info(row, TensorProto.FLOAT, shape))
+        model.feed[row] = model.random.standard_normal(shape).astype(np.float32)
+    if model.integer:
+        found = model.node("MultiHeadAttention", rows, name, domain="com.microsoft", num_heads=heads)
+    else:
+        split = []
+        for row, (batch, count, places, size) in zip(rows, kernel.shapes, strict=True):
+            whole = model.constant(f"{row}_split", np.array([batch, places, count, size], np.int64))
+            order = [0, 2, 3, 1] if row is rows[1] else [0, 2, 1, 3]
+            split.append(
+                model.node("Transpose", [model.node("Reshape", [row, whole], f"{row}_r")], f"{row}_t", perm=order)
+            )
+        scale = model.constant(f"{name}_scale", np.float32(width**-0.5))
+        scores = model.node("MatMul", [model.node("Mul", [split[0], scale], f"{name}_m"), split[1]], f"{name}_s")
+        mixed = model.node("MatMul", [model.node("Softmax", [scores], f"{name}_p"), split[2]], f"{name}_v")
+        side = model.constant(f"{name}_side", np.array([1, length, heads * kernel.shapes[2][3]], np.int64))
+        found = model.node("Reshape", [model.node("Transpose", [mixed], f"{name}_t", perm=[0, 2, 1, 3]), side], name)
+    model.outputs.append(helper.make_tensor_value_info(found, TensorProto.FLOAT, None))
+
+
+_BUILDERS: dict[str, Callable[[_Branches, str, Kernel], None]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "matmul": _several("MatMul"),
+    "add": _several("Add"),
+    "mul": _several("Mul"),
+    "concat": _several("Concat"),
+    "global_average_pool": _several("GlobalAveragePool"),
+    "average_pool": _average_pool,
+    "sigmoid": _several("Sigmoid"),
+    "leaky_relu": _several("LeakyRelu", alpha=0.01),
+    "attention": _attention,
+    "convert": _convert,
+}
+
+
+def _options() -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def _times(kernels: Sequence[Kernel], integer: bool, folder: Path) -> list[float]:
+    """Median microseconds of each branch."""
+    model = _Branches(integer)
+    for index, kernel in enumerate(kernels):
+        _BUILDERS[kernel.operator](model, f"k{index}", kernel)
+    path = folder / f"{integer}.onnx"
+    onnx.save(model.proto(), path)
+    options = _options()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / f"profile-{integer}")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    for _ in range(_ROUNDS):
+        session.run(None, model.feed)
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    spent: dict[tuple[int, str], list[float]] = defaultdict(list)
+    whole = {index for index, kernel in enumerate(kernels) if kernel.operator == "convert"}
+    for event in events:
+        at = re.match(r"k(\d+)(?:_|$)", str(event.get("name", "")))
+        if event.get("cat") != "Node" or at is None or not event["name"].endswith("_kernel_time"):
+            continue
+        index = int(at[1])
+        if index in whole or event["args"].get("op_name") not in _AROUND:
+            spent[index, event["name"]].append(float(event["dur"]))
+    totals = [0.0] * len(kernels)
+    for (index, _), times in spent.items():
+        totals[index] += statistics.median(times)
+    return totals

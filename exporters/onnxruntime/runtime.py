@@ -1,0 +1,117 @@
+"""ONNX Runtime on CPU: sessions for measuring and comparing, and which kernels it really runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.plugins.protocols import Arrays, ArraySpec, Cost, Kernel
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    **{f"tensor({name})": name for name in ("int8", "uint8", "int16", "uint16", "uint32", "uint64")},
+    "tensor(bool)": "bool",
+}
+
+_ONLY_ERRORS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class OnnxRuntimeSession:
+    """A loaded ONNX file."""
+
+    handle: Any
+
+    @functools.cached_property
+    def inputs(self) -> list[ArraySpec]:
+        """Names, dtypes and shapes; a free dimension is None.
+
+        Raises:
+            InvalidInput: an input is no array of numbers.
+        """
+        found = self.handle.get_inputs()
+        if odd := [i for i in found if i.type not in _DTYPES]:
+            raise InvalidInput(f"the input '{odd[0].name}' is a {odd[0].type}, which can't be fed")
+        return [
+            ArraySpec(i.name, _DTYPES[i.type], tuple(n if isinstance(n, int) else None for n in i.shape)) for i in found
+        ]
+
+    def run(self, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
+        """Runs it once; arrays that the file does not take are left out."""
+        outputs: list[np.ndarray[Any, Any]] = self.handle.run(
+            None, {spec.name: arrays[spec.name] for spec in self.inputs}
+        )
+        return outputs
+
+
+class OnnxRuntime:
+    """ONNX Runtime's CPU execution provider, sequential execution, all graph optimisations."""
+
+    @property
+    def version(self) -> str:
+        """Name and version."""
+        try:
+            return f"onnxruntime {metadata.version('onnxruntime')}"  # importing it would cost 40 MB
+        except metadata.PackageNotFoundError:  # a build under another name
+            import onnxruntime
+
+            return f"onnxruntime {onnxruntime.__version__}"
+
+    def measure_kernels(self, kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
+        """Times operators as float and as integer kernels, one thread."""
+        from lobo_fx.exporters.onnxruntime.kernel_costs import measure_kernels
+
+        return measure_kernels(kernels)
+
+    def load(self, path: Path, threads: int) -> OnnxRuntimeSession:
+        """Loads a file; `threads` 0 lets ONNX Runtime choose.
+
+        Raises:
+            InvalidInput: the file is missing or damaged, or holds what ONNX Runtime can't run.
+        """
+        return OnnxRuntimeSession(_session(path, threads))
+
+
+def kernels(path: Path) -> dict[str, int]:
+    """How often each operator occurs in the graph that ONNX Runtime runs after its optimisations."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        _session(path, 1, optimized)
+        graph = onnx.load(optimized, load_external_data=False).graph
+    return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+def _session(path: Path, threads: int, optimized: Path | None = None) -> Any:
+    import onnxruntime
+
+    if threads < 0:
+        raise InvalidInput(f"threads is {threads}; it must be at least 0")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ONLY_ERRORS
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}")
+    if not path.stat().st_size:
+        raise InvalidInput(f"{path} is empty")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InvalidInput(f"ONNX Runtime can't load {path}: {error}") from error

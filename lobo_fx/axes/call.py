@@ -1,0 +1,176 @@
+"""One operator call as an axis rule sees it, and the table of rules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.axes.axis import Axis, AxisError, Size
+from lobo_fx.axes.unification import unify
+from lobo_fx.axes.zeros import Sum
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.provenance import describe
+
+Axes = tuple[Axis, ...]
+"""One axis for each dimension of a tensor."""
+
+
+@dataclasses.dataclass
+class Findings:
+    """What rules state beside the axes of outputs.
+
+    Attributes:
+        sizes: arguments that hold sizes of axes, by node and name.
+        frozen: arguments to be written out before sizes change, by node and name.
+        sums: where values are summed over an axis.
+    """
+
+    sizes: dict[fx.Node, dict[str, Axis | Sequence[Axis]]] = dataclasses.field(default_factory=dict)
+    frozen: dict[fx.Node, dict[str, object]] = dataclasses.field(default_factory=dict)
+    sums: list[Sum] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One operator call, as a rule sees it.
+
+    Attributes:
+        node: the call.
+        given: its arguments by schema name, defaults filled in.
+        known: the axes of all values before it, by node.
+        findings: where the rule's statements are kept.
+    """
+
+    node: fx.Node
+    given: dict[str, Any]
+    known: Mapping[fx.Node, Any]
+    findings: Findings
+
+    def of(self, node: fx.Node) -> Axes:
+        """Axes of an operand."""
+        axes: Axes = self.known[node]
+        return axes
+
+    def axes(self, name: str) -> Axes:
+        """Axes of a tensor argument."""
+        return self.of(self.given[name])
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor argument was given."""
+        return isinstance(self.given.get(name), fx.Node)
+
+    def sizes(self, node: fx.Node | None = None) -> tuple[Size, ...]:
+        """Sizes of the output (or of another node's)."""
+        return sizes_of((node or self.node).meta["val"])
+
+    def unify(self, first: Axis, second: Axis) -> Axis:
+        """Makes two axes the same; where they can't be, both are locked with the reason."""
+        try:
+            return unify(first, second)
+        except AxisError as error:
+            lock_all((first, second), f"{error} at {describe(self.node)}")
+            return first
+
+    def broadcast(self, tensors: Sequence[Axes]) -> Axes:
+        """Unifies aligned dimensions, numpy-style: dimensions of size 1 are stretched."""
+        rank = max(len(axes) for axes in tensors)
+        output = []
+        for position in range(-rank, 0):
+            aligned = [axes[position] for axes in tensors if len(axes) >= -position]
+            long = [axis for axis in aligned if axis.find().size != 1]
+            result = long[0] if long else aligned[0]
+            for other in long[1:]:
+                result = self.unify(result, other)
+            output.append(result)
+        return tuple(output)
+
+    def counts(self, name: str, axes: Axis | Sequence[Axis]) -> None:
+        """Declares that an argument holds the size of an axis (or a list of sizes), to be kept true."""
+        self.findings.sizes.setdefault(self.node, {})[name] = axes
+
+    def sums(self, axis: Axis, *operands: fx.Node) -> None:
+        """Declares that the product of operands is summed over an axis."""
+        self.findings.sums.append((self.node, axis, operands))
+
+    def freeze(self, name: str, value: object) -> None:
+        """Declares what a left-out argument means now, to be written out before sizes change."""
+        self.findings.frozen.setdefault(self.node, {})[name] = value
+
+    def fresh(self, size: Size) -> Axis:
+        """A new leaf."""
+        return Axis(size)
+
+    def fixed(self, size: Size, reason: str) -> Axis:
+        """A new locked leaf."""
+        axis = Axis(size)
+        axis.lock(reason)
+        return axis
+
+
+Rule = Callable[[Call], Any]
+RULES: dict[object, Rule] = {}
+
+
+def axis_rule(*targets: object) -> Callable[[Rule], Rule]:
+    """Registers the rule of one or more operators.
+
+    The rule gets a `Call`, unifies and locks axes of its arguments, and returns the output's axes: a tuple of
+    one axis a dimension, or a list of such tuples where the operator gives several tensors. It must depend on
+    axes and arguments only, never on weights.
+
+    Raises:
+        InvalidInput: an operator has a rule already.
+
+    Example:
+        ```python
+        @axis_rule(torch.ops.mylib.scale.default)
+        def scale(call):                      # x[..., c] * weight[c]
+            *rest, channels = call.axes("x")
+            return (*rest, call.unify(channels, call.axes("weight")[0]))
+        ```
+    """
+
+    def register(rule: Rule) -> Rule:
+        for target in targets:
+            if target in RULES:
+                raise InvalidInput(f"{target} has an axis rule already: {RULES[target].__name__}")
+            RULES[target] = rule
+        return rule
+
+    return register
+
+
+def sizes_of(value: torch.Tensor) -> tuple[Size, ...]:
+    """Sizes of a (fake) tensor; a free dimension as an expression."""
+    return tuple(size if isinstance(size, int) else size.node.expr for size in value.shape)
+
+
+def lock_all(axes: Any, reason: str) -> None:
+    """Locks one axis, or all of a tensor or of several."""
+    if isinstance(axes, Axis):
+        axes.lock(reason)
+    elif isinstance(axes, (tuple, list)):
+        for axis in axes:
+            lock_all(axis, reason)
+
+
+def rule_of(node: fx.Node) -> Rule | None:
+    """The rule of an operator: its own, or its family's."""
+    if node.target in RULES:
+        return RULES[node.target]
+    tagged = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    return pointwise if tagged else None
+
+
+def pointwise(call: Call) -> Axes:
+    """Every tensor argument is broadcast; each output element depends on one element of each."""
+    tensors = [call.of(node) for node in call.node.all_input_nodes if _is_tensor(node)]
+    return call.broadcast(tensors)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)

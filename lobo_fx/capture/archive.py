@@ -1,0 +1,178 @@
+"""Reads `.pt2` archives of `torch.export` after making sure that they hold data only.
+
+`torch.export.load` itself can fall back to unpickling and can resolve any attribute of torch; a file is
+therefore inspected first and refused unless it holds data only.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from lobo_fx.errors import InvalidInput, LoboError
+from lobo_fx.terminal.quiet import quiet
+
+PROGRAM_FILE = "program.pt2"
+_ENTRY = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)|data/sample_inputs/model\.pt"
+)
+
+_TARGET = re.compile(
+    r"torch\.ops\.(?!aten\.from_file)\w+\.\w+\.\w+|torch\.ops\.higher_order\.\w+"
+    r"|_?operator\.\w+|math\.\w+|torch\._?sym_\w+"
+)
+
+# Contexts of output types that make torch import a module by name.
+_IMPORTING = ("default_factory", "__enum__")
+
+# Names that torch's size expressions call, and the syntax they are made of.
+_FUNCTIONS = frozenset(
+    {"Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "PythonMod", "Max", "Min"}
+)
+_FUNCTIONS |= {"FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "Abs", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Equality"}
+_FUNCTIONS |= {"Unequality", "LessThan", "GreaterThan", "StrictLessThan", "StrictGreaterThan"}
+_SYNTAX = (
+    *(ast.Expression, ast.Call, ast.Name, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare),
+    *(ast.operator, ast.unaryop, ast.cmpop, ast.Load),
+)
+
+
+def read_pt2(path: Path) -> ExportedProgram:
+    """Loads an exported program after making sure that the file holds data only.
+
+    Torch reads a copy of the entries that were inspected, not the file: readers of zip files disagree about what
+    is in one that was made to deceive them.
+
+    Raises:
+        InvalidInput: no such file, not an archive of `torch.export.save`, or one that would run code.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}")
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401  operators of quantized programs
+        from torch.export.pt2_archive._package import load_pt2
+
+        copy = Path(folder) / PROGRAM_FILE
+        try:
+            _copy_inspected(path, copy)
+            program = load_pt2(str(copy)).exported_programs["model"]
+        except LoboError:
+            raise
+        except Exception as error:
+            raise InvalidInput(f"{path} can't be loaded: {_first_line(error)}") from error
+    _tie(program)
+    return program
+
+
+def _tie(program: ExportedProgram) -> None:
+    """Makes parameters that share all their memory one object again, as they were when they were saved."""
+    known: dict[object, torch.Tensor] = {}
+    for name, tensor in program.state_dict.items():
+        if isinstance(tensor, torch.nn.Parameter) and tensor.numel():
+            place = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+            program.state_dict[name] = known.setdefault(place, tensor)
+
+
+def _copy_inspected(path: Path, copy: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise InvalidInput(f"{path} is not an archive written by torch.export.save")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as written:
+        _inspect(path, archive)
+        for entry in archive.infolist():
+            with archive.open(entry) as source, written.open(entry.filename, "w", force_zip64=True) as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _inspect(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuses an archive that would unpickle objects, import modules, or call anything but operators.
+
+    Only the entries that `torch.export.save` writes for one program are let through, by exact name: torch's own
+    reader ignores case and falls back to older formats that unpickle.
+
+    Raises:
+        InvalidInput: says what was found in the file.
+    """
+    names = archive.namelist()
+    prefix = names[0].partition("/")[0] if names else ""
+    if len({name.lower() for name in names}) < len(names):
+        raise InvalidInput(f"{path} holds two entries of one name; refused")
+    for name in names:
+        if not name.startswith(f"{prefix}/") or not _ENTRY.fullmatch(name[len(prefix) + 1 :]):
+            raise InvalidInput(f"{path} holds '{name}', which torch.export.save does not write; refused")
+    missing = {f"{prefix}/archive_format", f"{prefix}/models/model.json"} - set(names)
+    if missing:
+        raise InvalidInput(f"{path} is not an archive written by torch.export.save (of this torch version)")
+    for name in names:
+        if name.endswith("sample_inputs/model.pt"):
+            _check_sample_inputs(path, archive.read(name))
+        if name.endswith("_config.json"):
+            for key, value in _items(json.loads(archive.read(name))):
+                if key == "use_pickle" and value:
+                    raise InvalidInput(f"{path} holds pickled tensors ({name}); refused")
+        if name.endswith("models/model.json"):
+            model = json.loads(archive.read(name))
+            if any(key.startswith(_IMPORTING) for key, _ in _items(model, inside_strings=True)):
+                raise InvalidInput(f"{path} has inputs or outputs whose type would import a module; refused")
+            _check_model(path, model)
+
+
+def _check_sample_inputs(path: Path, data: bytes) -> None:
+    try:
+        torch.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:
+        raise InvalidInput(f"{path} holds sample inputs that are more than tensors; refused") from error
+
+
+def _check_model(path: Path, model: Any) -> None:
+    for key, value in _items(model):
+        if key == "target" and isinstance(value, str) and not _TARGET.fullmatch(value):
+            raise InvalidInput(f"{path} calls '{value}', which is not an operator; refused")
+        if key == "expr_str" and isinstance(value, str) and not _is_arithmetic(value):
+            raise InvalidInput(f"{path} holds a size expression that is not arithmetic: {value!r}; refused")
+
+
+def _is_arithmetic(expression: str) -> bool:
+    """Whether a size expression, which torch evaluates as Python, only calls arithmetic on symbols and numbers."""
+    try:
+        nodes = list(ast.walk(ast.parse(expression, mode="eval")))
+    except SyntaxError:
+        return False
+    called = [node.func for node in nodes if isinstance(node, ast.Call)]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return (
+        all(isinstance(node, _SYNTAX) for node in nodes)
+        and all(isinstance(function, ast.Name) and function.id in _FUNCTIONS for function in called)
+        and all(text.isidentifier() or text.isdecimal() for text in texts)
+    )
+
+
+def _items(value: Any, inside_strings: bool = False) -> Iterator[tuple[str, Any]]:
+    """All key-value pairs of nested JSON, if asked for of JSON inside strings too."""
+    if inside_strings and isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
+        with contextlib.suppress(ValueError):
+            yield from _items(json.loads(value), inside_strings)
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield key, entry
+            yield from _items(entry, inside_strings)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _items(entry, inside_strings)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

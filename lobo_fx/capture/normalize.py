@@ -1,0 +1,163 @@
+"""Normalisation, once, right after tracing: no autograd wrappers, no writes in place, no asserts, no aliases.
+
+Later stages may then take every node for a pure function of its arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from lobo_fx.capture.writes_in_place import remove_inplace
+from lobo_fx.graph.operators import aten, is_call, is_inplace
+from lobo_fx.graph.program import ProgramModule
+from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.tensors import fetch
+
+_ASSERTS = frozenset(
+    {
+        aten._assert_scalar.default,
+        aten._assert_async.msg,
+        aten._assert_tensor_metadata.default,
+        aten.sym_constrain_range.default,
+        aten.sym_constrain_range_for_size.default,
+        torch._check,
+    }
+)
+
+_ALIASES = frozenset({aten.alias.default, aten.lift_fresh_copy.default, aten.detach_.default})
+_SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+
+
+def normalize(module: ProgramModule) -> list[str]:
+    """Normalises a freshly traced graph in place.
+
+    Returns:
+        What had to be left as it was, one sentence each.
+    """
+    notes = inline_modes(module)
+    drop_asserts(module.graph)
+    notes += remove_inplace(module)
+    drop_aliases(module.graph)
+    name_squeezed(module.graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return notes
+
+
+def name_squeezed(graph: fx.Graph) -> None:
+    """`squeeze()` names the dimensions it drops: one that a pass makes 1 long is not meant."""
+    for node in graph.find_nodes(op="call_function", target=aten.squeeze.default):
+        source = node.args[0].meta.get("val")
+        if isinstance(source, torch.Tensor):
+            node.target = aten.squeeze.dims
+            node.args = (
+                node.args[0],
+                [d for d, size in enumerate(source.shape) if isinstance(size, int) and size == 1],
+            )
+
+
+def inline_modes(module: ProgramModule) -> list[str]:
+    """Regions under a mode become plain nodes.
+
+    Cases: (1) `with torch.no_grad():`; what leaves it stays cut off from gradients. (2) `with torch.autocast(...)`
+    that is switched off, or for another device. One that is on stays: it decides the dtypes inside.
+
+    Returns:
+        A sentence for each write without gradients to a value that trains: its gradient is not eager's.
+    """
+    notes: list[str] = []
+    while wrappers := [node for node in module.graph.nodes if is_call(node, _SET_GRAD) or _idle_autocast(node)]:
+        for node in wrappers:
+            if node.target is _SET_GRAD:
+                enabled, body_node, *operands = node.args
+            else:
+                _, _, _, _, body_node, *operands = node.args
+                enabled = True
+            detach = not enabled and any(_trains(n) for n in node.all_input_nodes)
+            if detach:
+                notes += _writes_without_gradient(module, body_node, operands)
+            _inline(module, node, body_node, operands, detach=detach)
+    module.delete_all_unused_submodules()
+    return notes
+
+
+def _trains(node: fx.Node) -> bool:
+    """Whether `node` depends on something that requires a gradient."""
+    seen: set[fx.Node] = set()
+    ahead = [node]
+    while ahead:
+        source = ahead.pop()
+        if source in seen:
+            continue
+        seen.add(source)
+        if source.op in ("get_attr", "placeholder") and getattr(source.meta.get("val"), "requires_grad", False):
+            return True
+        ahead += source.all_input_nodes
+    return False
+
+
+def _writes_without_gradient(module: ProgramModule, body_node: fx.Node, operands: list[Any]) -> list[str]:
+    body = fetch(module, str(body_node.target))
+    inside = [n for n in body.graph.nodes if n.op == "placeholder"]
+    outer = dict(zip(inside, operands, strict=True))
+    notes = []
+    for inner in body.graph.nodes:
+        base = inner.args[0] if is_inplace(inner) and inner.args else None
+        while isinstance(base, fx.Node) and base.op == "call_function" and base.args:
+            base = base.args[0]
+        if isinstance(base, fx.Node) and base in outer and _trains(outer[base]):
+            notes.append(f"{describe(inner)} writes where gradients are off: in training its gradient is lost")
+    return notes
+
+
+def _idle_autocast(node: fx.Node) -> bool:
+    """Whether `node` is a region under an autocast that does nothing on CPU."""
+    if not is_call(node, _AUTOCAST):
+        return False
+    device, _, enabled, *_ = node.args
+    return device != "cpu" or not enabled
+
+
+def _inline(module: ProgramModule, node: fx.Node, body_node: fx.Node, operands: list[Any], detach: bool) -> None:
+    graph, body = module.graph, fetch(module, str(body_node.target))
+    inside = [n for n in body.graph.nodes if n.op == "placeholder"]
+    copies: dict[fx.Node, Any] = dict(zip(inside, operands, strict=True))
+    with graph.inserting_before(node):
+        for inner in body.graph.nodes:
+            if inner.op not in ("placeholder", "output"):
+                copies[inner] = graph.node_copy(inner, lambda n: copies[n])
+        outputs = [copies[n] for n in body.graph.output_node().args[0]]
+        if detach:
+            outputs = [graph.call_function(aten.detach.default, (value,)) for value in outputs]
+    for user in list(node.users):
+        user.replace_all_uses_with(outputs[cast("int", user.args[1])])
+        graph.erase_node(user)
+    graph.erase_node(node)
+    if not body_node.users:
+        graph.erase_node(body_node)
+
+
+def drop_asserts(graph: fx.Graph) -> None:
+    """Removes run-time checks: the program checks its inputs itself."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and node.target in _ASSERTS and not node.users:
+            graph.erase_node(node)
+
+
+def drop_aliases(graph: fx.Graph) -> None:
+    """Removes nodes that only rename a value."""
+    writes = any(is_inplace(node) and not _saves_buffer(node) for node in graph.nodes)
+    for node in list(graph.nodes):
+        if writes and is_call(node, aten.lift_fresh_copy.default):
+            node.target = aten.clone.default  # what is written to must not be the constant itself
+        elif is_call(node, *_ALIASES):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _saves_buffer(node: fx.Node) -> bool:
+    return is_call(node, aten.copy_.default) and isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr"

@@ -1,0 +1,174 @@
+"""The front end: from an `nn.Module`, an `ExportedProgram` or a `.pt2` file to a normalised `Program`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from lobo_fx.capture.binding import check_arity, free_batch, in_order, positional_names
+from lobo_fx.capture.normalize import normalize
+from lobo_fx.errors import InvalidInput, TraceError
+from lobo_fx.graph.inputs import HOW_TO_PASS, DynamicShapes, Inputs, as_inputs
+from lobo_fx.graph.masks import restore_masks
+from lobo_fx.graph.program import NOTES, Program, ProgramModule, mark_always_training, seal
+from lobo_fx.graph.provenance import describe, user_line
+from lobo_fx.graph.shapes import PropagationError, has_free_dimension, propagate
+from lobo_fx.sources.known_inputs import find_inputs
+from lobo_fx.terminal.quiet import quiet
+
+Model = nn.Module | ExportedProgram | str | Path
+
+
+def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicShapes = "batch") -> Program:
+    """Captures a model as a normalised graph that shares its parameters; buffers are its own.
+
+    Args:
+        model: a module (its mode, device and weights are left as they were), an exported program, or the
+            path of a `.pt2` file.
+        example_inputs: a tensor, tuple or dict; None where the model says itself what it takes.
+        dynamic_shapes: `"batch"` keeps the first dimension free where the model allows it; None fixes
+            every size; anything else goes to `torch.export.export` as it is.
+
+    Raises:
+        InvalidInput: the inputs can't be found or don't fit `forward`.
+        TraceError: `torch.export` can't capture the model.
+    """
+    if isinstance(model, (str, Path)):
+        from lobo_fx.capture.archive import read_pt2
+
+        model = read_pt2(Path(model))
+    if isinstance(model, ExportedProgram):
+        return _from_exported(model, example_inputs)
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model is a {type(model).__name__}; expected an nn.Module, an ExportedProgram or a path")
+    inputs = find_inputs(model) if example_inputs is None else as_inputs(example_inputs)
+    check_arity(model, inputs)
+    inputs = in_order(model, inputs)
+    if isinstance(dynamic_shapes, str) and dynamic_shapes != "batch":
+        raise InvalidInput(
+            f"dynamic_shapes is {dynamic_shapes!r}; it must be 'batch', None, or as torch.export takes it"
+        )
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise InvalidInput(f"{type(model).__name__} is on the meta device and holds no weights; load them first")
+    if dynamic_shapes != "batch":
+        return _program(_export(model, inputs, dynamic_shapes), inputs)
+    batched, specification = free_batch(inputs, positional_names(model, len(inputs.args)))
+    try:
+        program = _program(_export(model, batched, specification, doubled=batched is not inputs), inputs)
+        if any(has_free_dimension(n.meta.get("val")) for n in program.graph.find_nodes(op="placeholder")):
+            return program
+        reason = "the model's code depends on it"
+    except TraceError as error:
+        reason = str(error).splitlines()[0]
+    program = _program(_export(model, inputs, None), inputs)
+    program.notes.append(f"the batch size is fixed: {reason}")
+    return program
+
+
+def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False) -> ExportedProgram:
+    """Runs `torch.export` in inference mode and says what went wrong in the user's terms."""
+    with _inference_mode(model), quiet(), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            return torch.export.export(
+                model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False
+            )
+        except Exception as error:
+            if not doubled:
+                _check_runs(model, inputs)
+            line = user_line("".join(traceback.format_tb(error.__traceback__)))
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            where = f" at {line}" if line else ""
+            raise TraceError(
+                f"torch.export can't capture {type(model).__name__}{where}\n"
+                f"{type(error).__name__}: {reason}\n{_hint(error, inputs)}"
+            ) from None
+
+
+def _check_runs(model: nn.Module, inputs: Inputs) -> None:
+    """Refuses inputs that the model itself refuses."""
+    trial = copy.deepcopy(model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            trial(*inputs.args, **inputs.kwargs)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InvalidInput(
+                f"{type(model).__name__} refuses these example_inputs: {reason}. {HOW_TO_PASS}"
+            ) from None
+
+
+def _hint(error: Exception, inputs: Inputs) -> str:
+    """What to look at: the control flow where a value decided it, the inputs otherwise."""
+    if "DataDependent" in type(error).__name__ or "data-dependent" in str(error).lower():
+        return (
+            "The code depends on values, which a graph can't follow: use torch.where or torch.cond; see "
+            "https://pytorch.org/docs/stable/export.html#limitations-of-torch-export"
+        )
+    shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in inputs.tensors)
+    return f"Check that the example inputs are what the model takes: {shapes}"
+
+
+@contextlib.contextmanager
+def _inference_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every submodule's own mode comes back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    config: Any = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    if cached:
+        config.use_cache = False  # past keys and values are no part of one call
+    try:
+        yield
+    finally:
+        if cached:
+            config.use_cache = cached
+        for module, training in modes.items():
+            module.training = training
+
+
+def _from_exported(exported: ExportedProgram, example_inputs: object) -> Program:
+    if example_inputs is None:
+        if exported.example_inputs is None:
+            raise InvalidInput("the exported program holds no example inputs; pass example_inputs=")
+        example_inputs = Inputs(*exported.example_inputs)
+    return _program(exported, as_inputs(example_inputs))
+
+
+def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
+    """A normalised program with its shapes propagated and its signature fixed."""
+    if any(tensor.device.type != "cpu" for tensor in exported.state_dict.values()):
+        from torch.export.passes import move_to_device_pass
+
+        exported = move_to_device_pass(exported, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = exported.module(check_guards=False)
+    assert isinstance(traced, fx.GraphModule)
+    module = ProgramModule(traced, traced.graph)
+    buffers: dict[int, torch.Tensor] = {}
+    torch.nn.Module.train(module, False)
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        buffers.setdefault(id(buffer), buffer.detach().clone())
+        owner = module.get_submodule(name.rpartition(".")[0])
+        owner._buffers[name.rpartition(".")[2]] = buffers[id(buffer)]  # running it must not change the user's
+    module.meta[NOTES] = normalize(module)
+    mark_always_training(module.graph)
+    try:
+        propagate(module)
+    except PropagationError as error:
+        raise TraceError(f"shapes can't be followed through {describe(error.node)}: {error.reason}") from error
+    seal(module)
+    bound = module.signature.bind(inputs.args, inputs.kwargs)  # type: ignore[union-attr]
+    program = Program(module, bound.to("cpu"))
+    restore_masks(program)
+    return program

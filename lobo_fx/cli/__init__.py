@@ -1,0 +1,9 @@
+"""The command line: `lobo-fx compile | benchmark | inspect | costs | passes`, a file a command."""
+
+from lobo_fx.cli import benchmark, compile, costs, inspect, passes  # noqa: F401  each adds its command
+from lobo_fx.cli.app import app
+
+
+def main() -> None:
+    """Entry point of the `lobo-fx` command."""
+    app()

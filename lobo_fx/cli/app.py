@@ -1,0 +1,51 @@
+"""The application that commands are added to, and the arguments that several share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from lobo_fx.errors import LoboError
+
+app = typer.Typer(
+    name="lobo-fx",
+    help="Makes trained PyTorch models smaller and faster on CPU, and proves it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Command = TypeVar("Command", bound=Callable[..., None])
+MODEL_HELP = "torchvision:NAME, timm:NAME, transformers:NAME, path/to/file.py:function, or file.pt2"
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(exists=True, help="Weights to load: .safetensors, .pt with tensors only, or a folder of shards."),
+]
+
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, data and choices.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows of the input.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often each file runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def command(function: Command) -> Command:
+    """Turns our errors into one message and exit status 2; anything else is a bug and shows its trace."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except LoboError as error:
+            from rich.console import Console
+
+            Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+
+    app.command()(guarded)
+    return function

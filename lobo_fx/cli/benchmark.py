@@ -1,0 +1,39 @@
+"""`lobo-fx benchmark`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lobo_fx.cli.app import AsJson, Batch, Rounds, Threads, command
+from lobo_fx.errors import InvalidInput
+
+
+@command
+def benchmark(
+    files: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="Files to measure; the first is the reference.")
+    ],
+    runtime: Annotated[str, typer.Option(help="What runs them.")] = "onnxruntime",
+    threads: Threads = 1,
+    batch: Batch = 1,
+    rounds: Rounds = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Measure files in turn, in one run: latency, throughput, peak memory."""
+    from lobo_fx.measures.latency import benchmark as measure
+    from lobo_fx.plugins.registry import RUNTIMES
+
+    labels = [file.name for file in files]
+    if len(set(labels)) < len(labels):
+        labels = [str(file) for file in files]
+    if len(set(labels)) < len(labels):
+        raise InvalidInput("a file is given twice")
+    found = measure(
+        dict(zip(labels, files, strict=True)), RUNTIMES.get(runtime)(), threads=threads, batch=batch, rounds=rounds
+    )
+    typer.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else str(found))

@@ -1,0 +1,83 @@
+"""`lobo-fx compile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lobo_fx.cli.app import Batch, Checkpoint, ModelArgument, Rounds, Seed, Threads, command
+from lobo_fx.errors import InvalidInput
+
+
+@command
+def compile(
+    model: ModelArgument,
+    recipe: Annotated[str | None, typer.Option(help="A built-in recipe or a YAML file.")] = None,
+    passes: Annotated[
+        list[str] | None, typer.Option("--pass", help="NAME or NAME:setting=value,…; may be repeated.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for files and report.")] = Path("out"),
+    checkpoint: Checkpoint = None,
+    calibration_data: Annotated[
+        str | None, typer.Option(help=".npy, .npz, .safetensors, or file.py:function. Default: random data.")
+    ] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Random calibration batches, where no data is given.")] = 4,
+    static: Annotated[bool, typer.Option("--static", help="Fix all sizes, the batch included.")] = False,
+    threads: Threads = 1,
+    batch: Batch = 1,
+    rounds: Rounds = 30,
+    seed: Seed = 0,
+) -> None:
+    """Compile a model, export it and the original, and measure both in turn."""
+    import lobo_fx
+    from lobo_fx.files import make_folder
+    from lobo_fx.recipe import read_pass, resolve
+    from lobo_fx.saving import check_target
+    from lobo_fx.sources.batches import read_batches
+    from lobo_fx.sources.models import build, weights_are_random
+
+    if (recipe is None) == (not passes):
+        raise InvalidInput("give --recipe, or one or more --pass; `lobo-fx passes` lists both")
+    chosen = resolve(recipe) if recipe else [read_pass(text) for text in passes or []]
+    check_target(output / "program")
+    data = None if calibration_data is None else read_batches(calibration_data, batch)
+    built, inputs = build(model, checkpoint, seed)
+    notes = []
+    if weights_are_random(model, checkpoint):
+        notes.append(f"the weights are random (seed {seed}): sizes and latencies are real, accuracies are not")
+    if data is None and any("calibration_data" in author.needs for author in chosen):
+        notes.append("calibrated on random data: give --calibration-data for ranges that fit yours")
+        data = _random_data(built, inputs, batches, seed)
+    result = lobo_fx.compile(
+        built,
+        chosen,
+        example_inputs=inputs,
+        dynamic_shapes=None if static else "batch",
+        calibration_data=data,
+        seed=seed,
+    )
+    result.report.model = model
+    result.report.notes[:0] = notes
+    make_folder(output)
+    result.export_original(output / "original.onnx")
+    result.export(output / "model.onnx")
+    for artifact in result.report.artifacts.values():
+        artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
+    result.benchmark(threads=threads, batch=batch, rounds=rounds)
+    result.save(output / "program")
+    result.report.save(output)
+    typer.echo(str(result))
+    typer.echo(f"written to {output}: model.onnx, original.onnx, program/, report.md, report.csv, report.json")
+
+
+def _random_data(built: Any, inputs: Any, batches: int, seed: int) -> Any:
+    from lobo_fx.capture.tracing import trace
+    from lobo_fx.graph.inputs import as_inputs
+    from lobo_fx.sources.batches import random_batches
+    from lobo_fx.sources.known_inputs import find_inputs
+
+    if isinstance(built, Path):
+        return random_batches(trace(built).example_inputs, batches, seed)
+    return random_batches(find_inputs(built) if inputs is None else as_inputs(inputs), batches, seed)

@@ -1,0 +1,37 @@
+"""`lobo-fx costs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lobo_fx.cli.app import Checkpoint, ModelArgument, Seed, command
+
+
+@command
+def costs(
+    model: ModelArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the table to this file.")] = None,
+    checkpoint: Checkpoint = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure what a model's operators cost on this CPU, as float and as integer kernels."""
+    from lobo_fx.capture.tracing import trace
+    from lobo_fx.contracts.context import Context
+    from lobo_fx.files import check_writable
+    from lobo_fx.plugins.registry import PASSES
+    from lobo_fx.sources.models import build
+
+    if output is not None:
+        check_writable(output)
+    built, inputs = build(model, checkpoint, seed)
+    program = trace(built, inputs)
+    context = Context(program.signature)
+    program = PASSES.get("fold_batch_norm")().run(program.clone(), context)
+    author = PASSES.get("quantize_static")()
+    table = author.cost_table(program, author.quantizer_of_all(program), context)
+    if output is not None:
+        table.save(output)
+    typer.echo(str(table))

@@ -1,0 +1,135 @@
+"""What a pass may use beside the program: data, loss, metric, seed, progress, and a place for notes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.signature import Signature
+from lobo_fx.report.records import Sheet
+from lobo_fx.terminal.progress import track
+
+_CPU = torch.device("cpu")
+Data = Iterable[Any]
+LossFunction = Callable[..., torch.Tensor]
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Everything a pass may use beside the program.
+
+    Attributes:
+        signature: inputs of the program; batches are checked against it.
+        calibration_data: batches for observers; read as often as passes ask, so not a one-shot iterator.
+        train_data: batches with labels.
+        loss_fn: from outputs and labels to a scalar.
+        evaluate: from a module to a score, higher is better.
+        device: where the program's tensors are, and batches are brought to; the compiler works on CPU.
+        seed: for whatever a pass draws at random.
+        show_progress: whether long work draws a progress bar.
+        notes: sentences for the report; passes add to them with `note`.
+        expected: what the outputs must be after the running pass; set with `expect`.
+        sheets: tables for the report; passes append to them.
+    """
+
+    signature: Signature
+    calibration_data: Data | None = None
+    train_data: Data | None = None
+    loss_fn: LossFunction | None = None
+    evaluate: Evaluate | None = None
+    device: torch.device = _CPU
+    seed: int = 0
+    show_progress: bool = True
+    notes: list[str] = dataclasses.field(default_factory=list)
+    expected: list[Any] = dataclasses.field(default_factory=list)
+    sheets: list[Sheet] = dataclasses.field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """Adds a sentence to the report, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def expect(self, outputs: Any) -> None:
+        """States what the program's outputs on the example inputs must be once the running pass is done."""
+        self.expected.append(outputs)
+
+    def generator(self) -> torch.Generator:
+        """A random generator seeded for this compilation."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def calibration_batches(self, description: str = "calibrate") -> Iterator[Inputs]:
+        """Calibration data as inputs of the program, one batch in memory at a time.
+
+        Raises:
+            InvalidInput: there is no data, or a batch does not fit the program or holds NaN or infinity.
+        """
+        if self.calibration_data is None:
+            raise InvalidInput("calibration_data= is needed: a DataLoader or a list of batches")
+        empty = True
+        for index, batch in enumerate(track(self.calibration_data, description, self.show_progress)):
+            empty = False
+            yield self._bind("calibration_data", index, batch)
+        if empty:
+            raise InvalidInput("calibration_data is empty: it must yield at least one batch")
+
+    def training_batches(self, description: str = "train") -> Iterator[tuple[Inputs, Any]]:
+        """Training data as inputs of the program, and the rest of each batch: its label, or all there is.
+
+        Raises:
+            InvalidInput: there is no data, or a batch does not fit the program.
+        """
+        if self.train_data is None:
+            raise InvalidInput("train_data= is needed: batches of inputs and labels")
+        empty = True
+        for index, batch in enumerate(track(self.train_data, description, self.show_progress)):
+            empty = False
+            if isinstance(batch, Mapping):
+                rest = [value for name, value in batch.items() if name not in self.signature.names]
+            else:
+                taken = 1 if self.signature.is_nested(batch) else len(self.signature.names)
+                rest = list(batch[taken:]) if isinstance(batch, (tuple, list)) else []
+            if not rest:
+                raise InvalidInput(f"train_data, batch {index} holds no label beside the inputs")
+            yield self._bind("train_data", index, batch), rest[0] if len(rest) == 1 else rest
+        if empty:
+            raise InvalidInput("train_data is empty: it must yield at least one batch")
+
+    def require(self, needs: Iterable[str], user: str) -> None:
+        """Refuses to start when something `user` (a pass) needs is missing or of the wrong shape.
+
+        Raises:
+            InvalidInput: names what is missing and who needs it.
+        """
+        for need in needs:
+            value = getattr(self, need)
+            if value is None:
+                raise InvalidInput(f"{user} needs {need}=; pass it to lobo_fx.compile")
+            if need not in ("calibration_data", "train_data"):
+                continue
+            if not isinstance(value, Iterable):
+                raise InvalidInput(f"{need} is a {type(value).__name__}; expected a DataLoader or a list of batches")
+            if iter(value) is value:
+                raise InvalidInput(
+                    f"{need} is a one-shot iterator ({type(value).__name__}); pass a DataLoader or a list, "
+                    "which can be read again"
+                )
+            if (first := next(iter(value), value)) is value:
+                raise InvalidInput(f"{need} is empty: it must yield at least one batch")
+            self._bind(need, 0, first)
+
+    def _bind(self, source: str, index: int, batch: object) -> Inputs:
+        try:
+            inputs = self.signature.bind_batch(batch)
+        except InvalidInput as error:
+            raise InvalidInput(f"{source}, batch {index}: {error}") from None
+        for tensor in inputs.tensors:
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise InvalidInput(f"{source}, batch {index} holds NaN or infinity")
+        return inputs.to(self.device)

@@ -1,0 +1,90 @@
+"""What a pass is: settings, a promise about numbers, and `run(program, context) -> program`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+from typing import Any, ClassVar
+
+import torch
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.graph.program import Program
+from lobo_fx.measures.fidelity import float_outputs
+from lobo_fx.plugins.registry import snake_case
+
+EXACT_TOLERANCE = 1e-4
+"""Largest error of an exact pass, as a share of the output's largest magnitude (float32 rounding)."""
+
+
+def exact_tolerance(outputs: Any) -> float:
+    """`EXACT_TOLERANCE`, or two steps of rounding where an output is of a coarser type (half, bfloat16)."""
+    steps = [torch.finfo(tensor.dtype).eps for tensor in float_outputs(outputs)]
+    return max(EXACT_TOLERANCE, *(2 * step for step in steps), 0.0)
+
+
+class Promise(enum.Enum):
+    """What a pass promises about the program's outputs; the compiler holds it to that.
+
+    Attributes:
+        EXACT: they stay what they were, to rounding (a fold).
+        MASKED: they equal those of the program before with channels zeroed, which the pass hands to
+            `context.expect` where that holds.
+        APPROXIMATE: they may move; the signal-to-noise ratio is reported.
+    """
+
+    EXACT = "exact"
+    MASKED = "masked"
+    APPROXIMATE = "approximate"
+
+
+class Pass(abc.ABC):
+    """A rewrite. Subclass it as a frozen dataclass whose fields are the settings.
+
+    A pass gets the compiler's own copy of the model and may change it freely. What it returns is
+    verified before the next pass sees it: shapes, inputs, outputs, and the promise.
+
+    Attributes:
+        promise: what the pass promises about numbers.
+
+    Example:
+        See `examples/write_a_pass.py`.
+    """
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Which of `calibration_data`, `train_data`, `loss_fn`, `evaluate` must be given."""
+        return ()
+
+    def check(self, program: Program) -> None:  # noqa: B027  most passes have nothing to refuse
+        """Refuses settings that the model can't take, such as a pattern that matches nothing.
+
+        Called for every pass before the first one runs, with the model as it came. Changes nothing, and leaves to
+        `run` what the passes before may still change.
+
+        Raises:
+            InvalidInput: says what does not fit, and what would.
+        """
+
+    @abc.abstractmethod
+    def run(self, program: Program, context: Context) -> Program:
+        """Returns the rewritten program (the same object, or a new one)."""
+
+    @property
+    def name(self) -> str:
+        """Name in reports and recipes: the class name in snake case."""
+        return snake_case(type(self).__name__)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
+        fields = getattr(self, "__dataclass_fields__", {}).values()
+        made = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+        return {name: getattr(self, name) for name, default in made.items() if getattr(self, name) != default}
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"{type(self).__name__}({settings})"

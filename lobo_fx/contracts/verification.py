@@ -1,0 +1,171 @@
+"""The verifier: what must hold after every pass, as a table of checks, and the error when it doesn't."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.passbase import Pass, Promise, exact_tolerance
+from lobo_fx.errors import ContractError, InvalidInput
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import PASS_KEY, describe
+from lobo_fx.graph.shapes import PropagationError, propagate
+from lobo_fx.graph.signature import Signature
+from lobo_fx.measures.counts import run_counted
+from lobo_fx.measures.fidelity import float_outputs, largest_error
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What is remembered of a program to compare the next one with."""
+
+    signature: Signature
+    outputs: Any
+    macs: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """A rewritten program and what it was before."""
+
+    author: Pass
+    before: Snapshot
+    program: Program
+    after: Snapshot
+    expected: list[Any]
+
+
+def snapshot(program: Program) -> Snapshot:
+    """Runs the program on its example inputs."""
+    outputs, macs = run_counted(program)
+    return Snapshot(program.signature, outputs, macs)
+
+
+def check_inputs_unchanged(evidence: Evidence) -> str | None:
+    """Inputs keep names, order, dtypes and shapes."""
+    before, after = evidence.before.signature, evidence.after.signature
+    if (before.names, before.positional, before.inputs) == (after.names, after.positional, after.inputs):
+        return None
+    return f"the inputs changed from ({before}) to ({after})"
+
+
+def check_outputs_unchanged(evidence: Evidence) -> str | None:
+    """Outputs keep their structure, dtypes and shapes."""
+    before, after = evidence.before.signature, evidence.after.signature
+    if before.structure != after.structure:
+        return f"the output structure changed from {before.structure} to {after.structure}"
+    for old, new in zip(before.outputs, after.outputs, strict=True):
+        if old != new:
+            return f"an output changed from {old} to {new}"
+    return None
+
+
+def check_finite(evidence: Evidence) -> str | None:
+    """Outputs hold no NaN or infinity that was not there before."""
+    pairs = zip(float_outputs(evidence.before.outputs), float_outputs(evidence.after.outputs), strict=True)
+    if all(bool((new.isfinite() | (~old.isfinite() & ~new.isnan()) | old.isnan()).all()) for old, new in pairs):
+        return None
+    node = first_nonfinite(evidence.program)
+    where = f", first at {describe(node)}" if node else ""
+    return f"the outputs now hold NaN or infinity{where}"
+
+
+def check_promise(evidence: Evidence) -> str | None:
+    """An exact pass leaves the outputs as they were, a masked one as it said, to rounding."""
+    exact = evidence.author.promise is Promise.EXACT
+    expected = [evidence.before.outputs] if exact else evidence.expected
+    error = max((largest_error(outputs, evidence.after.outputs) for outputs in expected), default=0.0)
+    allowed = exact_tolerance(evidence.before.outputs)
+    if error <= allowed:
+        return None
+    promise = "exactness" if exact else "that removing equals zeroing"
+    return f"it promises {promise}, but the outputs moved by {error:.1e} of their range (allowed: {allowed:.0e})"
+
+
+CHECKS: tuple[Callable[[Evidence], str | None], ...] = (
+    check_inputs_unchanged,
+    check_outputs_unchanged,
+    check_finite,
+    check_promise,
+)
+
+
+def verify(author: Pass, before: Snapshot, program: Program, context: Context) -> Snapshot:
+    """Checks the program that `author` returned.
+
+    Raises:
+        ContractError: names the pass, what is wrong, and where.
+    """
+    tag(program.graph, author.name)
+    try:
+        program.graph.lint()
+        program.module.recompile()
+        propagate(program.module)
+    except PropagationError as error:
+        raise ContractError(f"{author} broke the graph at {describe(error.node)}: {error.reason}") from error
+    except Exception as error:
+        raise ContractError(f"{author} left a malformed graph: {error}") from error
+    try:
+        after = snapshot(program)
+    except Exception as error:
+        raise ContractError(f"{author} left a program that does not run: {error}") from error
+    evidence = Evidence(author, before, program, after, list(context.expected))
+    context.expected.clear()
+    for check in CHECKS:
+        if complaint := check(evidence):
+            raise ContractError(f"{author} broke its contract: {complaint}")
+    return after
+
+
+def tag(graph: fx.Graph, author: str) -> None:
+    """Notes on every new node which pass made it, and gives it the module of what it replaced or reads."""
+    for node in graph.nodes:
+        if node.op != "call_function" or node.meta.setdefault(PASS_KEY, author) != author:
+            continue
+        if "nn_module_stack" not in node.meta:
+            sources = [n.meta for n in [*node.all_input_nodes, *node.users] if n.meta.get("nn_module_stack")]
+            if sources:
+                node.meta["nn_module_stack"] = sources[0]["nn_module_stack"]
+                node.meta.setdefault("stack_trace", sources[0].get("stack_trace"))
+
+
+def check_model(program: Program) -> None:
+    """Refuses a model that can't be compiled faithfully: NaN or infinite weights or activations.
+
+    Raises:
+        InvalidInput: names the parameter, or the first operator with such an output.
+    """
+    for name, tensor in [*program.module.named_parameters(), *program.module.named_buffers()]:
+        infinite = isinstance(tensor, nn.Parameter) and bool(tensor.isinf().any())  # a buffer may mask with infinity
+        if tensor.is_floating_point() and (infinite or bool(tensor.isnan().any())):
+            word = "infinity" if infinite else "NaN"
+            raise InvalidInput(f"the model's '{name}' holds {word}; load or train the weights first")
+    if any(bool(output.isnan().any()) for output in float_outputs(program.run())):
+        node = first_nonfinite(program)
+        where = f": {describe(node)} is the first to give NaN or infinity" if node else ""
+        raise InvalidInput(f"the model gives NaN on the example inputs{where}")
+
+
+def first_nonfinite(program: Program) -> fx.Node | None:
+    """The first operator whose output on the example inputs holds NaN or infinity."""
+    found: list[fx.Node] = []
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if (
+                not found
+                and n.op == "call_function"
+                and any(not bool(t.isfinite().all()) for t in float_outputs(value))
+            ):
+                found.append(n)
+            return value
+
+    with torch.no_grad():
+        Watch(program.module).run(*program.example_inputs.leaves, enable_io_processing=False)
+    return found[0] if found else None

@@ -1,0 +1,1 @@
+"""Graphs: operators and layers, shapes, the `Program`, masks, and how it is rewritten and run."""

@@ -1,0 +1,76 @@
+"""Example inputs: what a user may pass, what can be found from the model, and the batch dimension."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from lobo_fx.errors import InvalidInput
+
+DynamicShapes = Any
+"""`"batch"`, None, or a specification as `torch.export.export(dynamic_shapes=...)` takes it."""
+
+HOW_TO_PASS = (
+    "Pass example_inputs= a tensor, a tuple of positional inputs, or a dict of keyword inputs, "
+    "as the model's forward takes them."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The inputs of one call: positional `args` and keyword `kwargs`, tensors at the leaves."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def leaves(self) -> list[Any]:
+        """Tensors and constants in the order the traced graph takes them."""
+        return list(pytree.tree_leaves((self.args, dict(self.kwargs))))
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+
+    def map(self, function: Any) -> Inputs:
+        """Applies `function` to every tensor."""
+        args, kwargs = pytree.tree_map_only(torch.Tensor, function, (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs)
+
+    def to(self, device: torch.device | str) -> Inputs:
+        return self.map(lambda tensor: tensor.to(device))
+
+
+def as_inputs(value: object) -> Inputs:
+    """Reads a tensor, a tuple or list, or a dict of keyword inputs.
+
+    Raises:
+        InvalidInput: `value` is anything else, or holds no tensor.
+    """
+    if isinstance(value, Inputs):
+        inputs = value
+    elif isinstance(value, torch.Tensor):
+        inputs = Inputs((value,))
+    elif isinstance(value, Mapping):
+        inputs = Inputs((), dict(value))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        inputs = Inputs(tuple(value))
+    else:
+        raise InvalidInput(f"example_inputs is a {type(value).__name__}. {HOW_TO_PASS}")
+    if not inputs.tensors:
+        raise InvalidInput(f"example_inputs holds no tensor. {HOW_TO_PASS}")
+    return inputs
+
+
+def dynamic_shapes_of(inputs: Inputs, names: Sequence[str], describe: Callable[[Any], Any]) -> Any:
+    """A `torch.export` specification: what `describe` says of each leaf, nested as the inputs are."""
+    args, kwargs = pytree.tree_map(describe, (inputs.args, dict(inputs.kwargs)))
+    if names and names[-1].startswith("*"):
+        *names, rest = names
+        args, gathered = args[: len(names)], {rest[1:]: tuple(args[len(names) :])}
+        return dict(zip(names, args, strict=True)) | gathered | kwargs
+    return dict(zip(names, args, strict=True)) | kwargs if kwargs else args

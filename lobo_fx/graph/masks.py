@@ -1,0 +1,115 @@
+"""Masks: zeros in a weight that survive training.
+
+A masked weight is `mul(weight, mask)` in the graph, the mask a buffer outside the state dict. The gradient of
+a masked entry is exactly zero, so an optimizer that starts at zero stays there, and the mask can be taken
+off again without changing anything.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+from torch import fx
+
+from lobo_fx.graph.operators import aten
+from lobo_fx.graph.program import Program, ProgramModule
+from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.tensors import fetch, register
+from lobo_fx.terminal.quiet import quiet
+
+_SUFFIX = "_mask"
+_MASKED = "lobo_fx_masked"
+
+
+def mask_weight(program: Program, name: str, mask: torch.Tensor) -> None:
+    """Zeroes entries of a parameter and keeps them zero.
+
+    Args:
+        program: changed in place.
+        name: dotted name of the parameter.
+        mask: boolean, of the parameter's shape; False removes. Entries masked before stay so.
+    """
+    weight = fetch(program.module, name)
+    known = masks(program)
+    if name in known:
+        mask = known[name].logical_and_(mask)
+    with torch.no_grad():
+        weight.masked_fill_(~mask, 0)  # a product would leave negative zeros
+    if name in known:
+        return
+    tied = [n for n, p in program.module.named_parameters(remove_duplicate=False) if p is weight]
+    for read in [n for n in program.graph.find_nodes(op="get_attr") if n.target in tied]:
+        _mask_read(program, read, mask)
+    program.module.recompile()
+
+
+def _mask_read(program: Program, read: fx.Node, mask: torch.Tensor) -> None:
+    name = f"{read.target}{_SUFFIX}"
+    register(program.module, name, mask, persistent=False)
+    with program.graph.inserting_after(read):
+        stored = program.graph.get_attr(name)
+    with program.graph.inserting_after(stored):
+        masked = program.graph.call_function(aten.mul.Tensor, (read, stored))
+    masked.meta[_MASKED] = True
+    inherit(masked, next(iter(read.users)))
+    read.replace_all_uses_with(masked, delete_user_cb=lambda user: user is not masked)
+
+
+def masks(program: Program) -> dict[str, torch.Tensor]:
+    """The masks in force, by parameter name."""
+    masked = [node for node in program.graph.nodes if _is_masked(node)]
+    return {str(node.args[0].target): program.parameter(node.args[1]) for node in masked}
+
+
+def restore_masks(program: Program) -> None:
+    """Marks the masks of a program that was saved, or traced anew: boolean buffers named after their weights."""
+    for node in program.graph.find_nodes(op="call_function", target=aten.mul.Tensor):
+        weight, mask = node.args[:2]
+        if all(isinstance(n, fx.Node) and n.op == "get_attr" for n in (weight, mask)):
+            named = mask.target == f"{weight.target}{_SUFFIX}"
+            node.meta[_MASKED] = named and program.parameter(mask).dtype == torch.bool
+
+
+def strip_masks(program: Program) -> None:
+    """Takes all masks off; the zeros stay in the weights, nothing keeps them there any more."""
+    for node in list(program.graph.nodes):
+        if not _is_masked(node):
+            continue
+        weight, mask = node.args
+        with torch.no_grad():
+            program.parameter(weight).masked_fill_(~program.parameter(mask), 0)
+        node.replace_all_uses_with(weight)
+        program.graph.erase_node(node)
+        if not mask.users:
+            program.graph.erase_node(mask)
+            path, _, leaf = str(mask.target).rpartition(".")
+            owner = program.module.get_submodule(path)
+            if hasattr(owner, leaf):
+                delattr(owner, leaf)
+    program.module.recompile()
+
+
+def without_masks(program: Program) -> Program:
+    """The program without masks, sharing the weights; the program itself keeps them."""
+    if not masks(program):
+        return program
+    with quiet():  # torch warns of its own pytree specifications
+        graph = copy.deepcopy(program.graph)
+    twin = ProgramModule(program.module, graph)
+    twin.meta = program.module.meta
+    bare = dataclasses.replace(program, module=twin)
+    strip_masks(bare)
+    return bare
+
+
+def weight_node(value: object) -> fx.Node | None:
+    """The `get_attr` node of a weight, seen through its mask; None where `value` is computed otherwise."""
+    if isinstance(value, fx.Node) and _is_masked(value):
+        value = value.args[0]
+    return value if isinstance(value, fx.Node) and value.op == "get_attr" else None
+
+
+def _is_masked(node: fx.Node) -> bool:
+    return bool(node.meta.get(_MASKED))

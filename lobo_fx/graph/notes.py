@@ -1,0 +1,85 @@
+"""Notes for the report: sentences that know which operator, module and parameter they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from lobo_fx.graph.provenance import module_name, phrase, source_line
+
+__all__ = ["Note", "gathered", "note_of"]
+
+_FIELDS = ("reason", "made_by", "operator", "module", "line", "parameter")
+
+
+class Note(str):
+    """What a user should know of a compilation: what was left as it was, or done otherwise than asked, and why.
+
+    A note is the whole sentence; its attributes say what the sentence is about, so that nothing has to read it.
+
+    Attributes:
+        reason: what is said of the operator or the parameter; the whole sentence where it is about neither.
+        made_by: name of the pass; empty for what the compiler itself has to say.
+        operator: the ATen operator, as `aten.linear.default`.
+        module: dotted name of the user's module that it was called in.
+        line: the user's source line, as `file.py:12: code`.
+        parameter: dotted name of a parameter.
+    """
+
+    reason: str
+    made_by: str
+    operator: str
+    module: str
+    line: str
+    parameter: str
+
+    def __new__(
+        cls, reason: str, made_by: str = "", operator: str = "", module: str = "", line: str = "", parameter: str = ""
+    ) -> Note:
+        subject = phrase(operator, module, line) if operator else f"'{parameter}'" if parameter else ""
+        note = super().__new__(cls, f"{subject} {reason}".lstrip())
+        note.reason, note.made_by, note.operator = reason, made_by, operator
+        note.module, note.line, note.parameter = module, line, parameter
+        return note
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Note, tuple(self.as_json().values())
+
+    def as_json(self) -> dict[str, str]:
+        """The attributes by name; `Note(**note.as_json())` is the note again."""
+        return {field: getattr(self, field) for field in _FIELDS}
+
+
+def note_of(node: fx.Node, reason: str, made_by: str = "") -> Note:
+    """A note about an operator call."""
+    return Note(reason, made_by, str(node.target), module_name(node), source_line(node))
+
+
+def gathered(notes: Iterable[Note]) -> list[str]:
+    """Sentences for people: notes that differ only in the module or the parameter (a layer of many) are one."""
+    alike: dict[tuple[object, ...], list[Note]] = {}
+    for note in notes:
+        key = (note.reason, note.operator, note.line, bool(note.module), bool(note.parameter))
+        alike.setdefault(key, []).append(note)
+    return [_together(group) for group in alike.values()]
+
+
+def _together(notes: Sequence[Note]) -> str:
+    """One sentence for notes that say the same of several modules or parameters."""
+    first = notes[0]
+    modules = list(dict.fromkeys(note.module for note in notes if note.module))
+    parameters = list(dict.fromkeys(note.parameter for note in notes if note.parameter))
+    if len(modules) > 1:
+        return f"{phrase(first.operator, modules, first.line)} {first.reason}"
+    if len(parameters) > 1:
+        shown = ", ".join(f"'{name}'" for name in parameters[:2])
+        more = f" and {len(parameters) - 2} others" if len(parameters) > 2 else ""
+        return f"{shown}{more}: each {first.reason}"
+    return str(first)
+
+
+def notes_from_json(saved: Iterable[str | Mapping[str, str]]) -> list[Note]:
+    """Reads what `Note.as_json` gave; plain sentences, as older reports have them, become notes without a subject."""
+    return [Note(entry) if isinstance(entry, str) else Note(**entry) for entry in saved]

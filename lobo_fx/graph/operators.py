@@ -1,0 +1,139 @@
+"""Facts about ATen operators that every stage needs: arguments by name, and named families."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
+CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
+TRANSPOSED_CONVOLUTIONS = frozenset(
+    {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+)
+
+SPLITS = frozenset(
+    {
+        aten.split.Tensor,
+        aten.split.sizes,
+        aten.split_with_sizes.default,
+        aten.chunk.default,
+        aten.tensor_split.sections,
+    }
+)
+
+RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
+
+# Values that move without changing: a quantized input gives an output of the same scale and zero point.
+VALUE_PRESERVING = frozenset(
+    {
+        aten.flatten.using_ints,
+        aten.view.default,
+        aten.reshape.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.squeeze.default,
+        aten.unsqueeze.default,
+        aten.contiguous.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.max_pool2d.default,
+        aten.dropout.default,
+    }
+)
+
+# The same for runtimes, which have integer kernels for these too.
+INTEGERS_PASS = VALUE_PRESERVING | {
+    aten.upsample_nearest2d.vec,
+    aten.pixel_shuffle.default,
+    aten.expand.default,
+    aten.repeat.default,
+}
+
+_TRAINING_FLAGS = ("training", "train", "use_input_stats")
+
+
+def is_call(node: object, *targets: object) -> bool:
+    """Whether `node` calls one of `targets` (operator overloads)."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """All arguments of an operator call by schema name, defaults filled in.
+
+    Example:
+        `arguments(conv)["stride"]` is `[1, 1]` where the graph says nothing of strides.
+    """
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return dict(node.kwargs)
+    schema = node.target._schema.arguments
+    given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
+    given |= node.kwargs
+    return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """The arguments of a product of an input with a weight.
+
+    Attributes:
+        input: what is multiplied.
+        weight: with which.
+        bias: what is added; None for nothing.
+        channel_axis: the weight's dimension of outputs.
+    """
+
+    input: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    channel_axis: int
+
+
+def layer_of(node: fx.Node) -> Layer | None:
+    """A convolution, linear layer or `addmm` as a layer; None for any other operator."""
+    if is_call(node, *CONVOLUTIONS, aten.linear.default):
+        given = arguments(node)
+        return Layer(given["input"], given["weight"], given["bias"], 0)
+    if is_call(node, aten.addmm.default):
+        given = arguments(node)
+        return Layer(given["mat1"], given["mat2"], given["self"], 1)
+    return None
+
+
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Sets one argument of an operator call by schema name, wherever it stands."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    schema = node.target._schema.arguments
+    index = next(i for i, argument in enumerate(schema) if argument.name == name)
+    if schema[index].kwarg_only or name in node.kwargs:
+        node.kwargs = {**node.kwargs, name: value}
+        return
+    values = list(node.args)
+    values += [argument.default_value for argument in schema[len(values) : index + 1]]
+    values[index] = value
+    node.args = tuple(values)
+
+
+def training_flag(node: fx.Node) -> str | None:
+    """Name of the argument that switches `node` between training and inference, if it has one.
+
+    A norm without running statistics uses its batch in both modes, so it has none.
+    """
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    names = {argument.name for argument in node.target._schema.arguments}
+    if "running_mean" in names and arguments(node)["running_mean"] is None:
+        return None
+    return next((name for name in _TRAINING_FLAGS if name in names), None)
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """Whether `node` writes into one of its arguments, by its schema."""
+    return (
+        node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    )

@@ -1,0 +1,164 @@
+"""The `Program`: a traced model as a graph that is still a trainable `nn.Module`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.operators import arguments, is_inplace, set_argument, training_flag
+from lobo_fx.graph.signature import Signature, signature_of
+from lobo_fx.graph.tensors import fetch, register
+from lobo_fx.terminal.quiet import quiet
+
+_ALWAYS_TRAINING = "lobo_fx_always_training"
+_SIGNATURE = "lobo_fx_signature"
+NOTES = "lobo_fx_notes"
+ESTIMATED = "lobo_fx_estimated"
+"""Set in a module's `meta` by a pass whose choices rest on estimated times: the whole file is to confirm them."""
+
+
+class ProgramModule(fx.GraphModule):
+    """A graph as an `nn.Module`: trains, deep-copies, and takes inputs by position or by name.
+
+    `train()` and `eval()` switch the dropout and batch-norm nodes of the graph; a node that was in
+    training mode although the model was traced for inference (Monte-Carlo dropout) stays in it.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "ProgramModule") -> None:
+        super().__init__(root, graph, class_name)
+        for name, parameter in root.named_parameters(remove_duplicate=False):
+            register(self, name, parameter)
+        persistent = root.state_dict(keep_vars=True).keys()
+        for name, buffer in root.named_buffers(remove_duplicate=False):
+            register(self, name, buffer, persistent=name in persistent)
+        if not root.training:
+            torch.nn.Module.train(self, False)
+        self.register_forward_pre_hook(_bind_call, with_kwargs=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
+        with quiet():  # torch warns of its own pytree specifications
+            return cast("ProgramModule", super().__deepcopy__(memo))
+
+    def _deepcopy_init(self) -> Callable[..., None]:
+        return ProgramModule.__init__
+
+    def train(self, mode: bool = True) -> ProgramModule:
+        """Switches to training (or inference) as `nn.Module.train` does, the graph's nodes included."""
+        super().train(mode)
+        changed = False
+        for node in self.graph.nodes:
+            flag = training_flag(node)
+            if flag is None or node.meta.get(_ALWAYS_TRAINING):
+                continue
+            set_argument(node, flag, mode)
+            changed = True
+        if changed:
+            self.recompile()
+        return self
+
+    @property
+    def signature(self) -> Signature | None:
+        signature: Signature | None = self.meta.get(_SIGNATURE)
+        return signature
+
+
+def mark_always_training(graph: fx.Graph) -> None:
+    """Notes which nodes train even in a graph traced for inference, so that `eval()` leaves them alone."""
+    for node in graph.nodes:
+        flag = training_flag(node)
+        if flag is not None and arguments(node)[flag] is True:
+            node.meta[_ALWAYS_TRAINING] = True
+
+
+def _bind_call(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    assert isinstance(module, ProgramModule)
+    if module.signature is None:
+        return args, kwargs
+    inputs = module.signature.bind(args, kwargs)
+    return inputs.args, dict(inputs.kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A model under compilation: the module with its graph, and the example inputs it is checked on.
+
+    Attributes:
+        module: callable, trainable; parameters under the original names.
+        example_inputs: the inputs that every pass is verified on.
+    """
+
+    module: ProgramModule
+    example_inputs: Inputs
+
+    @property
+    def notes(self) -> list[str]:
+        """What tracing left as it was, one sentence each."""
+        notes: list[str] = self.module.meta.setdefault(NOTES, [])
+        return notes
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    @property
+    def signature(self) -> Signature:
+        """Names, dtypes and shapes of inputs and outputs, from the last shape propagation."""
+        return signature_of(self.module)
+
+    def clone(self) -> Program:
+        """An independent copy: no tensor is shared."""
+        return Program(copy.deepcopy(self.module), self.example_inputs)
+
+    def with_graph_module(self, module: fx.GraphModule) -> Program:
+        """This program with another graph, for instance what a library's transform returned."""
+        if not isinstance(module, ProgramModule):
+            module = ProgramModule(module, module.graph)
+        module.meta = self.module.meta
+        return dataclasses.replace(self, module=module)
+
+    def parameter(self, node: fx.Node) -> torch.Tensor:
+        """The parameter or buffer that a `get_attr` node reads."""
+        return cast("torch.Tensor", fetch(self.module, str(node.target)))
+
+    def run(self, inputs: Inputs | None = None) -> Any:
+        """Calls the module in inference mode (eval, no gradients) on `inputs` (default: the examples)."""
+        inputs = self.example_inputs if inputs is None else inputs
+        with torch.no_grad(), self.inference(), self._kept_buffers():
+            return self.module(*inputs.args, **inputs.kwargs)
+
+    @contextlib.contextmanager
+    def _kept_buffers(self) -> Iterator[None]:
+        """Gives buffers that the graph writes to their values back."""
+        buffers = list(self.module.buffers()) if any(map(is_inplace, self.graph.nodes)) else []
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        finally:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """Eval mode for a while."""
+        if not self.module.training:
+            yield
+            return
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train()
+
+
+def seal(module: ProgramModule) -> None:
+    """Fixes the signature that calls of `module` are checked against."""
+    module.meta[_SIGNATURE] = signature_of(module)

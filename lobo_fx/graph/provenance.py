@@ -1,0 +1,68 @@
+"""Where a node comes from, in the user's terms: module name, source line, and the pass that made it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.errors import InvalidInput, near
+
+PASS_KEY = "lobo_fx_pass"
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
+_LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+
+
+def module_name(node: fx.Node) -> str:
+    """Dotted name of the innermost user module that `node` was traced in; empty for the model itself."""
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    name = next(reversed(stack.values()))[0] if stack else ""
+    return str(name).removeprefix("L['self'].").removeprefix("L__self__.")
+
+
+def check_patterns(patterns: Iterable[str], graph: fx.Graph) -> None:
+    """Refuses patterns of module names that match none.
+
+    Raises:
+        InvalidInput: names the pattern, and modules that are near.
+    """
+    names = {module_name(node) for node in graph.nodes} - {""}
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise InvalidInput(f"'{pattern}' matches no module; {near(pattern, names)}")
+
+
+def source_line(node: fx.Node) -> str:
+    """`file.py:12: code` of the innermost frame outside torch, or an empty string."""
+    return user_line(node.meta.get("stack_trace") or "")
+
+
+def user_line(stack_trace: str) -> str:
+    """The innermost frame of a formatted stack trace that is not torch's or ours, as `file.py:12: code`."""
+    frames = [match for match in _FRAME.finditer(stack_trace) if not match["file"].startswith(_LIBRARIES)]
+    return "{file}:{line}: {code}".format(**frames[-1].groupdict()) if frames else ""
+
+
+def describe(node: fx.Node) -> str:
+    """One phrase for messages: operator, user's module, user's line, and the pass that made the node."""
+    words = [str(node.target) if node.op == "call_function" else f"{node.op} {node.target}"]
+    if name := module_name(node):
+        words.append(f"in module '{name}'")
+    if line := source_line(node):
+        words.append(f"({line})")
+    if author := node.meta.get(PASS_KEY):
+        words.append(f"[made by {author}]")
+    return " ".join(words)
+
+
+def inherit(new: fx.Node, old: fx.Node) -> None:
+    """Gives `new` the module stack, source line and origin of the node it stands for."""
+    for key in ("nn_module_stack", "stack_trace", "from_node", "source_fn_stack", "torch_fn"):
+        if key in old.meta:
+            new.meta.setdefault(key, old.meta[key])

@@ -1,0 +1,162 @@
+"""Rewriting for pass authors: find a pattern of ATen nodes, replace it, keep its provenance.
+
+Example:
+    ```python
+    pattern = Op(aten.relu.default, Op(aten.relu.default, name="inner"))
+    rewrite(program, pattern, lambda match: match["inner"])   # relu(relu(x)) → relu(x)
+    ```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import fx
+
+from lobo_fx.graph.operators import arguments, is_call
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import describe, inherit
+from lobo_fx.graph.tensors import register
+
+
+class Op:
+    """A pattern: a call of one of `targets` whose leading tensor arguments match `inputs`.
+
+    Args:
+        targets: an operator overload, or several.
+        *inputs: patterns for the leading arguments; None matches anything.
+        name: under which the match gives the node.
+        shared: whether the node may have users outside the pattern (its result is then still needed).
+    """
+
+    def __init__(self, targets: object, *inputs: Op | None, name: str | None = None, shared: bool = False) -> None:
+        self.targets = frozenset(targets) if isinstance(targets, (set, frozenset, tuple, list)) else {targets}
+        self.inputs, self.name, self.shared = inputs, name, shared
+
+
+@dataclasses.dataclass
+class Match:
+    """Where a pattern was found.
+
+    Attributes:
+        root: the node whose value the replacement gives.
+        nodes: the named nodes.
+    """
+
+    root: fx.Node
+    nodes: dict[str, fx.Node] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> fx.Node:
+        return self.nodes[name]
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """Arguments of a named node by schema name, defaults filled in."""
+        return arguments(self.nodes[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """Why a rule left a match alone, and where."""
+
+    node: fx.Node
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{describe(self.node)} left alone: {self.reason}"
+
+
+Rule = Callable[[Match], "fx.Node | Rejected"]
+
+
+def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:
+    """Applies `rule` wherever `pattern` is found, in graph order.
+
+    The rule runs with the graph's insertion point before the match's root, and returns the node to use in
+    place of the root, or `Rejected`. New nodes inherit module and source line; dead nodes are removed.
+
+    Returns:
+        The matches that the rule turned down.
+    """
+    graph, rejected = program.graph, []
+    live = set(graph.nodes)
+    for root in list(graph.nodes):
+        match = Match(root)
+        if root not in live:
+            continue
+        if root.op != "call_function" or not _matches(pattern, root, match, is_root=True):
+            continue
+        known = set(graph.nodes)
+        with graph.inserting_before(root):
+            outcome = rule(match)
+        if isinstance(outcome, Rejected):
+            rejected.append(outcome)
+            continue
+        for node in graph.nodes:
+            if node not in known:
+                inherit(node, root)
+        if outcome is not root:
+            root.replace_all_uses_with(outcome, delete_user_cb=lambda user, kept=outcome: user is not kept)
+            _erase_dead(graph, root)
+            live = set(graph.nodes)
+    graph.eliminate_dead_code()
+    program.module.recompile()
+    return rejected
+
+
+def _erase_dead(graph: fx.Graph, node: fx.Node) -> None:
+    """Removes a node without users, and what only it read: dead users must not stop the next match."""
+    if node.users or node.op == "placeholder" or node._erased:
+        return
+    sources = node.all_input_nodes
+    graph.erase_node(node)
+    for source in sources:
+        _erase_dead(graph, source)
+
+
+def _matches(pattern: Op, node: object, match: Match, is_root: bool = False) -> bool:
+    if not is_call(node, *pattern.targets):
+        return False
+    assert isinstance(node, fx.Node)
+    if not is_root and not pattern.shared and len(node.users) > 1:
+        return False
+    values = list(arguments(node).values())
+    if len(values) < len(pattern.inputs):
+        return False
+    for wanted, value in zip(pattern.inputs, values, strict=False):
+        if wanted is not None and not _matches(wanted, value, match):
+            return False
+    if pattern.name:
+        match.nodes[pattern.name] = node
+    return True
+
+
+def add_parameter(program: Program, name: str, value: Any) -> fx.Node:
+    """Registers a parameter or buffer under a dotted name and returns the node that reads it.
+
+    Call it inside a rule: the node goes to the graph's insertion point.
+    """
+    register(program.module, name, value)
+    return program.graph.get_attr(name)
+
+
+def free_name(program: Program, name: str) -> str:
+    """`name`, or with a number after it where the module has something of that name."""
+    taken = {known for known, _ in [*program.module.named_parameters(), *program.module.named_buffers()]}
+    taken |= {known for known, _ in program.module.named_modules()}
+    candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 2)))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def drop_unused(program: Program, names: Iterable[str]) -> None:
+    """Deletes parameters and buffers that no node reads any more, under all their names."""
+    module = program.module
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    tensors = dict(named)
+    read = {id(program.parameter(node)) for node in program.graph.find_nodes(op="get_attr")}
+    dead = {id(tensors[name]) for name in names if name in tensors} - read
+    for name, tensor in named:
+        if id(tensor) in dead:
+            path, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(path), leaf)

@@ -1,0 +1,190 @@
+"""Shape propagation: every node's dtype and shape from the inputs', free dimensions kept as symbols.
+
+Runs the graph on fake tensors (no data, no arithmetic). A fresh shape environment each time, so a pass
+that hard-codes a free dimension is caught rather than silently remembered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils import _pytree as pytree
+
+from lobo_fx.graph.operators import arguments, is_call
+
+Dimension = int | str
+
+
+class PropagationError(Exception):
+    """The graph does not fit together at `node`; `reason` is the operator's own complaint."""
+
+    def __init__(self, node: fx.Node, reason: str) -> None:
+        super().__init__(reason)
+        self.node, self.reason = node, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of one input or output; a free dimension is a string such as "batch"."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[Dimension, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
+
+
+class _FakeInterpreter(fx.Interpreter):
+    """Runs a graph on fake tensors and keeps each node's value in its metadata."""
+
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
+        super().__init__(module)
+        self.mode = mode
+        self.on_node: Callable[[fx.Node, Any], None] | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            value = super().run_node(n)
+            if is_call(n, torch.ops.aten.dropout.default) and not arguments(n)["train"]:
+                value = self.map_nodes_to_values(n.args[0], n)  # the operator gives its input; its Python form a copy
+        except Exception as error:
+            raise PropagationError(n, str(error).split("\n\n")[0]) from error
+        n.meta["val"] = value
+        if self.on_node:
+            self.on_node(n, value)
+        return value
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = self.fetch_attr(target)
+        return self.mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Observers hand their input through, and must not see fake tensors."""
+        return args[0]
+
+
+def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | None = None) -> None:
+    """Sets `meta["val"]` of every node to a fake tensor, from the placeholders' shapes.
+
+    Args:
+        module: its placeholders must carry a `val` (as traced), whose symbols stay free.
+        on_node: called with each node and its value as it is computed.
+
+    Raises:
+        PropagationError: an operator refused its inputs, or a free dimension was made a constant.
+    """
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    environment = ShapeEnv()
+    mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
+    symbols: dict[sympy.Symbol, sympy.Symbol] = {}
+    values = [_refresh(node.meta.get("val"), mode, environment, symbols) for node in placeholders]
+    interpreter = _FakeInterpreter(module, mode)
+    interpreter.on_node = on_node
+    with mode, enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
+        interpreter.run(*values, enable_io_processing=False)
+    for symbol in symbols.values():
+        if environment.replacements.get(symbol, symbol) != symbol:
+            culprit = _first_constant(module, placeholders)
+            raise PropagationError(culprit, f"a free dimension became {environment.replacements[symbol]}")
+
+
+def _refresh(value: Any, mode: FakeTensorMode, environment: ShapeEnv, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Any:
+    """The placeholder's value again, in a new fake mode and with new symbols for the free dimensions."""
+    if not isinstance(value, torch.Tensor):
+        return value
+
+    def dimension(size: int | torch.SymInt) -> int | torch.SymInt:
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        for symbol in sorted(expression.free_symbols - set(symbols), key=str):
+            hint = size.node.shape_env.backed_var_to_val[symbol]
+            source = ConstantSource(f"dimension_{len(symbols)}")
+            symbols[symbol] = environment.create_symbol(int(hint), source, DimDynamic.DYNAMIC, None)
+        return environment.create_symintnode(expression.xreplace(symbols), hint=int(size.node.hint))
+
+    with mode:
+        return torch.empty(
+            [dimension(size) for size in value.shape],
+            dtype=value.dtype,
+            device=value.device,
+            requires_grad=value.requires_grad,
+        )
+
+
+def _first_constant(module: fx.GraphModule, placeholders: list[fx.Node]) -> fx.Node:
+    """The first computed node none of whose sizes is free any more: the likely culprit."""
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_function" and isinstance(value, torch.Tensor):
+            fed = any(has_free_dimension(source.meta.get("val")) for source in node.all_input_nodes)
+            if fed and not has_free_dimension(value):
+                found: fx.Node = node
+                return found
+    return placeholders[0]
+
+
+def has_free_dimension(value: object) -> bool:
+    """Whether any size of a (fake) tensor is symbolic."""
+    return isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
+
+
+def dimension_names(graph: fx.Graph) -> dict[sympy.Symbol, sympy.Symbol]:
+    """Readable names of the free dimensions: the first one at position 0 is `batch`."""
+    names: dict[sympy.Symbol, sympy.Symbol] = {}
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder" or not isinstance(value, torch.Tensor):
+            continue
+        for position, size in enumerate(value.shape):
+            for symbol in sorted(_expression(size).free_symbols - set(names), key=str):
+                taken = {str(name) for name in names.values()}
+                name = "batch" if position == 0 else f"{node.target}_{position}"
+                if name in taken:
+                    name = f"{node.target}_{position}"
+                names[symbol] = sympy.Symbol(name)
+    return names
+
+
+def tensor_specs(
+    names: list[str], values: list[Any], symbols: dict[sympy.Symbol, sympy.Symbol]
+) -> tuple[TensorSpec | None, ...]:
+    """Specifications of (fake) tensors; None where a value is not a tensor."""
+    return tuple(
+        TensorSpec(name, value.dtype, tuple(_dimension(size, symbols) for size in value.shape))
+        if isinstance(value, torch.Tensor)
+        else None
+        for name, value in zip(names, values, strict=True)
+    )
+
+
+def _expression(size: int | torch.SymInt) -> Any:
+    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
+
+
+def _dimension(size: int | torch.SymInt, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Dimension:
+    expression = _expression(size)
+    return int(expression) if expression.is_number else str(expression.xreplace(symbols))
+
+
+def output_values(graph: fx.Graph) -> list[Any]:
+    """The values that the graph returns, flat."""
+    node = graph.output_node()
+    return list(pytree.tree_leaves(fx.node.map_arg(node.args[0], lambda n: n.meta.get("val"))))
+
+
+def storage_of(value: object) -> int | None:
+    """Identity of the memory behind a fake tensor: two values with the same one are aliases."""
+    if isinstance(value, FakeTensor):
+        return int(value.untyped_storage()._cdata)
+    return None

@@ -1,0 +1,161 @@
+"""What a program takes and gives: the part of it that no pass may change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.shapes import Dimension, TensorSpec, dimension_names, output_values, tensor_specs
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What a program takes and gives: the part of it that no pass may change.
+
+    Attributes:
+        names: top-level input names as the user's `forward` has them, positional ones first.
+        positional: how many of them were traced as positional.
+        inputs: a specification for each flattened input, None for one that is no tensor.
+        outputs: likewise for each flattened output.
+        structure: how the outputs nest (tuple, dict, `ModelOutput`, ...).
+        nesting: how positional and keyword inputs nest.
+        constants: for each flattened input that is no tensor, the value it was traced with.
+    """
+
+    names: tuple[str, ...]
+    positional: int
+    inputs: tuple[TensorSpec | None, ...]
+    outputs: tuple[TensorSpec | None, ...]
+    structure: pytree.TreeSpec
+    nesting: pytree.TreeSpec
+    constants: tuple[Any, ...]
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
+        """Arranges a call's inputs as they were traced, whether passed by position or by name.
+
+        Raises:
+            InvalidInput: an input is missing, unknown, given twice, or of another rank, size or dtype.
+        """
+        if len(args) > len(self.names):
+            raise InvalidInput(f"{len(args)} inputs given, the program takes {len(self.names)}: {self}")
+        given = dict(zip(self.names, args, strict=False))
+        if twice := given.keys() & kwargs.keys():
+            raise InvalidInput(f"input {sorted(twice)} given twice, by position and by name")
+        given |= kwargs
+        unknown = [name for name in given if name not in self.names]
+        missing = [name for name in self.names if name not in given]
+        if unknown or missing:
+            words = [f"missing {missing}"] * bool(missing) + [f"unknown {unknown}"] * bool(unknown)
+            raise InvalidInput(f"inputs do not fit: {', '.join(words)}. The program takes {self}")
+        by_position, by_name = self.names[: self.positional], self.names[self.positional :]
+        inputs = Inputs(tuple(given[name] for name in by_position), {name: given[name] for name in by_name})
+        self._check(inputs)
+        return inputs
+
+    def bind_batch(self, batch: object) -> Inputs:
+        """Arranges what a data loader yields: a tensor, a tuple (inputs first, labels after) or a dict.
+
+        A tuple may hold the inputs nested as its first entry: `((image, mask), label)`, `({"ids": ...}, label)`.
+
+        Raises:
+            InvalidInput: the batch lacks an input, or has one of another rank, size or dtype.
+        """
+        if isinstance(batch, Inputs):
+            return self.bind(batch.args, batch.kwargs)
+        if isinstance(batch, torch.Tensor):
+            return self.bind((batch,), {})
+        if isinstance(batch, Mapping):
+            return self.bind((), {name: batch[name] for name in self.names if name in batch})
+        if isinstance(batch, (tuple, list)):
+            return (
+                self.bind_batch(batch[0]) if self.is_nested(batch) else self.bind(tuple(batch[: len(self.names)]), {})
+            )
+        raise InvalidInput(f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or a dict")
+
+    def is_nested(self, batch: object) -> bool:
+        """Whether a batch holds the inputs nested as its first entry, which is no nested input itself."""
+        if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], (tuple, list, Mapping)):
+            return False
+        first = self.nesting.child(0).children() + self.nesting.child(1).children()
+        return all(child.is_leaf() for child in first[:1])
+
+    def _check(self, inputs: Inputs) -> None:
+        leaves, nesting = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        if nesting != self.nesting:
+            raise InvalidInput(f"the inputs nest as {nesting}, the program was traced with {self.nesting}: {self}")
+        free: dict[str, int] = {}
+        for leaf, spec, constant in zip(leaves, self.inputs, self.constants, strict=True):
+            if spec is None:
+                if leaf != constant:
+                    raise InvalidInput(
+                        f"{leaf!r} given where {constant!r} was traced as a constant; inputs: {', '.join(self.names)}"
+                    )
+                continue
+            if not isinstance(leaf, torch.Tensor):
+                raise InvalidInput(f"input '{spec.name}' is a {type(leaf).__name__}, expected {spec}")
+            fits = leaf.dim() == len(spec.shape) and leaf.dtype == spec.dtype
+            fits = fits and all(_fits(n, d, free) for n, d in zip(leaf.shape, spec.shape, strict=True))
+            if not fits:
+                shape = f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+                raise InvalidInput(f"input '{spec.name}' is {shape}, the program takes {spec}")
+
+    def __str__(self) -> str:
+        return "; ".join(str(spec) for spec in self.inputs if spec)
+
+
+def _fits(size: int, dimension: Dimension, free: dict[str, int]) -> bool:
+    """Whether `size` agrees with a constant, or with what a free dimension was elsewhere in the call."""
+    if isinstance(dimension, int):
+        return size == dimension
+    return not dimension.isidentifier() or free.setdefault(dimension, size) == size
+
+
+def signature_of(module: fx.GraphModule) -> Signature:
+    """Reads the signature off a graph whose shapes are propagated."""
+    graph = module.graph
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    input_names = [str(node.target) for node in placeholders]  # a node's own name avoids Python's builtins
+    symbols = dimension_names(graph)
+    info = graph._codegen.pytree_info  # type: ignore[attr-defined]
+    args_spec, _ = info.in_spec.children()
+    structure = info.out_spec
+    outputs = output_values(graph)
+    return Signature(
+        names=tuple(info.orig_args),
+        positional=args_spec.num_children,
+        inputs=tensor_specs(input_names, [n.meta.get("val") for n in placeholders], symbols),
+        outputs=tensor_specs(_output_names(structure, len(outputs), input_names), outputs, symbols),
+        structure=structure,
+        nesting=info.in_spec,
+        constants=tuple(None if isinstance(v, torch.Tensor) else v for v in (n.meta.get("val") for n in placeholders)),
+    )
+
+
+def _output_names(structure: pytree.TreeSpec, count: int, taken: Iterable[str]) -> list[str]:
+    """Names of flattened outputs: the keys of a dict or ModelOutput, joined by dots; else `output_0`, ...
+
+    A name that an input or an earlier output has gets `_out` after it: a file needs them to differ.
+    """
+    tree = pytree.tree_unflatten(list(range(count)), structure)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    names = [".".join(_key(entry) for entry in path) for path in paths]
+    if count == 1 and names[0] in ("", "0"):
+        return ["output"]
+    known, unique = set(taken), []
+    for name in (f"output_{name}" if not name or name[0].isdigit() else name for name in names):
+        while name in known:
+            name += "_out"
+        known.add(name)
+        unique.append(name)
+    return unique
+
+
+def _key(entry: Any) -> str:
+    return str(next(getattr(entry, field) for field in ("key", "idx", "name") if hasattr(entry, field)))

@@ -1,0 +1,31 @@
+"""Tensors of a module by their dotted names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def register(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
+    """Registers a parameter or buffer under its dotted name, making plain modules on the way."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(leaf, tensor)
+        return
+    if leaf in module.__dict__:
+        delattr(module, leaf)
+    module.register_buffer(leaf, tensor, persistent=persistent)
+
+
+def fetch(module: nn.Module, name: str) -> Any:
+    """The attribute with a dotted name."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,1 @@
+"""What programs and files weigh, cost and give: counts, fidelity, latency, memory, kernel costs."""

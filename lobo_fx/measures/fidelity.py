@@ -1,0 +1,66 @@
+"""How far outputs moved: signal-to-noise ratio and largest error."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+
+def float_outputs(outputs: Any) -> list[torch.Tensor]:
+    """The floating-point tensors among a program's outputs, flat."""
+    leaves = pytree.tree_leaves(outputs)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
+def signal_to_noise(reference: Any, outputs: Any) -> float:
+    """Signal-to-noise ratio in decibels over all floating-point outputs; infinite where they are equal.
+
+    10·log10(Σ r² / Σ (r - o)²), each output tensor weighted by its own energy. Where the reference is infinite or
+    NaN the outputs must be too; anything else counts as no signal at all.
+    """
+    signal = noise = 0.0
+    for r, o in zip(float_outputs(reference), float_outputs(outputs), strict=True):
+        finite = r.isfinite()
+        if not _same_nonfinite(r, o):
+            return -math.inf
+        signal += float(r[finite].double().pow(2).sum())
+        noise += float((r[finite].double() - o[finite].double()).pow(2).sum())
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def largest_error(reference: Any, outputs: Any) -> float:
+    """Largest difference over all outputs, as a share of the reference's largest magnitude.
+
+    Integers and booleans count with the share of them that differ; a NaN or infinity that only one side has is an
+    infinite error.
+    """
+    worst = 0.0
+    pairs = zip(_tensor_leaves(reference), _tensor_leaves(outputs), strict=True)
+    for r, o in ((r.detach(), o.detach()) for r, o in pairs):
+        if not r.numel():
+            continue
+        if not r.is_floating_point():
+            worst = max(worst, float((r != o).double().mean()))
+            continue
+        if not _same_nonfinite(r, o):
+            return math.inf
+        finite = r.isfinite()
+        if bool(finite.any()):
+            scale = float(r[finite].abs().max()) or 1.0
+            worst = max(worst, float((r[finite] - o[finite]).abs().max()) / scale)
+    return worst
+
+
+def _tensor_leaves(outputs: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+
+def _same_nonfinite(r: torch.Tensor, o: torch.Tensor) -> bool:
+    """Whether NaN and infinities stand at the same places."""
+    places = ~r.isfinite()
+    return bool((places == ~o.isfinite()).all()) and bool((r[places].nan_to_num() == o[places].nan_to_num()).all())

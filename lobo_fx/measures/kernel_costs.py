@@ -1,0 +1,101 @@
+"""What operators cost as float and as integer kernels on a CPU: a table measured once, kept, and shippable.
+
+lobo-fx costs MODEL -o target.json      # on the machine that will run the model
+QuantizeStatic(costs="target.json")     # on the machine that compiles it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.measures.machine import cpu_name
+from lobo_fx.plugins.protocols import Cost, Kernel
+
+_FORMAT = 1
+
+
+@dataclasses.dataclass
+class CostTable:
+    """Costs by kernel, of one machine and runtime.
+
+    Attributes:
+        machine: CPU and runtime that the costs were measured on.
+        costs: by `Kernel.key`.
+        path: where it is kept; None keeps it in memory only.
+    """
+
+    machine: str
+    costs: dict[str, Cost]
+    path: Path | None = None
+
+    @classmethod
+    def of_this_machine(cls, runtime: str) -> CostTable:
+        """The table kept for this CPU and runtime, empty at first."""
+        machine = f"{cpu_name()}, {runtime}"
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lobo-fx" / "costs"
+        path = folder / ("".join(c if c.isalnum() else "-" for c in machine) + ".json")
+        return cls.load(path) if path.is_file() else cls(machine, {}, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CostTable:
+        """Reads a table.
+
+        Raises:
+            InvalidInput: no such file, or no table.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            costs = {key: Cost(float(pair[0]), float(pair[1])) for key, pair in content["costs"].items()}
+            if content["format"] != _FORMAT:
+                raise ValueError(f"format {content['format']}")
+            return cls(str(content["machine"]), costs, path)
+        except OSError as error:
+            raise InvalidInput(f"can't read the cost table {path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InvalidInput(f"{path} is no cost table ({error}); measure one with CostTable.save") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the table as JSON, beside its place first.
+
+        Raises:
+            InvalidInput: the path can't be written to.
+        """
+        from lobo_fx.files import written_beside
+
+        path = Path(path)
+        rows = {key: [round(cost.floating, 3), round(cost.integer, 3)] for key, cost in sorted(self.costs.items())}
+        content = {"format": _FORMAT, "machine": self.machine, "costs": rows}
+        with written_beside(path) as folder:
+            (folder / path.name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    def missing(self, kernels: Iterable[Kernel]) -> list[Kernel]:
+        """Those that have no cost yet, each once."""
+        return list({kernel.key: kernel for kernel in kernels if kernel.key not in self.costs}.values())
+
+    def add(self, measured: Mapping[Kernel, Cost]) -> None:
+        """Takes in what was measured, and keeps it where the table has a place."""
+        self.costs |= {kernel.key: cost for kernel, cost in measured.items()}
+        if measured and self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.save(self.path)
+            except (OSError, InvalidInput):
+                self.path = None  # it can't be kept here, and serves this once
+
+    def __getitem__(self, kernel: Kernel) -> Cost:
+        return self.costs[kernel.key]
+
+    def __str__(self) -> str:
+        from lobo_fx.terminal.tables import new_table, render
+
+        table = new_table(f"Microseconds on {self.machine}", ["kernel", "float", "integer", "ratio"])
+        for key, cost in sorted(self.costs.items()):
+            ratio = f"{cost.integer / cost.floating:.2f}" if cost.floating else ""
+            table.add_row(key, f"{cost.floating:.1f}", f"{cost.integer:.1f}", ratio)
+        return render(table)

@@ -1,0 +1,222 @@
+"""Latency: sessions of any runtime, run in turn in one process, so that a ratio means something."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.measures.memory import peak_memory
+from lobo_fx.plugins.protocols import Arrays, ArraySpec, Runtime, Session
+from lobo_fx.terminal.progress import track
+from lobo_fx.terminal.tables import new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MEGABYTE = 1e6
+
+
+def benchmark_table(benchmark: Benchmark) -> Table:
+    """A line per file measured."""
+    title = (
+        f"{benchmark.runtime}, {benchmark.threads} thread{'s' * (benchmark.threads > 1)}, "
+        f"batch {benchmark.batch}, {benchmark.rounds} rounds in turn"
+    )
+    table = new_table(
+        title,
+        ["file", "p5 ms", "p50 ms", "p95 ms", "CPU ms", "p50 ratio", "CPU ratio", "rows/s", "peak MB", "model MB"],
+    )
+    for label, latency in benchmark.latencies.items():
+        known = latency.memory is not None and latency.base_memory is not None
+        table.add_row(
+            label,
+            *(f"{value:.2f}" for value in (latency.p5, latency.p50, latency.p95, latency.cpu)),
+            f"{benchmark.ratio(label, 'p50'):.2f}",
+            f"{benchmark.ratio(label):.2f}",
+            f"{latency.throughput:.1f}",
+            f"{(latency.memory or 0) / MEGABYTE:.0f}" if known else "not measured",
+            f"{((latency.memory or 0) - (latency.base_memory or 0)) / MEGABYTE:.0f}" if known else "not measured",
+        )
+    return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Times of one call, in milliseconds.
+
+    Attributes:
+        p5: wall time that 5 % of the calls stay under.
+        p50: median wall time.
+        p95: wall time that 95 % of the calls stay under.
+        cpu: median process CPU time, all threads together.
+        throughput: rows a second at the median.
+        memory: peak memory of a fresh process that loads and runs the file, in bytes; None if not measured.
+        base_memory: peak memory of that process before it loads the file, in bytes.
+    """
+
+    p5: float
+    p50: float
+    p95: float
+    cpu: float
+    throughput: float
+    memory: int | None = None
+    base_memory: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Files measured in turn, in one run.
+
+    Attributes:
+        runtime: name and version.
+        threads: threads of the runtime.
+        batch: rows of the inputs.
+        rounds: how often each file ran.
+        latencies: by label, the reference first.
+    """
+
+    runtime: str
+    threads: int
+    batch: int
+    rounds: int
+    latencies: Mapping[str, Latency]
+
+    def ratio(self, label: str, measure: str = "cpu") -> float:
+        """`label` divided by the reference, in one measure of `Latency`; under 1 is faster."""
+        reference = next(iter(self.latencies.values()))
+        return float(getattr(self.latencies[label], measure) / getattr(reference, measure))
+
+    def __str__(self) -> str:
+        from lobo_fx.terminal.tables import render
+
+        return render(benchmark_table(self))
+
+
+def benchmark(
+    files: Mapping[str, Path],
+    runtime: Runtime,
+    *,
+    arrays: Arrays | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    rounds: int = 30,
+    warmup: int = 3,
+    memory: bool = True,
+    progress: bool = True,
+) -> Benchmark:
+    """Measures files in turn: one call of each, then again, so that a slow moment hits all alike.
+
+    Args:
+        files: by label, the reference first.
+        runtime: what runs them.
+        arrays: inputs, the same for all; random data of the first file's input shapes by default.
+        threads: threads of the runtime.
+        batch: rows of the inputs, where the batch is free; the result says how many there were.
+        rounds: how often each file runs.
+        warmup: calls of each file that are not counted.
+        memory: also measure peak memory, in a fresh process for each file.
+        progress: whether to draw a progress bar.
+
+    Raises:
+        InvalidInput: a number makes no sense, a file is missing or damaged, or the files take different inputs.
+    """
+    check_counts(threads, batch, rounds, warmup)
+    if not files:
+        raise InvalidInput("there is no file to measure")
+    for path in files.values():
+        if not path.is_file():
+            raise InvalidInput(f"no file {path}")
+    sessions = {label: runtime.load(path, threads) for label, path in files.items()}
+    specs = next(iter(sessions.values())).inputs
+    for label, session in sessions.items():
+        if session.inputs != specs:
+            raise InvalidInput(f"'{label}' takes {session.inputs}, '{next(iter(sessions))}' takes {specs}")
+    feed = random_arrays(specs, batch) if arrays is None else arrays
+    _check_arrays(specs, feed)
+    rows = _rows(specs, feed)
+    calls = {label: _call(session, feed) for label, session in sessions.items()}
+    latencies = interleave(calls, rounds=rounds, warmup=warmup, rows=rows, progress=progress)
+    if memory:
+        kind = type(runtime)
+        for label, path in files.items():
+            base, peak = peak_memory(path, f"{kind.__module__}:{kind.__qualname__}", threads, feed)
+            latencies[label] = dataclasses.replace(latencies[label], memory=peak, base_memory=base)
+    return Benchmark(runtime.version, threads, rows, rounds, latencies)
+
+
+def check_counts(threads: int = 1, batch: int = 1, rounds: int = 1, warmup: int = 0) -> None:
+    """Refuses settings of a benchmark that make no sense, before any work.
+
+    Raises:
+        InvalidInput: one is no whole number, or too small.
+    """
+    counts = {"threads": (threads, 1), "batch": (batch, 1), "rounds": (rounds, 1), "warmup": (warmup, 0)}
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int) or value < least:
+            raise InvalidInput(f"{name} is {value!r}; it must be a whole number, at least {least}")
+
+
+def _check_arrays(specs: list[ArraySpec], arrays: Arrays) -> None:
+    for spec in specs:
+        if spec.name not in arrays:
+            raise InvalidInput(f"arrays lacks the input '{spec.name}'; it has: {', '.join(arrays) or 'none'}")
+        array = arrays[spec.name]
+        fits = len(array.shape) == len(spec.shape) and all(
+            want in (None, have) for want, have in zip(spec.shape, array.shape, strict=True)
+        )
+        if array.dtype != spec.dtype or not fits:
+            shape = ", ".join("any" if size is None else str(size) for size in spec.shape)
+            raise InvalidInput(
+                f"the input '{spec.name}' is {array.dtype} {list(array.shape)}; the file takes {spec.dtype} [{shape}]"
+            )
+
+
+def _rows(specs: list[ArraySpec], arrays: Arrays) -> int:
+    """Rows of one call: of the first input whose rows are free, else of the first that has any."""
+    ranked = [spec for spec in specs if spec.shape]
+    chosen = next((spec for spec in ranked if spec.shape[0] is None), ranked[0] if ranked else None)
+    return len(arrays[chosen.name]) if chosen else 1
+
+
+def _call(session: Session, arrays: Arrays) -> Callable[[], object]:
+    return lambda: session.run(arrays)
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, rows: int, progress: bool = False
+) -> dict[str, Latency]:
+    """Times functions in turn, `rounds` times each after `warmup` uncounted calls."""
+    wall: dict[str, list[float]] = {label: [] for label in calls}
+    cpu: dict[str, list[float]] = {label: [] for label in calls}
+    for index in track(range(-warmup, rounds), "benchmark", progress):
+        for label, call in calls.items():
+            cpu_start, start = time.process_time(), time.perf_counter()
+            call()
+            elapsed, cpu_elapsed = time.perf_counter() - start, time.process_time() - cpu_start
+            if index >= 0:
+                wall[label].append(1e3 * elapsed)
+                cpu[label].append(1e3 * cpu_elapsed)
+    found = {}
+    for label in calls:
+        p5, p50, p95 = (float(value) for value in np.percentile(wall[label], [5, 50, 95]))
+        found[label] = Latency(p5, p50, p95, statistics.median(cpu[label]), 1e3 * rows / p50)
+    return found
+
+
+def random_arrays(specs: list[ArraySpec], batch: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """Random inputs: normal floats, zero integers (a token that every vocabulary has)."""
+    generator = np.random.default_rng(seed)
+    arrays = {}
+    for spec in specs:
+        shape = [batch if size is None else size for size in spec.shape]
+        floats = np.issubdtype(np.dtype(spec.dtype), np.floating)
+        values = generator.standard_normal(shape) if floats else np.zeros(shape)
+        arrays[spec.name] = values.astype(spec.dtype)
+    return arrays

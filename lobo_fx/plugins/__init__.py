@@ -1,0 +1,1 @@
+"""What other packages may add, and how it is found."""

@@ -1,0 +1,35 @@
+"""Pictures of sheets, where matplotlib is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lobo_fx.report.records import Sheet
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw(sheet: Sheet) -> bytes:
+    """A PNG with a bar for each row of a sheet: its second column, named by its first, coloured by its last."""
+    from matplotlib.figure import Figure
+
+    labels = [str(row[0]) for row in sheet.rows]
+    groups = sorted({str(row[-1]) for row in sheet.rows})
+    figure = Figure(figsize=(8, 1.5 + 0.22 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    for index, group in enumerate(groups):
+        chosen = [at for at, row in enumerate(sheet.rows) if str(row[-1]) == group]
+        axes.barh(chosen, [float(sheet.rows[at][1]) for at in chosen], color=f"C{index}", label=group)
+    axes.set_yticks(range(len(labels)), labels, fontsize="small")
+    axes.invert_yaxis()
+    axes.set_xlabel(sheet.columns[1])
+    axes.legend(title=sheet.columns[-1])
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()

@@ -1,0 +1,77 @@
+"""The one JSON form of what a report holds; read back as it was.
+
+JSON has no infinity and no NaN: such numbers are the texts "inf", "-inf" and "nan".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lobo_fx.measures.latency import Benchmark, Latency
+from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.report.records import Row, Sheet
+
+__all__ = [
+    "artifact_from_json",
+    "artifact_is_there",
+    "as_json",
+    "benchmark_from_json",
+    "row_from_json",
+    "sheet_from_json",
+]
+
+
+def as_json(value: Any) -> Any:
+    """Records, mappings, sequences, paths and numbers as what JSON has."""
+    if isinstance(value, Artifact):
+        return as_json({**vars_of(value), "gzip_bytes": value.known_gzip_bytes})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return as_json(vars_of(value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): as_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def vars_of(record: Any) -> dict[str, Any]:
+    """The fields of a record by name."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def row_from_json(saved: Mapping[str, Any]) -> Row:
+    """A row."""
+    score = None if saved["score"] is None else float(saved["score"])
+    return Row(**{**saved, "snr": float(saved["snr"]), "score": score})
+
+
+def sheet_from_json(saved: Mapping[str, Any]) -> Sheet:
+    """A sheet."""
+    return Sheet(saved["title"], tuple(saved["columns"]), tuple(map(tuple, saved["rows"])))
+
+
+def benchmark_from_json(saved: Mapping[str, Any]) -> Benchmark:
+    """Latencies."""
+    latencies = {label: Latency(**entry) for label, entry in saved["latencies"].items()}
+    return Benchmark(**{**saved, "latencies": latencies})
+
+
+def artifact_from_json(saved: Mapping[str, Any]) -> Artifact:
+    """A file that was written."""
+    files = tuple(Path(file) for file in saved["files"])
+    artifact = Artifact(Path(saved["path"]), files, saved["bytes"], saved["parity"], saved["details"])
+    if saved["gzip_bytes"] is not None:
+        vars(artifact)["gzip_bytes"] = saved["gzip_bytes"]  # as the cached property would
+    return artifact
+
+
+def artifact_is_there(artifact: Artifact) -> bool:
+    """Whether its files are still there, as large as they were when they were written."""
+    there = all(file.is_file() for file in artifact.files)
+    return there and sum(file.stat().st_size for file in artifact.files) == artifact.bytes

@@ -1,0 +1,126 @@
+"""The report: a row per pass, then the files and their latency; as a table, markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lobo_fx.files import write_files
+from lobo_fx.measures.latency import Benchmark, benchmark_table
+from lobo_fx.measures.machine import machine
+from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.report.charts import can_draw, draw
+from lobo_fx.report.json import (
+    artifact_from_json,
+    artifact_is_there,
+    as_json,
+    benchmark_from_json,
+    row_from_json,
+    sheet_from_json,
+)
+from lobo_fx.report.records import Row, Sheet
+from lobo_fx.report.text import artifact_table, gathered, pass_table, sheet_table
+from lobo_fx.terminal.tables import escape, render, to_markdown
+
+
+@dataclasses.dataclass
+class Report:
+    """What was done to a model and what it brought.
+
+    Attributes:
+        model: name of the model's class, or its path.
+        rows: the original, then one row per pass.
+        notes: what a user should know: what was left alone and why.
+        artifacts: files written, by label.
+        benchmark: latencies, once measured.
+        sheets: tables that passes added.
+    """
+
+    model: str
+    rows: list[Row]
+    notes: list[str] = dataclasses.field(default_factory=list)
+    artifacts: dict[str, Artifact] = dataclasses.field(default_factory=dict)
+    benchmark: Benchmark | None = None
+    sheets: list[Sheet] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        tables = [pass_table(self.model, self.rows)]
+        if self.artifacts:
+            tables.append(artifact_table(self.artifacts))
+        if self.benchmark:
+            tables.append(benchmark_table(self.benchmark))
+        return "".join(render(table) for table in tables) + "".join(f"note: {note}\n" for note in gathered(self.notes))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain data, raw numbers; `from_json` reads it back."""
+        return {
+            "model": self.model,
+            "machine": machine(),
+            "passes": as_json(self.rows),
+            "notes": as_json(self.notes),
+            "sheets": as_json(self.sheets),
+            "artifacts": as_json(self.artifacts),
+            "benchmark": as_json(self.benchmark),
+        }
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Report:
+        """Reads `as_json` back; artifacts whose files are gone or have another size are left out."""
+        artifacts = {label: artifact_from_json(entry) for label, entry in saved["artifacts"].items()}
+        return cls(
+            saved["model"],
+            [row_from_json(row) for row in saved["passes"]],
+            list(saved["notes"]),
+            {label: artifact for label, artifact in artifacts.items() if artifact_is_there(artifact)},
+            None if saved["benchmark"] is None else benchmark_from_json(saved["benchmark"]),
+            [sheet_from_json(sheet) for sheet in saved["sheets"]],
+        )
+
+    def to_json(self) -> str:
+        """`as_json` as text."""
+        return json.dumps(self.as_json(), indent=2)
+
+    def to_csv(self) -> str:
+        """The rows, with raw numbers."""
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in self.rows)
+        return stream.getvalue()
+
+    def to_markdown(self) -> str:
+        """The tables as GitHub markdown."""
+        parts = [f"# {escape(self.model)}\n"]
+        tables = [("Passes", pass_table(self.model, self.rows))]
+        if self.artifacts:
+            tables.append(("Files", artifact_table(self.artifacts)))
+        if self.benchmark:
+            tables.append(("Latency", benchmark_table(self.benchmark)))
+        tables += [(sheet.title.capitalize(), sheet_table(sheet)) for sheet in self.sheets]
+        parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in tables]
+        if self.notes:
+            parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in gathered(self.notes)))
+        parts.append(f"Measured on {machine()}.\n")
+        return "\n".join(parts)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes `report.md`, `report.csv` and `report.json` into `folder`, which is made if missing.
+
+        Each sheet is drawn in a picture of its own where matplotlib is installed.
+
+        Raises:
+            InvalidInput: the folder can't be made or written to; older reports are left as they were.
+        """
+        files: dict[str, str | bytes] = {
+            "report.md": self.to_markdown(),
+            "report.csv": self.to_csv(),
+            "report.json": self.to_json(),
+        }
+        if can_draw():
+            files |= {f"{sheet.title}.png": draw(sheet) for sheet in self.sheets}
+        return write_files(Path(folder), files)

@@ -1,0 +1,81 @@
+"""A report as tables for people."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lobo_fx.measures.latency import MEGABYTE
+from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.report.records import Row, Sheet
+from lobo_fx.terminal.tables import new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_MODULE = re.compile(r"in module ('[^'\n]*')")
+"""How `lobo_fx.provenance.describe` says where."""
+
+
+def pass_table(model: str, rows: Sequence[Row]) -> Table:
+    """A line per pass."""
+    scored = any(row.score is not None for row in rows)
+    columns = ["pass", "params", "non-zero", "sparsity", "MACs", "MB in memory", "SNR dB"]
+    table = new_table(model, [*columns, *(["score"] if scored else []), "seconds"])
+    for row in rows:
+        cells = [
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.nonzero:,}",
+            f"{row.sparsity:.1%}",
+            f"{row.macs / 1e6:,.1f}M" if row.macs is not None else "not measured",
+            f"{row.bytes / MEGABYTE:.2f}",
+            "=" if row.snr == math.inf else f"{row.snr:.1f}",
+        ]
+        if scored:
+            cells.append("not measured" if row.score is None else f"{row.score:.4g}")
+        table.add_row(*cells, f"{row.seconds:.1f}")
+    return table
+
+
+def sheet_table(sheet: Sheet) -> Table:
+    """A sheet as it is."""
+    table = new_table(sheet.title, list(sheet.columns))
+    for cells in sheet.rows:
+        table.add_row(*map(str, cells))
+    return table
+
+
+def artifact_table(artifacts: Mapping[str, Artifact]) -> Table:
+    """A line per file."""
+    table = new_table("files", ["file", "label", "MB", "of original", "gzip MB", "parity", "kernels"])
+    first = next(iter(artifacts.values())).bytes
+    for label, artifact in artifacts.items():
+        gzipped = artifact.known_gzip_bytes
+        table.add_row(
+            artifact.path.name,
+            label,
+            f"{artifact.bytes / MEGABYTE:.2f}",
+            f"{artifact.bytes / first:.2f}" if "original" in artifacts else "not measured",
+            "not measured" if gzipped is None else f"{gzipped / MEGABYTE:.2f}",
+            f"{artifact.parity:.1e}",
+            ", ".join(f"{count} {name}" for name, count in artifact.details.get("kernels", {}).items()),
+        )
+    return table
+
+
+def gathered(notes: Iterable[str]) -> list[str]:
+    """Notes for people: those that differ in the module alone (a layer of many) are one."""
+    modules: dict[str, list[str]] = {}
+    for note in notes:
+        modules.setdefault(_MODULE.sub("in module ''", note, count=1), []).extend(_MODULE.findall(note)[:1])
+    return [note.replace("in module ''", f"in {_named(names)}", 1) for note, names in modules.items()]
+
+
+def _named(modules: Sequence[str]) -> str:
+    """One module, two, or the first two of many."""
+    if len(modules) < 3:
+        return f"module{'s' * (len(modules) - 1)} {' and '.join(modules)}"
+    return f"{len(modules)} modules, {modules[0]}, {modules[1]} and others"

@@ -1,0 +1,111 @@
+"""A compiled program in a folder, without pickles: `torch.export`'s archive for the graph, JSON for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from lobo_fx.axes.kept import kept_indices, restore
+from lobo_fx.capture.archive import PROGRAM_FILE
+from lobo_fx.capture.reexport import exported_program
+from lobo_fx.capture.tracing import trace
+from lobo_fx.errors import InvalidInput, LoboError
+from lobo_fx.files import check_folder, make_folder, read_json, written_beside
+from lobo_fx.graph.masks import restore_masks
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.weight_names import set_weight_names, weight_names
+from lobo_fx.report.report import Report
+
+MANIFEST_FILE = "lobo_fx.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a folder holds.
+
+    Attributes:
+        program: the compiled program.
+        report: what was done and what it brought.
+        passes: name and settings of every pass, in order.
+    """
+
+    program: Program
+    report: Report
+    passes: list[tuple[str, dict[str, Any]]]
+
+
+def write(saved: Saved, folder: Path) -> Path:
+    """Writes `program.pt2` and `lobo_fx.json` into `folder`, which is made if missing.
+
+    Raises:
+        InvalidInput: the folder holds something else, or can't be made or written to.
+    """
+    check_target(folder)
+    module = saved.program.module
+    manifest = {
+        "format": 1,
+        "passes": saved.passes,
+        "weights": weight_names(module),
+        "kept_indices": kept_indices(module),
+        "output_types": sorted(_types(saved.program.signature.structure)),
+        "report": saved.report.as_json(),
+    }
+    text = json.dumps(manifest, indent=1, default=str)
+    make_folder(folder)
+    with written_beside(folder / PROGRAM_FILE) as draft:
+        torch.export.save(exported_program(saved.program), draft / PROGRAM_FILE)
+        (draft / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    return folder
+
+
+def check_target(folder: Path) -> None:
+    """Refuses a folder that `write` must not or can't write to, before any work.
+
+    Raises:
+        InvalidInput: it holds files, but no saved program; or it can't be made or written to.
+    """
+    check_folder(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+        raise InvalidInput(f"the folder {folder} holds other files; give a new or an empty one")
+
+
+def read(folder: Path) -> Saved:
+    """Reads what `write` wrote.
+
+    Raises:
+        InvalidInput: the folder is not one, its files hold more than data, or they are damaged.
+    """
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        raise InvalidInput(f"{folder} was not written by Result.save: it has no {MANIFEST_FILE}")
+    manifest = read_json(file)
+    if manifest.get("format") != 1:
+        raise InvalidInput(f"{folder} has format {manifest.get('format')}; this version reads format 1")
+    try:
+        for name in manifest["output_types"]:
+            if name.rpartition(".")[0] not in sys.modules:
+                raise InvalidInput(f"the outputs are of type {name}; import {name.rpartition('.')[0]} first, then load")
+        report = Report.from_json(manifest["report"])
+        passes = [(name, dict(settings)) for name, settings in manifest["passes"]]
+        program = trace(folder / PROGRAM_FILE)
+        restore_masks(program)
+        set_weight_names(program.module, manifest["weights"])
+        restore(program.module, manifest["kept_indices"])
+    except LoboError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InvalidInput(f"{file} is damaged ({type(error).__name__}: {error}); save the result again") from error
+    return Saved(program, report, passes)
+
+
+def _types(structure: pytree.TreeSpec) -> set[str]:
+    """Output types that a library must register before they can be rebuilt."""
+    own = structure.type
+    found = set() if own is None or own in (tuple, list, dict) else {f"{own.__module__}.{own.__qualname__}"}
+    return found.union(*(_types(child) for child in structure.children()))

@@ -1,0 +1,5 @@
+"""Where models, weights and data come from."""
+
+from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
+
+__all__ = ["declare_torchvision_operators"]

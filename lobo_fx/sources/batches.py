@@ -1,0 +1,93 @@
+"""Calibration data for the command line: arrays from files, a Python function, or random stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lobo_fx.contracts.context import Data
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.inputs import Inputs
+
+
+def read_batches(spec: str, batch: int = 1) -> Data:
+    """Batches from `.npy`, `.npz` or `.safetensors` (an array per input, rows first), or `file.py:function`.
+
+    Args:
+        spec: the file, or the function that returns an iterable of batches.
+        batch: rows a batch, for arrays.
+
+    Raises:
+        InvalidInput: no such file or function, an unknown format, a damaged file, pickled objects, or no rows.
+    """
+    if batch < 1:
+        raise InvalidInput(f"batch is {batch}; it must be at least 1")
+    path = Path(spec)
+    if path.suffix in (".npy", ".npz", ".safetensors"):
+        return _rows(path, _read_arrays(path), batch)
+    source, _, name = spec.rpartition(":")
+    if source.endswith(".py"):
+        from lobo_fx.sources.user_code import call_from_file
+
+        made = call_from_file(Path(source), name)
+        if not isinstance(made, Iterable):
+            raise InvalidInput(f"{spec} returns a {type(made).__name__}; expected batches (a list or a DataLoader)")
+        return made
+    raise InvalidInput(f"'{spec}' is no data: give a .npy, .npz or .safetensors file, or file.py:function")
+
+
+def _read_arrays(path: Path) -> Mapping[str, torch.Tensor]:
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}")
+    if not path.stat().st_size:
+        raise InvalidInput(f"{path} is empty")
+    if path.suffix == ".safetensors":
+        from lobo_fx.sources.checkpoints import read_safetensors
+
+        return read_safetensors(path)
+    try:
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    except Exception as error:
+        raise InvalidInput(f"{path} can't be read as plain arrays: {error}") from error
+
+
+def _rows(path: Path, arrays: Mapping[str, torch.Tensor], batch: int) -> list[Any]:
+    """A list of batches: tensors where the file has one unnamed array, dicts otherwise."""
+    counts = {name: len(array) if array.dim() else 0 for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        raise InvalidInput(f"the arrays in {path} have different numbers of rows: {counts}")
+    count = next(iter(counts.values()), 0)
+    if not count:
+        raise InvalidInput(f"{path} holds no rows; the first dimension of each array counts samples")
+    cuts = [slice(start, start + batch) for start in range(0, count, batch)]
+    if set(arrays) == {""}:
+        return [arrays[""][cut] for cut in cuts]
+    return [{name: array[cut] for name, array in arrays.items()} for cut in cuts]
+
+
+def random_batches(inputs: Inputs, count: int, seed: int = 0) -> list[Inputs]:
+    """Stand-ins for calibration data: normal floats; integers are the example inputs' own, reordered.
+
+    Good enough to measure latency and size; ranges for accuracy need real data.
+
+    Raises:
+        InvalidInput: `count` is not positive.
+    """
+    if count < 1:
+        raise InvalidInput(f"{count} random batches; at least 1 is needed")
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point():
+            return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+        order = torch.randperm(tensor.numel(), generator=generator)
+        return tensor.flatten()[order].view_as(tensor)
+
+    return [inputs.map(draw) for _ in range(count)]

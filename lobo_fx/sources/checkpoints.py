@@ -1,0 +1,142 @@
+"""Weights from files, without running a pickle."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.files import read_json
+from lobo_fx.sources.packages import import_package
+from lobo_fx.terminal.quiet import quiet
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Fills in weights from files that hold tensors only.
+
+    Every parameter and buffer of the model must be there, or share its memory with one that is. A Hugging Face
+    checkpoint may be that of the model with a head, or of the model without: names are then matched by the
+    model's `base_model_prefix`, and the head's weights left out.
+
+    Args:
+        model: changed in place, when all fits.
+        path: `.safetensors`, or `.pt`/`.pth`/`.bin` holding tensors only; an index of shards, or a folder as
+            `save_pretrained` writes it.
+
+    Raises:
+        InvalidInput: no such file, a damaged one, a pickle, or names and shapes that don't fit.
+    """
+    state = _read_checkpoint(path)
+    own = model.state_dict(keep_vars=True)
+    state = _renamed(state, own, getattr(model, "base_model_prefix", ""))
+    filled = {id(own[name]) for name in own.keys() & state.keys()}
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    problems = {
+        "missing": [name for name, tensor in own.items() if id(tensor) not in filled],
+        "unexpected": [n for n in state if n not in own and not any(re.search(pattern, n) for pattern in ignored)],
+        "of another shape": [
+            f"{name} ({list(state[name].shape)}, the model has {list(tensor.shape)})"
+            for name, tensor in own.items()
+            if name in state and isinstance(tensor, torch.Tensor) and state[name].shape != tensor.shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{kind}: {_first_few(names)}" for kind, names in problems.items() if names)
+        raise InvalidInput(f"{path} does not fit {type(model).__name__}; {told}")
+    model.load_state_dict(state, strict=False)
+
+
+def _renamed(state: dict[str, torch.Tensor], own: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    """The checkpoint under the model's names: as it is, or with the prefix of the base model taken off or put on."""
+    dot = f"{prefix}."
+    without = {name.removeprefix(dot): tensor for name, tensor in state.items() if name.startswith(dot)}
+    candidates = [state, *([without, {dot + name: tensor for name, tensor in state.items()}] if prefix else [])]
+    return max(candidates, key=lambda candidate: len(own.keys() & candidate.keys()))
+
+
+def _first_few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+_WEIGHT_FILES = tuple(
+    name + index for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
+)
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file that Hugging Face's `save_pretrained` put the weights in."""
+    return next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    if path.is_dir():
+        found = weights_in(path)
+        if found is None:
+            raise InvalidInput(f"{path} holds none of {', '.join(_WEIGHT_FILES)}")
+        path = found
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}")
+    if not path.stat().st_size:
+        raise InvalidInput(f"{path} is empty")
+    if path.suffix == ".json":
+        return _read_shards(path)
+    state = read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
+    others = [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
+    if others:
+        raise InvalidInput(
+            f"{path} holds more than named tensors ({_first_few(others)}); save model.state_dict() alone"
+        )
+    return state
+
+
+def _read_shards(path: Path) -> dict[str, torch.Tensor]:
+    files = read_json(path).get("weight_map")
+    if not isinstance(files, dict) or not all(map(_is_shard, files.values())):
+        raise InvalidInput(f"{path} is no index of shards: it has no 'weight_map' from names to files beside it")
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(set(files.values())):
+        state |= _read_checkpoint(path.parent / file)
+    return state
+
+
+def _is_shard(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name and not name.endswith(".json")
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a safetensors file.
+
+    Raises:
+        InvalidInput: the file is damaged, or safetensors is not installed.
+    """
+    try:
+        state: dict[str, torch.Tensor] = import_package("safetensors.torch", "safetensors").load_file(path)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"{path} is damaged or no safetensors file: {error}") from error
+    return state
+
+
+def _read_pt(path: Path) -> dict[str, Any]:
+    try:
+        with quiet():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch names the global that a pickle asks for; anything else is no checkpoint
+        if not isinstance(error, pickle.UnpicklingError) or "GLOBAL" not in str(error):
+            raise InvalidInput(f"{path} is damaged, or was not written by torch.save") from error
+        raise InvalidInput(
+            f"{path} holds more than tensors, and loading it would run its code; save model.state_dict() "
+            "with torch.save, or use safetensors"
+        ) from error
+    if not isinstance(state, dict):
+        raise InvalidInput(f"{path} holds a {type(state).__name__}; expected model.state_dict()")
+    return {str(name): tensor for name, tensor in state.items()}

@@ -1,0 +1,83 @@
+"""Model specifications for the command line: `torchvision:resnet50`, `timm:…`, `transformers:…`, `file.py:function`.
+
+Architectures are built with seeded random weights; nothing is downloaded. A local checkpoint fills them
+in: safetensors, or a `.pt` file of tensors only (never a pickle).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lobo_fx.capture.tracing import Model
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.inputs import Inputs, as_inputs
+from lobo_fx.sources.checkpoints import load_checkpoint, weights_in
+from lobo_fx.sources.libraries import is_config, timm_model, torchvision_model, transformers_model
+from lobo_fx.sources.user_code import call_from_file
+
+
+def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Model, Inputs | None]:
+    """Builds the model that a specification names.
+
+    Args:
+        spec: `torchvision:NAME`, `timm:NAME`, `transformers:NAME` (a model type such as `whisper-tiny` or
+            `bert`, or a folder with a `config.json`), `path/to/file.py:function` (called without
+            arguments; returns a model, or a model and its example inputs), or `file.pt2`.
+        checkpoint: weights to load, see `load_checkpoint`.
+        seed: of the random weights.
+
+    Returns:
+        The model, and example inputs where the specification gives them.
+
+    Raises:
+        InvalidInput: an unknown name (near ones are suggested), a missing package or file, or a checkpoint
+            that does not fit.
+    """
+    if spec.endswith(".pt2"):
+        if checkpoint is not None:
+            raise InvalidInput("a .pt2 file holds its own weights; leave out the checkpoint")
+        if not Path(spec).is_file():
+            raise InvalidInput(f"no file {spec}")
+        return Path(spec), None
+    builders: dict[str, Callable[[str], Any]] = {
+        "torchvision": torchvision_model,
+        "timm": timm_model,
+        "transformers": transformers_model,
+    }
+    library, _, name = spec.partition(":")
+    file, _, function = spec.rpartition(":")
+    if not (name if library in builders else function and file.endswith(".py")):
+        raise InvalidInput(
+            f"'{spec}' names no model; write torchvision:NAME, timm:NAME, transformers:NAME, "
+            "path/to/file.py:function or file.pt2"
+        )
+    torch.manual_seed(seed)
+    made = builders[library](name) if library in builders else _from_file(Path(file), function)
+    model, inputs = made if isinstance(made, tuple) else (made, None)
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"{spec} gives a {type(model).__name__}; expected an nn.Module")
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint)
+    return model, inputs
+
+
+def weights_are_random(spec: str, checkpoint: Path | None) -> bool:
+    """Whether `build` makes up the weights, as far as the specification tells."""
+    library, _, name = spec.partition(":")
+    if checkpoint is not None or library not in ("torchvision", "timm", "transformers"):
+        return False
+    return library != "transformers" or not is_config(Path(name)) or weights_in(Path(name)) is None
+
+
+def _from_file(path: Path, function: str) -> Any:
+    made = call_from_file(path, function)
+    if not isinstance(made, tuple):
+        return made
+    if len(made) != 2:
+        raise InvalidInput(f"{path}:{function} returns {len(made)} values; expected a model, or a model and its inputs")
+    return made[0], as_inputs(made[1])

@@ -1,0 +1,27 @@
+"""Optional packages, imported with an error that says how to install them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from typing import Any
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.terminal.quiet import quiet
+
+
+def import_package(module: str, package: str) -> Any:
+    try:
+        with quiet():
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name.partition(".")[0]):
+            raise
+        raise InvalidInput(f"{package} is not installed; run: pip install 'lobo-fx[models]'") from None
+
+
+def check_name(name: str | None, known: list[str], source: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InvalidInput(f"{source} has no model '{name}'{hint}")

@@ -1,0 +1,61 @@
+"""Functions in the user's own Python files."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lobo_fx.errors import InvalidInput
+
+
+def call_from_file(path: Path, function: str) -> Any:
+    """Runs a Python file of the user's and calls one of its functions without arguments.
+
+    As when Python itself runs a file, it can import what lies beside it.
+
+    Raises:
+        InvalidInput: no such file or function (near ones are suggested), or its code fails; the message names the line.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}")
+    name = f"lobo_fx_file_{path.stem}"  # as it is, the name could hide a module that is imported
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    with _importable(path.absolute().parent):
+        try:
+            spec.loader.exec_module(module)
+            made = getattr(module, function, None)
+            if callable(made):
+                return made()
+        except (Exception, SystemExit) as error:
+            raise InvalidInput(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
+    names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    near = difflib.get_close_matches(function, names, n=1)
+    raise InvalidInput(f"{path} has no function '{function}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """The last line of the user's file that an exception passed through."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
+    return f"{path}:{lines[-1]}" if lines else str(path)

@@ -1,0 +1,1 @@
+"""Layers as linear problems on calibration data."""

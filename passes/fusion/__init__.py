@@ -1,0 +1,1 @@
+"""Operators that become one, exactly."""

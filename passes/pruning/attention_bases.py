@@ -1,0 +1,230 @@
+"""Which coordinates the heads of a narrowed attention should use: the best ones, not those left over.
+
+Attention reads queries and keys through their products only, and values through the layer after it. So a head that
+keeps `r` of its dimensions may use any `r` coordinates, where linear layers give them: those in which the products
+stay nearest to the original's. Only self-attention on linear layers is seen: where positions are turned into queries
+and keys, or norms are between, the coordinates are not free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.graph.masks import weight_node
+from lobo_fx.graph.operators import VALUE_PRESERVING, arguments, aten, is_call
+from lobo_fx.graph.program import Program
+
+Values = Mapping[fx.Node, Any]
+_ATTENTION = aten.scaled_dot_product_attention.default
+_MOVES = (VALUE_PRESERVING - {aten.max_pool2d.default}) | {operator.getitem}
+_MOVES |= {aten.unflatten.int, aten.unbind.int, aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
+_SIZES = frozenset({aten.sym_size.int})
+_TINY = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """New coordinates for some outputs of a linear layer.
+
+    Attributes:
+        layer: the linear layer.
+        channels: (heads, dimensions) which of the original's outputs.
+        kept: (heads, dimensions) which of them stay.
+        matrix: (heads that stay, dimensions, dimensions that stay).
+    """
+
+    layer: fx.Node
+    channels: torch.Tensor
+    kept: torch.Tensor
+    matrix: torch.Tensor
+
+    def apply(self, output: torch.Tensor, target: torch.Tensor, stay: torch.Tensor) -> None:
+        """Writes into `target`, the outputs that stay, what they should be, given all of the original's."""
+        mixed = torch.einsum("...hd,hdr->...hr", output[..., self.channels], self.matrix.to(output.dtype))
+        target[..., (stay.cumsum(0) - 1)[self.kept]] = mixed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Heads:
+    """The outputs of a linear layer as heads, those that stay alone.
+
+    Attributes:
+        layer: the linear layer.
+        index: (heads,) which heads stay.
+        channels: (heads, dimensions) which of the original's outputs.
+        stay: (dimensions,) which dimensions stay, the same in every head.
+    """
+
+    layer: fx.Node
+    index: torch.Tensor
+    channels: torch.Tensor
+    stay: torch.Tensor
+
+    @property
+    def width(self) -> int:
+        """How many dimensions stay."""
+        return int(self.stay.sum())
+
+    def basis(self, matrix: torch.Tensor) -> Basis:
+        return Basis(self.layer, self.channels, self.channels[:, self.stay], matrix)
+
+
+class Bases:
+    """Finds bases for the linear layers that attention reads; each attention once, as queries and keys must agree.
+
+    Source: queries and keys: the truncated singular value decomposition of Cq^½·Ck^½ (Eckart and Young, 1936),
+        with C the second moments; values: that of Cv^½·Wᵀ, with W the layer that reads the heads.
+    """
+
+    def __init__(self, original: Program, kept: Mapping[str, torch.Tensor]) -> None:
+        self.original = original
+        self.kept = kept
+        self.interpreter = fx.Interpreter(original.module)
+        self._attentions = {
+            layer: attention
+            for attention in original.graph.find_nodes(op="call_function", target=_ATTENTION)
+            for layer in _self_attention_layers(attention)
+        }
+        self._found: dict[fx.Node, list[Basis]] = {}
+
+    def of(self, layer: fx.Node, batches: Sequence[Values]) -> list[Basis]:
+        """Bases for the outputs of a linear layer, from the original's values of each batch up to there."""
+        attention = self._attentions.get(layer)
+        if attention is None:
+            return []
+        if attention not in self._found:
+            self._found[attention] = self._find_products(attention, batches) + self._find_values(attention, batches)
+        return [basis for basis in self._found[attention] if basis.layer is layer]
+
+    def _find_products(self, attention: fx.Node, batches: Sequence[Values]) -> list[Basis]:
+        given = arguments(attention)
+        query, key = (self._heads(given[name], batches[0]) for name in ("query", "key"))
+        if query is None or key is None or query.stay.all():
+            return []
+        if not torch.equal(query.stay, key.stay) or not torch.equal(query.index, key.index):
+            return []
+        query_root, query_back = _roots(self._moments(query, batches))
+        key_root, key_back = _roots(self._moments(key, batches, about=(1,)))  # softmax ignores what all keys share
+        left, scale, right = torch.linalg.svd(query_root @ key_root)
+        width = query.width
+        root = scale[:, None, :width].sqrt()
+        return [
+            query.basis(query_back @ left[..., :width] * root),
+            key.basis(key_back @ right.mT[..., :width] * root),
+        ]
+
+    def _find_values(self, attention: fx.Node, batches: Sequence[Values]) -> list[Basis]:
+        heads = self._heads(arguments(attention)["value"], batches[0])
+        if heads is None or heads.stay.all():
+            return []
+        reader = self._reader(attention, heads, batches[0])
+        if reader is None:
+            return []
+        moments = self._moments(heads, batches, about=(0, 1))  # the mean becomes the reader's bias
+        root, back = _roots(moments)
+        left = torch.linalg.svd(root @ reader)[0]
+        size = moments.diagonal(dim1=1, dim2=2).mean().sqrt()
+        return [heads.basis(back @ left[..., : heads.width] * size)]
+
+    def _heads(self, node: fx.Node, values: Values) -> _Heads | None:
+        """What a query, key or value (batch, heads, tokens, dimensions) is made of."""
+        layer = _layer(node)
+        if layer is None or layer.name not in self.kept:
+            return None
+        output = self._ahead(layer, dict(values))
+        places = torch.arange(output.numel()).view(output.shape)
+        moved = self._ahead(node, {**values, layer: places})
+        if moved.dim() != 4:
+            return None
+        channels = moved[0, :, 0] % output.shape[-1]
+        kept = self.kept[layer.name][channels]
+        heads, stay = kept.any(1), kept.any(0)
+        if not torch.equal(kept, heads[:, None] & stay):
+            return None
+        return _Heads(layer, heads.nonzero().flatten(), channels[heads], stay)
+
+    def _reader(self, attention: fx.Node, heads: _Heads, values: Values) -> torch.Tensor | None:
+        """(heads, dimensions, outputs) the weights of the linear layer that reads the heads."""
+        last, users = attention, list(attention.users)
+        while len(users) == 1 and is_call(users[0], *_MOVES):
+            last, users = users[0], list(users[0].users)
+        weight = weight_node(arguments(users[0])["weight"]) if is_call(users[0], aten.linear.default) else None
+        if len(users) != 1 or weight is None:
+            return None
+        known = dict(values)
+        output = self._ahead(attention, known)
+        places = torch.arange(output.numel()).view(output.shape)
+        moved = self._ahead(last, {**known, attention: places})
+        columns = moved.flatten(0, -2)[0]
+        _, head, token, dimension = torch.unravel_index(columns, output.shape)
+        if token.any():
+            return None
+        matrix = self.original.parameter(weight).double()
+        found = torch.zeros(*output.shape[1::2], len(matrix), dtype=matrix.dtype)
+        found[head, dimension] = matrix.T
+        return found[heads.index]
+
+    def _moments(self, heads: _Heads, batches: Sequence[Values], about: tuple[int, ...] = ()) -> torch.Tensor:
+        """(heads, dimensions, dimensions) second moments, about the mean over some dimensions of (rows, tokens)."""
+        total = torch.zeros(())
+        for values in batches:
+            output = self._ahead(heads.layer, dict(values)).flatten(0, -3)[..., heads.channels].double()
+            rows = (output - output.mean(about, keepdim=True) if about else output).flatten(0, 1).movedim(0, 1)
+            total = total + rows.mT @ rows
+        return total
+
+    def _ahead(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """The original's value of a node that comes later; kept in `values`."""
+        if node not in values:
+            for source in node.all_input_nodes:
+                self._ahead(source, values)
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
+            values[node] = getattr(self.interpreter, node.op)(node.target, args, kwargs)
+        return values[node]
+
+
+def _layer(node: fx.Node) -> fx.Node | None:
+    """The linear layer, with a weight of its own, whose outputs reach `node` by moves alone."""
+    while is_call(node, *_MOVES):
+        assert isinstance(node.args[0], fx.Node)
+        node = node.args[0]
+    if not is_call(node, aten.linear.default):
+        return None
+    weight = weight_node(arguments(node)["weight"])
+    return node if weight is not None and len(weight.users) == 1 else None
+
+
+def _self_attention_layers(attention: fx.Node) -> list[fx.Node]:
+    """The linear layers of queries, keys and values, where they read the same and nothing else reads them."""
+    given = arguments(attention)
+    found = [_layer(given[name]) for name in ("query", "key", "value")]
+    layers = list(dict.fromkeys(layer for layer in found if layer is not None))
+    inputs = {arguments(layer)["input"] for layer in layers}
+    if None in found or len(inputs) != 1 or given["enable_gqa"]:
+        return []
+    return layers if all(_read_only_by(layer, attention) for layer in layers) else []
+
+
+def _read_only_by(layer: fx.Node, attention: fx.Node) -> bool:
+    """Whether what a layer gives goes to `attention` and nowhere else."""
+    readers = list(layer.users)
+    while readers:
+        reader = readers.pop()
+        if is_call(reader, *_MOVES):
+            readers += reader.users
+        elif reader is not attention and not is_call(reader, *_SIZES):
+            return False
+    return True
+
+
+def _roots(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The symmetric square root, and its inverse."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root = values.clamp_min((_TINY * values.amax(1, keepdim=True)).clamp_min(1e-300)).sqrt()
+    return vectors * root.unsqueeze(1) @ vectors.mT, vectors / root.unsqueeze(1) @ vectors.mT

@@ -1,0 +1,348 @@
+"""Structured pruning: whole channels, heads and groups leave the network, wherever they run through it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import fx, nn
+
+from lobo_fx.axes import KINDS, Axis, Inference, kind
+from lobo_fx.axes.cost import COSTS
+from lobo_fx.axes.kept import kept_indices
+from lobo_fx.axes.members import Member, members
+from lobo_fx.axes.removal import Removal
+from lobo_fx.axes.surgery import remove, zero
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.passbase import Pass, Promise, exact_tolerance
+from lobo_fx.errors import ContractError, InvalidInput, near
+from lobo_fx.graph.masks import strip_masks
+from lobo_fx.graph.operators import CONVOLUTIONS, arguments, aten
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import check_patterns
+from lobo_fx.graph.shapes import propagate
+from lobo_fx.graph.tensors import fetch
+from lobo_fx.measures.fidelity import largest_error
+from lobo_fx.passes.pruning.compensation import METHODS, fit
+from lobo_fx.passes.pruning.criteria import Criterion, Elementwise, resolve
+
+SCOPES = ("axis", "global", "isomorphic")
+TARGET_TOLERANCE = 0.02
+_MOST_TRIED = 1000
+"""Widths tried to hit a target."""
+
+Widths = dict[Axis, int]
+"""How many positions of each leaf stay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneChannels(Pass):
+    """Removes the positions that matter least from every free axis: channels, heads, head dimensions, groups.
+
+    Which dimensions belong together is inferred from the graph (`lobo_fx.axes`): nothing about the architecture
+    needs to be said, and what is not understood keeps its size. Before: `conv(x, W[64, 3, 7, 7])` and whatever
+    reads its channels. After: `conv(x, W[32, 3, 7, 7])`, and each reader 32 wide.
+
+    Where nothing but weighted sums runs over an axis, removal equals zeroing, and the compiler checks that.
+    Where a norm or a mean runs over it, the report says so and gives the signal-to-noise ratio.
+
+    Attributes:
+        ratio: share of each axis to remove, in [0, 1); or shares by pattern of module names, for the output
+            widths of the modules matched (`{"layer1.*": 0.3}`).
+        importance: a criterion's name (`lobo_fx.passes.pruning.criteria.CRITERIA`), a criterion such as
+            `Consensus(["l1", "taylor"])`, or a function that scores each element of a parameter.
+        scope: `axis` removes the share from each axis; `global` ranks all axes together, each divided by its
+            mean; `isomorphic` ranks together the axes that run through the same kinds of parameters.
+        target: `macs`, `parameters` or `file_size`: chooses the ratio so that the share `keep` of them stays.
+        keep: share of `target` that stays, in (0, 1]; hit within 2 %.
+        kinds: the kinds of axes to prune (`lobo_fx.axes.KINDS`); None prunes every kind.
+        steps: in how many steps to get there; importance is scored anew, and what stays fitted anew, in each.
+        round_to: widths that stay are multiples of this, where the axis is at least twice as wide: the
+            elements of a vector register, 8 for float32, 16 where the result will be quantized to int8.
+        minimum: no axis gets narrower.
+        compensation: what is fitted to calibration data after removal, so that the outputs stay near the
+            original's: `none`, `recalibrate` (batch norms), `bias` (and biases), `reconstruct` (and weights, by
+            least squares); `auto` is `reconstruct` where calibration data is given, else `none`.
+
+    Source: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023, for the problem; "Isomorphic Pruning
+        for Vision Models", 2024, for the scope of that name.
+    """
+
+    ratio: float | Mapping[str, float] = 0.5
+    importance: str | Criterion | Elementwise = "l2"
+    scope: str = "axis"
+    target: str | None = None
+    keep: float = 0.5
+    kinds: Sequence[str] | None = None
+    steps: int = 1
+    round_to: int = 8
+    minimum: int = 1
+    compensation: str = "auto"
+
+    promise: ClassVar[Promise] = Promise.MASKED
+
+    def __post_init__(self) -> None:
+        ratios = self.ratio.values() if isinstance(self.ratio, Mapping) else [self.ratio]
+        for ratio in ratios:
+            if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+                raise InvalidInput(f"ratio is {ratio!r}; it must be in [0, 1), the share of an axis to remove")
+        resolve(self.importance)
+        choices = {"scope": SCOPES, "target": (None, *COSTS), "compensation": ("auto", *METHODS)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, known))}")
+        if self.kinds is not None and not _are_kinds(self.kinds):
+            raise InvalidInput(f"kinds is {self.kinds!r}; it must be a list of {', '.join(KINDS)}")
+        if not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1:
+            raise InvalidInput(f"keep is {self.keep!r}; it must be in (0, 1], the share of the target that stays")
+        if isinstance(self.ratio, Mapping) and (self.target or self.scope != "axis"):
+            raise InvalidInput("ratio by module names sets each width itself; it goes with neither target nor scope")
+        if isinstance(self.ratio, Mapping) and not (self.ratio and all(isinstance(name, str) for name in self.ratio)):
+            raise InvalidInput("ratio maps patterns of module names to shares; it names none")
+        if self.target and self.ratio != 0.5:
+            raise InvalidInput(f"target={self.target!r} chooses the ratio itself; leave ratio out, keep= says how much")
+        if not self.target and self.keep != 0.5:
+            raise InvalidInput("keep says how much of a target stays; give target= too, or ratio= alone")
+        for name in ("steps", "round_to", "minimum"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the criterion and the compensation need."""
+        fitted = ("calibration_data",) if self.compensation not in ("auto", "none") else ()
+        return tuple(dict.fromkeys((*resolve(self.importance).needs, *fitted)))
+
+    def check(self, program: Program) -> None:
+        """Every pattern must match a module; whether that has a width to prune may be up to the passes before."""
+        if isinstance(self.ratio, Mapping):
+            check_patterns(self.ratio, program.graph)
+
+    def run(self, program: Program, context: Context) -> Program:
+        method = self.compensation
+        if method == "auto":
+            method = "none" if context.calibration_data is None else "reconstruct"
+        strip_masks(program)
+        original = program if method == "none" else program.clone()
+        inference = Inference(program).run()
+        for operator, where in inference.unknown.items():
+            context.note(f"{operator} has no axis rule, so what it touches keeps its size: {where}")
+        whole = {name: cost(inference, {}) for name, cost in COSTS.items() if name == self.target}
+        if whole and self.steps > 1:  # refused before any work
+            dataclasses.replace(self, steps=1).plan(inference, context)
+        for step in range(1, self.steps + 1):
+            if step > 1:
+                propagate(program.module)
+                inference = Inference(program).run()
+            part = self._part(step, inference, whole)
+            removal = part.plan(inference, context, strict=self.steps == 1)
+            if not removal:
+                continue
+            _cut(program, inference, removal, context)
+            if method != "none" or step < self.steps:
+                self._check_removal(program, context)
+            if method != "none":
+                fit(program, original, kept_outputs(program, original), context, method)
+        if not kept_indices(program.module):
+            context.note("prune_channels found nothing to remove")
+        return program
+
+    def _part(self, step: int, inference: Inference, whole: Mapping[str, int]) -> PruneChannels:
+        """What to do in one step: equal shares of the way, and the widths rounded in the last."""
+        if self.steps == 1:
+            return self
+        before, after = (step - 1) / self.steps, step / self.steps
+
+        def share(ratio: float) -> float:
+            return 1 - (1 - ratio * after) / (1 - ratio * before)
+
+        ratio, keep = self.ratio, self.keep
+        if self.target is not None:
+            now = COSTS[self.target](inference, {}) / whole[self.target]
+            keep = min(1.0, keep**after / now)
+        else:
+            ratio = {k: share(v) for k, v in ratio.items()} if isinstance(ratio, Mapping) else share(ratio)
+        rounding = self.round_to if step == self.steps else 1
+        return dataclasses.replace(self, ratio=ratio, keep=keep, round_to=rounding, steps=1)
+
+    def plan(self, inference: Inference, context: Context, strict: bool = True) -> Removal:
+        """Decides what goes, and touches nothing.
+
+        Args:
+            inference: axes of the program.
+            context: data for the criterion.
+            strict: whether the target must be hit.
+
+        Raises:
+            InvalidInput: a pattern matches nothing, or the target can't be hit.
+        """
+        free = {
+            leaf: found for leaf, found in members(inference).items() if self.kinds is None or kind(leaf) in self.kinds
+        }
+        chosen = self._by_pattern(self.ratio, free) if isinstance(self.ratio, Mapping) else None
+        scorer = resolve(self.importance).scorer(inference, context)
+        scores = {
+            leaf: scorer(leaf, parameters(found)) for leaf, found in free.items() if chosen is None or leaf in chosen
+        }
+        for leaf, score in scores.items():
+            if score.shape != (leaf.size,) or not bool(score.isfinite().all()):
+                names = ", ".join(member.name for member in free[leaf][:2])
+                raise InvalidInput(f"importance gives NaN, infinity or a wrong number of scores for '{names}'")
+        if chosen is not None:
+            return _best(scores, self._widths(chosen))
+        assert isinstance(self.ratio, (int, float))
+        if self.target is None:
+            return _best(scores, self._widths(self._shares(scores, free, self.ratio)))
+        widths, share = self._hit(inference, scores, lambda ratio: self._widths(self._shares(scores, free, ratio)))
+        if strict and abs(share - self.keep) > TARGET_TOLERANCE * self.keep:
+            raise InvalidInput(
+                f"keep={self.keep} of the {self.target} can't be hit with round_to={self.round_to}, "
+                f"minimum={self.minimum} and scope={self.scope!r}: the nearest possible is {share:.3f}"
+            )
+        return _best(scores, widths)
+
+    def _hit(
+        self, inference: Inference, scores: Mapping[Axis, torch.Tensor], widths_at: Callable[[float], Widths]
+    ) -> tuple[Widths, float]:
+        """The widths whose cost comes nearest to the target, and the share that they keep.
+
+        Bisects the ratio; where all axes step to their next widths at once, moves single axes, nearest first.
+        """
+        assert self.target is not None
+        cost = COSTS[self.target]
+        whole = cost(inference, {})
+        best: tuple[float, float, Widths] = (math.inf, 1.0, {})
+
+        def try_out(widths: Widths) -> float:
+            """The share that these widths keep; remembered where it is nearer than any before."""
+            nonlocal best
+            share = cost(inference, _best(scores, widths)) / whole
+            best = min(best, (abs(share - self.keep), share, widths), key=lambda entry: entry[0])
+            return share
+
+        low, high = 0.0, 1.0
+        try_out(widths_at(high))
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (middle, high) if try_out(widths_at(middle)) > self.keep else (low, middle)
+        frontier, seen = [best], {tuple(best[2].values())}
+        while frontier and best[0] > TARGET_TOLERANCE * self.keep / 2 and len(seen) < _MOST_TRIED:
+            _, _, widths = frontier.pop(min(range(len(frontier)), key=lambda at: frontier[at][0]))
+            for leaf, change in itertools.product(widths, (-1, 1)):
+                unit = self.round_to if leaf.size >= 2 * self.round_to else 1
+                moved = widths | {leaf: widths[leaf] + change * unit}
+                allowed = max(self.minimum, unit) <= moved[leaf] <= leaf.size
+                if allowed and tuple(moved.values()) not in seen:
+                    seen.add(tuple(moved.values()))
+                    share = try_out(moved)
+                    frontier.append((abs(share - self.keep), share, moved))
+        return best[2], best[1]
+
+    def _widths(self, shares: Mapping[Axis, float]) -> Widths:
+        """How many positions of each leaf stay, given the share to remove."""
+        return {leaf: self._width(leaf.size, share) for leaf, share in shares.items()}
+
+    def _shares(
+        self, scores: Mapping[Axis, torch.Tensor], free: Mapping[Axis, Sequence[Member]], ratio: float
+    ) -> dict[Axis, float]:
+        """The share to remove from each leaf."""
+        if self.scope == "axis":
+            return dict.fromkeys(scores, ratio)
+        ranked: dict[object, list[Axis]] = defaultdict(list)
+        for leaf in scores:
+            ranked["all" if self.scope == "global" else _likeness(free[leaf])].append(leaf)
+        shares: dict[Axis, float] = {}
+        for leaves in ranked.values():
+            scaled = {leaf: scores[leaf] / scores[leaf].mean().clamp_min(1e-300) for leaf in leaves}
+            threshold = torch.cat(list(scaled.values())).quantile(ratio) if ratio else -math.inf
+            shares |= {leaf: float((score < threshold).double().mean()) for leaf, score in scaled.items()}
+        return shares
+
+    def _check_removal(self, program: Program, context: Context) -> None:
+        """Compares removal with zeroing now: fitting moves the outputs on purpose."""
+        outputs = program.run()
+        for expected in context.expected:
+            error = largest_error(expected, outputs)
+            if error > exact_tolerance(outputs):
+                raise ContractError(f"{self}: removing differs from zeroing by {error:.1e} of the output range")
+        context.expected.clear()
+
+    def _width(self, size: int, ratio: float) -> int:
+        """How many positions of an axis stay."""
+        if not ratio:
+            return size
+        stay = size * (1 - ratio)
+        if size >= 2 * self.round_to:
+            stay = max(self.round_to, self.round_to * math.floor(stay / self.round_to + 0.5))
+        return min(size, max(self.minimum, 1, round(stay)))
+
+    def _by_pattern(self, ratios: Mapping[str, float], free: Mapping[Axis, Sequence[Member]]) -> dict[Axis, float]:
+        """The share to remove from the output widths of the modules matched."""
+        makers = {
+            leaf: {member.name.rpartition(".")[0] for member in found if member.dim == 0}
+            for leaf, found in free.items()
+        }
+        names = set().union(*makers.values())
+        chosen: dict[Axis, float] = {}
+        for pattern, ratio in ratios.items():
+            matched = [leaf for leaf, modules in makers.items() if fnmatch.filter(modules, pattern)]
+            if not matched:
+                raise InvalidInput(f"'{pattern}' matches no module with a width to prune; {near(pattern, names)}")
+            chosen |= dict.fromkeys(matched, ratio)
+        return chosen
+
+
+def _best(scores: Mapping[Axis, torch.Tensor], widths: Widths) -> Removal:
+    """Keeps the best of each leaf, as many as its width says."""
+    removal: Removal = {}
+    for leaf, stay in widths.items():
+        if stay < leaf.size:
+            removal[leaf] = torch.zeros(leaf.size, dtype=torch.bool)
+            removal[leaf][scores[leaf].argsort(descending=True, stable=True)[:stay]] = True
+    return removal
+
+
+def parameters(found: Sequence[Member]) -> list[Member]:
+    """The members that training made, and so say what matters; buffers are only cut along."""
+    return [member for member in found if isinstance(member.tensor, nn.Parameter)]
+
+
+def _likeness(found: Sequence[Member]) -> tuple[tuple[str, int, int], ...]:
+    """What kinds of parameters a leaf runs through: leaves alike here play the same part."""
+    return tuple(sorted({(member.name.rpartition(".")[2], member.tensor.dim(), member.dim) for member in found}))
+
+
+def _are_kinds(kinds: object) -> bool:
+    return isinstance(kinds, (list, tuple, set, frozenset)) and bool(kinds) and all(kind in KINDS for kind in kinds)
+
+
+def _cut(program: Program, inference: Inference, removal: Removal, context: Context) -> None:
+    """Removes positions, and says what the outputs must then be where that is known."""
+    zero(inference, removal)
+    if reasons := {reason for leaf in removal for reason in leaf.inexact}:
+        context.note(f"removal is more than zeroing on some axes: {'; '.join(sorted(reasons))}")
+    else:
+        context.expect(program.run())
+    remove(inference, removal)
+
+
+def kept_outputs(program: Program, original: Program) -> dict[str, torch.Tensor]:
+    """By name of a convolution or linear layer, which of the original's outputs stay."""
+    after, before = kept_indices(program.module), kept_indices(original.module)
+    found = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target not in CONVOLUTIONS | {aten.linear.default}:
+            continue
+        weight = arguments(node)["weight"]
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            name = str(weight.target)
+            known = torch.tensor(before.get(name, {}).get(0, range(len(fetch(original.module, name)))))
+            stay = torch.tensor(after.get(name, {}).get(0, range(len(program.parameter(weight)))))
+            found[node.name] = torch.isin(known, stay)
+    return found

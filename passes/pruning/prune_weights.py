@@ -1,0 +1,164 @@
+"""Unstructured pruning: single weights become zero."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from torch import fx, nn
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.masks import mask_weight, masks, weight_node
+from lobo_fx.graph.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import describe
+
+Score = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+# Score of each weight; the lowest go first. Squares rank as magnitudes within a layer and across layers.
+SCORES: dict[str, Score] = {
+    "l1": lambda weight, generator: weight.detach().abs(),
+    "l2": lambda weight, generator: weight.detach().square(),
+    "random": lambda weight, generator: torch.rand(weight.shape, generator=generator),
+}
+
+_PRUNED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default, aten.addmm.default, aten.matmul.default}
+_PRUNED |= RECURRENT
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneWeights(Pass):
+    """Zeroes the weights of convolutions, linear and recurrent layers that matter least; biases and norms stay.
+
+    The zeros are masked, so fine-tuning keeps them. They make a compressed file smaller; ONNX Runtime
+    computes zeros as fast as anything else, so latency does not change.
+
+    Attributes:
+        amount: share of the weights to remove, in [0, 1). Ignored when `pattern` is given.
+        criterion: `l1` or `l2` magnitude, or `random`.
+        scope: `layer` removes the share from each layer; `global` ranks all layers together.
+        pattern: N:M sparsity such as "2:4": of every 4 weights in a row along the input dimension,
+            at most 2 are kept.
+
+    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015;
+        N:M: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021.
+    """
+
+    amount: float = 0.5
+    criterion: Literal["l1", "l2", "random"] = "l1"
+    scope: Literal["layer", "global"] = "layer"
+    pattern: str | None = None
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.amount, (int, float)) or not 0 <= self.amount < 1:
+            raise InvalidInput(f"amount is {self.amount!r}; it must be in [0, 1), the share of weights to remove")
+        if self.criterion not in tuple(SCORES):
+            raise InvalidInput(f"criterion is {self.criterion!r}; it must be one of {', '.join(SCORES)}")
+        if self.scope not in ("layer", "global"):
+            raise InvalidInput(f"scope is {self.scope!r}; it must be 'layer' or 'global'")
+        if self.pattern is not None:
+            kept, group = _parse(self.pattern)
+            if not 0 < kept < group:
+                raise InvalidInput(f"pattern is {self.pattern!r}; in N:M, N must be at least 1 and less than M")
+
+    def run(self, program: Program, context: Context) -> Program:
+        generator = context.generator()
+        weights = prunable_weights(program)
+        if not weights:
+            context.note("prune_weights found no convolution, linear or recurrent layer to prune")
+        for node in program.graph.nodes:
+            read = weight_node(node.args[0]) if is_call(node, aten.embedding.default) else None
+            if read is not None and any(program.parameter(read) is weight for weight in weights.values()):
+                context.note(f"{describe(node)} is masked too: its weight is tied to a layer's")
+        known = masks(program)
+        scores = {}
+        for name, weight in weights.items():
+            score = SCORES[self.criterion](weight, generator)
+            # what was removed before counts towards the share, and stays removed
+            scores[name] = score.masked_fill(~known[name], -1.0) if name in known else score
+        for name, mask in self._masks(scores, input_dims(program), context).items():
+            mask_weight(program, name, mask)
+        return program
+
+    def _masks(
+        self, scores: dict[str, torch.Tensor], dims: dict[str, int], context: Context
+    ) -> dict[str, torch.Tensor]:
+        if self.pattern is not None:
+            found = {name: _n_of_m(score, *_parse(self.pattern), dims[name]) for name, score in scores.items()}
+            for name in [name for name, mask in found.items() if mask is None]:
+                context.note(f"'{name}' keeps its weights: its inputs don't divide into groups of {self.pattern}")
+            return {name: mask for name, mask in found.items() if mask is not None}
+        if self.scope == "layer" or not scores:
+            return {name: _lowest(score, self.amount) for name, score in scores.items()}
+        together = _lowest(torch.cat([score.flatten() for score in scores.values()]), self.amount)
+        parts = torch.split(together, [score.numel() for score in scores.values()])
+        return {name: part.view_as(scores[name]) for name, part in zip(scores, parts, strict=True)}
+
+
+def prunable_weights(program: Program) -> dict[str, torch.Tensor]:
+    """Weights of convolutions, linear and recurrent layers and matrix products by name; a tied weight once."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target not in _PRUNED:
+            continue
+        for read in _weight_nodes(node):
+            weight = program.parameter(read)
+            if isinstance(weight, nn.Parameter) and weight.is_floating_point() and weight.dim() > 1:
+                found.setdefault(id(weight), (str(read.target), weight))
+    return dict(found.values())
+
+
+def _weight_nodes(node: fx.Node) -> list[fx.Node]:
+    """The parameters that an operator multiplies with."""
+    given = arguments(node)
+    candidates = [given.get("weight"), given.get("mat2"), given.get("other"), *(given.get("params") or ())]
+    return [read for read in map(weight_node, candidates) if read is not None]
+
+
+def _lowest(score: torch.Tensor, amount: float) -> torch.Tensor:
+    """Mask that removes exactly round(amount · n) entries, the lowest first; ties by position."""
+    flat = score.flatten()
+    count = round(amount * flat.numel())
+    if count == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold = flat.kthvalue(count).values
+    removed = flat < threshold
+    ties = (flat == threshold).nonzero().flatten()
+    removed[ties[: count - int(removed.sum())]] = True
+    return removed.logical_not_().view_as(score)
+
+
+def input_dims(program: Program) -> dict[str, int]:
+    """Which dimension of each weight runs over the inputs: 1 for convolutions, linear and recurrent layers, else 0."""
+    found: dict[str, int] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target in _PRUNED:
+            first = node.target in CONVOLUTIONS | RECURRENT or node.target is aten.linear.default
+            for read in _weight_nodes(node):
+                found.setdefault(str(read.target), 1 if first else -2 if "other" in arguments(node) else 0)
+    return found
+
+
+def _n_of_m(score: torch.Tensor, kept: int, group: int, dim: int) -> torch.Tensor | None:
+    """Mask that keeps the `kept` highest of every `group` neighbours along `dim`; None if they don't divide."""
+    moved = score.movedim(dim, -1)
+    if moved.shape[-1] % group:
+        return None
+    grouped = moved.reshape(-1, group)
+    mask = torch.zeros_like(grouped, dtype=torch.bool)
+    mask.scatter_(1, grouped.topk(kept, dim=1).indices, True)
+    return mask.view(moved.shape).movedim(-1, dim).contiguous()
+
+
+def _parse(pattern: object) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    if match is None:
+        raise InvalidInput(f"pattern is {pattern!r}; write it as N:M, for instance '2:4' (quoted in YAML)")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,93 @@
+"""Surgery that puts codes in the place of a weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import fx
+
+from lobo_fx.graph.operators import aten
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.rewriting import free_name
+from lobo_fx.graph.tensors import register
+from lobo_fx.graph.weight_names import mark_weights
+from lobo_fx.own_operators.decode import DECODE
+from lobo_fx.own_operators.formats import Format, pack
+from lobo_fx.passes.quantization.codes.rounding import Rounded
+from lobo_fx.passes.quantization.codes.weights import Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A weight in codes, in the graph.
+
+    Attributes:
+        codes: the node that reads them.
+        scale: likewise.
+        zero_point: likewise; None where the format has a fixed one.
+        number: the format.
+        shape: of the weight as it is stored.
+        block_size: neighbours that share a scale.
+    """
+
+    codes: fx.Node
+    scale: fx.Node
+    zero_point: fx.Node | None
+    number: Format
+    shape: list[int]
+    block_size: int
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """The arguments that say how codes are to be read, as our operators take them."""
+        return (self.number.name, self.shape, self.block_size)
+
+
+def store(program: Program, weight: Weight, rounded: Rounded, number: Format, block_size: int) -> Stored:
+    """Registers codes in place of a parameter; its readers still read it."""
+    mark_weights(program.module)
+    for name in weight.names:
+        path, _, leaf = name.rpartition(".")
+        delattr(program.module.get_submodule(path), leaf)
+    values = {"": rounded.codes.view(weight.shape) if number.bits == 8 else pack(rounded.codes, number.bits)}
+    values["_scale"] = rounded.scale
+    if rounded.zero_point is not None:
+        values["_zero_point"] = pack(rounded.zero_point, number.bits)
+    nodes = {}
+    with program.graph.inserting_before(weight.reads[0]):
+        for suffix, value in values.items():
+            name = free_name(program, weight.name + suffix)
+            register(program.module, name, value)
+            nodes[suffix] = program.graph.get_attr(name)
+    return Stored(nodes[""], nodes["_scale"], nodes.get("_zero_point"), number, weight.shape, block_size)
+
+
+def decode_for_readers(program: Program, weight: Weight, stored: Stored) -> None:
+    """Gives those who still read the parameter its decoded values, and drops the reads of it."""
+    graph, readers = program.graph, weight.readers
+    if readers:
+        with graph.inserting_before(weight.reads[0]):
+            value = graph.call_function(DECODE, (stored.codes, stored.scale, stored.zero_point, *stored.layout))
+            inherit(value, readers[0])
+            if weight.transposed:
+                value = graph.call_function(aten.permute.default, (value, [1, 0]))
+            elif weight.shape != list(weight.tensor.shape):
+                value = graph.call_function(aten.view.default, (value, list(weight.tensor.shape)))
+        inherit(value, readers[0])
+    for read in weight.reads:
+        if read.users:
+            read.replace_all_uses_with(value)
+        graph.erase_node(read)
+    program.module.recompile()
+
+
+def replace_reader(program: Program, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
+    """Puts a call of `target` in the place of `node`."""
+    with program.graph.inserting_before(node):
+        new = program.graph.call_function(target, args)
+    inherit(new, node)
+    new.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(new)
+    program.graph.erase_node(node)

@@ -1,0 +1,91 @@
+"""Integer regions back to float: what is done where they turn out slower than they were estimated."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.graph.masks import weight_node
+from lobo_fx.graph.operators import aten
+from lobo_fx.graph.program import ESTIMATED, Program
+from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.rewriting import drop_unused, free_name
+from lobo_fx.graph.tensors import fetch, register
+from lobo_fx.own_operators.decode import DECODE
+from lobo_fx.terminal.quiet import quiet
+
+_NEW = "_in_float"
+"""Stands in names until the old tensors are gone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeInFloat(Pass):
+    """Statically quantized operators compute in float again; their weights stay int8 and are decoded at load.
+
+    Before: `q(conv(dq(q(x)), dq(W₈), dq(b₃₂)))`; after: `conv(x, decode(W₈), b)`. A file keeps its size and gets the
+    speed of float.
+    """
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+
+    def run(self, program: Program, context: Context) -> Program:
+        with quiet():
+            from torch.ao.quantization.fx import _decomposed  # noqa: F401  declares the operators
+        ops = torch.ops.quantized_decomposed
+        graph, named = program.graph, []
+        for node in list(graph.nodes):
+            if node.target is ops.dequantize_per_channel.default and weight_node(node.args[0]) is not None:
+                named += [str(read.target) for read in node.all_input_nodes]
+                node.replace_all_uses_with(_decoded(program, node))
+            elif node.target is ops.dequantize_per_tensor.default:
+                source = node.args[0]
+                if source.target is ops.quantize_per_tensor.default:
+                    node.replace_all_uses_with(source.args[0])
+        graph.eliminate_dead_code()
+        drop_unused(program, named)
+        for read in graph.find_nodes(op="get_attr"):
+            name, new, suffix = str(read.target).partition(_NEW)
+            if new:
+                value = fetch(program.module, str(read.target))
+                path, _, leaf = str(read.target).rpartition(".")
+                delattr(program.module.get_submodule(path), leaf)
+                read.target = free_name(program, name + suffix)
+                register(program.module, read.target, value)
+        program.module.meta.pop(ESTIMATED, None)
+        program.module.recompile()
+        return program
+
+
+def _decoded(program: Program, node: fx.Node) -> fx.Node:
+    """A weight as codes that are decoded, a bias as floats."""
+    graph, (read, scales, _, axis) = program.graph, node.args[:4]
+    assert isinstance(read, fx.Node)
+    assert isinstance(scales, fx.Node)
+    assert isinstance(axis, int)
+    name = str(read.target)
+    codes, scale = (fetch(program.module, str(n.target)).detach() for n in (read, scales))
+    with graph.inserting_before(node):
+        if codes.dim() < 2:
+            return _registered(program, name + _NEW, codes * scale)
+        rows = codes.movedim(axis, 0).contiguous()
+        stored = [read] if axis == 0 else [_registered(program, name + _NEW, rows)]
+        stored.append(_registered(program, f"{name}{_NEW}_scale", scale.unsqueeze(1)))
+        value = graph.call_function(DECODE, (*stored, None, "int8", [*rows.shape], rows[0].numel()))
+        inherit(value, node)
+        if axis:
+            order = [*range(1, axis + 1), 0, *range(axis + 1, rows.dim())]
+            value = graph.call_function(aten.permute.default, (value, order))
+            inherit(value, node)
+        return value
+
+
+def _registered(program: Program, name: str, value: torch.Tensor) -> fx.Node:
+    register(program.module, name, value)
+    node: fx.Node = program.graph.get_attr(name)
+    node.meta["val"] = value
+    return node

@@ -1,0 +1,64 @@
+"""Biases that take back the mean error which quantization adds to a layer's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.masks import weight_node
+from lobo_fx.graph.operators import CONVOLUTIONS, arguments, layer_of
+from lobo_fx.graph.tensors import fetch
+from lobo_fx.passes.fitting.linear_problem import channels, output_rows
+from lobo_fx.passes.fitting.side_by_side import Pair, run, side_by_side
+from lobo_fx.passes.quantization.integers.simulation import Simulated
+
+
+def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_progress: bool) -> None:
+    """Shifts the biases of all layers, in place; each sees the inputs it will really get.
+
+    Args:
+        prepared: with observers that have seen data.
+        batches: calibration data, held in memory at once.
+        show_progress: whether to draw a progress bar.
+
+    Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2,
+        with means from data, shrunk by how far rows disagree.
+    """
+    pairs = [Pair(batch.leaves) for batch in batches]
+    floating, quantized = Simulated(prepared, ()), Simulated(prepared)
+    with torch.no_grad():
+        for node in side_by_side(floating, quantized, pairs, show_progress):
+            layer = layer_of(node)
+            if layer is None or layer.bias is None:
+                continue
+            read = weight_node(layer.bias.args[0] if layer.bias.op == "call_module" else layer.bias)
+            if read is not None and len(read.users) == 1:
+                shift = shrunken_mean(torch.cat([_errors(node, pair, quantized) for pair in pairs]))
+                bias = fetch(prepared, str(read.target)).add_(shift)
+                for pair in pairs:
+                    pair.after[layer.bias] = bias
+
+
+def shrunken_mean(errors: torch.Tensor) -> torch.Tensor:
+    """Mean of each column, less what chance may have put there: of few rows, only what they agree on.
+
+    Args:
+        errors: rows × columns.
+
+    Source: James and Stein, "Estimation with Quadratic Loss", 1961, by column; the positive part.
+    """
+    if len(errors) < 2:
+        return torch.zeros_like(errors[0])
+    mean, chance = errors.mean(0), errors.var(0) / len(errors)
+    return mean * (1 - chance / mean.square()).nan_to_num(0.0).clamp_min(0)
+
+
+def _errors(node: fx.Node, pair: Pair, quantized: fx.Interpreter) -> torch.Tensor:
+    """Mean errors by channel: rows of the batch × channels."""
+    error = pair.before[node] - run(quantized, node, pair.after)
+    if error.dim() == (len(arguments(node)["stride"]) + 1 if node.target in CONVOLUTIONS else 1):
+        error = error[None]
+    return output_rows(node, error).double().view(len(error), -1, error.shape[channels(node)]).mean(1)

@@ -1,0 +1,115 @@
+"""From a float graph to an integer one: observers inserted, calibrated, and converted."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import fx
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.tensors import fetch
+from lobo_fx.graph.weight_names import mark_weights
+from lobo_fx.passes.quantization.integers.naming import name_weights, stored_operands
+from lobo_fx.terminal.quiet import quiet
+
+if TYPE_CHECKING:
+    from lobo_fx.passes.quantization.integers.annotation import OnnxRuntimeQuantizer
+
+_LARGEST_BIAS = 2**30
+"""Half of int32's range: room for the products that are added to the bias."""
+
+
+def prepare(
+    program: Program, quantizer: OnnxRuntimeQuantizer, context: Context, training: bool = False
+) -> fx.GraphModule:
+    """Inserts what the quantizer asks for. Changes the program's graph; batch norms must be folded.
+
+    Args:
+        program: shapes propagated.
+        quantizer: says where, and with which observers.
+        context: for notes.
+        training: whether they are fake quantizers, to be trained with before `convert`.
+    """
+    with quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
+
+        insert = prepare_qat_pt2e if training else prepare_pt2e
+        prepared: fx.GraphModule = insert(program.module, quantizer)
+    if not any(node.op == "call_module" for node in prepared.graph.nodes):
+        context.note("quantize_static found nothing to quantize")
+    for node, reason in quantizer.skipped:
+        context.note(f"{describe(node)} stays float: {reason}")
+    return prepared
+
+
+def calibrate(prepared: fx.GraphModule, context: Context) -> None:
+    """Runs the calibration data through the observers, one batch in memory at a time.
+
+    Raises:
+        InvalidInput: no data, values that are NaN or infinite, or a layer that no data reaches.
+    """
+    from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
+
+    observed = {str(node.target): node.args[0] for node in prepared.graph.find_nodes(op="call_module")}
+    reached: set[str] = set()
+    batch = 0
+
+    def check(name: str, value: torch.Tensor) -> None:
+        if value.numel():
+            reached.add(name)
+            low, high = value.aminmax()
+            if not (math.isfinite(low) and math.isfinite(high)):
+                where = describe(cast("fx.Node", observed[name]))
+                raise InvalidInput(f"calibration batch {batch} gives NaN or an infinite range at {where}")
+
+    hooks = [
+        prepared.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: check(name, given[0]))
+        for name in observed
+    ]
+    try:
+        with torch.no_grad(), quiet():
+            for batch, inputs in enumerate(context.calibration_batches()):  # noqa: B007  read by check
+                prepared(*inputs.args, **inputs.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, source in observed.items():
+        if name not in reached and not isinstance(prepared.get_submodule(name), DerivedObserverOrFakeQuantize):
+            raise InvalidInput(f"no calibration data reaches {describe(cast('fx.Node', source))}: it is empty there")
+
+
+def convert(program: Program, prepared: fx.GraphModule) -> Program:
+    """Replaces observers by quantize and dequantize operators and stores weights as integers."""
+    mark_weights(program.module)
+    with quiet():
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+        widen_weight_scales(prepared)
+        sources = stored_operands(prepared)
+        converted = convert_pt2e(prepared)
+    program = program.with_graph_module(converted)
+    name_weights(program, sources)
+    return program
+
+
+def widen_weight_scales(prepared: fx.GraphModule) -> None:
+    """Raises weight scales so small that the bias, at input × weight scale, would overflow int32.
+
+    A channel of zeros (pruned, or a dead batch norm) is the usual case.
+    """
+    from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
+
+    for node in prepared.graph.find_nodes(op="call_module"):
+        observer = prepared.get_submodule(str(node.target))
+        if not isinstance(observer, DerivedObserverOrFakeQuantize):
+            continue
+        activation, weight = observer.obs_or_fqs
+        bias = fetch(prepared, str(node.args[0].target)).detach()
+        smallest = bias.abs() / (activation.calculate_qparams()[0] * _LARGEST_BIAS)
+        seen = getattr(weight, "activation_post_process", weight)  # a fake quantizer holds its observer
+        seen.max_val.copy_(torch.maximum(seen.max_val, smallest * seen.quant_max))

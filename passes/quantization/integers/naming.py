@@ -1,0 +1,102 @@
+"""Quantized weights under the names of the parameters that they were."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import fx, nn
+
+from lobo_fx.graph.operators import aten, is_call, set_argument
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.rewriting import drop_unused, free_name
+from lobo_fx.graph.tensors import fetch, register
+from lobo_fx.own_operators.decode import DECODE
+
+_TIED = "lobo_fx_tied"
+"""On reads of codes: the parameter that others still read as float."""
+
+_COARSE = 0.01
+"""Largest error of a lookup in codes, as a share of the row's largest value: that of 7 bits, and a little more."""
+
+
+def stored_operands(prepared: fx.GraphModule) -> dict[tuple[str, int], str]:
+    """Which parameter each operator reads through an observer, by operator and argument position."""
+    found = {}
+    for node in prepared.graph.nodes:
+        for position, argument in enumerate(node.args):
+            if isinstance(argument, fx.Node) and argument.op == "call_module":
+                source = argument.args[0]
+                if isinstance(source, fx.Node) and source.op == "get_attr":
+                    found[node.name, position] = str(source.target)
+    return found
+
+
+def name_weights(program: Program, sources: dict[tuple[str, int], str]) -> None:
+    """Stores each quantized weight under its parameter's name, its scale and zero point beside it."""
+    graph, module = program.graph, program.module
+    nodes = {node.name: node for node in graph.nodes}
+    stored: dict[str, torch.Tensor] = {}
+    for (operator, position), name in sources.items():
+        dequantize = nodes[operator].args[position]
+        reads = [n for n in dequantize.args[:3] if isinstance(n, fx.Node) and n.op == "get_attr"]
+        if not reads or reads[0] is not dequantize.args[0]:
+            continue  # not folded: the weight stays float
+        values = [fetch(module, str(read.target)).detach() for read in reads]
+        still_float = any(node.target == name for node in graph.find_nodes(op="get_attr"))
+        if still_float if name not in stored else not torch.equal(stored[name], values[0]):
+            reads[0].meta[_TIED] = name
+            name = f"{name}_{operator}_int8"  # a shared parameter: others read it as float, or at another scale
+        stored[name] = values[0]
+        for read, suffix, value in zip(reads, ("", "_scale", "_zero_point"), values, strict=False):
+            read.target = _replace(module, name + suffix, value)
+    read_names = {node.target for node in graph.find_nodes(op="get_attr")}
+    for name, _ in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
+        if name not in read_names:
+            path, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(path), leaf)
+    module.recompile()
+
+
+def look_up_codes(program: Program, left: Collection[str]) -> None:
+    """Lookups in a table that products read as int8 read the same codes, so that the file has it once.
+
+    Not where they are `left` float, something else reads the table too, or codes are too coarse: the scale of a row
+    whose product has a large bias is wider than the row.
+    """
+    graph = program.graph
+    for dequantize in graph.find_nodes(
+        op="call_function", target=torch.ops.quantized_decomposed.dequantize_per_channel.default
+    ):
+        codes, scale, _, axis, *_ = dequantize.args
+        tied = [node for node in graph.find_nodes(op="get_attr") if node.target == codes.meta.get(_TIED)]
+        readers = [user for read in tied for user in read.users]
+        if not readers or axis or not all(is_call(user, aten.embedding.default) for user in readers):
+            continue
+        stored, scales, table = (fetch(program.module, str(node.target)).detach() for node in (codes, scale, tied[0]))
+        largest = table.abs().amax(1, keepdim=True)
+        if any(user.name in left for user in readers) or bool(
+            ((stored * scales[:, None] - table).abs() > _COARSE * largest).any()
+        ):
+            continue
+        columns = free_name(program, f"{codes.target}_column_scale")
+        register(program.module, columns, scales.unsqueeze(1))
+        for lookup in readers:
+            with graph.inserting_before(lookup):
+                reads = [graph.get_attr(str(codes.target)), graph.get_attr(columns)]
+                weight = graph.call_function(DECODE, (*reads, None, "int8", list(stored.shape), stored.shape[1]))
+            inherit(weight, lookup)
+            set_argument(lookup, "weight", weight)
+        for read in tied:
+            graph.erase_node(read)
+        drop_unused(program, [str(read.target) for read in tied])
+
+
+def _replace(module: nn.Module, name: str, value: torch.Tensor) -> str:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if hasattr(owner, leaf):
+        delattr(owner, leaf)
+    register(module, name, value)
+    return name

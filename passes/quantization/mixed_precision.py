@@ -1,0 +1,145 @@
+"""Mixed precision: as many layers as integers as a budget allows, the least sensitive first."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import fx
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import module_name
+from lobo_fx.passes.quantization.integers.calibration import calibrate, prepare
+from lobo_fx.passes.quantization.integers.regions import Regions
+from lobo_fx.passes.quantization.integers.simulation import Simulation
+from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
+from lobo_fx.report.records import Sheet
+
+if TYPE_CHECKING:
+    from lobo_fx.passes.quantization.integers.annotation import OnnxRuntimeQuantizer
+
+DECIBELS = 30.0
+"""The budget where none is given."""
+
+_PRICES = range(-20, 13)
+"""Powers of two, of what the network's whole noise costs in networks' times."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedPrecision(Pass):
+    """Quantizes the largest set of layers that stays within a budget, and leaves the others float.
+
+    Every layer (and sum, product or concatenation that can run as integers) is quantized alone, and the
+    signal-to-noise ratio at the outputs measured: its sensitivity. With `kernels="all"`, layers are taken in that
+    order, least sensitive first, as far as the budget goes. With `kernels="cheapest"`, every layer pays for its noise
+    in microseconds, at the lowest price that keeps the budget, and the cheapest regions are cut anew; layers left
+    float are stored as int8 unless that alone breaks the budget. The sensitivities are a table of the report.
+    Decibels are measured on the result, on the first calibration batches: the fewer those are, the further other
+    data may fall short.
+
+    Attributes:
+        decibels: signal-to-noise ratio of the outputs that must stay; 30 where no budget is given.
+        drop: loss of `evaluate`'s score that is allowed; give this or `decibels`.
+        quantizer: how layers are quantized.
+
+    Source: Wu et al., "Integer Quantization for Deep Learning Inference", 2020, section 6.
+    """
+
+    decibels: float | None = None
+    drop: float | None = None
+    quantizer: QuantizeStatic = dataclasses.field(default_factory=lambda: QuantizeStatic(rounding="compensated"))
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+
+    def __post_init__(self) -> None:
+        if self.decibels is not None and self.drop is not None:
+            raise InvalidInput("give MixedPrecision one budget: decibels= or drop=")
+        for name in ("decibels", "drop"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, float)) or not 0 <= value < math.inf):
+                raise InvalidInput(f"{name} is {value!r}; it must be a number of at least 0")
+        if not isinstance(self.quantizer, QuantizeStatic):
+            raise InvalidInput(f"quantizer is a {type(self.quantizer).__name__}; expected a QuantizeStatic")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Calibration data, and the score where that is the budget."""
+        return ("calibration_data", *(("evaluate",) if self.drop is not None else ()))
+
+    def check(self, program: Program) -> None:
+        """What the quantizer refuses."""
+        self.quantizer.check(program)
+
+    def run(self, program: Program, context: Context) -> Program:
+        program = self.quantizer.simplify(program, context)
+        evaluate = context.evaluate if self.drop is not None else None
+        budget = DECIBELS if self.decibels is None else self.decibels
+        least = evaluate(program.clone().module) - (self.drop or 0.0) if evaluate else budget
+        quantizer, original = self.quantizer.quantizer(program, context), program.clone()
+        prepared = prepare(program.clone(), quantizer, context)
+        calibrate(prepared, context)
+        simulation = Simulation(prepared, context, original)
+        sensitivities = simulation.sensitivities(context.show_progress)
+        sets = self._sets(program, quantizer, context, sensitivities)
+        self.quantizer.round_weights(program, quantizer, context)
+
+        def quantized(layers: Collection[str], stored: bool) -> Program:
+            copy = (program if stored else original).clone()
+            silent = dataclasses.replace(context, notes=[], show_progress=False)
+            own = self.quantizer.quantizer_of_all(copy)
+            if quantizer.chosen is not None:
+                own.chosen = frozenset(layers)
+            else:
+                own.overrides = {**own.overrides, **dict.fromkeys(sensitivities.keys() - layers)}
+            return self.quantizer.quantize(copy, own, silent, stored)
+
+        @functools.cache
+        def within(layers: frozenset[str], stored: bool) -> bool:
+            made = quantized(layers, stored)
+            return (evaluate(made.module) if evaluate else simulation.of(made)) >= least
+
+        for stored in (True, False):  # int8 as storage alone may cost too much
+            layers = sets[_first(functools.partial(within, stored=stored), sets)]
+            if within(layers, stored=stored):
+                break
+        context.sheets.append(_sheet(prepared.graph, sensitivities, layers))
+        context.note(f"mixed_precision quantized {len(layers)} of {len(sensitivities)} layers")
+        if not stored:
+            context.note("mixed_precision left the weights of the others float: as int8 they would cost too much")
+        return quantized(layers, stored)
+
+    def _sets(
+        self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context, sensitivities: Mapping[str, float]
+    ) -> list[frozenset[str]]:
+        """Layers to quantize, from all to none."""
+        if quantizer.chosen is None:
+            ranked = sorted(sensitivities, key=lambda layer: -sensitivities[layer])
+            return [frozenset(ranked[:count]) for count in range(len(ranked), -1, -1)]
+        noise = {layer: 10 ** (-decibels / 10) for layer, decibels in sensitivities.items()}
+        table = self.quantizer.cost_table(program, quantizer, context)
+
+        def cut(price: float) -> Regions:
+            return self.quantizer.regions(program, quantizer, table, {name: price * noise[name] for name in noise})
+
+        unit = cut(0).floating / max(sum(noise.values()), sys.float_info.min)
+        return [*dict.fromkeys([*(cut(unit * 2.0**power).integer for power in _PRICES), frozenset()])]
+
+
+def _first(within: Callable[[frozenset[str]], bool], sets: Sequence[frozenset[str]]) -> int:
+    """The first of ever smaller sets for which `within` holds, by bisection; of the last it is taken to hold."""
+    return bisect.bisect_left(sets, True, hi=len(sets) - 1, key=within)
+
+
+def _sheet(graph: fx.Graph, sensitivities: Mapping[str, float], quantized: Collection[str]) -> Sheet:
+    names = {node.name: module_name(node) or node.name for node in graph.nodes}
+    ranked = sorted(sensitivities.items(), key=lambda entry: -entry[1])
+    rows = tuple((names[layer], round(snr, 2), "int8" if layer in quantized else "float") for layer, snr in ranked)
+    return Sheet("sensitivity", ("layer", "SNR alone, dB", "precision"), rows)

@@ -1,0 +1,102 @@
+"""Moves outliers of activations into weights, without changing what the network computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.masks import strip_masks, weight_node
+from lobo_fx.graph.operators import arguments, aten, is_call
+from lobo_fx.graph.program import Program
+from lobo_fx.passes.quantization.equalize import is_own_layer, weight_of
+
+_NORMS = frozenset({aten.layer_norm.default, aten.rms_norm.default})
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothActivations(Pass):
+    """Moves outliers of activations into weights: from a norm's outputs to the linear layers that read them.
+
+    Before: `linear(layer_norm(x, γ, β), W)`; after: the same with γ/s, β/s and W·s along the channels,
+    s = max|activation|^strength / max|W|^(1 - strength), from calibration data.
+
+    Attributes:
+        strength: how much of the difficulty goes to the weights, in [0, 1].
+
+    Source: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
+        Models", 2023.
+    """
+
+    strength: float = 0.5
+
+    promise: ClassVar[Promise] = Promise.EXACT
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strength, (int, float)) or not 0 <= self.strength <= 1:
+            raise InvalidInput(f"strength is {self.strength!r}; it must be in [0, 1]")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Calibration data, always."""
+        return ("calibration_data",)
+
+    def run(self, program: Program, context: Context) -> Program:
+        strip_masks(program)
+        norms = [node for node in program.graph.nodes if _feeds_layers_alone(program, node)]
+        if not norms:
+            context.note("smooth_activations found no norm that only linear layers read")
+        for norm, largest in _largest_outputs(program, norms, context).items():
+            self._smooth(program, norm, largest)
+        return program
+
+    def _smooth(self, program: Program, norm: fx.Node, largest: torch.Tensor) -> None:
+        weights = [weight_of(program, reader) for reader in norm.users]
+        columns = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
+        factor = largest**self.strength / columns ** (1 - self.strength)
+        factor = torch.where(factor.isfinite() & (factor > 0), factor, torch.ones_like(factor))
+        given = arguments(norm)
+        for stored in (given["weight"], given.get("bias")):
+            if stored is not None:
+                program.parameter(stored).detach().div_(factor)
+        for weight in weights:
+            weight.mul_(factor)
+
+
+def _feeds_layers_alone(program: Program, node: fx.Node) -> bool:
+    """Whether a norm over the last dimension has a scale of its own, and only linear layers read it."""
+    if not is_call(node, *_NORMS) or len(arguments(node)["normalized_shape"]) != 1:
+        return False
+    given = arguments(node)
+    stored = [given["weight"], given.get("bias")]
+    reads = [read for value in stored if value is not None and (read := weight_node(value)) is not None]
+    own = bool(reads) and given["weight"] is not None and all(len(read.users) == 1 for read in reads)
+    readers = list(node.users)
+    return (
+        own
+        and bool(readers)
+        and all(is_call(user, aten.linear.default) and is_own_layer(program, user) for user in readers)
+    )
+
+
+def _largest_outputs(program: Program, norms: list[fx.Node], context: Context) -> dict[fx.Node, torch.Tensor]:
+    """Largest magnitude of each channel of each norm's output, over the calibration data."""
+    found: dict[fx.Node, torch.Tensor] = {}
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in norms:
+                largest = value.detach().abs().flatten(0, -2).amax(0)
+                found[n] = torch.maximum(found[n], largest) if n in found else largest
+            return value
+
+    with torch.no_grad():
+        for batch in context.calibration_batches() if norms else ():
+            Watch(program.module).run(*batch.leaves, enable_io_processing=False)
+    return found

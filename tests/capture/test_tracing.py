@@ -1,0 +1,408 @@
+"""From a model to a program: same numbers, same structure, the batch free, the model untouched."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+import lobo_fx
+from lobo_fx.capture.tracing import trace
+from lobo_fx.errors import InvalidInput, LoboError, TraceError
+from lobo_fx.testing import assert_untouched
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def convnet() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5))
+
+
+def line_of(function: Callable[..., object], code: str) -> str:
+    """`file.py:12`, where `function`'s source has `code`."""
+    lines, start = inspect.getsourcelines(function)
+    offset = next(index for index, line in enumerate(lines) if code in line)
+    return f"{Path(__file__).name}:{start + offset}"
+
+
+def equal(expected: object, found: object) -> bool:
+    old, new = pytree.tree_leaves(expected), pytree.tree_leaves(found)
+    return len(old) == len(new) and all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+
+
+# --- the model stays as it was ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_tracing_leaves_the_model_as_it_was(training: bool) -> None:
+    model = convnet().train(training)
+    model[0].requires_grad_(False)
+    with assert_untouched(model):
+        program = trace(model, IMAGES)
+    assert not program.module.training
+    assert [p.requires_grad for p in program.module.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert equal(model.eval()(IMAGES), program.module(IMAGES))
+
+
+def test_every_submodule_keeps_its_own_mode() -> None:
+    model = convnet().train()
+    model[1].eval()
+    with assert_untouched(model):
+        trace(model, IMAGES)
+    assert [module.training for module in model] == [True, False, True, True]
+
+
+def test_a_model_that_can_not_be_traced_keeps_its_mode_too() -> None:
+    model = Branching().train()
+    with assert_untouched(model), pytest.raises(TraceError):
+        trace(model, torch.randn(2, 3))
+
+
+def test_assert_untouched_notices() -> None:
+    model = convnet()
+    with pytest.raises(AssertionError, match="weight"), assert_untouched(model), torch.no_grad():
+        model[0].weight.add_(1)  # type: ignore[operator]
+    with pytest.raises(AssertionError, match="mode"), assert_untouched(model):
+        model.eval()
+
+
+def test_compiling_leaves_the_buffers_of_a_model_that_counts_its_calls() -> None:
+    class Counting(nn.Module):
+        calls: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.add_(1)
+            return x + self.calls
+
+    model = Counting().eval()
+    with assert_untouched(model):
+        result = lobo_fx.compile(model, ["fold_batch_norm"] * 2, example_inputs=torch.randn(2, 3), progress=False)
+    assert float(result.module.get_buffer("calls")) == 0
+
+
+def test_the_program_shares_the_weights_and_a_clone_does_not() -> None:
+    model = convnet()
+    program = trace(model, IMAGES)
+    assert program.module.get_parameter("0.weight") is model[0].weight
+    assert program.clone().module.get_parameter("0.weight") is not model[0].weight
+
+
+def test_a_buffer_left_out_of_the_state_dict_stays_out() -> None:
+    class Table(nn.Module):
+        table: torch.Tensor
+        kept: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.arange(3.0), persistent=False)
+            self.register_buffer("kept", torch.arange(3.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.table + self.kept
+
+    program = trace(Table(), torch.randn(2, 3)).clone()
+    assert list(program.module.state_dict()) == ["kept"]
+    assert torch.equal(program.module.get_buffer("table"), torch.arange(3.0))
+
+
+# --- the batch -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_the_batch_is_free_however_many_rows_the_example_has(rows: int) -> None:
+    model = convnet().eval()
+    program = trace(model, torch.randn(rows, 3, 8, 8))
+    assert str(program.signature) == "input: float32[batch, 3, 8, 8]"
+    assert [str(spec) for spec in program.signature.outputs] == ["output: float32[batch, 4, 6, 6]"]
+    assert program.example_inputs.tensors[0].shape[0] == rows
+    assert not program.notes
+    for count in (1, 3, 7):
+        images = torch.randn(count, 3, 8, 8)
+        assert equal(model(images), program.module(images))
+
+
+def test_static_shapes() -> None:
+    program = trace(convnet(), IMAGES, dynamic_shapes=None)
+    assert str(program.signature) == "input: float32[2, 3, 8, 8]"
+    assert not program.notes
+    with pytest.raises(InvalidInput, match=r"float32\[3, 3, 8, 8\]"):
+        program.module(torch.randn(3, 3, 8, 8))
+
+
+def test_a_static_single_row_stays_single() -> None:
+    program = trace(convnet(), IMAGES[:1], dynamic_shapes=None)
+    assert str(program.signature) == "input: float32[1, 3, 8, 8]"
+
+
+def test_the_specification_of_torch_export() -> None:
+    model = convnet().eval()
+    program = trace(model, IMAGES, dynamic_shapes=({0: Dim.AUTO, 2: Dim("height", min=4, max=64)},))
+    assert str(program.signature) == "input: float32[batch, 3, input_2, 8]"
+    images = torch.randn(3, 3, 20, 8)
+    assert equal(model(images), program.module(images))
+    with pytest.raises(InvalidInput):
+        program.module(torch.randn(3, 3, 20, 9))
+
+
+class FixedBatch(nn.Module):
+    """Its code holds the batch size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(2, 3, -1).sum(1)
+
+
+def test_a_model_that_fixes_the_batch_is_traced_as_it_is_and_says_so() -> None:
+    x = torch.randn(2, 12)
+    program = trace(FixedBatch(), x)
+    assert str(program.signature) == "x: float32[2, 12]"
+    assert equal(FixedBatch()(x), program.module(x))
+    (note,) = program.notes
+    assert note.startswith("the batch size is fixed: ")
+
+
+def test_a_note_on_the_batch_names_the_users_line_or_none_and_never_torchs() -> None:
+    class OneRow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.view(1, 3) + 1
+
+    program = trace(OneRow(), torch.randn(1, 3))
+    assert str(program.signature) == "x: float32[1, 3]"
+    (note,) = program.notes
+    assert note.startswith("the batch size is fixed: ")
+    assert "site-packages" not in note
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_inputs_taken_as_star_arguments_keep_the_batch_free(count: int) -> None:
+    class Gather(nn.Module):
+        def forward(self, first: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            return first - torch.stack(rest).sum(0)
+
+    program = trace(Gather(), tuple(torch.randn(2, 3) for _ in range(count)))
+    assert not program.notes
+    assert [spec.shape for spec in program.signature.inputs if spec] == [("batch", 3)] * count
+    parts = [torch.randn(5, 3) for _ in range(count)]
+    assert equal(Gather()(*parts), program.module(*parts))
+
+
+def test_an_input_without_the_batch_keeps_its_size() -> None:
+    class Table(nn.Module):
+        def forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, table)
+
+    program = trace(Table(), (torch.randn(1, 3), torch.randn(4, 3)))
+    assert str(program.signature) == "x: float32[batch, 3]; table: float32[4, 3]"
+
+
+# --- structure -------------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    low: torch.Tensor
+    high: torch.Tensor
+
+
+STRUCTURES: dict[str, tuple[Callable[[torch.Tensor], Any], list[str]]] = {
+    "tensor": (lambda x: x + 1, ["output"]),
+    "tuple": (lambda x: (x, x + 1), ["output_0", "output_1"]),
+    "list": (lambda x: [x + 1], ["output"]),
+    "dict": (lambda x: {"logits": x * 2, "hidden": (x, [x + 1])}, ["logits", "hidden.0", "hidden.1.0"]),
+    "named tuple": (lambda x: Pair(x - 1, x + 1), ["low", "high"]),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_outputs_nest_as_the_model_nests_them(name: str) -> None:
+    compute, names = STRUCTURES[name]
+
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return compute(x)
+
+    x = torch.randn(2, 3)
+    program = trace(Model(), x)
+    found = program.module(x)
+    assert type(found) is type(compute(x))
+    assert pytree.tree_structure(found) == pytree.tree_structure(compute(x))
+    assert equal(compute(x), found)
+    assert [spec.name for spec in program.signature.outputs if spec] == names
+
+
+def test_recurrent_layers_trace_with_a_free_batch() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 5, 2, batch_first=True, bidirectional=True)
+            self.gru = nn.GRU(10, 3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.gru(self.lstm(x)[0])[0]
+            return found
+
+    model = Recurrent().eval()
+    program = trace(model, torch.randn(2, 6, 4))
+    assert str(program.signature) == "x: float32[batch, 6, 4]"
+    x = torch.randn(5, 6, 4)
+    assert equal(model(x), program.module(x))
+
+
+# --- exported programs -----------------------------------------------------------------------------------
+
+
+def test_an_exported_program() -> None:
+    model = convnet().eval()
+    exported = torch.export.export(model, (IMAGES,), dynamic_shapes=({0: Dim.AUTO},))
+    program = trace(exported)
+    assert str(program.signature) == "input: float32[batch, 3, 8, 8]"
+    images = torch.randn(5, 3, 8, 8)
+    assert equal(model(images), program.module(images))
+    assert list(program.module.state_dict()) == list(model.state_dict())
+
+
+def test_an_exported_program_with_fixed_sizes_and_other_example_inputs() -> None:
+    exported = torch.export.export(convnet().eval(), (IMAGES,))
+    program = trace(exported, IMAGES * 2)
+    assert torch.equal(program.example_inputs.tensors[0], IMAGES * 2)
+    with pytest.raises(InvalidInput, match=r"float32\[2, 3, 9, 9\], the program takes input: float32\[2, 3, 8, 8\]"):
+        trace(exported, torch.randn(2, 3, 9, 9))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_pt2_file(kind: Callable[[Path], str | Path], tmp_path: Path) -> None:
+    model = convnet().eval()
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(model, (IMAGES,), dynamic_shapes=({0: Dim.AUTO},)), path)
+    program = trace(kind(path))
+    images = torch.randn(4, 3, 8, 8)
+    assert equal(model(images), program.module(images))
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"no file .*nothing\.pt2"):
+        trace(tmp_path / "nothing.pt2")
+    (tmp_path / "text.pt2").write_text("not an archive")
+    with pytest.raises(InvalidInput, match=r"text\.pt2"):
+        trace(tmp_path / "text.pt2")
+
+
+@pytest.mark.parametrize("model", [3, None, torch.randn(3), nn.Linear])
+def test_something_else_than_a_model(model: Any) -> None:
+    with pytest.raises(InvalidInput, match=f"model is a {type(model).__name__}; expected an nn.Module"):
+        trace(model, torch.randn(1, 3))
+
+
+# --- what can not be traced ------------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    """Its Python depends on the data."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+def test_data_dependent_control_flow_names_the_users_own_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TraceError) as error:
+        trace(Branching(), torch.randn(2, 3))
+    first, *rest = str(error.value).splitlines()
+    assert first.startswith("torch.export can't capture Branching at ")
+    assert line_of(Branching.forward, "if x.sum()") in first
+    assert first.endswith("if x.sum() > 0:")
+    assert "data-dependent" in rest[0]
+    assert isinstance(error.value, LoboError)
+    assert capfd.readouterr() == ("", ""), "a library's own output reached the terminal"
+
+
+def test_the_same_model_without_the_branch_traces() -> None:
+    class Straight(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(x.sum() > 0, x, -x)
+
+    x = torch.randn(2, 3)
+    assert equal(Straight()(x), trace(Straight(), x).module(x))
+
+
+def test_a_line_in_a_submodule_is_named_too() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), Branching())
+    with pytest.raises(TraceError) as error:
+        trace(model, torch.randn(2, 3))
+    assert line_of(Branching.forward, "if x.sum()") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        pytest.param(torch.randn(3, 8), id="rank 2"),
+        pytest.param(torch.randn(8), id="rank 1"),
+        pytest.param(torch.randn(2, 5, 8, 8), id="channels"),
+        pytest.param(torch.ones(2, 3, 8, 8, dtype=torch.int64), id="dtype"),
+        pytest.param((IMAGES, IMAGES), id="too many"),
+        pytest.param({"images": IMAGES}, id="unknown name"),
+        pytest.param(None, id="none"),
+    ],
+)
+def test_example_inputs_that_the_model_can_not_take(inputs: object) -> None:
+    with pytest.raises(InvalidInput) as error:
+        trace(convnet(), inputs)
+    assert "Sequential" in str(error.value)
+    assert "example_inputs" in str(error.value)
+    assert "site-packages" not in str(error.value)
+
+
+def test_a_missing_input() -> None:
+    with pytest.raises(InvalidInput, match="missing a required argument"):
+        trace(nn.Bilinear(3, 3, 2), torch.randn(2, 3))
+
+
+# --- where nodes come from -------------------------------------------------------------------------------
+
+
+def test_nodes_keep_the_users_module_and_line() -> None:
+    from lobo_fx.graph.provenance import describe, module_name
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.body(x) * 2
+            return found
+
+    nodes = {str(node.target): node for node in trace(Outer(), torch.randn(2, 3)).graph.nodes}
+    assert module_name(nodes["aten.linear.default"]) == "body.0"
+    assert module_name(nodes["aten.relu.default"]) == "body.1"
+    assert module_name(nodes["aten.mul.Tensor"]) == ""
+    text = describe(nodes["aten.linear.default"])
+    assert text.startswith("aten.linear.default in module 'body.0' (")
+    assert line_of(Outer.forward, "self.body(x) * 2") in text
+
+
+def test_tracing_twice_gives_the_same_graph() -> None:
+    model = convnet()
+    assert str(trace(model, IMAGES).graph) == str(trace(copy.deepcopy(model), IMAGES).graph)
+
+
+def test_words_that_name_no_dynamic_shapes_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"dynamic_shapes is 'static'; it must be 'batch', None"):
+        trace(nn.Linear(4, 3), torch.randn(2, 4), "static")
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="meta device and holds no weights"):
+        trace(nn.Linear(4, 3, device="meta"), torch.randn(2, 4))

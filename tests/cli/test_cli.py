@@ -1,0 +1,172 @@
+"""The command line: what it writes, and that every wrong argument is refused before anything is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import lobo_fx
+from lobo_fx.cli.app import app
+
+MODEL = """\
+from pathlib import Path
+
+import torch
+from torch import nn
+
+Path(__file__).with_name("was_built").touch()
+
+
+def make():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(2, 4)
+
+
+def data():
+    return [torch.randn(3, 4), torch.randn(3, 4)]
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "net.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    return "net.py:make"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def compiled(*arguments: str) -> Result:
+    return call("compile", *arguments, "--rounds", "1")
+
+
+def test_compile_writes_files_program_and_report(model: str, tmp_path: Path) -> None:
+    done = compiled(model, "--pass", "prune_weights:amount=0.5", "--pass", "quantize_static", "-o", "made/here")
+    assert done.exit_code == 0, done.output
+    names = {"original.onnx", "model.onnx", "program", "report.md", "report.csv", "report.json"}
+    assert {entry.name for entry in (tmp_path / "made" / "here").iterdir()} == names
+    report = json.loads((tmp_path / "made" / "here" / "report.json").read_text())
+    assert [row["name"] for row in report["passes"]] == ["original", "PruneWeights()", "QuantizeStatic()"]
+    assert list(report["benchmark"]["latencies"]) == ["original", "compiled"]
+    assert any("random data" in note for note in report["notes"])
+    assert not any("weights are random" in note for note in report["notes"])
+    loaded = lobo_fx.load("made/here/program")
+    assert list(loaded.report.artifacts) == ["original", "compiled"]
+
+    again = compiled(model, "--pass", "fold_bn", "-o", "made/here")
+    assert again.exit_code == 0, again.output
+
+
+def test_calibration_data_is_used(model: str) -> None:
+    np.save("rows.npy", np.ones((6, 4), np.float32))
+    for data in ("rows.npy", "net.py:data"):
+        done = compiled(model, "--pass", "quantize_static", "--calibration-data", data, "--batch", "2")
+        assert done.exit_code == 0, done.output
+        assert "random data" not in done.output
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "neither passes nor recipe": ([], "give --recipe, or one or more --pass"),
+    "both": (["--pass", "fold_bn", "--recipe", "balanced"], "give --recipe, or one or more --pass"),
+    "a misspelt pass": (["--pass", "prunechannels"], "did you mean prune_channels?"),
+    "a misspelt recipe": (["--recipe", "balancd"], "did you mean balanced?"),
+    "a missing recipe": (["--recipe", "mine.yaml"], "no recipe file mine.yaml"),
+    "a broken value": (["--pass", "prune_weights:amount=["], "the value of 'amount' is not YAML"),
+    "an unknown setting": (["--pass", "prune_weights:amonut=1"], "did you mean 'amount'?"),
+    "a value out of range": (["--pass", "prune_weights:amount=2"], "amount is 2"),
+    "no rounds": (["--pass", "fold_bn", "--rounds", "0"], "--rounds"),
+    "no rows": (["--pass", "fold_bn", "--batch", "0"], "--batch"),
+    "no threads": (["--pass", "fold_bn", "--threads", "-1"], "--threads"),
+    "no batches": (["--pass", "quantize_static", "--batches", "0"], "--batches"),
+    "a missing checkpoint": (["--pass", "fold_bn", "--checkpoint", "none.pt"], "none.pt"),
+    "missing data": (["--pass", "quantize_static", "--calibration-data", "none.npy"], "no file none.npy"),
+    "broken data": (["--pass", "quantize_static", "--calibration-data", "empty.npy"], "empty.npy is empty"),
+    "a file for a folder": (["--pass", "fold_bn", "-o", "empty.npy"], "can't make the folder"),
+    "a folder of something else": (["--pass", "fold_bn", "-o", "taken"], "holds other files"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_argument_is_refused_before_any_work(name: str, model: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "taken" / "program").mkdir(parents=True)
+    (tmp_path / "taken" / "program" / "thesis.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    arguments, words = REFUSED[name]
+    done = call("compile", model, *arguments)
+    assert done.exit_code == 2, done.output
+    assert words in " ".join(done.output.split())
+    assert "Traceback" not in done.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("resnet50", "names no model"),
+        ("net.py:mkae", "did you mean 'make'"),
+        ("none.py:make", "no file none.py"),
+        ("none.pt2", "no file none.pt2"),
+    ],
+)
+@pytest.mark.usefixtures("model")
+def test_a_wrong_model_makes_no_folder(spec: str, words: str) -> None:
+    for command in (["compile", spec, "--pass", "fold_bn"], ["inspect", spec]):
+        done = call(*command)
+        assert done.exit_code == 2
+        assert words in " ".join(done.output.split())
+    assert not Path("out").exists()
+
+
+def test_benchmark_measures_files(model: str) -> None:
+    assert compiled(model, "--pass", "fold_bn").exit_code == 0
+    done = call("benchmark", "out/original.onnx", "out/model.onnx", "--rounds", "2", "--batch", "3", "--json")
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert list(found["latencies"]) == ["original.onnx", "model.onnx"]
+    assert (found["batch"], found["rounds"]) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.onnx"], "none.onnx"),
+        (["bad.onnx"], "can't load bad.onnx"),
+        (["empty.onnx"], "empty.onnx is empty"),
+        (["bad.onnx", "bad.onnx"], "a file is given twice"),
+        (["bad.onnx", "--rounds", "0"], "--rounds"),
+        (["bad.onnx", "--runtime", "onnxruntimes"], "did you mean onnxruntime?"),
+    ],
+)
+def test_benchmark_refuses_what_it_can_not_measure(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.onnx").write_text("hello")
+    Path("empty.onnx").touch()
+    done = call("benchmark", *arguments)
+    assert done.exit_code == 2, done.output
+    assert words in " ".join(done.output.split())
+
+
+def test_inspect_and_passes_print_json(model: str) -> None:
+    facts = json.loads(call("inspect", model, "--json").stdout)
+    assert facts["parameters"] == 4 * 8 + 8 + 8 * 2 + 2
+    known = json.loads(call("passes", "--json").stdout)
+    assert "prune_weights" in [entry["name"] for entry in known["passes"]]
+    assert "balanced" in known["recipes"]
+
+
+def test_costs_are_printed_and_written(tmp_path: Path, model: str) -> None:
+    done = call("costs", model, "-o", str(tmp_path / "table.json"))
+    assert done.exit_code == 0, done.output
+    assert "Microseconds on" in done.output
+    assert json.loads((tmp_path / "table.json").read_text())["costs"]
+    refused = call("costs", model, "-o", str(tmp_path / "none" / "table.json"))
+    assert refused.exit_code == 2

@@ -1,0 +1,370 @@
+"""Compensation against numpy: least squares, statistics, and networks whose lost channels others can stand in for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lobo_fx
+from lobo_fx import passes
+from lobo_fx.capture.tracing import trace
+from lobo_fx.passes.fitting import linear_problem
+from lobo_fx.passes.fitting.linear_problem import Moments, input_rows, output_rows
+from lobo_fx.passes.pruning import compensation
+from lobo_fx.passes.pruning.attention_bases import Bases
+
+Array = npt.NDArray[np.float64]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small layers gain nothing from threads, and wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def draw(*shape: int, seed: int = 0, **settings: Any) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **settings)
+
+
+def prune(net: nn.Module, images: torch.Tensor, ratio: Mapping[str, float], method: str, batches: int = 4) -> nn.Module:
+    """The network with channels removed and refitted to `images`."""
+    pruning = passes.PruneChannels(ratio, round_to=1, compensation=method)
+    data = list(images.chunk(batches))
+    return lobo_fx.compile(
+        net.eval(), [pruning], example_inputs=images[:2], calibration_data=data, progress=False
+    ).module
+
+
+def arrays(module: nn.Module) -> dict[str, Array]:
+    return {name: tensor.detach().double().numpy() for name, tensor in module.state_dict().items()}
+
+
+def forward(module: nn.Module, images: torch.Tensor) -> Array:
+    with torch.no_grad():
+        output: Array = module(images).double().numpy()
+    return output
+
+
+def error(net: nn.Module, pruned: nn.Module, images: torch.Tensor) -> float:
+    """Energy of the difference over energy of the output about its mean."""
+    before, after = forward(net.eval(), images), forward(pruned, images)
+    return float(((after - before) ** 2).sum() / ((before - before.mean(0)) ** 2).sum())
+
+
+# --- least squares ---------------------------------------------------------------------------------------
+
+
+def ridge(x: Array, y: Array, start: Array) -> tuple[Array, Array]:
+    """The same problem as rows of a plain least-squares problem."""
+    centred_x, centred_y = x - x.mean(0), y - y.mean(0)
+    root = np.sqrt(linear_problem.RIDGE * (centred_x**2).sum(0).mean())
+    left = np.vstack([centred_x, root * np.eye(x.shape[1])])
+    right = np.vstack([centred_y, root * start.T])
+    weight = np.linalg.lstsq(left, right, rcond=None)[0].T
+    return weight, y.mean(0) - weight @ x.mean(0)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_sums_solve_the_least_squares_of_all_rows(groups: int) -> None:
+    x, y = draw(groups, 200, 7, dtype=torch.double) + 2, draw(groups, 200, 4, seed=1, dtype=torch.double) - 1
+    y = y + x[..., :4]
+    start = draw(groups, 4, 7, seed=2, dtype=torch.double)
+    moments = Moments()
+    for part_x, part_y in zip(torch.split(x, 60, 1), torch.split(y, 60, 1), strict=True):
+        moments.add(part_x, part_y)
+    weight = moments.weight(start)
+    for group in range(groups):
+        expected = ridge(x[group].numpy(), y[group].numpy(), start[group].numpy())
+        np.testing.assert_allclose(weight[group], expected[0], atol=1e-9)
+        np.testing.assert_allclose(moments.bias(weight)[group], expected[1], atol=1e-9)
+
+
+def test_inputs_that_never_move_keep_their_weights() -> None:
+    moments = Moments()
+    moments.add(torch.ones(1, 50, 3, dtype=torch.double), draw(1, 50, 2, dtype=torch.double))
+    start = draw(1, 2, 3, seed=1, dtype=torch.double)
+    torch.testing.assert_close(moments.weight(start), start, rtol=0, atol=1e-3)
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(5, 4), (3, 5)),
+    "linear on tokens": (lambda: nn.Linear(5, 4), (3, 6, 5)),
+    "conv1d": (lambda: nn.Conv1d(3, 4, 3, stride=2, padding=1), (2, 3, 11)),
+    "conv2d": (lambda: nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (2, 3, 9, 8)),
+    "conv2d same": (lambda: nn.Conv2d(3, 4, (4, 3), padding="same", dilation=(1, 2)), (2, 3, 9, 8)),
+    "conv2d valid": (lambda: nn.Conv2d(3, 4, 3, padding="valid"), (2, 3, 9, 8)),
+    "conv3d": (lambda: nn.Conv3d(2, 4, (1, 2, 3), padding=1), (2, 2, 3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_columns_times_the_weight_are_the_layers_outputs(name: str) -> None:
+    make, shape = LAYERS[name]
+    layer, x = make().eval(), draw(*shape)
+    program = trace(layer, (x,), dynamic_shapes=None)
+    node = next(node for node in program.graph.nodes if node.target in compensation._FITTED)
+    output = layer(x).detach()
+    rows = torch.randperm(output.numel() // 4, generator=torch.Generator().manual_seed(0))[:20]
+    assert isinstance(layer.weight, torch.Tensor)
+    assert isinstance(layer.bias, torch.Tensor)
+    found = input_rows(node, x, layer.weight.shape[2:], rows) @ layer.weight.flatten(1).T + layer.bias
+    torch.testing.assert_close(found.detach(), output_rows(node, output)[rows], rtol=1e-5, atol=1e-5)
+
+
+# --- networks whose lost channels others can stand in for ------------------------------------------------
+
+
+class Dependent(nn.Module):
+    """Hidden units of which the last half are sums of the first half."""
+
+    def __init__(self, relu: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 5)
+        self.relu = nn.ReLU() if relu else nn.Identity()
+        with torch.no_grad():
+            mix = 0.1 * draw(8, 8)
+            self.first.weight[8:] = mix @ self.first.weight[:8]
+            self.first.bias[8:] = mix @ self.first.bias[:8] + 1
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.second(self.relu(self.first(x)))
+
+
+def test_dependent_channels_are_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_problem, "RIDGE", 1e-9)
+    net, rows = Dependent(), draw(200, 6, seed=3)
+    pruned = prune(net, rows, {"first": 0.5}, "reconstruct")
+    assert arrays(pruned)["first.weight"].shape == (8, 6)
+    np.testing.assert_allclose(forward(pruned, rows), forward(net, rows), atol=1e-4)
+
+
+def test_independent_channels_are_not() -> None:
+    torch.manual_seed(0)
+    net, rows = Dependent(relu=True), draw(200, 6, seed=3)
+    assert error(net, prune(net, rows, {"first": 0.5}, "reconstruct"), rows) > 1e-3
+
+
+def test_a_layer_after_removal_is_numpys_least_squares() -> None:
+    net, rows = Dependent(relu=True), draw(300, 6, seed=3)
+    pruned = prune(net, rows, {"first": 0.5}, "reconstruct")
+    found, before = arrays(pruned), arrays(net)
+    hidden = np.maximum(rows.double().numpy() @ found["first.weight"].T + found["first.bias"], 0)
+    weight, bias = ridge(hidden, forward(net, rows), before["second.weight"][:, _kept(net, pruned)])
+    np.testing.assert_allclose(found["second.weight"], weight, atol=1e-4)
+    np.testing.assert_allclose(found["second.bias"], bias, atol=1e-4)
+
+
+def _kept(net: Dependent, pruned: nn.Module) -> list[int]:
+    """Which hidden units stayed, by their rows: what made them was not changed by the fit."""
+    rows, stayed = arrays(net)["first.weight"], arrays(pruned)["first.weight"]
+    return [int(np.abs(rows - row).max(1).argmin()) for row in stayed]
+
+
+def test_bias_is_the_mean_of_what_was_removed() -> None:
+    net, rows = Dependent(relu=True), draw(300, 6, seed=3)
+    pruned = prune(net, rows, {"first": 0.5}, "bias")
+    found, before = arrays(pruned), arrays(net)
+    removed = sorted(set(range(16)) - set(_kept(net, pruned)))
+    hidden = np.maximum(rows.double().numpy() @ before["first.weight"].T + before["first.bias"], 0)
+    expected = before["second.bias"] + before["second.weight"][:, removed] @ hidden[:, removed].mean(0)
+    np.testing.assert_allclose(found["second.bias"], expected, atol=1e-5)
+    np.testing.assert_allclose(found["second.weight"], np.delete(before["second.weight"], removed, axis=1), atol=1e-7)
+
+
+def test_a_layer_without_a_bias_gets_one() -> None:
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5, bias=False))
+    rows = draw(100, 6)
+    pruned = prune(net, rows, {"0": 0.5}, "bias")
+    assert arrays(pruned)["2.bias"].shape == (5,)
+    np.testing.assert_allclose(forward(pruned, rows).mean(0), forward(net, rows).mean(0), atol=1e-5)
+
+
+def test_what_is_not_refitted_is_named() -> None:
+    class Net(nn.Module):
+        """A layer that runs twice, a weight that is computed, and a linear layer over what was channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.twice = nn.Linear(6, 16), nn.Linear(16, 16)
+            self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+            self.mixed, self.last = nn.Linear(6, 6), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.normed(self.twice(self.twice(self.first(x)).relu()).relu()).relu()
+            mixed: torch.Tensor = self.mixed(hidden[:, :, None] * x[:, None])
+            return torch.as_tensor(self.last(mixed.mean(2)))
+
+    rows = draw(100, 6)
+    pruning = passes.PruneChannels(0.5, round_to=1, compensation="reconstruct")
+    settings: dict[str, Any] = {"example_inputs": rows[:2], "calibration_data": [rows], "progress": False}
+    notes = lobo_fx.compile(Net(), [pruning], **settings).report.notes
+    for module, reason in {
+        "twice": "its weight has other readers",
+        "normed": "its weight is computed",
+        "mixed": "rows of its input were removed",
+    }.items():
+        assert any(f"module '{module}" in note and f"not refitted: {reason}" in note for note in notes), notes
+    assert not any("'first'" in note or "'last'" in note for note in notes if "refitted" in note)
+
+
+# --- convolutions, norms and sums ------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """A stem, a residual block with a wide inside, a grouped convolution and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.inner = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU())
+        self.outer = nn.Sequential(nn.Conv2d(24, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.stem(x)
+        x = (x + self.outer(self.inner(x))).relu()
+        return self.head(self.depthwise(x).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def residual() -> Residual:
+    """With statistics as training leaves them."""
+    net = Residual()
+    net(draw(64, 3, 8, 8, seed=5))
+    with torch.no_grad():
+        for _ in range(40):
+            net(draw(64, 3, 8, 8, seed=5) + 0.5)
+    return net.eval()
+
+
+IMAGES = draw(64, 3, 8, 8, seed=5) + 0.5
+
+
+@pytest.mark.parametrize("method", ["recalibrate", "bias", "reconstruct"])
+def test_statistics_are_numpys(residual: Residual, method: str) -> None:
+    pruned = prune(residual, IMAGES, {"inner.0": 0.5}, method)
+    found = arrays(pruned)
+    stem = {name: torch.from_numpy(array).float() for name, array in found.items()}
+    x = F.conv2d(IMAGES, stem["stem.0.weight"], padding=1)
+    x = F.batch_norm(
+        x, stem["stem.1.running_mean"], stem["stem.1.running_var"], stem["stem.1.weight"], stem["stem.1.bias"]
+    )
+    seen = F.conv2d(x.relu(), stem["inner.0.weight"], padding=1).double().numpy()
+    rows = np.moveaxis(seen, 1, -1).reshape(-1, seen.shape[1])
+    np.testing.assert_allclose(found["inner.1.running_mean"], rows.mean(0), atol=1e-4)
+    np.testing.assert_allclose(found["inner.1.running_var"], rows.var(0, ddof=1), rtol=1e-4, atol=1e-5)
+
+
+def test_recalibration_changes_statistics_only(residual: Residual) -> None:
+    pruned, plain = (prune(residual, IMAGES, {"inner.0": 0.5}, method) for method in ("recalibrate", "none"))
+    changed = {name for name, array in arrays(pruned).items() if not np.allclose(array, arrays(plain)[name], rtol=1e-3)}
+    assert changed
+    assert all("running" in name for name in changed)
+
+
+@pytest.mark.parametrize("ratio", [{"inner.0": 0.5}, {"stem.0": 0.25}, {"*": 0.3}], ids=str)
+def test_each_method_comes_nearer_to_the_original(residual: Residual, ratio: dict[str, float]) -> None:
+    errors = [
+        error(residual, prune(residual, IMAGES, ratio, method), IMAGES) for method in ("none", "bias", "reconstruct")
+    ]
+    assert errors[1] < errors[0]
+    assert errors[2] < 0.7 * errors[1]
+
+
+class Branch(nn.Module):
+    """A lossy start, then a residual branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.inner, self.outer = (
+            nn.Linear(*size) for size in ((6, 16), (16, 6), (6, 9), (9, 6))
+        )
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.second(self.first(x).relu())
+        return x + self.outer(self.inner(x).relu())
+
+
+def test_the_last_layer_of_a_branch_corrects_the_sum() -> None:
+    net, rows = Branch(), draw(300, 6, seed=3)
+    found, before = arrays(prune(net, rows, {"first": 0.5}, "reconstruct")), arrays(net)
+    x = np.maximum(rows.double().numpy() @ found["first.weight"].T + found["first.bias"], 0)
+    x = x @ found["second.weight"].T + found["second.bias"]
+    hidden = np.maximum(x @ found["inner.weight"].T + found["inner.bias"], 0)
+    weight, bias = ridge(hidden, forward(net, rows) - x, before["outer.weight"])
+    np.testing.assert_allclose(found["outer.weight"], weight, atol=1e-4)
+    np.testing.assert_allclose(found["outer.bias"], bias, atol=1e-4)
+
+
+def test_the_number_of_batches_does_not_matter(residual: Residual) -> None:
+    one, many = (arrays(prune(residual, IMAGES, {"inner.0": 0.5}, "reconstruct", count)) for count in (1, 8))
+    for name, array in one.items():
+        np.testing.assert_allclose(array, many[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_fitting_draws_rows_evenly_when_there_are_many(monkeypatch: pytest.MonkeyPatch, residual: Residual) -> None:
+    monkeypatch.setattr(linear_problem, "_ROWS", 1500)
+    few = error(residual, prune(residual, IMAGES, {"inner.0": 0.5}, "reconstruct"), IMAGES)
+    plain = error(residual, prune(residual, IMAGES, {"inner.0": 0.5}, "none"), IMAGES)
+    assert few < 0.5 * plain
+
+
+def test_the_original_is_not_touched(residual: Residual) -> None:
+    before = arrays(residual)
+    prune(residual, IMAGES, {"*": 0.3}, "reconstruct")
+    for name, array in arrays(residual).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+# --- attention -------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """One head of eight dimensions, of which queries (with their bias) and values fill four, none along a dimension."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        narrow = [3 * draw(8, rank, seed=7 + rank) @ draw(rank, 12, seed=9) / rank for rank in (3, 8, 4)]
+        layers = [nn.Linear(12, 24)] if fused else [nn.Linear(12, 8) for _ in range(3)]
+        for layer, weight in zip(layers, [torch.cat(narrow)] if fused else narrow, strict=True):
+            layer.weight.data = weight
+        self.inputs = nn.ModuleList(layers)
+        self.out = nn.Linear(8, 12)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        parts = [layer(x) for layer in self.inputs]
+        if len(parts) == 1:
+            parts = list(parts[0].unflatten(-1, (3, 8)).unbind(-2))
+        q, k, v = (part.unflatten(-1, (1, 8)).transpose(1, 2) for part in parts)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_heads_that_need_half_of_their_dimensions_lose_nothing(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_problem, "RIDGE", 1e-9)
+    torch.manual_seed(0)
+    net, tokens = Attention(fused), draw(40, 10, 12, seed=3)
+    ratio = {"inputs.0": 0.5} if fused else {"inputs.0": 0.5, "inputs.2": 0.5}
+    assert error(net, prune(net, tokens, ratio, "reconstruct"), tokens) < 1e-5
+    monkeypatch.setattr(Bases, "of", lambda *given: [])
+    assert error(net, prune(net, tokens, ratio, "reconstruct"), tokens) > 1e-2
+
+
+def test_heads_that_need_all_of_their_dimensions_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, tokens = Attention(fused=False), draw(40, 10, 12, seed=3)
+    net.inputs[0].weight.data = draw(8, 12, seed=4)
+    found = [error(net, prune(net, tokens, {"inputs.0": 0.5}, "reconstruct"), tokens)]
+    monkeypatch.setattr(Bases, "of", lambda *given: [])
+    found.append(error(net, prune(net, tokens, {"inputs.0": 0.5}, "reconstruct"), tokens))
+    assert 1e-5 < found[0] < found[1]

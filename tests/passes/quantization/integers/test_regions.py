@@ -1,0 +1,219 @@
+"""Where integers run: cheapest by the table, against every assignment tried by hand; tables kept and read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lobo_fx
+from lobo_fx.exporters.onnxruntime.kernel_costs import measure_kernels
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
+from lobo_fx.graph.operators import INTEGERS_PASS, is_call
+from lobo_fx.measures.kernel_costs import CostTable
+from lobo_fx.passes import QuantizeStatic
+from lobo_fx.passes.quantization.integers.kernels import kernel_of, kernels_for
+from lobo_fx.passes.quantization.integers.regions import LEAST_GAIN, cut
+from lobo_fx.plugins.protocols import Cost, Kernel, MeasuresKernels
+
+
+def passes_on(node: torch.fx.Node) -> bool:
+    """Views, pools and the like only move values."""
+    return is_call(node, *INTEGERS_PASS)
+
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Two branches, a sum, a float-only operator between, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.third, self.fourth = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.first(x)
+        x = self.second(x) + self.third(x)
+        x = torch.sigmoid(self.fourth(x))
+        return self.head(x.mean((2, 3)))
+
+
+def program() -> Any:
+    return lobo_fx.trace(Net().eval(), IMAGES)
+
+
+def total(graph: torch.fx.Graph, choices: list[Any], integer: set[Any], table: Any) -> float:
+    """What an assignment costs, counted tensor by tensor."""
+    spent = 0.0
+    for node in choices:
+        kernel = kernel_of(node)
+        assert kernel is not None
+        spent += table(kernel).integer * (1 + LEAST_GAIN) if node in integer else table(kernel).floating
+    for node in graph.nodes:
+        if node.op == "get_attr" or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        gives_integers = node in integer and node.target != torch.ops.aten.linear.default
+        conversion = table(Kernel("convert", ((1, *node.meta["val"].shape[1:]),)))
+        weights = [user for user in node.users if user.op != "output"]
+        if gives_integers and any(user not in integer for user in node.users):
+            spent += conversion.integer
+        if not gives_integers and any(user in integer for user in weights):
+            spent += conversion.floating
+    return spent
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_cut_is_the_cheapest_of_all_assignments(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    graph = program().graph
+    choices = [node for node in graph.nodes if kernel_of(node) is not None]
+    assert len(choices) == 7
+    costs: dict[str, Cost] = {}
+
+    def table(kernel: Kernel) -> Cost:
+        if kernel.operator == "convert":
+            size = 1
+            for length in kernel.shapes[0]:
+                size *= length
+            return costs.setdefault(
+                f"convert {size}", Cost(*(0.02 * size * torch.rand(2, generator=generator)).tolist())
+            )
+        return costs.setdefault(kernel.key, Cost(*(10 * torch.rand(2, generator=generator)).tolist()))
+
+    found = cut(graph, choices, passes_on, table)
+    every = [
+        total(graph, choices, set(chosen), table)
+        for count in range(len(choices) + 1)
+        for chosen in itertools.combinations(choices, count)
+    ]
+    assert found.microseconds == pytest.approx(min(every), rel=1e-9)
+    chosen = {node for node in choices if node.name in found.integer}
+    assert total(graph, choices, chosen, table) == pytest.approx(min(every), rel=1e-9)
+    assert found.floating == pytest.approx(total(graph, choices, set(), table), rel=1e-9)
+
+
+def test_kernels_name_what_they_cost() -> None:
+    graph = program().graph
+    kernels = [kernel.key for kernel in kernels_for(graph, [n for n in graph.nodes if kernel_of(n)], passes_on)]
+    assert "conv 1x3x8x8 4x3x3x3 stride=1x1 padding=1x1 dilation=1x1 groups=1" in kernels
+    assert "linear 1x4 4x5" in kernels
+    assert "add 1x4x8x8 1x4x8x8" in kernels
+    assert "convert 1x4x8x8" in kernels
+    assert len(kernels) == len(set(kernels))
+
+
+def test_onnx_runtime_measures_every_kind_of_kernel() -> None:
+    conv = (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 1))
+    kernels = [
+        Kernel("conv", ((1, 8, 16, 16), (8, 8, 3, 3)), conv),
+        Kernel("linear", ((1, 20, 16), (16, 32))),
+        Kernel("matmul", ((1, 2, 20, 16), (1, 2, 16, 20))),
+        Kernel("add", ((1, 8, 16, 16), (1, 8, 16, 16))),
+        Kernel("mul", ((1, 8, 16, 16), (1, 8, 1, 1))),
+        Kernel("concat", ((1, 8, 16, 16), (1, 4, 16, 16)), (("axis", 1),)),
+        Kernel("global_average_pool", ((1, 8, 16, 16),)),
+        Kernel("average_pool", ((1, 8, 16, 16),), (("kernel_size", (3, 3)), ("stride", (2, 2)), ("padding", (1, 1)))),
+        Kernel("sigmoid", ((1, 8, 16, 16),)),
+        Kernel("leaky_relu", ((1, 8, 16, 16),)),
+        Kernel("attention", ((1, 2, 16, 8), (1, 2, 12, 8), (1, 2, 12, 8))),
+        Kernel("convert", ((1, 8, 16, 16),)),
+    ]
+    assert isinstance(OnnxRuntime(), MeasuresKernels)
+    measured = measure_kernels(kernels)
+    assert measured.keys() == set(kernels)
+    assert all(cost.floating > 0 and cost.integer > 0 for cost in measured.values())
+
+
+def test_a_table_is_kept_and_read_again(tmp_path: Path) -> None:
+    kernel = Kernel("linear", ((1, 4), (4, 5)))
+    table = CostTable("a machine", {}, tmp_path / "deep" / "table.json")
+    assert table.missing([kernel, kernel]) == [kernel]
+    table.add({kernel: Cost(2.0, 1.0)})
+    again = CostTable.load(tmp_path / "deep" / "table.json")
+    assert again[kernel] == Cost(2.0, 1.0)
+    assert again.missing([kernel]) == []
+    assert "linear 1x4 4x5" in str(again)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"format": 1, "machine": "m", "costs": {"a": 1}}', '{"format": 9}']
+)
+def test_what_is_no_table_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text(content, encoding="utf-8")
+    with pytest.raises(lobo_fx.InvalidInput, match=r"table\.json is no cost table"):
+        QuantizeStatic(costs=str(tmp_path / "table.json"))
+    with pytest.raises(lobo_fx.InvalidInput, match="can't read the cost table"):
+        QuantizeStatic(costs=str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(("floating", "integer", "kinds"), [(100.0, 1.0, {"conv2d"}), (1.0, 100.0, set())])
+def test_a_shipped_table_decides(floating: float, integer: float, kinds: set[str], tmp_path: Path) -> None:
+    """With the costs of another machine nothing is measured on this one."""
+    traced = program()
+    kernels = kernels_for(traced.graph, [n for n in traced.graph.nodes if kernel_of(n)], passes_on)
+    costs = {k.key: [0.01, 0.01] if k.operator == "convert" else [floating, integer] for k in kernels}
+    costs |= {k.key: [1.0, 50.0] for k in kernels if k.operator == "linear"}
+    content = {"format": 1, "machine": "another", "costs": costs}
+    (tmp_path / "table.json").write_text(json.dumps(content), encoding="utf-8")
+    result = lobo_fx.compile(
+        Net().eval(),
+        [QuantizeStatic(costs=str(tmp_path / "table.json"))],
+        example_inputs=IMAGES,
+        calibration_data=[IMAGES],
+        progress=False,
+    )
+    quantized = {
+        str(node.target).split(".")[1]
+        for node in result.program.graph.nodes
+        if any(source.name.startswith("dequantize_per_channel") for source in node.all_input_nodes)
+    }
+    assert quantized == kinds
+    notes = [note for note in result.report.notes if "stays float" in note]
+    assert any("linear" in note and "1 µs, as integers 50 µs" in note for note in notes)
+    assert not any("measured on this machine" in note for note in notes)
+
+
+def overridden(**settings: Any) -> list[str]:
+    author = QuantizeStatic(kernels="all", **settings)
+    result = lobo_fx.compile(Net().eval(), [author], example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
+    return sorted(name for name, tensor in result.module.state_dict().items() if tensor.dtype == torch.int8)
+
+
+def test_overrides_leave_modules_float() -> None:
+    assert overridden() == ["first.weight", "fourth.weight", "head.weight", "second.weight", "third.weight"]
+    assert overridden(overrides={"f*": "float", "head": "min_max"}) == ["head.weight", "second.weight", "third.weight"]
+    with pytest.raises(lobo_fx.InvalidInput, match=r"'firts' matches no module; near: first"):
+        overridden(overrides={"firts": "float"})
+    with pytest.raises(lobo_fx.InvalidInput, match=r"overrides\['first'\] is 'int4'; it must be one of histogram"):
+        QuantizeStatic(overrides={"first": "int4"})
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "limit"),
+    [("x86-vnni", torch.uint8, 127), ("x86-avx2", torch.uint8, 63), ("arm", torch.int8, 127)],
+)
+def test_targets_choose_the_integers(target: str, dtype: torch.dtype, limit: int, tmp_path: Path) -> None:
+    result = lobo_fx.compile(
+        Net().eval(),
+        [QuantizeStatic(kernels="all", target=target)],
+        example_inputs=IMAGES,
+        calibration_data=[IMAGES],
+        progress=False,
+    )
+    weights = [
+        tensor for tensor in result.module.state_dict().values() if tensor.dtype == torch.int8 and tensor.dim() > 1
+    ]
+    assert max(int(weight.abs().max()) for weight in weights) == limit
+    quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    activations = result.program.graph.find_nodes(op="call_function", target=quantize)
+    assert activations
+    assert {node.args[-1] for node in activations} == {dtype}
+    result.export(tmp_path / "model.onnx")

@@ -1,0 +1,109 @@
+"""Integer regions back to float, and the whole file's say in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import lobo_fx
+from lobo_fx import Result
+from lobo_fx.measures.fidelity import signal_to_noise
+from lobo_fx.measures.latency import Benchmark, Latency
+from lobo_fx.passes import ComputeInFloat, QuantizeStatic
+
+IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A convolution, a linear layer over three dimensions, and an `addmm`, whose weight lies the other way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(10, 6)
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        rows = self.linear(torch.relu(self.conv(x))).mean((1, 2))
+        return torch.addmm(self.bias, rows, self.weight)
+
+
+def compiled(*passes: Any) -> Result:
+    torch.manual_seed(0)
+    return lobo_fx.compile(Net(), passes, example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
+
+
+def test_weights_stay_int8_and_everything_else_is_float(tmp_path: Path) -> None:
+    author = QuantizeStatic(kernels="all", correct_bias=False)
+    result = compiled(author, ComputeInFloat())
+    state = result.module.state_dict()
+    assert {name for name, tensor in state.items() if tensor.dtype == torch.int8} == {
+        "conv.weight",
+        "linear.weight",
+        "weight",
+    }
+    assert {name for name in state if "_" in name} == {"conv.weight_scale", "linear.weight_scale", "weight_scale"}
+    integers = compiled(author).module.state_dict()
+    model = Net()
+    for name in ("conv.weight", "linear.weight", "weight", "conv.bias", "bias"):
+        scale = integers[f"{name}_scale"]
+        shape = [-1] + [1] * (integers[name].dim() - 1) if name != "weight" else [1, -1]
+        model.get_parameter(name).data = integers[name] * scale.view(shape)
+    torch.manual_seed(0)
+    model.linear.bias = Net().linear.bias
+    torch.testing.assert_close(result.module(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5)
+    artifact = result.export(tmp_path / "model.onnx")
+    operators = {node.op_type for node in onnx.load(artifact.path).graph.node}
+    assert not {operator for operator in operators if "Quant" in operator or "QLinear" in operator}
+    assert artifact.bytes < 1.3 * compiled(author).export(tmp_path / "integers.onnx").bytes
+
+
+@pytest.mark.parametrize(
+    ("latencies", "words", "integer"),
+    [
+        ({"compiled": 0.8}, None, True),
+        ({"compiled": 1.3, "floating": 0.9}, "taken back: the file took 1.30 times the original's latency", False),
+        ({"compiled": 1.3, "floating": 1.4}, "the compiled file is slower than the original: 1.30 times", True),
+    ],
+)
+def test_the_whole_file_confirms_or_takes_back(
+    latencies: dict[str, float],
+    words: str | None,
+    integer: bool,
+    free_integers: Callable[[], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled(QuantizeStatic())  # measures what costs the table must have
+    result = compiled(QuantizeStatic(costs=free_integers()))
+    expected = result.module(IMAGES)
+
+    def measured(files: Mapping[str, Path], *args: Any, **settings: Any) -> Benchmark:
+        times = {label: {"original": 1.0, **latencies}[label] for label in files}
+        return Benchmark("test", 1, 1, 1, {label: Latency(t, t, t, t, 1) for label, t in times.items()})
+
+    monkeypatch.setattr("lobo_fx.result.benchmark", measured)
+    artifact = result.export(tmp_path / "model.onnx")
+    operators = [node.op_type for node in onnx.load(artifact.path).graph.node]
+    assert ("QuantizeLinear" in operators) == integer
+    assert any(words in note for note in result.report.notes) if words else not any("slower" in n for n in operators)
+    assert signal_to_noise(expected, result.module(IMAGES)) > 30
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["free_integers.json", "model.onnx"]
+
+
+def test_what_was_asked_for_is_not_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*args: Any, **settings: Any) -> Benchmark:
+        raise AssertionError("nothing is to be confirmed")
+
+    monkeypatch.setattr("lobo_fx.result.benchmark", measured)
+    compiled(QuantizeStatic(kernels="all")).export(tmp_path / "all.onnx")
+    compiled().export(tmp_path / "float.onnx")
+    estimated = compiled(QuantizeStatic())
+    estimated.export(tmp_path / "unconfirmed.onnx", confirm=False)
+    estimated.save(tmp_path / "saved")
+    lobo_fx.load(tmp_path / "saved").export(tmp_path / "loaded.onnx")

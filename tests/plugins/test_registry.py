@@ -1,0 +1,167 @@
+"""Plug-ins by name: entry points and what is registered at run time, aliases, duplicates, near names."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from lobo_fx.errors import InvalidInput, LoboError
+from lobo_fx.exporters.onnx.exporter import OnnxExporter
+from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeStatic
+from lobo_fx.plugins import registry
+from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES, Registry
+
+
+def with_entry_points(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> Registry:
+    """A registry that sees these entry points and no others."""
+    found = [EntryPoint(name, value, "some.group") for name, value in points]
+    monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in found if p.group == group])
+    return Registry("thing", "some.group")
+
+
+# --- what is installed -----------------------------------------------------------------------------------
+
+
+def test_installed_plugins_and_their_aliases() -> None:
+    names = PASSES.names()
+    assert names["fold_batch_norm"] == ["fold_bn"]
+    assert names["prune_weights"] == ["prune_unstructured"]
+    assert names["quantize_static"] == []
+    assert "onnx" in EXPORTERS.names()
+    assert "onnxruntime" in RUNTIMES.names()
+
+
+def test_a_plugin_by_name_and_by_alias() -> None:
+    assert PASSES.get("fold_batch_norm") is FoldBatchNorm
+    assert PASSES.get("fold_bn") is FoldBatchNorm
+    assert PASSES.get("prune_unstructured") is PASSES.get("prune_weights") is PruneWeights
+    assert PASSES.get("quantize_static") is QuantizeStatic
+    assert EXPORTERS.get("onnx") is OnnxExporter
+
+
+def test_hyphens_are_underscores() -> None:
+    assert PASSES.get("quantize-static") is QuantizeStatic
+
+
+def test_every_pass_is_registered_under_its_own_name() -> None:
+    for name in PASSES.names():
+        assert PASSES.get(name)().name == name
+
+
+def test_every_plugin_that_is_offered_loads() -> None:
+    for known in (PASSES, EXPORTERS, RUNTIMES):
+        assert known.names()
+        for name, aliases in known.names().items():
+            assert all(known.get(alias) is known.get(name) for alias in aliases)
+
+
+# --- near names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("quantise_static", "quantize_static"),
+        ("quantize", "quantize_static"),
+        ("QuantizeStatic", "quantize_static"),
+        ("prune_weight", "prune_weights"),
+        ("fold-batchnorm", "fold_batch_norm"),
+        ("prunechannels", "prune_channels"),
+        ("foldbn", "fold_bn"),
+        ("Prune Weights", "prune_weights"),
+    ],
+)
+def test_the_nearest_name_is_suggested_first(wrong: str, right: str) -> None:
+    with pytest.raises(InvalidInput, match=f"no pass is called '{wrong}'; did you mean {right}"):
+        PASSES.get(wrong)
+
+
+def test_where_nothing_is_near_all_are_listed() -> None:
+    with pytest.raises(InvalidInput, match=r"no pass is called 'xyzzy'; known: .*fold_batch_norm.*quantize_static"):
+        PASSES.get("xyzzy")
+
+
+def test_what_is_missing_is_called_what_it_is() -> None:
+    with pytest.raises(InvalidInput, match="no exporter is called 'onxx'; did you mean onnx"):
+        EXPORTERS.get("onxx")
+    with pytest.raises(LoboError, match="no runtime is called"):
+        RUNTIMES.get("openvino")
+
+
+def test_only_names_about_as_near_as_the_nearest_are_suggested() -> None:
+    with pytest.raises(InvalidInput, match=r"did you mean quantize_static\?$"):
+        PASSES.get("quantise_static")
+    with pytest.raises(InvalidInput, match=r"did you mean prune_weights or prune_channels\?$"):
+        PASSES.get("prune")
+    with pytest.raises(InvalidInput, match=r"did you mean prune_it_all\?$"):
+        PASSES.get("pruneitall", ["prune_it_all"])
+
+
+def test_defaults_are_names_that_are_known() -> None:
+    for known in (EXPORTERS, RUNTIMES):
+        assert known.default in known.names()
+
+
+def test_exporters_say_how_their_files_end() -> None:
+    assert EXPORTERS.get(EXPORTERS.default)().suffix == ".onnx"
+
+
+# --- entry points ----------------------------------------------------------------------------------------
+
+
+def test_entry_points_with_one_value_are_one_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(
+        monkeypatch, ("join", "os.path:join"), ("split", "os.path:split"), ("glue", "os.path:join")
+    )
+    assert things.names() == {"join": ["glue"], "split": []}
+    assert things.get("glue") is importlib.import_module("os.path").join
+
+
+def test_two_packages_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(monkeypatch, ("join", "os.path:join"), ("join", "posixpath:split"))
+    with pytest.raises(InvalidInput, match=r"called 'join': os\.path:join and posixpath:split; uninstall one"):
+        things.names()
+    with pytest.raises(InvalidInput, match="uninstall one"):
+        things.get("join")
+
+
+@pytest.mark.parametrize("value", ["no_such_module:Thing", "os.path:Thing"])
+def test_a_plugin_that_can_not_be_imported_is_an_error_of_ours(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(monkeypatch, ("mine", value))
+    with pytest.raises(InvalidInput, match=rf"the thing 'mine' \({value}\) can't be imported"):
+        things.get("mine")
+
+
+def test_one_package_seen_twice_is_no_duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(monkeypatch, ("join", "os.path:join"), ("join", "os.path:join"))
+    assert things.names() == {"join": []}
+
+
+# --- at run time -----------------------------------------------------------------------------------------
+
+
+def test_a_plugin_registered_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(monkeypatch, ("join", "os.path:join"))
+    plugin = object()
+    things.register("mine", plugin)
+    assert things.get("mine") is plugin
+    assert things.names() == {"join": [], "mine": []}
+    with pytest.raises(InvalidInput, match="did you mean mine"):
+        things.get("mimi")
+
+
+@pytest.mark.parametrize("taken", ["join", "mine"])
+def test_a_taken_name_is_refused(taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(monkeypatch, ("join", "os.path:join"))
+    things.register("mine", 1)
+    with pytest.raises(InvalidInput, match=f"a thing called '{taken}' is registered already"):
+        things.register(taken, 2)
+    assert things.get("mine") == 1
+
+
+def test_registries_do_not_share_what_is_added() -> None:
+    first, second = Registry("a", "none.a"), Registry("b", "none.b")
+    first.register("x", 1)
+    assert second.names() == {}
