@@ -1,4 +1,4 @@
-"""OpenVINO on CPU, as `lobo_fx.plugins.protocols` wants a runtime, so that its calls can be measured in turn with others."""
+"""OpenVINO on CPU, as `lobo_fx.plugins.protocols` wants a runtime, so that its calls can be measured in turn."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
     original = trace(model, inputs)
     outcome.traced = time.process_time() - start
     outcome.nodes, outcome.parameters = len(original.graph.nodes), count(original)
-    outcome.notes = original.notes
+    outcome.notes = list(map(str, original.notes))
     expected = original.run()
     refuse_degenerate(expected, ALIVE)
 

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from lobo_fx.capture.tracing import Model, trace
 from lobo_fx.contracts.context import Context, Data, Evaluate, LossFunction
-from lobo_fx.contracts.passbase import Pass
-from lobo_fx.contracts.verification import check_model, snapshot, verify
-from lobo_fx.errors import ContractError, InvalidInput, LoboError
+from lobo_fx.contracts.pipeline import Pipeline
+from lobo_fx.contracts.verification import check_model
+from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import DynamicShapes
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import PASS_KEY
-from lobo_fx.graph.weight_names import mark_weights
-from lobo_fx.measures.counts import measure
-from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.recipe import PassSpec, resolve
-from lobo_fx.report.records import Row
 from lobo_fx.report.report import Report
 from lobo_fx.result import Result
 from lobo_fx.terminal.progress import spinner
 
+__all__ = ["compile"]
+
 
 def compile(
-    model: Model,
+    model: Model | Program | Result,
     passes: PassSpec | Iterable[PassSpec] = (),
     *,
     example_inputs: object = None,
@@ -41,7 +36,8 @@ def compile(
     """Makes a trained model smaller and faster, and checks every step. The model itself is not touched.
 
     Args:
-        model: an `nn.Module` (in any mode), a `torch.export.ExportedProgram`, or the path of a `.pt2` file.
+        model: an `nn.Module` (in any mode), a `torch.export.ExportedProgram`, the path of a `.pt2` file, a `Program`
+            that was traced before, or a `Result`, whose rows the new ones follow.
         passes: pass objects, names (`"quantize_static"`), a recipe file or the name of a built-in recipe.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. May be left
             out where the model says what it takes (Hugging Face, timm).
@@ -70,68 +66,52 @@ def compile(
         torch.Size([4, 8, 6, 6])
     """
     chosen = resolve(passes)
-    with spinner("trace", progress):
-        original = trace(model, example_inputs, dynamic_shapes)
-        check_model(original)
-    context = Context(
-        original.signature, calibration_data, train_data, loss_fn, evaluate, seed=seed, show_progress=progress
-    )
     if evaluate is not None and not callable(evaluate):
         raise InvalidInput(f"evaluate is a {type(evaluate).__name__}; expected a function from a module to a score")
     if loss_fn is not None and not callable(loss_fn):
         raise InvalidInput(f"loss_fn is a {type(loss_fn).__name__}; expected a function of outputs and labels")
     if not isinstance(seed, int):
         raise InvalidInput(f"seed is {seed!r}; it must be a whole number")
-    for author in chosen:
-        context.require(author.needs, author.name)
+    with spinner("trace", progress):
+        program = _program(model, example_inputs, dynamic_shapes)
+        check_model(program)
+    context = Context(
+        program.signature, calibration_data, train_data, loss_fn, evaluate, seed=seed, show_progress=progress
+    )
+    for pass_ in chosen:
+        context.require(pass_.needs, pass_.name)
     given = {"calibration_data": calibration_data, "train_data": train_data}
     context.require([name for name, data in given.items() if data is not None], "compile")
-    for author in chosen:
-        author.check(original)
-    context.notes.extend(original.notes)
-    mark_weights(original.module)
-    for node in original.graph.nodes:
-        node.meta[PASS_KEY] = ""
-
-    program = original.clone()
-    first = before = snapshot(original)
-    report = Report(
-        model=str(model) if isinstance(model, (str, Path)) else type(model).__name__,
-        rows=[Row.of("original", measure(original, first.macs), math.inf, _score(evaluate, original), 0.0)],
-        notes=context.notes,
-        sheets=context.sheets,
-    )
-    for author in chosen:
-        start = time.perf_counter()
-        with spinner(str(author), progress and not author.needs):
-            program = _run(author, program, context)
-            after = verify(author, before, program, context)
-        mark_weights(program.module)
-        measures = measure(program, after.macs)
-        snr = signal_to_noise(first.outputs, after.outputs)
-        score = _score(evaluate, program)
-        report.rows.append(Row.of(str(author), measures, snr, score, time.perf_counter() - start))
-        before = after
-    return Result(program, original, report, [(author.name, author.settings) for author in chosen], progress)
+    for pass_ in chosen:
+        pass_.check(program)
+    context.notes.extend(program.notes)
+    earlier = model if isinstance(model, Result) else None
+    pipeline = Pipeline.start(program if earlier is None or earlier.original is None else earlier.original, context)
+    if earlier is not None:
+        pipeline.go_on_from(earlier.program, earlier.report.rows)
+        context.notes[:0] = earlier.report.notes
+        context.sheets[:0] = earlier.report.sheets
+    for pass_ in chosen:
+        pipeline.run(pass_)
+    report = Report(_name(model), pipeline.rows, context.notes, sheets=context.sheets)
+    done = [(pass_.name, pass_.settings) for pass_ in chosen]
+    return Result(pipeline.program, pipeline, report, [*(earlier.passes if earlier else ()), *done], progress)
 
 
-def _run(author: Pass, program: Program, context: Context) -> Program:
-    try:
-        rewritten = author.run(program, context)
-    except LoboError:
-        raise
-    except Exception as error:
-        raise ContractError(f"{author} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(rewritten, Program):
-        raise ContractError(f"{author} returned a {type(rewritten).__name__}; run must return the program")
-    return rewritten
+def _program(model: Model | Program | Result, example_inputs: object, dynamic_shapes: DynamicShapes) -> Program:
+    """What passes start from: a model as it is traced, a program as it is, a result's program.
+
+    Raises:
+        InvalidInput: inputs are given where they are fixed already.
+    """
+    if not isinstance(model, (Program, Result)):
+        return trace(model, example_inputs, dynamic_shapes)
+    if example_inputs is not None:
+        raise InvalidInput(f"a {type(model).__name__} holds its example inputs; leave example_inputs out")
+    return model if isinstance(model, Program) else model.program
 
 
-def _score(evaluate: Evaluate | None, program: Program) -> float | None:
-    """The user's score of a copy, which `evaluate` may switch to training or change at will."""
-    if evaluate is None:
-        return None
-    score = evaluate(program.clone().module)
-    if not isinstance(score, (int, float)):
-        raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")
-    return float(score)
+def _name(model: Model | Program | Result) -> str:
+    if isinstance(model, Result):
+        return model.report.model
+    return str(model) if isinstance(model, (str, Path)) else type(model).__name__

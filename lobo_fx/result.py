@@ -11,12 +11,15 @@ from typing import Any, cast
 import torch
 
 from lobo_fx import saving
-from lobo_fx.axes.kept import KeptIndices, kept_indices
+from lobo_fx.axes.kept import kept_indices
 from lobo_fx.capture.reexport import named_arrays, with_rows
-from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.confirmation import confirm as confirm_file
+from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import check_writable
-from lobo_fx.graph.program import ESTIMATED, Program, ProgramModule
+from lobo_fx.graph.facts import KeptIndices
+from lobo_fx.graph.notes import Note
+from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.measures.latency import Benchmark, benchmark, check_counts
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.plugins.protocols import Exporter
@@ -32,17 +35,22 @@ class Result:
 
     Attributes:
         program: the compiled program.
-        original: the program as traced; it shares the user's weights. None after `lobo_fx.load`.
+        pipeline: what ran the passes, with the original to compare with; None after `lobo_fx.load`.
         report: what was done and what it brought; `print(result)` shows it.
         passes: name and settings of every pass, in order.
         progress: whether to draw progress on the terminal.
     """
 
     program: Program
-    original: Program | None
+    pipeline: Pipeline | None
     report: Report
     passes: list[tuple[str, dict[str, Any]]]
     progress: bool = True
+
+    @property
+    def original(self) -> Program | None:
+        """The program as traced; it shares the user's weights. None after `lobo_fx.load`."""
+        return None if self.pipeline is None else self.pipeline.original
 
     @property
     def module(self) -> ProgramModule:
@@ -77,45 +85,45 @@ class Result:
             ExportError: the program can't be written, or the file disagrees with PyTorch.
         """
         artifact = self._write(self.program, Path(path), exporter)
-        estimated = self.program.module.meta.get(ESTIMATED) and self.original is not None
+        estimated = self.program.module.program_facts.estimated and self.pipeline is not None
         if confirm and estimated and isinstance(_exporter(exporter), EXPORTERS.get(EXPORTERS.default)):
             artifact = self._confirmed(artifact, exporter)
         self.report.artifacts["compiled"] = artifact
         return artifact
 
     def _confirmed(self, artifact: Artifact, exporter: str | Exporter) -> Artifact:
-        """The file, or one that computes in float where that is faster."""
-        assert self.original is not None
+        """The file, or one that computes in float where that is faster: then the result is what a pass more made."""
+        assert self.pipeline is not None
+        trial = dataclasses.replace(self.pipeline, program=self.program).fork()
+        pass_ = PASSES.get("compute_in_float")()
         with tempfile.TemporaryDirectory() as folder:
             known = self.report.artifacts.get("original")
             if known is None or not known.path.is_file():
-                known = self._write(self.original, Path(folder) / "original.onnx", exporter)
-            files = {"original": known.path, "compiled": artifact.path}
-            settings: dict[str, Any] = {
-                "arrays": named_arrays(self.program, with_rows(self.program, 1)),
-                "memory": False,
-                "progress": self.progress,
-            }
-            engine = RUNTIMES.get(RUNTIMES.default)()
-            if benchmark(files, engine, rounds=8, **settings).ratio("compiled", "p50") <= 1:
-                return artifact
-            context = Context(self.program.signature)
-            floating = PASSES.get("compute_in_float")().run(self.program.clone(), context)
-            files["floating"] = self._write(floating, Path(folder) / "floating.onnx", exporter).path
-            measured = benchmark(files, engine, rounds=20, **settings)
-        ratio, instead = (measured.ratio(label, "p50") for label in ("compiled", "floating"))
-        if ratio <= max(1, instead):
-            if ratio > 1:
-                self.report.notes.append(
-                    f"the compiled file is slower than the original: {ratio:.2f} times its CPU time"
-                )
-            return artifact
-        self.program = floating
-        self.report.notes.append(
-            f"integer kernels taken back: the file took {ratio:.2f} times the original's latency, in float it takes "
-            f"{instead:.2f} times; weights stay int8"
-        )
-        return self._write(floating, artifact.path, exporter)
+                known = self._write(trial.original, Path(folder) / "original.onnx", exporter)
+            found = confirm_file(
+                known.path,
+                artifact.path,
+                lambda: self._write(trial.run(pass_), Path(folder) / "floating.onnx", exporter).path,
+                RUNTIMES.get(RUNTIMES.default)(),
+                named_arrays(self.program, with_rows(self.program, 1)),
+                self.progress,
+            )
+        if found.takes_back:
+            self.pipeline, self.program, self.report.rows = trial, trial.program, trial.rows
+            self.passes.append((pass_.name, pass_.settings))
+            self._note(
+                f"integer kernels taken back: the file took {found.compiled:.2f} times the original's latency, "
+                f"in float it takes {found.floating:.2f} times; weights stay int8"
+            )
+            return self._write(self.program, artifact.path, exporter)
+        if found.compiled > 1:
+            self._note(f"the compiled file is slower than the original: {found.compiled:.2f} times its latency")
+        return artifact
+
+    def _note(self, sentence: str) -> None:
+        note = Note(sentence)
+        if note not in self.report.notes:
+            self.report.notes.append(note)
 
     def export_original(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
         """Writes the model as it was before compilation, to compare with.
@@ -131,10 +139,10 @@ class Result:
         return artifact
 
     def _write(self, program: Program, path: Path, exporter: str | Exporter) -> Artifact:
-        author = _exporter(exporter)
+        writer = _exporter(exporter)
         check_writable(path)
         with spinner(f"export {path.name}", self.progress):
-            return author.export(program, path, self.metadata())
+            return writer.export(program, path, self.metadata())
 
     def metadata(self) -> dict[str, str]:
         """What was done to the model, for the file's own metadata."""
@@ -173,7 +181,7 @@ class Result:
             InvalidInput: a number makes no sense, or the runtime is unknown.
         """
         check_counts(threads, batch, rounds, warmup)
-        engine, author = RUNTIMES.get(runtime)(), _exporter(exporter)
+        engine, writer = RUNTIMES.get(runtime)(), _exporter(exporter)
         with tempfile.TemporaryDirectory() as folder:
             files = {}
             for label, program in {"original": self.original, "compiled": self.program}.items():
@@ -181,7 +189,7 @@ class Result:
                 if known is not None and known.path.is_file():
                     files[label] = known.path
                 elif program is not None:
-                    files[label] = self._write(program, Path(folder) / f"{label}{author.suffix}", author).path
+                    files[label] = self._write(program, Path(folder) / f"{label}{writer.suffix}", writer).path
             measured = benchmark(
                 files,
                 engine,
@@ -195,11 +203,8 @@ class Result:
             )
         self.report.benchmark = measured
         if len(files) > 1 and (ratio := measured.ratio("compiled", "p50")) > 1:
-            self._note_slower(ratio)
+            self._note(f"the compiled file is slower than the original: {ratio:.2f} times its latency")
         return measured
-
-    def _note_slower(self, ratio: float) -> None:
-        self.report.notes.append(f"the compiled file is slower than the original: {ratio:.2f} times its latency")
 
     def save(self, folder: str | Path) -> Path:
         """Saves program and report; `lobo_fx.load` reads them without ever running a pickle.

@@ -25,21 +25,21 @@ from lobo_fx.contracts.passbase import Pass
 from lobo_fx.result import Result
 
 
-def check_pass(author: Pass, model: nn.Module, example_inputs: Any, *, export: bool = False, **settings: Any) -> Result:
+def check_pass(pass_: Pass, model: nn.Module, example_inputs: Any, *, export: bool = False, **settings: Any) -> Result:
     """Compiles `model` with one pass and asserts what holds for every pass.
 
     Asserts: the model is left as it was; inputs and outputs keep names, dtypes, shapes and structure; the
     promise is kept (the compiler's own checks); the result deep-copies.
 
     Args:
-        author: the pass.
+        pass_: the pass.
         model: what to compile.
         example_inputs: as `lobo_fx.compile` takes them.
         export: also write ONNX and compare it with PyTorch.
         **settings: further arguments of `lobo_fx.compile`.
     """
     with assert_untouched(model):
-        result = compile(model, [author], example_inputs=example_inputs, progress=False, **settings)
+        result = compile(model, [pass_], example_inputs=example_inputs, progress=False, **settings)
     assert result.original is not None
     assert result.program.signature == result.original.signature
     twin = copy.deepcopy(result.module)

@@ -216,7 +216,7 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
         stack = [(module, iter(sorted(ways.get(module, ()))))]
         seen.add(module)
         while stack:
-            at, ahead = stack[-1]
+            _, ahead = stack[-1]
             step = next((other for other in ahead if other not in seen), None)
             if step is None:
                 found.append(stack.pop()[0])

@@ -6,11 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
+from lobo_fx.graph.facts import KeptIndices
 from lobo_fx.graph.program import ProgramModule
-
-_KEPT = "lobo_fx_kept_indices"
-KeptIndices = dict[str, dict[int, list[int]]]
-"""By parameter name and dimension: the original index of each position that is left."""
 
 
 def record(module: ProgramModule, names: Iterable[str], dim: int, mask: torch.Tensor) -> None:
@@ -22,12 +19,12 @@ def record(module: ProgramModule, names: Iterable[str], dim: int, mask: torch.Te
         dim: the dimension that is cut.
         mask: boolean, over the positions before the cut.
     """
-    known = dict(kept_indices(module))  # a new dictionary: copies of the module share the old one
+    known = dict(kept_indices(module))
     for name in names:
-        dims = known.get(name, {})
+        dims = dict(known.get(name, {}))
         before = torch.tensor(dims[dim]) if dim in dims else torch.arange(len(mask))
         known[name] = dims | {dim: before[mask].tolist()}
-    module.meta[_KEPT] = known
+    module.set_facts(kept=known)
 
 
 def names_of_tensors(module: ProgramModule) -> dict[int, list[str]]:
@@ -45,10 +42,9 @@ def kept_indices(module: ProgramModule) -> KeptIndices:
     Example:
         `original.conv1.weight[kept["conv1.weight"][0]]` are the filters that the compiled model still has.
     """
-    known: KeptIndices = module.meta.setdefault(_KEPT, {})
-    return known
+    return module.program_facts.kept
 
 
 def restore(module: ProgramModule, kept: dict[str, dict[str, list[int]]]) -> None:
     """Reads back what JSON made of `kept_indices`."""
-    module.meta[_KEPT] = {name: {int(dim): at for dim, at in dims.items()} for name, dims in kept.items()}
+    module.set_facts(kept={name: {int(dim): at for dim, at in dims.items()} for name, dims in kept.items()})

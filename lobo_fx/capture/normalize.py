@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from lobo_fx.capture.writes_in_place import remove_inplace
+from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.operators import aten, is_call, is_inplace
 from lobo_fx.graph.program import ProgramModule
-from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.tensors import fetch
 
 _ASSERTS = frozenset(
@@ -32,11 +32,11 @@ _SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 
 
-def normalize(module: ProgramModule) -> list[str]:
+def normalize(module: ProgramModule) -> list[Note]:
     """Normalises a freshly traced graph in place.
 
     Returns:
-        What had to be left as it was, one sentence each.
+        What had to be left as it was.
     """
     notes = inline_modes(module)
     drop_asserts(module.graph)
@@ -60,16 +60,16 @@ def name_squeezed(graph: fx.Graph) -> None:
             )
 
 
-def inline_modes(module: ProgramModule) -> list[str]:
+def inline_modes(module: ProgramModule) -> list[Note]:
     """Regions under a mode become plain nodes.
 
     Cases: (1) `with torch.no_grad():`; what leaves it stays cut off from gradients. (2) `with torch.autocast(...)`
     that is switched off, or for another device. One that is on stays: it decides the dtypes inside.
 
     Returns:
-        A sentence for each write without gradients to a value that trains: its gradient is not eager's.
+        A note for each write without gradients to a value that trains: its gradient is not eager's.
     """
-    notes: list[str] = []
+    notes: list[Note] = []
     while wrappers := [node for node in module.graph.nodes if is_call(node, _SET_GRAD) or _idle_autocast(node)]:
         for node in wrappers:
             if node.target is _SET_GRAD:
@@ -100,7 +100,7 @@ def _trains(node: fx.Node) -> bool:
     return False
 
 
-def _writes_without_gradient(module: ProgramModule, body_node: fx.Node, operands: list[Any]) -> list[str]:
+def _writes_without_gradient(module: ProgramModule, body_node: fx.Node, operands: list[Any]) -> list[Note]:
     body = fetch(module, str(body_node.target))
     inside = [n for n in body.graph.nodes if n.op == "placeholder"]
     outer = dict(zip(inside, operands, strict=True))
@@ -110,7 +110,7 @@ def _writes_without_gradient(module: ProgramModule, body_node: fx.Node, operands
         while isinstance(base, fx.Node) and base.op == "call_function" and base.args:
             base = base.args[0]
         if isinstance(base, fx.Node) and base in outer and _trains(outer[base]):
-            notes.append(f"{describe(inner)} writes where gradients are off: in training its gradient is lost")
+            notes.append(note_of(inner, "writes where gradients are off: in training its gradient is lost"))
     return notes
 
 

@@ -20,7 +20,8 @@ from lobo_fx.capture.normalize import normalize
 from lobo_fx.errors import InvalidInput, TraceError
 from lobo_fx.graph.inputs import HOW_TO_PASS, DynamicShapes, Inputs, as_inputs
 from lobo_fx.graph.masks import restore_masks
-from lobo_fx.graph.program import NOTES, Program, ProgramModule, mark_always_training, seal
+from lobo_fx.graph.notes import Note
+from lobo_fx.graph.program import Program, ProgramModule, mark_always_training, seal
 from lobo_fx.graph.provenance import describe, user_line
 from lobo_fx.graph.shapes import PropagationError, has_free_dimension, propagate
 from lobo_fx.sources.known_inputs import find_inputs
@@ -71,7 +72,7 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
     except TraceError as error:
         reason = str(error).splitlines()[0]
     program = _program(_export(model, inputs, None), inputs)
-    program.notes.append(f"the batch size is fixed: {reason}")
+    program.module.set_facts(notes=(*program.notes, Note(f"the batch size is fixed: {reason}")))
     return program
 
 
@@ -161,7 +162,7 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
         buffers.setdefault(id(buffer), buffer.detach().clone())
         owner = module.get_submodule(name.rpartition(".")[0])
         owner._buffers[name.rpartition(".")[2]] = buffers[id(buffer)]  # running it must not change the user's
-    module.meta[NOTES] = normalize(module)
+    module.set_facts(notes=tuple(normalize(module)))
     mark_always_training(module.graph)
     try:
         propagate(module)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.operators import arguments, aten, is_inplace
 from lobo_fx.graph.program import ProgramModule
-from lobo_fx.graph.provenance import describe, inherit
+from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.shapes import propagate, storage_of
 
 Inverse = Callable[[fx.Graph, fx.Node, fx.Node, fx.Node], fx.Node]
@@ -65,7 +66,7 @@ _INVERSES: dict[object, Inverse] = {
 }
 
 
-def remove_inplace(module: ProgramModule) -> list[str]:
+def remove_inplace(module: ProgramModule) -> list[Note]:
     """Every write in place becomes a new value; later readers of it, and of any view of it, are rewired.
 
     Cases: (1) `y = relu_(x)`: later readers of `x` read `relu(x)`. (2) `x` is a view of `b`: the new
@@ -73,7 +74,7 @@ def remove_inplace(module: ProgramModule) -> list[str]:
     the new `b`. (4) `b` is a buffer: the new value is copied into it at the end of the graph.
 
     Returns:
-        A sentence for each write that could not be removed.
+        A note for each write that could not be removed.
     """
     if not any(is_inplace(node) for node in module.graph.nodes):
         return []
@@ -85,7 +86,7 @@ def remove_inplace(module: ProgramModule) -> list[str]:
     notes = []
     for node in [node for node in module.graph.nodes if is_inplace(node)]:
         if not _Write(module.graph, node, storages, order, owners, saved).replace():
-            notes.append(f"{describe(node)} writes in place in a way that can't be removed; left as it is")
+            notes.append(note_of(node, "writes in place in a way that can't be removed; left as it is"))
     return notes
 
 

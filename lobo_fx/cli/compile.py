@@ -9,6 +9,7 @@ import typer
 
 from lobo_fx.cli.app import Batch, Checkpoint, ModelArgument, Rounds, Seed, Threads, command
 from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.notes import Note
 
 
 @command
@@ -47,7 +48,7 @@ def compile(
     notes = []
     if weights_are_random(model, checkpoint):
         notes.append(f"the weights are random (seed {seed}): sizes and latencies are real, accuracies are not")
-    if data is None and any("calibration_data" in author.needs for author in chosen):
+    if data is None and any("calibration_data" in pass_.needs for pass_ in chosen):
         notes.append("calibrated on random data: give --calibration-data for ranges that fit yours")
         data = _random_data(built, inputs, batches, seed)
     result = lobo_fx.compile(
@@ -59,7 +60,7 @@ def compile(
         seed=seed,
     )
     result.report.model = model
-    result.report.notes[:0] = notes
+    result.report.notes[:0] = map(Note, notes)
     make_folder(output)
     result.export_original(output / "original.onnx")
     result.export(output / "model.onnx")

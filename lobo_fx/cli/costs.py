@@ -30,8 +30,8 @@ def costs(
     program = trace(built, inputs)
     context = Context(program.signature)
     program = PASSES.get("fold_batch_norm")().run(program.clone(), context)
-    author = PASSES.get("quantize_static")()
-    table = author.cost_table(program, author.quantizer_of_all(program), context)
+    pass_ = PASSES.get("quantize_static")()
+    table = pass_.cost_table(program, pass_.quantizer_of_all(program), context)
     if output is not None:
         table.save(output)
     typer.echo(str(table))

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.notes import Note, note_of
+from lobo_fx.graph.program import Program
 from lobo_fx.graph.signature import Signature
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import track
@@ -31,10 +33,12 @@ class Context:
         train_data: batches with labels.
         loss_fn: from outputs and labels to a scalar.
         evaluate: from a module to a score, higher is better.
+        original: the program before all passes; not to be changed.
         device: where the program's tensors are, and batches are brought to; the compiler works on CPU.
         seed: for whatever a pass draws at random.
         show_progress: whether long work draws a progress bar.
-        notes: sentences for the report; passes add to them with `note`.
+        made_by: name of the running pass.
+        notes: for the report; passes add to them with `note`.
         expected: what the outputs must be after the running pass; set with `expect`.
         sheets: tables for the report; passes append to them.
     """
@@ -44,17 +48,26 @@ class Context:
     train_data: Data | None = None
     loss_fn: LossFunction | None = None
     evaluate: Evaluate | None = None
+    original: Program | None = None
     device: torch.device = _CPU
     seed: int = 0
     show_progress: bool = True
-    notes: list[str] = dataclasses.field(default_factory=list)
+    made_by: str = ""
+    notes: list[Note] = dataclasses.field(default_factory=list)
     expected: list[Any] = dataclasses.field(default_factory=list)
     sheets: list[Sheet] = dataclasses.field(default_factory=list)
 
-    def note(self, sentence: str) -> None:
-        """Adds a sentence to the report, once."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
+    def note(self, reason: str, node: fx.Node | None = None, parameter: str = "") -> None:
+        """Adds a note to the report, once.
+
+        Args:
+            reason: what is to be said of the operator or the parameter ("stays float: …"), or a whole sentence.
+            node: the operator that it is about.
+            parameter: name of the parameter that it is about.
+        """
+        note = Note(reason, self.made_by, parameter=parameter) if node is None else note_of(node, reason, self.made_by)
+        if note not in self.notes:
+            self.notes.append(note)
 
     def expect(self, outputs: Any) -> None:
         """States what the program's outputs on the example inputs must be once the running pass is done."""

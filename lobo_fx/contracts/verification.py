@@ -12,8 +12,9 @@ from torch import fx, nn
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise, exact_tolerance
 from lobo_fx.errors import ContractError, InvalidInput
+from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import PASS_KEY, describe
+from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.shapes import PropagationError, propagate
 from lobo_fx.graph.signature import Signature
 from lobo_fx.measures.counts import run_counted
@@ -33,7 +34,7 @@ class Snapshot:
 class Evidence:
     """A rewritten program and what it was before."""
 
-    author: Pass
+    pass_: Pass
     before: Snapshot
     program: Program
     after: Snapshot
@@ -77,7 +78,7 @@ def check_finite(evidence: Evidence) -> str | None:
 
 def check_promise(evidence: Evidence) -> str | None:
     """An exact pass leaves the outputs as they were, a masked one as it said, to rounding."""
-    exact = evidence.author.promise is Promise.EXACT
+    exact = evidence.pass_.promise is Promise.EXACT
     expected = [evidence.before.outputs] if exact else evidence.expected
     error = max((largest_error(outputs, evidence.after.outputs) for outputs in expected), default=0.0)
     allowed = exact_tolerance(evidence.before.outputs)
@@ -95,37 +96,39 @@ CHECKS: tuple[Callable[[Evidence], str | None], ...] = (
 )
 
 
-def verify(author: Pass, before: Snapshot, program: Program, context: Context) -> Snapshot:
-    """Checks the program that `author` returned.
+def verify(pass_: Pass, before: Snapshot, program: Program, context: Context) -> Snapshot:
+    """Checks the program that `pass_` returned.
 
     Raises:
         ContractError: names the pass, what is wrong, and where.
     """
-    tag(program.graph, author.name)
+    tag(program.graph, pass_.name)
     try:
         program.graph.lint()
         program.module.recompile()
         propagate(program.module)
     except PropagationError as error:
-        raise ContractError(f"{author} broke the graph at {describe(error.node)}: {error.reason}") from error
+        raise ContractError(f"{pass_} broke the graph at {describe(error.node)}: {error.reason}") from error
     except Exception as error:
-        raise ContractError(f"{author} left a malformed graph: {error}") from error
+        raise ContractError(f"{pass_} left a malformed graph: {error}") from error
     try:
         after = snapshot(program)
     except Exception as error:
-        raise ContractError(f"{author} left a program that does not run: {error}") from error
-    evidence = Evidence(author, before, program, after, list(context.expected))
+        raise ContractError(f"{pass_} left a program that does not run: {error}") from error
+    evidence = Evidence(pass_, before, program, after, list(context.expected))
     context.expected.clear()
     for check in CHECKS:
         if complaint := check(evidence):
-            raise ContractError(f"{author} broke its contract: {complaint}")
+            raise ContractError(f"{pass_} broke its contract: {complaint}")
     return after
 
 
-def tag(graph: fx.Graph, author: str) -> None:
+def tag(graph: fx.Graph, pass_: str) -> None:
     """Notes on every new node which pass made it, and gives it the module of what it replaced or reads."""
     for node in graph.nodes:
-        if node.op != "call_function" or node.meta.setdefault(PASS_KEY, author) != author:
+        if facts_of(node).made_by is None:
+            mark(node, made_by=pass_)
+        if node.op != "call_function" or facts_of(node).made_by != pass_:
             continue
         if "nn_module_stack" not in node.meta:
             sources = [n.meta for n in [*node.all_input_nodes, *node.users] if n.meta.get("nn_module_stack")]

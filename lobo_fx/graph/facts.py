@@ -1,4 +1,4 @@
-"""What is known of a program and of its nodes beside the graph itself, as fields of two records."""
+"""What is known of a program beside its graph, as fields of one record."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx
-
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.signature import Signature
 
-__all__ = ["KeptIndices", "NodeFacts", "ProgramFacts", "facts_of", "mark"]
+__all__ = ["KeptIndices", "ProgramFacts"]
 
 KeptIndices = Mapping[str, Mapping[int, list[int]]]
 """By parameter name and dimension: the original index of each position that is left."""
-
-_KEY = "lobo_fx"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,34 +35,3 @@ class ProgramFacts:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgramFacts:
         return self
-
-
-@dataclasses.dataclass(frozen=True)
-class NodeFacts:
-    """Facts of a node.
-
-    Attributes:
-        made_by: name of the pass that made it, empty where tracing did; None until the compiler has tagged it.
-        always_training: whether it stays in training mode in `eval()`, as it was traced (Monte-Carlo dropout).
-        masked: whether it multiplies a weight with its mask.
-        tied: on a read of codes: the parameter that others still read as float.
-    """
-
-    made_by: str | None = None
-    always_training: bool = False
-    masked: bool = False
-    tied: str = ""
-
-
-_NOTHING = NodeFacts()
-
-
-def facts_of(node: fx.Node) -> NodeFacts:
-    """The facts of a node."""
-    facts: NodeFacts = node.meta.get(_KEY, _NOTHING)
-    return facts
-
-
-def mark(node: fx.Node, **changes: Any) -> None:
-    """Changes facts of a node, by name."""
-    node.meta[_KEY] = dataclasses.replace(facts_of(node), **changes)

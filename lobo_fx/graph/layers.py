@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import torch
 from torch import fx
 
 from lobo_fx.graph.masks import weight_node
@@ -120,9 +121,8 @@ def layer_of(node: object) -> Layer | None:
     kind, given = LAYERS[node.target], arguments(node)
     weight = given[kind.weight]
     read, swapped = _stored(weight)
-    if read is None and not is_constant(weight):
-        if kind is _BATCHED:
-            return None
+    if kind is _BATCHED and read is None and not is_constant(weight):
+        return None
     groups = given.get("groups", 1) if kind.group_dim is None else weight.meta["val"].shape[kind.group_dim]
     return Layer(node, kind, given[kind.input], weight, given.get(kind.bias), groups, read, swapped)
 
@@ -140,7 +140,7 @@ def _stored(weight: object) -> tuple[fx.Node | None, bool]:
     while isinstance(weight, fx.Node) and weight_node(weight) is None and is_call(weight, *_SWAPS):
         if weight.meta["val"].dim() != 2:
             return None, False
-        swapped ^= not is_call(weight, aten.permute.default) or [d % 2 for d in weight.args[1]] == [1, 0]
+        swapped ^= not is_call(weight, aten.permute.default) or [d % 2 for d in arguments(weight)["dims"]] == [1, 0]
         weight = weight.args[0]
     return weight_node(weight), swapped
 
@@ -194,6 +194,4 @@ def is_constant(node: object) -> bool:
 
 def _draws(node: fx.Node) -> bool:
     """Whether an operator's result is random."""
-    import torch
-
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags

@@ -13,6 +13,7 @@ import dataclasses
 import torch
 from torch import fx
 
+from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.provenance import inherit
@@ -20,7 +21,6 @@ from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.terminal.quiet import quiet
 
 _SUFFIX = "_mask"
-_MASKED = "lobo_fx_masked"
 
 
 def mask_weight(program: Program, name: str, mask: torch.Tensor) -> None:
@@ -52,7 +52,7 @@ def _mask_read(program: Program, read: fx.Node, mask: torch.Tensor) -> None:
         stored = program.graph.get_attr(name)
     with program.graph.inserting_after(stored):
         masked = program.graph.call_function(aten.mul.Tensor, (read, stored))
-    masked.meta[_MASKED] = True
+    mark(masked, masked=True)
     inherit(masked, next(iter(read.users)))
     read.replace_all_uses_with(masked, delete_user_cb=lambda user: user is not masked)
 
@@ -69,7 +69,7 @@ def restore_masks(program: Program) -> None:
         weight, mask = node.args[:2]
         if all(isinstance(n, fx.Node) and n.op == "get_attr" for n in (weight, mask)):
             named = mask.target == f"{weight.target}{_SUFFIX}"
-            node.meta[_MASKED] = named and program.parameter(mask).dtype == torch.bool
+            mark(node, masked=named and program.parameter(mask).dtype == torch.bool)
 
 
 def strip_masks(program: Program) -> None:
@@ -98,7 +98,6 @@ def without_masks(program: Program) -> Program:
     with quiet():  # torch warns of its own pytree specifications
         graph = copy.deepcopy(program.graph)
     twin = ProgramModule(program.module, graph)
-    twin.meta = program.module.meta
     bare = dataclasses.replace(program, module=twin)
     strip_masks(bare)
     return bare
@@ -112,4 +111,4 @@ def weight_node(value: object) -> fx.Node | None:
 
 
 def _is_masked(node: fx.Node) -> bool:
-    return bool(node.meta.get(_MASKED))
+    return facts_of(node).masked

@@ -57,10 +57,10 @@ def note_of(node: fx.Node, reason: str, made_by: str = "") -> Note:
     return Note(reason, made_by, str(node.target), module_name(node), source_line(node))
 
 
-def gathered(notes: Iterable[Note]) -> list[str]:
+def gathered(notes: Iterable[str]) -> list[str]:
     """Sentences for people: notes that differ only in the module or the parameter (a layer of many) are one."""
     alike: dict[tuple[object, ...], list[Note]] = {}
-    for note in notes:
+    for note in (entry if isinstance(entry, Note) else Note(entry) for entry in notes):
         key = (note.reason, note.operator, note.line, bool(note.module), bool(note.parameter))
         alike.setdefault(key, []).append(note)
     return [_together(group) for group in alike.values()]

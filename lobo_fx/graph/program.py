@@ -11,17 +11,14 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from lobo_fx.graph.facts import ProgramFacts
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.node_facts import facts_of, mark
+from lobo_fx.graph.notes import Note
 from lobo_fx.graph.operators import arguments, is_inplace, set_argument, training_flag
 from lobo_fx.graph.signature import Signature, signature_of
 from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.terminal.quiet import quiet
-
-_ALWAYS_TRAINING = "lobo_fx_always_training"
-_SIGNATURE = "lobo_fx_signature"
-NOTES = "lobo_fx_notes"
-ESTIMATED = "lobo_fx_estimated"
-"""Set in a module's `meta` by a pass whose choices rest on estimated times: the whole file is to confirm them."""
 
 
 class ProgramModule(fx.GraphModule):
@@ -29,6 +26,9 @@ class ProgramModule(fx.GraphModule):
 
     `train()` and `eval()` switch the dropout and batch-norm nodes of the graph; a node that was in
     training mode although the model was traced for inference (Monte-Carlo dropout) stays in it.
+
+    Attributes:
+        program_facts: what is known beside the graph; copies have the same.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "ProgramModule") -> None:
@@ -40,6 +40,8 @@ class ProgramModule(fx.GraphModule):
             register(self, name, buffer, persistent=name in persistent)
         if not root.training:
             torch.nn.Module.train(self, False)
+        known = vars(root).get("program_facts")
+        self.program_facts = known if isinstance(known, ProgramFacts) else ProgramFacts()
         self.register_forward_pre_hook(_bind_call, with_kwargs=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
@@ -55,7 +57,7 @@ class ProgramModule(fx.GraphModule):
         changed = False
         for node in self.graph.nodes:
             flag = training_flag(node)
-            if flag is None or node.meta.get(_ALWAYS_TRAINING):
+            if flag is None or facts_of(node).always_training:
                 continue
             set_argument(node, flag, mode)
             changed = True
@@ -63,10 +65,14 @@ class ProgramModule(fx.GraphModule):
             self.recompile()
         return self
 
+    def set_facts(self, **changes: Any) -> None:
+        """Changes fields of `program_facts`, by name."""
+        self.program_facts = dataclasses.replace(self.program_facts, **changes)
+
     @property
     def signature(self) -> Signature | None:
-        signature: Signature | None = self.meta.get(_SIGNATURE)
-        return signature
+        """What calls are checked against; None until tracing is done."""
+        return self.program_facts.signature
 
 
 def mark_always_training(graph: fx.Graph) -> None:
@@ -74,7 +80,7 @@ def mark_always_training(graph: fx.Graph) -> None:
     for node in graph.nodes:
         flag = training_flag(node)
         if flag is not None and arguments(node)[flag] is True:
-            node.meta[_ALWAYS_TRAINING] = True
+            mark(node, always_training=True)
 
 
 def _bind_call(
@@ -100,10 +106,9 @@ class Program:
     example_inputs: Inputs
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """What tracing left as it was, one sentence each."""
-        notes: list[str] = self.module.meta.setdefault(NOTES, [])
-        return notes
+        return list(self.module.program_facts.notes)
 
     @property
     def graph(self) -> fx.Graph:
@@ -122,7 +127,7 @@ class Program:
         """This program with another graph, for instance what a library's transform returned."""
         if not isinstance(module, ProgramModule):
             module = ProgramModule(module, module.graph)
-        module.meta = self.module.meta
+        module.program_facts = self.module.program_facts
         return dataclasses.replace(self, module=module)
 
     def parameter(self, node: fx.Node) -> torch.Tensor:
@@ -161,4 +166,4 @@ class Program:
 
 def seal(module: ProgramModule) -> None:
     """Fixes the signature that calls of `module` are checked against."""
-    module.meta[_SIGNATURE] = signature_of(module)
+    module.set_facts(signature=signature_of(module))

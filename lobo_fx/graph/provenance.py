@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from lobo_fx.errors import InvalidInput, near
+from lobo_fx.graph.node_facts import facts_of
 
-PASS_KEY = "lobo_fx_pass"
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
 _LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
@@ -51,14 +51,18 @@ def user_line(stack_trace: str) -> str:
 
 def describe(node: fx.Node) -> str:
     """One phrase for messages: operator, user's module, user's line, and the pass that made the node."""
-    words = [str(node.target) if node.op == "call_function" else f"{node.op} {node.target}"]
-    if name := module_name(node):
-        words.append(f"in module '{name}'")
-    if line := source_line(node):
-        words.append(f"({line})")
-    if author := node.meta.get(PASS_KEY):
-        words.append(f"[made by {author}]")
-    return " ".join(words)
+    operator = str(node.target) if node.op == "call_function" else f"{node.op} {node.target}"
+    made_by = facts_of(node).made_by
+    return phrase(operator, module_name(node), source_line(node)) + (f" [made by {made_by}]" if made_by else "")
+
+
+def phrase(operator: str, modules: str | Sequence[str], line: str) -> str:
+    """`aten.linear.default in module 'head' (model.py:12: …)`; of many modules the first two are named."""
+    names = [f"'{name}'" for name in ([modules] if isinstance(modules, str) else modules) if name]
+    where = f" in module{'s' * (len(names) - 1)} {' and '.join(names)}" if names else ""
+    if len(names) > 2:
+        where = f" in {len(names)} modules, {names[0]}, {names[1]} and others"
+    return f"{operator}{where}" + (f" ({line})" if line else "")
 
 
 def inherit(new: fx.Node, old: fx.Node) -> None:

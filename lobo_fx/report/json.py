@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.report.records import Row, Sheet
@@ -27,6 +28,8 @@ __all__ = [
 
 def as_json(value: Any) -> Any:
     """Records, mappings, sequences, paths and numbers as what JSON has."""
+    if isinstance(value, Note):
+        return value.as_json()
     if isinstance(value, Artifact):
         return as_json({**vars_of(value), "gzip_bytes": value.known_gzip_bytes})
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lobo_fx.files import write_files
+from lobo_fx.graph.notes import Note, gathered, notes_from_json
 from lobo_fx.measures.latency import Benchmark, benchmark_table
 from lobo_fx.measures.machine import machine
 from lobo_fx.plugins.artifact import Artifact
@@ -24,7 +25,7 @@ from lobo_fx.report.json import (
     sheet_from_json,
 )
 from lobo_fx.report.records import Row, Sheet
-from lobo_fx.report.text import artifact_table, gathered, pass_table, sheet_table
+from lobo_fx.report.text import artifact_table, pass_table, sheet_table
 from lobo_fx.terminal.tables import escape, render, to_markdown
 
 
@@ -43,7 +44,7 @@ class Report:
 
     model: str
     rows: list[Row]
-    notes: list[str] = dataclasses.field(default_factory=list)
+    notes: list[Note] = dataclasses.field(default_factory=list)
     artifacts: dict[str, Artifact] = dataclasses.field(default_factory=dict)
     benchmark: Benchmark | None = None
     sheets: list[Sheet] = dataclasses.field(default_factory=list)
@@ -75,7 +76,7 @@ class Report:
         return cls(
             saved["model"],
             [row_from_json(row) for row in saved["passes"]],
-            list(saved["notes"]),
+            notes_from_json(saved["notes"]),
             {label: artifact for label, artifact in artifacts.items() if artifact_is_there(artifact)},
             None if saved["benchmark"] is None else benchmark_from_json(saved["benchmark"]),
             [sheet_from_json(sheet) for sheet in saved["sheets"]],

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lobo_fx.measures.latency import MEGABYTE
@@ -14,9 +13,6 @@ from lobo_fx.terminal.tables import new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_MODULE = re.compile(r"in module ('[^'\n]*')")
-"""How `lobo_fx.provenance.describe` says where."""
 
 
 def pass_table(model: str, rows: Sequence[Row]) -> Table:
@@ -64,18 +60,3 @@ def artifact_table(artifacts: Mapping[str, Artifact]) -> Table:
             ", ".join(f"{count} {name}" for name, count in artifact.details.get("kernels", {}).items()),
         )
     return table
-
-
-def gathered(notes: Iterable[str]) -> list[str]:
-    """Notes for people: those that differ in the module alone (a layer of many) are one."""
-    modules: dict[str, list[str]] = {}
-    for note in notes:
-        modules.setdefault(_MODULE.sub("in module ''", note, count=1), []).extend(_MODULE.findall(note)[:1])
-    return [note.replace("in module ''", f"in {_named(names)}", 1) for note, names in modules.items()]
-
-
-def _named(modules: Sequence[str]) -> str:
-    """One module, two, or the first two of many."""
-    if len(modules) < 3:
-        return f"module{'s' * (len(modules) - 1)} {' and '.join(modules)}"
-    return f"{len(modules)} modules, {modules[0]}, {modules[1]} and others"

@@ -40,7 +40,7 @@ class FoldBatchNorm(Pass):
         pattern = Op(aten.batch_norm.default, Op(operators, name="operator", shared=True), name="norm")
         folded: list[str] = []
         for rejected in rewrite(program, pattern, lambda match: _fold(program, match, folded)):
-            context.note(str(rejected))
+            context.note(f"left alone: {rejected.reason}", rejected.node)
         drop_unused(program, folded)
         return program
 

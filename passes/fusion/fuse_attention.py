@@ -51,7 +51,7 @@ class FuseAttention(Pass):
             return _fused(program, match.root, masks) if reason is None else Rejected(match.root, reason)
 
         for rejected in rewrite(program, Op(aten.scaled_dot_product_attention.default), rule):
-            context.note(str(rejected))
+            context.note(f"left alone: {rejected.reason}", rejected.node)
         rewrite(program, Op(_VIEWS, name="merged"), lambda match: _merged(match.root))
         return program
 

@@ -18,7 +18,6 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.operators import CONVOLUTIONS, arguments, aten, is_call, set_argument
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.rewriting import free_name
 from lobo_fx.graph.tensors import register
 from lobo_fx.passes.fitting.linear_problem import Moments, by_channel, channels, draw, grouped, input_rows, output_rows
@@ -66,7 +65,7 @@ class _Fit:
     kept: Mapping[str, torch.Tensor]
     pairs: list[Pair]
     method: str
-    note: Callable[[str], None]
+    note: Callable[[str, fx.Node], None]
 
     def __post_init__(self) -> None:
         self.twins = {node.name: node for node in self.original.graph.nodes}
@@ -86,7 +85,7 @@ class _Fit:
             if (reason := self._why_not(node)) is None:
                 self._fit_layer(node)
             elif self._is_cut(node):
-                self.note(f"{describe(node)} is not refitted: {reason}")
+                self.note(f"is not refitted: {reason}", node)
 
     def _is_cut(self, node: fx.Node) -> bool:
         """Whether something was removed from a layer's input, or from what it gives."""

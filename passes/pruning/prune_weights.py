@@ -16,7 +16,6 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.masks import mask_weight, masks, weight_node
 from lobo_fx.graph.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import describe
 
 Score = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -76,7 +75,7 @@ class PruneWeights(Pass):
         for node in program.graph.nodes:
             read = weight_node(node.args[0]) if is_call(node, aten.embedding.default) else None
             if read is not None and any(program.parameter(read) is weight for weight in weights.values()):
-                context.note(f"{describe(node)} is masked too: its weight is tied to a layer's")
+                context.note("is masked too: its weight is tied to a layer's", node)
         known = masks(program)
         scores = {}
         for name, weight in weights.items():
@@ -93,7 +92,9 @@ class PruneWeights(Pass):
         if self.pattern is not None:
             found = {name: _n_of_m(score, *_parse(self.pattern), dims[name]) for name, score in scores.items()}
             for name in [name for name, mask in found.items() if mask is None]:
-                context.note(f"'{name}' keeps its weights: its inputs don't divide into groups of {self.pattern}")
+                context.note(
+                    f"keeps its weights: its inputs don't divide into groups of {self.pattern}", parameter=name
+                )
             return {name: mask for name, mask in found.items() if mask is not None}
         if self.scope == "layer" or not scores:
             return {name: _lowest(score, self.amount) for name, score in scores.items()}

@@ -12,7 +12,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.operators import aten
-from lobo_fx.graph.program import ESTIMATED, Program
+from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.rewriting import drop_unused, free_name
 from lobo_fx.graph.tensors import fetch, register
@@ -56,7 +56,7 @@ class ComputeInFloat(Pass):
                 delattr(program.module.get_submodule(path), leaf)
                 read.target = free_name(program, name + suffix)
                 register(program.module, read.target, value)
-        program.module.meta.pop(ESTIMATED, None)
+        program.module.set_facts(estimated=False)
         program.module.recompile()
         return program
 

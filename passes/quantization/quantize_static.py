@@ -13,8 +13,8 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.errors import InvalidInput, near
 from lobo_fx.graph.masks import strip_masks
-from lobo_fx.graph.program import ESTIMATED, Program
-from lobo_fx.graph.provenance import check_patterns, describe, module_name
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import check_patterns, module_name
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.own_operators.formats import FORMATS
@@ -175,7 +175,7 @@ class QuantizeStatic(Pass):
             correct_biases(prepared, first_batches(context), context.show_progress)
         program = convert(program, prepared)
         if self.kernels == "cheapest":
-            program.module.meta[ESTIMATED] = True
+            program.module.set_facts(estimated=True)
         return self._store_rest(program, context) if stored and self.kernels == "cheapest" else program
 
     def _store_rest(self, program: Program, context: Context) -> Program:
@@ -199,8 +199,7 @@ class QuantizeStatic(Pass):
             if node.name not in integer and (kernel := kernel_of(node)) is not None:
                 cost = table[kernel]
                 context.note(
-                    f"{describe(node)} stays float: {cost.floating:.0f} µs, as integers {cost.integer:.0f} µs "
-                    "beside conversions"
+                    f"stays float: {cost.floating:.0f} µs, as integers {cost.integer:.0f} µs beside conversions", node
                 )
         quantizer.chosen = integer
         return quantizer

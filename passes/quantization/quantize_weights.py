@@ -101,7 +101,7 @@ class QuantizeWeights(Pass):
         bits = columns * self.number.bits + blocks * (36 if self.format == "int4" else 32)
         if bits * rows < 32 * weight.tensor.numel():
             return True
-        context.note(f"'{weight.name}' is left alone: with its scales it would not get smaller")
+        context.note("is left alone: with its scales it would not get smaller", parameter=weight.name)
         return False
 
     def _block_size(self, columns: int) -> int:

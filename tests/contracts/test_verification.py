@@ -15,9 +15,10 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import EXACT_TOLERANCE, Pass, Promise
 from lobo_fx.contracts.verification import first_nonfinite
 from lobo_fx.errors import ContractError, InvalidInput, LoboError
+from lobo_fx.graph.node_facts import facts_of
 from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import PASS_KEY, module_name, source_line
+from lobo_fx.graph.provenance import module_name, source_line
 from lobo_fx.passes import MixedPrecision, PruneChannels, QuantizeStatic
 from lobo_fx.testing import assert_untouched, check_pass
 
@@ -409,10 +410,10 @@ def test_the_second_of_two_passes_is_named() -> None:
 def test_new_nodes_know_their_pass_and_the_users_module() -> None:
     result = verified(Rewrite(scale(2.0)))
     new = node_of(result.program, aten.mul.Tensor)
-    assert new.meta[PASS_KEY] == "rewrite"
+    assert facts_of(new).made_by == "rewrite"
     assert module_name(new) == "body.down"
     assert "test_verification.py" in source_line(new)
-    assert node_of(result.program, aten.tanh.default).meta[PASS_KEY] == ""
+    assert facts_of(node_of(result.program, aten.tanh.default)).made_by == ""
 
 
 def test_errors_have_one_root() -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lobo_fx.capture.tracing import trace
 from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.notes import Note
 from lobo_fx.graph.operators import training_flag
 from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.tensors import register
@@ -367,7 +368,7 @@ def test_a_node_gives_its_parameter() -> None:
 
 def test_another_graph_in_the_same_program() -> None:
     program = trace(Mixed().eval(), IMAGES).clone()
-    program.notes.append("kept")
+    program.module.set_facts(notes=(Note("kept"),))
     twin = program.clone().module
     plain = torch.fx.GraphModule(twin, twin.graph)
     changed = program.with_graph_module(plain)

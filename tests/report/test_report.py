@@ -17,6 +17,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import Artifact, InvalidInput, Report
+from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import PruneWeights, QuantizeStatic
 from lobo_fx.report.records import Row
@@ -61,7 +62,7 @@ def report(artifacts: dict[str, Artifact]) -> Report:
     return Report(
         model="Network",
         rows=[row(score=0.9876), row("QuantizeStatic()", snr=41.2345, score=0.9831, bytes=1_300_000, seconds=12.34)],
-        notes=["the first note", "the second note"],
+        notes=[Note("the first note"), Note("the second note")],
         artifacts=artifacts,
         benchmark=Benchmark("onnxruntime 1.0", 1, 1, 30, {"original": slow, "compiled": fast}),
     )
@@ -160,7 +161,7 @@ def test_json_reads_back_with_everything(report: Report) -> None:
     found = json.loads(report.to_json(), parse_constant=constants.append)
     assert constants == [], "NaN and Infinity are no JSON"
     assert found["model"] == "Network"
-    assert found["notes"] == report.notes
+    assert [Note(**note) for note in found["notes"]] == report.notes
     assert found["passes"] == [
         dataclasses.asdict(r) | {"snr": "inf" if r.snr == math.inf else r.snr} for r in report.rows
     ]
@@ -193,7 +194,7 @@ def test_saving_writes_the_three_formats(report: Report, tmp_path: Path) -> None
 def test_a_report_that_can_not_be_written_leaves_the_older_one(report: Report, tmp_path: Path) -> None:
     report.save(tmp_path / "report")
     before = {file.name: file.read_bytes() for file in (tmp_path / "report").iterdir()}
-    report.notes.append("\ud800 is no text")
+    report.notes.append(Note("\ud800 is no text"))
     with pytest.raises(UnicodeEncodeError):
         report.save(tmp_path / "report")
     assert {file.name: file.read_bytes() for file in (tmp_path / "report").iterdir()} == before
@@ -214,18 +215,19 @@ def test_the_terminal_shows_tables_and_notes(report: Report) -> None:
 
 def test_notes_of_many_layers_are_one_for_people_and_all_there_for_programs() -> None:
     names = [f"layers.{index}" for index in range(12)]
-    notes = [f"aten.add.Tensor in module '{name}' (net.py:4: x + y) stays float" for name in names]
-    notes += ["aten.add.Tensor in module 'head' (net.py:9: a + b) stays float", "a note"]
-    notes += [f"'{name}' is left alone" for name in names[:2]]
+    notes = [Note("stays float", "", "aten.add.Tensor", name, "net.py:4: x + y") for name in names]
+    notes += [Note("stays float", "", "aten.add.Tensor", "head", "net.py:9: a + b"), Note("a note")]
+    notes += [Note("is left alone", parameter=name) for name in names[:2]]
     report = Report("m", [row()], notes=notes)
     shown = [line.removeprefix("note: ") for line in str(report).splitlines() if line.startswith("note: ")]
     assert shown == [
         "aten.add.Tensor in 12 modules, 'layers.0', 'layers.1' and others (net.py:4: x + y) stays float",
-        *notes[12:],
+        *notes[12:14],
+        "'layers.0', 'layers.1': each is left alone",
     ]
     two = Report("m", [row()], notes=notes[3:5])
     assert "note: aten.add.Tensor in modules 'layers.3' and 'layers.4' (net.py:4: x + y) stays float" in str(two)
-    assert json.loads(report.to_json())["notes"] == notes
+    assert [Note(**note) for note in json.loads(report.to_json())["notes"]] == notes
 
 
 def test_what_was_not_measured_says_so() -> None:
@@ -262,7 +264,7 @@ def test_names_are_not_read_as_markdown(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_break_no_table(name: str) -> None:
-    report = Report(name, [row(name), row("next")], notes=[f"{name} was left alone"])
+    report = Report(name, [row(name), row("next")], notes=[Note(f"{name} was left alone")])
     markdown = report.to_markdown()
     header, _, *found = cells(markdown, "Passes")
     assert [len(line) for line in found] == [len(header)] * 2
@@ -290,7 +292,7 @@ def test_names_of_files_are_escaped_too(tmp_path: Path) -> None:
 
 
 def test_a_line_break_in_a_name_breaks_no_table() -> None:
-    markdown = Report("two\nlines", [row("first\nsecond"), row("next")], notes=["one\n# two"]).to_markdown()
+    markdown = Report("two\nlines", [row("first\nsecond"), row("next")], notes=[Note("one\n# two")]).to_markdown()
     header, _, *found = cells(markdown, "Passes")
     assert [len(line) for line in found] == [len(header)] * 2
     assert [line for line in markdown.splitlines() if line.startswith("# ")] == [markdown.splitlines()[0]]
@@ -299,7 +301,7 @@ def test_a_line_break_in_a_name_breaks_no_table() -> None:
 @pytest.mark.parametrize("name", ["Net[int]", "[red]alert", "[/b]", "a[b][/b]", r"\[x]"])
 def test_brackets_in_names_are_shown_as_they_are(name: str) -> None:
     """The library that draws tables reads `[red]` as a colour and stumbles over `[/b]`."""
-    report = Report(name, [row(name)], notes=[name])
+    report = Report(name, [row(name)], notes=[Note(name)])
     text = str(report)
     assert text.count(name) == 3
     title = new_table(name, ["file"])

@@ -95,10 +95,10 @@ def find_weights(program: Program, context: Context) -> list[Weight]:
             continue
         if tensor.dtype != torch.float32:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            context.note(f"'{names[key][0]}' is left alone: it is {dtype}, not float32")
+            context.note(f"is left alone: it is {dtype}, not float32", parameter=names[key][0])
         elif not all(roles):
             other = next(user for node in nodes for user in node.users if not _role(user, node))
-            context.note(f"'{names[key][0]}' is left alone: {describe(other)} reads it too")
+            context.note(f"is left alone: {describe(other)} reads it too", parameter=names[key][0])
         else:
             role = roles[0] if len(set(roles)) == 1 else "straight"
             found.append(Weight(tuple(names[key]), tensor, tuple(nodes), role))

@@ -43,7 +43,7 @@ def prepare(
     if not any(node.op == "call_module" for node in prepared.graph.nodes):
         context.note("quantize_static found nothing to quantize")
     for node, reason in quantizer.skipped:
-        context.note(f"{describe(node)} stays float: {reason}")
+        context.note(f"stays float: {reason}", node)
     return prepared
 
 

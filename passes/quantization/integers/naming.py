@@ -7,15 +7,13 @@ from collections.abc import Collection
 import torch
 from torch import fx, nn
 
+from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.operators import aten, is_call, set_argument
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.rewriting import drop_unused, free_name
 from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.own_operators.decode import DECODE
-
-_TIED = "lobo_fx_tied"
-"""On reads of codes: the parameter that others still read as float."""
 
 _COARSE = 0.01
 """Largest error of a lookup in codes, as a share of the row's largest value: that of 7 bits, and a little more."""
@@ -46,7 +44,7 @@ def name_weights(program: Program, sources: dict[tuple[str, int], str]) -> None:
         values = [fetch(module, str(read.target)).detach() for read in reads]
         still_float = any(node.target == name for node in graph.find_nodes(op="get_attr"))
         if still_float if name not in stored else not torch.equal(stored[name], values[0]):
-            reads[0].meta[_TIED] = name
+            mark(reads[0], tied=name)
             name = f"{name}_{operator}_int8"  # a shared parameter: others read it as float, or at another scale
         stored[name] = values[0]
         for read, suffix, value in zip(reads, ("", "_scale", "_zero_point"), values, strict=False):
@@ -70,7 +68,7 @@ def look_up_codes(program: Program, left: Collection[str]) -> None:
         op="call_function", target=torch.ops.quantized_decomposed.dequantize_per_channel.default
     ):
         codes, scale, _, axis, *_ = dequantize.args
-        tied = [node for node in graph.find_nodes(op="get_attr") if node.target == codes.meta.get(_TIED)]
+        tied = [node for node in graph.find_nodes(op="get_attr") if node.target == facts_of(codes).tied]
         readers = [user for read in tied for user in read.users]
         if not readers or axis or not all(is_call(user, aten.embedding.default) for user in readers):
             continue

@@ -1,7 +1,7 @@
 """Which operators run as integers: the cheapest way to cut a network into integer and float regions.
 
-Every operator costs what its float or its integer kernel costs (`lobo_fx.measures.kernel_costs`), and every tensor between an
-integer and a float operator costs its conversion. The assignment with the least total is a minimum cut.
+Every operator costs what its float or its integer kernel costs (`lobo_fx.measures.kernel_costs`), and every tensor
+between an integer and a float operator costs its conversion. The assignment with the least total is a minimum cut.
 
 Source: the cut: Greig et al., "Exact Maximum A Posteriori Estimation for Binary Images", 1989.
 """

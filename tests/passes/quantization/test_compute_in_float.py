@@ -87,7 +87,7 @@ def test_the_whole_file_confirms_or_takes_back(
         times = {label: {"original": 1.0, **latencies}[label] for label in files}
         return Benchmark("test", 1, 1, 1, {label: Latency(t, t, t, t, 1) for label, t in times.items()})
 
-    monkeypatch.setattr("lobo_fx.result.benchmark", measured)
+    monkeypatch.setattr("lobo_fx.contracts.confirmation.benchmark", measured)
     artifact = result.export(tmp_path / "model.onnx")
     operators = [node.op_type for node in onnx.load(artifact.path).graph.node]
     assert ("QuantizeLinear" in operators) == integer
@@ -100,7 +100,7 @@ def test_what_was_asked_for_is_not_taken_back(tmp_path: Path, monkeypatch: pytes
     def measured(*args: Any, **settings: Any) -> Benchmark:
         raise AssertionError("nothing is to be confirmed")
 
-    monkeypatch.setattr("lobo_fx.result.benchmark", measured)
+    monkeypatch.setattr("lobo_fx.contracts.confirmation.benchmark", measured)
     compiled(QuantizeStatic(kernels="all")).export(tmp_path / "all.onnx")
     compiled().export(tmp_path / "float.onnx")
     estimated = compiled(QuantizeStatic())

@@ -1,0 +1,60 @@
+"""Whether integer kernels that were chosen by estimated times are faster in the whole file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from lobo_fx.measures.latency import benchmark
+from lobo_fx.plugins.protocols import Arrays, Runtime
+
+__all__ = ["Confirmation", "confirm"]
+
+_FIRST_ROUNDS, _LAST_ROUNDS = 8, 20
+"""A file that is clearly faster needs few rounds; where the choice hangs on it, more are measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Confirmation:
+    """Median latencies of one run, as ratios to the original's.
+
+    Attributes:
+        compiled: of the file with integer kernels.
+        floating: of the same in float; None where it was not measured, since the file is no slower than the original.
+    """
+
+    compiled: float
+    floating: float | None = None
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether the file in float is to take the place of the compiled one."""
+        return self.floating is not None and self.compiled > max(1.0, self.floating)
+
+
+def confirm(
+    original: Path, compiled: Path, floating: Callable[[], Path], runtime: Runtime, arrays: Arrays, progress: bool
+) -> Confirmation:
+    """Measures the compiled file in turn with the original, and with the same in float where it is slower.
+
+    Args:
+        original: the original's file.
+        compiled: the file to confirm.
+        floating: writes the file in float; called only where it is needed.
+        runtime: what runs them.
+        arrays: one row of inputs.
+        progress: whether to draw a progress bar.
+    """
+    files = {"original": original, "compiled": compiled}
+
+    def ratio(label: str, rounds: int) -> float:
+        measured = benchmark(files, runtime, arrays=arrays, rounds=rounds, memory=False, progress=progress)
+        ratios.update({name: measured.ratio(name, "p50") for name in files})
+        return ratios[label]
+
+    ratios: dict[str, float] = {}
+    if ratio("compiled", _FIRST_ROUNDS) <= 1:
+        return Confirmation(ratios["compiled"])
+    files["floating"] = floating()
+    return Confirmation(ratio("compiled", _LAST_ROUNDS), ratios["floating"])

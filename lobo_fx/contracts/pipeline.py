@@ -1,0 +1,121 @@
+"""Passes on a program, one at a time: run, verify, measure; the part of `compile` that needs no model and no file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+
+from lobo_fx.contracts.context import Context, Evaluate
+from lobo_fx.contracts.passbase import Pass
+from lobo_fx.contracts.verification import Snapshot, snapshot, verify
+from lobo_fx.errors import ContractError, InvalidInput, LoboError
+from lobo_fx.graph.node_facts import facts_of, mark
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.weight_names import mark_weights
+from lobo_fx.measures.counts import measure
+from lobo_fx.measures.fidelity import signal_to_noise
+from lobo_fx.report.records import Row
+from lobo_fx.terminal.progress import spinner
+
+__all__ = ["Pipeline", "score_of"]
+
+
+@dataclasses.dataclass
+class Pipeline:
+    """A program under compilation, with what it is compared with and what was measured so far.
+
+    Attributes:
+        original: the program that everything is compared with.
+        context: what passes may use; its notes and sheets gather what they have to say.
+        program: the program as the last pass left it.
+        rows: a row for the original, then one for every pass.
+        first: the original's outputs on the example inputs.
+        last: likewise of `program`.
+
+    Example:
+        ```python
+        pipeline = Pipeline.start(program, Context(program.signature, original=program))
+        pipeline.run(PruneChannels(0.3))
+        pipeline.rows[-1].snr
+        ```
+    """
+
+    original: Program
+    context: Context
+    program: Program
+    rows: list[Row]
+    first: Snapshot
+    last: Snapshot
+
+    @classmethod
+    def start(cls, original: Program, context: Context) -> Pipeline:
+        """Measures the original, and copies it: passes never change what was given.
+
+        Raises:
+            InvalidInput: `evaluate` returns no number.
+        """
+        mark_weights(original.module)
+        for node in original.graph.nodes:
+            if facts_of(node).made_by is None:
+                mark(node, made_by="")
+        context = dataclasses.replace(context, original=original)
+        first = snapshot(original)
+        row = Row.of("original", measure(original, first.macs), math.inf, score_of(context.evaluate, original), 0.0)
+        return cls(original, context, original.clone(), [row], first, first)
+
+    def go_on_from(self, program: Program, rows: Sequence[Row]) -> None:
+        """Takes up a program that earlier passes made of the original, with the rows that it has so far."""
+        self.program, self.last, self.rows = program.clone(), snapshot(program), list(rows)
+
+    def fork(self) -> Pipeline:
+        """A copy that may run passes on trial: its program, rows, notes and sheets are its own."""
+        context = dataclasses.replace(self.context, notes=list(self.context.notes), sheets=list(self.context.sheets))
+        return dataclasses.replace(self, context=context, program=self.program.clone(), rows=list(self.rows))
+
+    def run(self, pass_: Pass) -> Program:
+        """Runs a pass on the program as it is now, verifies what it returns, and adds a row.
+
+        Raises:
+            InvalidInput: the pass lacks something that it needs.
+            ContractError: it broke its promise, or failed. It may have changed `program` by then: `fork` before, to
+                keep it.
+        """
+        start = time.perf_counter()
+        context = dataclasses.replace(self.context, made_by=pass_.name)
+        with spinner(str(pass_), context.show_progress and not pass_.needs):
+            program = _rewritten(pass_, self.program, context)
+            after = verify(pass_, self.last, program, context)
+        mark_weights(program.module)
+        noise = signal_to_noise(self.first.outputs, after.outputs)
+        score, seconds = score_of(context.evaluate, program), time.perf_counter() - start
+        self.rows.append(Row.of(str(pass_), measure(program, after.macs), noise, score, seconds))
+        self.program, self.last = program, after
+        return program
+
+
+def _rewritten(pass_: Pass, program: Program, context: Context) -> Program:
+    try:
+        rewritten = pass_.run(program, context)
+    except LoboError:
+        raise
+    except Exception as error:
+        raise ContractError(f"{pass_} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(rewritten, Program):
+        raise ContractError(f"{pass_} returned a {type(rewritten).__name__}; run must return the program")
+    return rewritten
+
+
+def score_of(evaluate: Evaluate | None, program: Program) -> float | None:
+    """The user's score of a copy, which `evaluate` may switch to training or change at will.
+
+    Raises:
+        InvalidInput: it is no number.
+    """
+    if evaluate is None:
+        return None
+    score = evaluate(program.clone().module)
+    if not isinstance(score, (int, float)):
+        raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")
+    return float(score)
