@@ -16,7 +16,9 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.errors import ExportError
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.operators import works_on_codes
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.running import AS_IT_IS, Runner
 from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_noise
 from lobo_fx.own_operators.integers import dynamic_range
 from lobo_fx.own_operators.table import quantizes_inputs
@@ -30,9 +32,6 @@ ROUNDING_MARGIN = 6.0
 SAMPLE = 100
 """Output elements that a measurement of noise rests on; fewer are drawn again, up to `MOST_DRAWS` times."""
 MOST_DRAWS = 8
-
-_QUANTIZED = ("quantized_decomposed", "lobo_fx")
-"""Namespaces of operators on integers."""
 
 
 def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> float:
@@ -77,8 +76,7 @@ def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> float:
 
 def is_quantized(program: Program) -> bool:
     """Whether the graph holds quantize or dequantize operators, or weights in codes."""
-    targets = [node.target for node in program.graph.nodes]
-    return any(isinstance(t, torch._ops.OpOverload) and t.namespace in _QUANTIZED for t in targets)
+    return any(map(works_on_codes, program.graph.nodes))
 
 
 def rounding_noise(program: Program, inputs: Inputs) -> float:
@@ -88,29 +86,25 @@ def rounding_noise(program: Program, inputs: Inputs) -> float:
     """
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  declares the operators that are looked for
 
-    nudged, reference = _Nudge(program.module), program.run(inputs)
+    nudged, reference = _nudged(program), program.run(inputs)
     elements = sum(tensor.numel() for tensor in float_outputs(reference))
-    ratios = []
-    with torch.no_grad():
-        for _ in range(min(MOST_DRAWS, math.ceil(SAMPLE / max(elements, 1)))):
-            ratios.append(signal_to_noise(reference, nudged.run(*inputs.leaves, enable_io_processing=False)))
+    draws = min(MOST_DRAWS, math.ceil(SAMPLE / max(elements, 1)))
+    ratios = [signal_to_noise(reference, nudged(inputs)) for _ in range(draws)]
     return min([ratio for ratio in ratios if math.isfinite(ratio)], default=-20 * math.log10(FLOAT_TOLERANCE))
 
 
-class _Nudge(fx.Interpreter):
+def _nudged(program: Program) -> Runner:
     """Runs a quantized graph with every value moved by a little before it is quantized."""
+    generator = torch.Generator().manual_seed(0)
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.generator = torch.Generator().manual_seed(0)
+    def instead(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node.target is torch.ops.quantized_decomposed.quantize_per_tensor.default:
+            step = args[1]
+        elif quantizes_inputs(node.target, args):
+            step = dynamic_range(args[0])[0]
+        else:
+            return AS_IT_IS
+        noise = 2 * torch.rand(args[0].shape, generator=generator) - 1
+        return node.target(args[0] + STEP_SHARE * step * noise, *args[1:], **kwargs)  # type: ignore[operator]
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is torch.ops.quantized_decomposed.quantize_per_tensor.default:
-            args = (self._moved(args[0], args[1]), *args[1:])
-        elif quantizes_inputs(target, args):
-            args = (self._moved(args[0], dynamic_range(args[0])[0]), *args[1:])
-        return super().call_function(target, args, kwargs)
-
-    def _moved(self, value: torch.Tensor, step: torch.Tensor | float) -> torch.Tensor:
-        noise = 2 * torch.rand(value.shape, generator=self.generator) - 1
-        return value + STEP_SHARE * step * noise
+    return Runner(program.module, instead=instead)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from lobo_fx.contracts.context import Context
@@ -15,6 +14,7 @@ from lobo_fx.errors import ContractError, InvalidInput
 from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.running import Runner
 from lobo_fx.graph.shapes import PropagationError, propagate
 from lobo_fx.graph.signature import Signature
 from lobo_fx.measures.counts import run_counted
@@ -158,17 +158,9 @@ def first_nonfinite(program: Program) -> fx.Node | None:
     """The first operator whose output on the example inputs holds NaN or infinity."""
     found: list[fx.Node] = []
 
-    class Watch(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if (
-                not found
-                and n.op == "call_function"
-                and any(not bool(t.isfinite().all()) for t in float_outputs(value))
-            ):
-                found.append(n)
-            return value
+    def see(node: fx.Node, value: Any) -> None:
+        if not found and node.op == "call_function" and any(not bool(t.isfinite().all()) for t in float_outputs(value)):
+            found.append(node)
 
-    with torch.no_grad():
-        Watch(program.module).run(*program.example_inputs.leaves, enable_io_processing=False)
+    Runner(program.module, see)(program.example_inputs)
     return found[0] if found else None

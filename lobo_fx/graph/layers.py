@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from lobo_fx.graph.masks import weight_node
-from lobo_fx.graph.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
+from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
 
 __all__ = ["LAYERS", "LOOKUPS", "Layer", "LayerKind", "WeightUse", "is_constant", "layer_of", "layers", "weight_uses"]
 
@@ -30,7 +30,8 @@ class LayerKind:
         output_dim: the weight's dimension of outputs.
         input_dim: the weight's dimension of inputs (of one group).
         group_dim: the weight's dimension of groups; None where groups share `output_dim` or there are none.
-        channel_dim: the dimension of channels in input and output: 1 of images, -1 of rows.
+        places: how many dimensions a convolution's window slides over, after the channels; 0 of other layers.
+        mirrored: whether every input spreads over a window of outputs (a transposed convolution).
     """
 
     word: str
@@ -40,24 +41,45 @@ class LayerKind:
     output_dim: int
     input_dim: int
     group_dim: int | None
-    channel_dim: int
+    places: int = 0
+    mirrored: bool = False
 
     @property
     def convolves(self) -> bool:
-        """Whether the weight slides over places, which come after the channels."""
-        return self.channel_dim == 1
+        """Whether the weight slides over places."""
+        return self.places > 0
+
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of channels in input and output: 1 of images, -1 of rows."""
+        return 1 if self.convolves else -1
 
 
-_CONVOLUTION = LayerKind("convolution", "input", "weight", "bias", 0, 1, None, 1)
-_TRANSPOSED = LayerKind("transposed convolution", "input", "weight", "bias", 1, 0, None, 1)
-_LINEAR = LayerKind("linear layer", "input", "weight", "bias", 0, 1, None, -1)
-_BATCHED = LayerKind("product with a matrix per group", "self", "mat2", "", 2, 1, 0, -1)
+def _convolution(places: int) -> LayerKind:
+    return LayerKind("convolution", "input", "weight", "bias", 0, 1, None, places)  # w[o i/g …]
+
+
+def _transposed(places: int) -> LayerKind:
+    return LayerKind(
+        "transposed convolution", "input", "weight", "bias", 1, 0, None, places, mirrored=True
+    )  # w[i o/g …]
+
+
+_LINEAR = LayerKind("linear layer", "input", "weight", "bias", 0, 1, None)  # w[o i]
+_BATCHED = LayerKind("product with a matrix per group", "self", "mat2", "", 2, 1, 0)  # x[g n i] · w[g i o]: experts
 
 LAYERS: dict[object, LayerKind] = {
-    **dict.fromkeys(CONVOLUTIONS, _CONVOLUTION),  # w[o i/g …]
-    **dict.fromkeys(TRANSPOSED_CONVOLUTIONS, _TRANSPOSED),  # w[i o/g …]
-    aten.linear.default: _LINEAR,  # w[o i]
-    aten.bmm.default: _BATCHED,  # x[g n i] · w[g i o], the weights of experts
+    aten.conv1d.default: _convolution(1),
+    aten.conv1d.padding: _convolution(1),
+    aten.conv2d.default: _convolution(2),
+    aten.conv2d.padding: _convolution(2),
+    aten.conv3d.default: _convolution(3),
+    aten.conv3d.padding: _convolution(3),
+    aten.conv_transpose1d.default: _transposed(1),
+    aten.conv_transpose2d.input: _transposed(2),
+    aten.conv_transpose3d.input: _transposed(3),
+    aten.linear.default: _LINEAR,
+    aten.bmm.default: _BATCHED,
 }
 """By operator; a call is a layer only where its weight depends on no input."""
 
@@ -110,8 +132,8 @@ class Layer:
     @property
     def is_batched(self) -> bool:
         """Whether the input has rows: a convolution's batch, a linear layer's dimensions before the last."""
-        dims = int(self.input.meta["val"].dim())
-        return dims == int(self.weight.meta["val"].dim()) if self.kind.convolves else dims > 1
+        dims = int(self.node.meta["val"].dim())
+        return dims == self.kind.places + 2 if self.kind.convolves else dims > 1
 
 
 def layer_of(node: object) -> Layer | None:
@@ -123,7 +145,7 @@ def layer_of(node: object) -> Layer | None:
     read, swapped = _stored(weight)
     if kind is _BATCHED and read is None and not is_constant(weight):
         return None
-    groups = given.get("groups", 1) if kind.group_dim is None else weight.meta["val"].shape[kind.group_dim]
+    groups = given.get("groups", 1) if kind.group_dim is None else node.meta["val"].shape[0]
     return Layer(node, kind, given[kind.input], weight, given.get(kind.bias), groups, read, swapped)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ INTEGERS_PASS = VALUE_PRESERVING | {
     aten.repeat.default,
 }
 
+_ON_CODES = ("quantized_decomposed", "lobo_fx")
+
 _TRAINING_FLAGS = ("training", "train", "use_input_stats")
 
 
@@ -75,6 +78,13 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
     given |= node.kwargs
     return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema}
+
+
+def named_values(node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an operator's arguments by schema name, as it is run; those left out are not there."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = [argument.name for argument in node.target._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +113,11 @@ def layer_of(node: fx.Node) -> Layer | None:
         given = arguments(node)
         return Layer(given["mat1"], given["mat2"], given["self"], 1)
     return None
+
+
+def works_on_codes(node: fx.Node) -> bool:
+    """Whether an operator quantizes, dequantizes, or reads weights as codes: torch's own or ours."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in _ON_CODES
 
 
 def set_argument(node: fx.Node, name: str, value: Any) -> None:

@@ -98,21 +98,21 @@ def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:
                 inherit(node, root)
         if outcome is not root:
             root.replace_all_uses_with(outcome, delete_user_cb=lambda user, kept=outcome: user is not kept)
-            _erase_dead(graph, root)
+            erase_dead(graph, root)
             live = set(graph.nodes)
     graph.eliminate_dead_code()
     program.module.recompile()
     return rejected
 
 
-def _erase_dead(graph: fx.Graph, node: fx.Node) -> None:
+def erase_dead(graph: fx.Graph, node: fx.Node) -> None:
     """Removes a node without users, and what only it read: dead users must not stop the next match."""
     if node.users or node.op == "placeholder" or node._erased:
         return
     sources = node.all_input_nodes
     graph.erase_node(node)
     for source in sources:
-        _erase_dead(graph, source)
+        erase_dead(graph, source)
 
 
 def _matches(pattern: Op, node: object, match: Match, is_root: bool = False) -> bool:
@@ -132,6 +132,13 @@ def _matches(pattern: Op, node: object, match: Match, is_root: bool = False) -> 
     return True
 
 
+def call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
+    """A call at the graph's insertion point whose shape is known at once, for the rules that come after."""
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*fx.map_arg(args, lambda source: source.meta["val"]))
+    return node
+
+
 def add_parameter(program: Program, name: str, value: Any) -> fx.Node:
     """Registers a parameter or buffer under a dotted name and returns the node that reads it.
 
@@ -147,6 +154,19 @@ def free_name(program: Program, name: str) -> str:
     taken |= {known for known, _ in program.module.named_modules()}
     candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 2)))
     return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def rename(program: Program, read: fx.Node, name: str) -> str:
+    """Gives the tensor that a `get_attr` node reads another dotted name, which must be free; returns that name."""
+    old = str(read.target)
+    tensor = program.parameter(read)
+    path, _, leaf = old.rpartition(".")
+    delattr(program.module.get_submodule(path), leaf)
+    register(program.module, name, tensor)
+    for node in program.graph.find_nodes(op="get_attr"):
+        if node.target == old:
+            node.target = name
+    return name
 
 
 def drop_unused(program: Program, names: Iterable[str]) -> None:

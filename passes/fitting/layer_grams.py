@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,36 +10,29 @@ from torch import fx
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.operators import CONVOLUTIONS, arguments, is_call
+from lobo_fx.graph.layers import Layer
+from lobo_fx.graph.operators import named_values
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
-from lobo_fx.passes.fitting.linear_problem import channels, draw, gram, is_batched
-from lobo_fx.passes.quantization.codes.weights import Weight, as_product
+from lobo_fx.graph.running import AS_IT_IS, Runner
+from lobo_fx.passes.fitting.linear_problem import count_rows, draw, gram
 from lobo_fx.terminal.quiet import quiet
 
 
-def collect_grams(program: Program, weights: Iterable[Weight], context: Context) -> dict[fx.Node, torch.Tensor]:
-    """The sums by layer, `[groups, columns, columns]`, for the products and convolutions that read the weights.
+def collect_grams(program: Program, layers: Iterable[Layer], context: Context) -> dict[fx.Node, torch.Tensor]:
+    """The sums by layer's node, (groups, columns, columns); layers without rows of inputs have none.
 
     Raises:
         InvalidInput: a value is NaN or infinite.
     """
-    layers: dict[fx.Node, fx.Node] = {}
-    kernels: dict[fx.Node, torch.Size] = {}
-    for weight in weights:
-        for reader in weight.readers:
-            if (product := as_product(reader, weight)) is not None:
-                layers[reader] = product.x
-            elif is_call(reader, *CONVOLUTIONS) and is_batched(reader, weight.tensor):
-                layers[reader] = arguments(reader)["input"]
-                kernels[reader] = weight.tensor.shape[2:]
-    return _Grams(program, layers, kernels).collect(context) if layers else {}
+    found = [layer for layer in layers if layer.is_batched and not layer.kind.mirrored]
+    return _Grams(program, found).collect(context) if found else {}
 
 
-def gram_of(weight: Weight, grams: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor | None:
-    """The sum over all readers of a weight; None where one of them is neither product nor convolution."""
-    known = [grams[reader] for reader in weight.readers if reader in grams]
-    return torch.stack(known).sum(0) if known and len(known) == len(weight.readers) else None
+def gram_of(readers: Collection[fx.Node], grams: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor | None:
+    """The sum over all readers of a weight; None where one of them is no layer."""
+    known = [grams[reader] for reader in readers if reader in grams]
+    return torch.stack(known).sum(0) if known and len(known) == len(readers) else None
 
 
 def shrink(gram: torch.Tensor, rows: int) -> torch.Tensor:
@@ -62,43 +55,52 @@ def shrink(gram: torch.Tensor, rows: int) -> torch.Tensor:
     return (1 - share) * gram + share * torch.diag_embed(diagonal.mean(1, keepdim=True).expand_as(diagonal))
 
 
-class _Grams(fx.Interpreter):
-    """Runs calibration data; products that share an input share the sum.
+class _Grams:
+    """Sums over calibration data; linear layers that share an input share the sum.
 
     Args:
         program: to run.
-        layers: each with its input.
-        kernels: of those that are convolutions.
+        layers: whose inputs are summed over.
     """
 
-    def __init__(self, program: Program, layers: dict[fx.Node, fx.Node], kernels: dict[fx.Node, torch.Size]) -> None:
-        super().__init__(program.module)
-        self.layers, self.kernels = layers, kernels
-        first: dict[fx.Node, fx.Node] = {}
-        for layer, source in layers.items():
-            first.setdefault(layer if layer in kernels else source, layer)
-        self.first = {layer: first[layer if layer in kernels else source] for layer, source in layers.items()}
+    def __init__(self, program: Program, layers: Iterable[Layer]) -> None:
+        self.program = program
+        self.layers = {layer.node: layer for layer in layers}
+        first: dict[object, fx.Node] = {}
+        for layer in self.layers.values():
+            first.setdefault(_shared_by(layer), layer.node)
+        self.first = {node: first[_shared_by(layer)] for node, layer in self.layers.items()}
         self.sums: dict[fx.Node, torch.Tensor] = {}
         self.rows: dict[fx.Node, int] = {}
         self.generator = torch.Generator().manual_seed(0)
 
     def collect(self, context: Context) -> dict[fx.Node, torch.Tensor]:
         """The sums over all batches."""
-        with torch.no_grad(), quiet():
+        runner = Runner(self.program.module, instead=self._add)
+        with quiet():
             for inputs in context.calibration_batches():
-                self.run(*inputs.leaves, enable_io_processing=False)
-        for layer, total in self.sums.items():
+                runner(inputs)
+        for node, total in self.sums.items():
             if not bool(total.isfinite().all()):
-                raise InvalidInput(f"calibration data gives NaN or infinity at the input of {describe(layer)}")
-        shrunk = {layer: shrink(total, self.rows[layer]) for layer, total in self.sums.items() if bool(total.any())}
-        return {layer: shrunk[first] for layer, first in self.first.items() if first in shrunk}
+                raise InvalidInput(f"calibration data gives NaN or infinity at the input of {describe(node)}")
+        shrunk = {node: shrink(total, self.rows[node]) for node, total in self.sums.items() if bool(total.any())}
+        return {node: shrunk[first] for node, first in self.first.items() if first in shrunk}
 
-    def run_node(self, n: fx.Node) -> Any:
-        if self.first.get(n) is not n:
-            return super().run_node(n)
-        x = self.env[self.layers[n]].detach()  # let go once it was read for the last time
-        value = super().run_node(n)
-        chosen = draw(value.numel() // value.shape[channels(n)], 1, self.generator)
-        self.rows[n] = self.rows.get(n, 0) + len(chosen)
-        self.sums[n] = self.sums.get(n, 0) + gram(n, x, self.kernels.get(n, torch.Size()), chosen)
+    def _add(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Computes a layer, and adds the rows of its input to the sum."""
+        if self.first.get(node) is not node:
+            return AS_IT_IS
+        layer = self.layers[node]
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        given = named_values(node, args, kwargs)
+        kernel = given[layer.kind.weight].shape[2:] if layer.kind.convolves else ()
+        chosen = draw(count_rows(layer, value), 1, self.generator)
+        self.rows[node] = self.rows.get(node, 0) + len(chosen)
+        self.sums[node] = self.sums.get(node, 0) + gram(layer, given[layer.kind.input], kernel, chosen)
         return value
+
+
+def _shared_by(layer: Layer) -> object:
+    """What layers with the same sum have in common: linear layers their input, others nothing but themselves."""
+    plain = not layer.kind.convolves and layer.kind.group_dim is None
+    return ("linear", layer.input) if plain else layer.node

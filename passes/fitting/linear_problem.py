@@ -7,9 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
-from lobo_fx.graph.operators import CONVOLUTIONS, arguments
+from lobo_fx.graph.layers import Layer
+from lobo_fx.graph.operators import arguments
+
+__all__ = [
+    "Moments",
+    "by_channel",
+    "count_rows",
+    "draw",
+    "gram",
+    "input_rows",
+    "matrix_of",
+    "output_rows",
+    "put_matrix",
+]
 
 RIDGE = 1e-3
+"""Share of the mean variance of the inputs that keeps a weight where it was: large enough for few rows, small enough
+not to be felt with many."""
 _ROWS = 65_536
 """Most rows of a problem; of more, as many are drawn at random."""
 
@@ -60,27 +75,58 @@ class Moments:
         return self.mean_y - (weight @ self.mean_x.unsqueeze(2)).squeeze(2)
 
 
-def channels(node: fx.Node) -> int:
-    """The dimension of a layer's outputs."""
-    return 1 if node.target in CONVOLUTIONS else -1
+def matrix_of(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
+    """The stored weight as the problem has it: (groups, outputs of a group, columns)."""
+    if layer.kind.group_dim is not None:
+        return weight.mT  # stored as (groups, inputs, outputs)
+    rows = weight.T if layer.swapped else weight
+    return rows.reshape(layer.groups, len(rows) // layer.groups, -1)
 
 
-def is_batched(node: fx.Node, weight: torch.Tensor) -> bool:
-    """Whether a convolution has a batch, which `input_rows` needs; true of products."""
-    return node.target not in CONVOLUTIONS or bool(node.meta["val"].dim() == weight.dim())
+def put_matrix(layer: Layer, weight: torch.Tensor, matrix: torch.Tensor) -> None:
+    """Writes a solution, shaped as `matrix_of` gives it, into the stored weight."""
+    if layer.kind.group_dim is not None:
+        weight.copy_(matrix.mT)
+    else:
+        rows = matrix.flatten(0, 1)
+        weight.copy_(rows.T if layer.swapped else rows.reshape(weight.shape))
 
 
-def input_rows(node: fx.Node, value: torch.Tensor, kernel: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
-    """Chosen rows of the input that are multiplied with the flattened weight.
+def count_rows(layer: Layer, output: torch.Tensor) -> int:
+    """How many rows a layer's output has: places of a convolution, else all dimensions but the last (and groups)."""
+    columns = output.shape[layer.kind.channel_dim]
+    return output.numel() // (columns * (layer.groups if layer.kind.group_dim is not None else 1))
+
+
+def input_rows(layer: Layer, value: torch.Tensor, kernel: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+    """Chosen rows of the input that are multiplied with the matrix: (groups, rows, columns).
 
     Args:
-        node: a convolution, or a product with a weight.
+        layer: a convolution, a linear layer, or a product with a matrix per group.
         value: the layer's input, with a batch.
-        kernel: of a convolution.
+        kernel: sizes of a convolution's window; empty for other layers.
         chosen: indices among the rows of the layer's output.
     """
-    if node.target not in CONVOLUTIONS:
-        return value.reshape(-1, value.shape[-1])[chosen]
+    if layer.kind.group_dim is not None:
+        return value[:, chosen]
+    rows = _windows(layer.node, value, kernel, chosen) if layer.kind.convolves else _flat(value)[chosen]
+    return rows.view(len(rows), layer.groups, -1).transpose(0, 1)
+
+
+def output_rows(layer: Layer, value: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Chosen rows of the output: (groups, rows, outputs of a group)."""
+    if layer.kind.group_dim is not None:
+        return value[:, chosen]
+    rows = _flat(value.movedim(layer.kind.channel_dim, -1))[chosen]
+    return rows.view(len(rows), layer.groups, -1).transpose(0, 1)
+
+
+def _flat(value: torch.Tensor) -> torch.Tensor:
+    return value.reshape(-1, value.shape[-1])
+
+
+def _windows(node: fx.Node, value: torch.Tensor, kernel: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+    """What the window of a convolution sees at chosen places: (places, channels × kernel), channels first."""
     given = arguments(node)
     rank = len(kernel)
     strides, dilations = _each(given["stride"], rank), _each(given["dilation"], rank)
@@ -88,7 +134,7 @@ def input_rows(node: fx.Node, value: torch.Tensor, kernel: Sequence[int], chosen
     patches = nn.functional.pad(value, _padding(given["padding"], spans))
     for dim, (span, stride, dilation) in enumerate(zip(spans, strides, dilations, strict=True), 2):
         patches = patches.unfold(dim, span, stride)[..., ::dilation]
-    patches = patches.movedim(1, 1 + rank)
+    patches = patches.movedim(1, 1 + rank)  # (rows, places …, channels, kernel …)
     places = torch.unravel_index(chosen, patches.shape[: 1 + rank])
     return patches[places].flatten(1)
 
@@ -107,24 +153,14 @@ def _padding(padding: str | int | Sequence[int], spans: Sequence[int]) -> list[i
     return [size for pair in reversed(pairs) for size in pair]
 
 
-def output_rows(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
-    """The output with its channels last, as rows."""
-    return value.movedim(channels(node), -1).reshape(-1, value.shape[channels(node)])
-
-
 def by_channel(value: torch.Tensor) -> torch.Tensor:
     """(channels, rows, 1), each channel a problem of its own."""
     return value.movedim(1, 0).flatten(1).unsqueeze(2).double()
 
 
-def grouped(rows: torch.Tensor, groups: int) -> torch.Tensor:
-    """(groups, rows, columns of a group)."""
-    return rows.view(len(rows), groups, -1).transpose(0, 1)
-
-
-def gram(node: fx.Node, value: torch.Tensor, kernel: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
-    """XᵀX of chosen rows of a layer's input: (groups, columns of a group, columns of a group)."""
-    rows = grouped(input_rows(node, value, kernel, chosen), arguments(node).get("groups", 1))
+def gram(layer: Layer, value: torch.Tensor, kernel: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+    """XᵀX of chosen rows of a layer's input: (groups, columns, columns)."""
+    rows = input_rows(layer, value, kernel, chosen)
     return rows.mT @ rows
 
 

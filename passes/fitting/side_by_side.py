@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import fx
 
+from lobo_fx.graph.running import Runner
 from lobo_fx.terminal.progress import track
+
+__all__ = ["Pair", "side_by_side"]
 
 
 @dataclasses.dataclass
@@ -26,9 +29,7 @@ class Pair:
     after: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
 
 
-def side_by_side(
-    first: fx.Interpreter, second: fx.Interpreter, pairs: Sequence[Pair], show_progress: bool
-) -> Iterator[fx.Node]:
+def side_by_side(first: Runner, second: Runner, pairs: Sequence[Pair], show_progress: bool) -> Iterator[fx.Node]:
     """Every node of the second program, once its inputs are known and before it is run itself.
 
     What is done to a node's parameters then is what the nodes after it see. Activations of all batches are in memory
@@ -46,13 +47,13 @@ def side_by_side(
     last_use = {source: node for both in order for node in both if node for source in node.all_input_nodes}
     feeds = {node: index for index, node in enumerate(second.graph.find_nodes(op="placeholder"))}
 
-    def evaluate(interpreter: fx.Interpreter, node: fx.Node, at: fx.Node, values: list[dict[fx.Node, Any]]) -> None:
+    def evaluate(runner: Runner, node: fx.Node, at: fx.Node, values: list[dict[fx.Node, Any]]) -> None:
         if at in feeds:
             found = [pair.leaves[feeds[at]] for pair in pairs]
         elif at in constants:
-            found = [run(interpreter, node, values[0])] * len(values)
+            found = [runner.evaluate(node, values[0])] * len(values)
         else:
-            found = [run(interpreter, node, own) for own in values]
+            found = [runner.evaluate(node, own) for own in values]
         for own, value in zip(values, found, strict=True):
             own[node] = value
 
@@ -66,7 +67,7 @@ def side_by_side(
         for pair in pairs:
             for source in node.all_input_nodes:
                 if last_use.get(source, node) is node:  # a parameter that fitting made has no entry
-                    del pair.after[source]
+                    pair.after.pop(source, None)
             for source in twin.all_input_nodes if twin is not None else ():
                 if last_use[source] is twin:
                     del pair.before[source]
@@ -89,9 +90,3 @@ def _constants_late(graph: fx.Graph) -> tuple[list[fx.Node], set[fx.Node]]:
         else:
             emit(node)
     return list(order), constants
-
-
-def run(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """The value of a node, from those of its inputs."""
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
-    return getattr(interpreter, node.op)(node.target, args, kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
 from torch import fx
@@ -10,8 +10,9 @@ from torch import fx
 from lobo_fx.axes import Inference
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.masks import weight_node
-from lobo_fx.graph.operators import CONVOLUTIONS, arguments, aten, is_call
+from lobo_fx.graph.layers import Layer, layers
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.running import watch
 
 
 def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
@@ -44,23 +45,36 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
 
 
 def input_norms(inference: Inference, context: Context) -> dict[str, torch.Tensor]:
-    """Root mean square of each input channel of convolutions and linear layers, by name of the weight."""
+    """Root mean square of each input channel of layers without groups, by name of the weight.
+
+    Shaped to be multiplied with the weight: its size along the weight's dimension of inputs, 1 along the others.
+    """
     program = inference.program
     sums: dict[str, torch.Tensor] = {}
+    readers: dict[fx.Node, list[Layer]] = {}
+    for layer in layers(program.graph):
+        if layer.read is not None and layer.groups == 1:
+            readers.setdefault(layer.input, []).append(layer)
 
-    class Watch(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            if is_call(n, *CONVOLUTIONS, aten.linear.default):
-                given = arguments(n)
-                weight, value = weight_node(given["weight"]), self.env[given["input"]]
-                channel = value.dim() - 1 if n.target is aten.linear.default else 1
-                if weight is not None and given.get("groups", 1) == 1:
-                    energy = value.double().square().mean([d for d in range(value.dim()) if d != channel])
-                    name = str(weight.target)
-                    sums[name] = sums.get(name, torch.zeros_like(energy)) + energy
-            return super().run_node(n)
+    def see(source: fx.Node, value: torch.Tensor) -> None:
+        for layer in readers[source]:
+            channel = layer.kind.channel_dim % value.dim() if layer.is_batched else layer.kind.channel_dim
+            channel = channel if layer.is_batched or not layer.kind.convolves else 0
+            energy = value.double().square().mean([d for d in range(value.dim()) if d != channel])
+            name = str(layer.read.target)  # type: ignore[union-attr]
+            sums[name] = sums.get(name, torch.zeros_like(energy)) + energy
 
-    with torch.no_grad():
-        for inputs in context.calibration_batches("activations"):
-            Watch(program.module).run(*inputs.leaves, enable_io_processing=False)
-    return {name: total.sqrt() for name, total in sums.items()}
+    watchers = {source: functools.partial(see, source) for source in readers}
+    watch(program.module, context.calibration_batches("activations"), watchers)
+    shapes = {
+        str(layer.read.target): _beside(program, layer) for found in readers.values() for layer in found if layer.read
+    }
+    return {name: total.sqrt().view(shapes[name]) for name, total in sums.items()}
+
+
+def _beside(program: Program, layer: Layer) -> list[int]:
+    """A shape that runs along a stored weight's inputs alone."""
+    assert layer.read is not None
+    shape = [1] * program.parameter(layer.read).dim()
+    shape[layer.input_dim] = -1
+    return shape

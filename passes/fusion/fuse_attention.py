@@ -14,7 +14,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.graph.operators import arguments, aten, is_call
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.rewriting import Match, Op, Rejected, rewrite
+from lobo_fx.graph.rewriting import Match, Op, Rejected, call, rewrite
 from lobo_fx.own_operators.attention import ATTENTION
 
 _VIEWS = frozenset({aten.view.default, aten.reshape.default, aten.unflatten.int, aten.flatten.using_ints})
@@ -97,37 +97,30 @@ def _fused(program: Program, node: fx.Node, masks: dict[fx.Node | None, _Mask]) 
         masks[mask] = _read(graph, mask)
     added, empty = masks[mask].added, masks[mask].empty
     bias = None if added is None else _stretched(graph, added, scores)
-    result = _call(graph, ATTENTION, *rows, bias, heads, float(scale), bool(given["is_causal"]))
+    result = call(graph, ATTENTION, *rows, bias, heads, float(scale), bool(given["is_causal"]))
     if empty is not None:
-        result = _call(graph, aten.masked_fill.Scalar, result, empty, 0)
-    split = _call(graph, aten.unflatten.int, result, 2, [heads, shapes[2][-1]])
-    return _call(graph, aten.transpose.int, split, 1, 2)
-
-
-def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
-    """A call whose shape is known, for the patterns that come after."""
-    node = graph.call_function(target, args)
-    node.meta["val"] = target(*fx.map_arg(args, lambda source: source.meta["val"]))
-    return node
+        result = call(graph, aten.masked_fill.Scalar, result, empty, 0)
+    split = call(graph, aten.unflatten.int, result, 2, [heads, shapes[2][-1]])
+    return call(graph, aten.transpose.int, split, 1, 2)
 
 
 def _read(graph: fx.Graph, mask: fx.Node | None) -> _Mask:
     """A mask as sums and zeros: what is hidden gets the lowest float, as infinity gives NaN where all is hidden."""
     if mask is None or mask.meta["val"].dtype != torch.bool:
         return _Mask(mask)
-    some = _call(graph, aten.any.dim, mask, -1, True)
+    some = call(graph, aten.any.dim, mask, -1, True)
     if some.meta["val"].dim() > 3:
-        some = _call(graph, aten.squeeze.dim, some, 1)
+        some = call(graph, aten.squeeze.dim, some, 1)
     lowest = torch.finfo(torch.float32).min
-    return _Mask(_call(graph, aten.where.Scalar, mask, 0.0, lowest), _call(graph, aten.logical_not.default, some))
+    return _Mask(call(graph, aten.where.Scalar, mask, 0.0, lowest), call(graph, aten.logical_not.default, some))
 
 
 def _stretched(graph: fx.Graph, bias: fx.Node, scores: tuple[Any, Any]) -> fx.Node:
     """A bias in four dimensions, the last two as large as the scores'."""
     while bias.meta["val"].dim() < 4:
-        bias = _call(graph, aten.unsqueeze.default, bias, 0)
+        bias = call(graph, aten.unsqueeze.default, bias, 0)
     if [*map(str, bias.meta["val"].shape[2:])] != [*map(str, scores)]:
-        bias = _call(graph, aten.expand.default, bias, [-1, -1, *scores])
+        bias = call(graph, aten.expand.default, bias, [-1, -1, *scores])
     return bias
 
 

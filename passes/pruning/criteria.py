@@ -17,6 +17,7 @@ from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.members import Member
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.layers import weight_uses
 from lobo_fx.graph.operators import aten
 from lobo_fx.passes.fitting.statistics import gradients, input_norms
 
@@ -84,8 +85,13 @@ class GeometricMedian(Criterion):
     """
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
+        outputs = {
+            str(use.read.target): use.output_dim for node in inference.program.graph.nodes for use in weight_uses(node)
+        }
+
         def score(leaf: Axis, members: Sequence[Member]) -> torch.Tensor:
-            filters = [m.weight for m in members if m.dim == 0 and m.tensor.dim() > 1 and m.axes[0].find() is leaf]
+            makers = [m for m in members if m.dim == outputs.get(m.name, 0) and m.tensor.dim() > 1]
+            filters = [m.weight.movedim(m.dim, 0) for m in makers if m.axes[m.dim].find() is leaf]
             if not filters:
                 return _total(leaf, [m.along(leaf, m.weight.square()) for m in members])
             rows = torch.cat([weight.flatten(1) for weight in filters], 1).double()
@@ -160,10 +166,10 @@ class Activation(Criterion):
         norms = input_norms(inference, context)
 
         def score(leaf: Axis, members: Sequence[Member]) -> torch.Tensor:
-            readers = [m for m in members if m.dim == 1 and m.name in norms]
+            readers = [m for m in members if m.name in norms and norms[m.name].shape[m.dim] == m.tensor.shape[m.dim]]
             if not readers:
                 return _total(leaf, [m.along(leaf, m.weight.square()) for m in members])
-            return _total(leaf, [m.along(leaf, m.weight.abs() * _beside(norms[m.name], m.weight)) for m in readers])
+            return _total(leaf, [m.along(leaf, m.weight.abs() * norms[m.name].to(m.weight.dtype)) for m in readers])
 
         return score
 
@@ -245,11 +251,6 @@ def resolve(importance: str | Criterion | Elementwise) -> Criterion:
     if not callable(importance):
         raise InvalidInput(f"importance is a {type(importance).__name__}; expected a name, a criterion or a function")
     return Magnitude(importance)
-
-
-def _beside(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A value for each position of dimension 1, shaped to multiply the weight."""
-    return values.to(weight.dtype).view(1, -1, *[1] * (weight.dim() - 2))
 
 
 def _total(leaf: Axis, parts: Sequence[torch.Tensor]) -> torch.Tensor:

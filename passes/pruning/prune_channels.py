@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from lobo_fx.axes import KINDS, Axis, Inference, kind
 from lobo_fx.axes.cost import COSTS
@@ -23,12 +23,11 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise, exact_tolerance
 from lobo_fx.errors import ContractError, InvalidInput, near
 from lobo_fx.graph.masks import strip_masks
-from lobo_fx.graph.operators import CONVOLUTIONS, arguments, aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import check_patterns
 from lobo_fx.graph.shapes import propagate
-from lobo_fx.graph.tensors import fetch
 from lobo_fx.measures.fidelity import largest_error
+from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.pruning.compensation import METHODS, fit
 from lobo_fx.passes.pruning.criteria import Criterion, Elementwise, resolve
 
@@ -129,6 +128,8 @@ class PruneChannels(Pass):
         if method == "auto":
             method = "none" if context.calibration_data is None else "reconstruct"
         strip_masks(program)
+        if method != "none" and fold_weights(program, swapped=False):
+            propagate(program.module)
         original = program if method == "none" else program.clone()
         inference = Inference(program).run()
         for operator, where in inference.unknown.items():
@@ -148,7 +149,7 @@ class PruneChannels(Pass):
             if method != "none" or step < self.steps:
                 self._check_removal(program, context)
             if method != "none":
-                fit(program, original, kept_outputs(program, original), context, method)
+                fit(program, original, context, method)
         if not kept_indices(program.module):
             context.note("prune_channels found nothing to remove")
         return program
@@ -330,19 +331,3 @@ def _cut(program: Program, inference: Inference, removal: Removal, context: Cont
     else:
         context.expect(program.run())
     remove(inference, removal)
-
-
-def kept_outputs(program: Program, original: Program) -> dict[str, torch.Tensor]:
-    """By name of a convolution or linear layer, which of the original's outputs stay."""
-    after, before = kept_indices(program.module), kept_indices(original.module)
-    found = {}
-    for node in program.graph.nodes:
-        if node.op != "call_function" or node.target not in CONVOLUTIONS | {aten.linear.default}:
-            continue
-        weight = arguments(node)["weight"]
-        if isinstance(weight, fx.Node) and weight.op == "get_attr":
-            name = str(weight.target)
-            known = torch.tensor(before.get(name, {}).get(0, range(len(fetch(original.module, name)))))
-            stay = torch.tensor(after.get(name, {}).get(0, range(len(program.parameter(weight)))))
-            found[node.name] = torch.isin(known, stay)
-    return found

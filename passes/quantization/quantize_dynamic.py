@@ -18,6 +18,7 @@ from lobo_fx.graph.provenance import inherit
 from lobo_fx.own_operators.formats import FORMATS, Format
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
 from lobo_fx.own_operators.products import DYNAMIC_PRODUCT
+from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.quantization.codes.rounding import round_nearest
 from lobo_fx.passes.quantization.codes.stored import Stored, decode_for_readers, replace_reader, store
 from lobo_fx.passes.quantization.codes.weights import Weight, as_product, find_weights
@@ -53,6 +54,7 @@ class QuantizeDynamic(Pass):
 
     def run(self, program: Program, context: Context) -> Program:
         strip_masks(program)
+        fold_weights(program)
         # a row of one or two entries would not get smaller
         weights = [weight for weight in find_weights(program, context) if weight.tensor.numel() > 2 * weight.shape[0]]
         if not weights:

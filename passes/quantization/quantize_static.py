@@ -20,6 +20,7 @@ from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.own_operators.formats import FORMATS
 from lobo_fx.passes.fitting.layer_grams import collect_grams, gram_of
 from lobo_fx.passes.fusion.fold_batch_norm import FoldBatchNorm
+from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.fusion.fuse_attention import FuseAttention
 from lobo_fx.passes.quantization.codes.gptq import round_compensated
 from lobo_fx.passes.quantization.codes.weights import find_weights
@@ -121,8 +122,9 @@ class QuantizeStatic(Pass):
 
     def simplify(self, program: Program, context: Context) -> Program:
         """Folds batch norms, makes masks plain zeros, and fuses attention where that pays."""
-        program = FoldBatchNorm().run(program, context)
         strip_masks(program)
+        fold_weights(program)
+        program = FoldBatchNorm().run(program, context)
         if self.kernels == "all":
             return program
         table = self.cost_table(program, self.quantizer_of_all(program), context)
@@ -152,9 +154,9 @@ class QuantizeStatic(Pass):
             floating = any(quantizer.overrides.get(name, quantizer.observers) is None for name in readers)
             if not floating and (self.kernels == "cheapest" or integer.issuperset(readers)):
                 weights.append(weight)
-        grams = collect_grams(program, weights, context)
+        grams = collect_grams(program, [layer for weight in weights for layer in weight.layers], context)
         for weight in weights:
-            if (gram := gram_of(weight, grams)) is None:
+            if (gram := gram_of(weight.readers, grams)) is None:
                 continue
             limit = quantizer.target.weight if integer.issuperset(reader.name for reader in weight.readers) else 127
             number = dataclasses.replace(FORMATS["int8"], limits=(-limit, limit))

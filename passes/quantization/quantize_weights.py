@@ -17,6 +17,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.own_operators.formats import FORMATS, Format
 from lobo_fx.own_operators.products import PRODUCT
 from lobo_fx.passes.fitting.layer_grams import collect_grams, gram_of
+from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.quantization.codes.gptq import round_compensated
 from lobo_fx.passes.quantization.codes.rounding import round_nearest
 from lobo_fx.passes.quantization.codes.stored import decode_for_readers, replace_reader, store
@@ -85,12 +86,17 @@ class QuantizeWeights(Pass):
     def store(self, program: Program, context: Context, leave: Collection[str] = ()) -> Program:
         """Stores all weights as codes but those that are named."""
         strip_masks(program)
+        fold_weights(program)
         found = [weight for weight in find_weights(program, context) if weight.name not in leave]
         weights = [weight for weight in found if self._shrinks(weight, context)]
         if not weights:
             context.note("quantize_weights found no weight to quantize")
         compensates = self.method in ("auto", "gptq") and context.calibration_data is not None
-        grams = collect_grams(program, weights, context) if compensates else {}
+        grams = (
+            collect_grams(program, [layer for weight in weights for layer in weight.layers], context)
+            if compensates
+            else {}
+        )
         for weight in weights:
             self._quantize(program, weight, grams)
         return program
@@ -111,7 +117,7 @@ class QuantizeWeights(Pass):
         matrix = weight.matrix
         block_size = self._block_size(matrix.shape[1])
         products = {reader: as_product(reader, weight) for reader in weight.readers}
-        gram = gram_of(weight, grams)
+        gram = gram_of(weight.readers, grams)
         if gram is not None:
             rounded = round_compensated(matrix, self.number, block_size, gram)
         else:

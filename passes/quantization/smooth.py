@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+import functools
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -14,6 +15,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.masks import strip_masks, weight_node
 from lobo_fx.graph.operators import arguments, aten, is_call
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.running import watch
 from lobo_fx.passes.quantization.equalize import is_own_layer, weight_of
 
 _NORMS = frozenset({aten.layer_norm.default, aten.rms_norm.default})
@@ -85,18 +87,14 @@ def _feeds_layers_alone(program: Program, node: fx.Node) -> bool:
 
 
 def _largest_outputs(program: Program, norms: list[fx.Node], context: Context) -> dict[fx.Node, torch.Tensor]:
-    """Largest magnitude of each channel of each norm's output, over the calibration data."""
+    """Largest magnitude of each channel of each norm's output, over the calibration data: (channels,)."""
     found: dict[fx.Node, torch.Tensor] = {}
 
-    class Watch(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in norms:
-                largest = value.detach().abs().flatten(0, -2).amax(0)
-                found[n] = torch.maximum(found[n], largest) if n in found else largest
-            return value
+    def see(norm: fx.Node, value: torch.Tensor) -> None:
+        largest = value.abs().flatten(0, -2).amax(0)
+        found[norm] = torch.maximum(found[norm], largest) if norm in found else largest
 
-    with torch.no_grad():
-        for batch in context.calibration_batches() if norms else ():
-            Watch(program.module).run(*batch.leaves, enable_io_processing=False)
+    if norms:
+        watchers = {norm: functools.partial(see, norm) for norm in norms}
+        watch(program.module, context.calibration_batches(), watchers)
     return found

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import fx
 
-from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.rewriting import free_name
@@ -66,16 +65,15 @@ def store(program: Program, weight: Weight, rounded: Rounded, number: Format, bl
 
 def decode_for_readers(program: Program, weight: Weight, stored: Stored) -> None:
     """Gives those who still read the parameter its decoded values, and drops the reads of it."""
-    graph, readers = program.graph, weight.readers
+    graph = program.graph
+    readers = [user for read in weight.reads for user in read.users]
     if readers:
         with graph.inserting_before(weight.reads[0]):
             value = graph.call_function(DECODE, (stored.codes, stored.scale, stored.zero_point, *stored.layout))
             inherit(value, readers[0])
-            if weight.transposed:
-                value = graph.call_function(aten.permute.default, (value, [1, 0]))
-            elif weight.shape != list(weight.tensor.shape):
-                value = graph.call_function(aten.view.default, (value, list(weight.tensor.shape)))
-        inherit(value, readers[0])
+            value.meta["val"] = weight.reads[0].meta["val"].new_empty(weight.shape)
+            value = weight.restored(graph, value)
+            inherit(value, readers[0])
     for read in weight.reads:
         if read.users:
             read.replace_all_uses_with(value)

@@ -1,142 +1,148 @@
-"""Weights as codes in a graph: which can be stored so, who reads them, and the surgery that puts codes in their place.
-
-Codes keep the parameter's name; scales and zero points stand beside it under `_scale` and `_zero_point`.
-"""
+"""Weights that can be stored as codes: which they are, who reads them, and why the others can't."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
 
 import torch
 from torch import fx, nn
 
 from lobo_fx.contracts.context import Context
-from lobo_fx.graph.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
+from lobo_fx.graph.layers import LOOKUPS, Layer, is_constant, layer_of
+from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
-from lobo_fx.graph.tensors import fetch
+from lobo_fx.graph.rewriting import call
 
-# Products with a weight: the argument that is it, and whether it is stored as inputs × outputs.
-PRODUCTS: Mapping[object, tuple[str, bool]] = {
-    aten.linear.default: ("weight", False),
-    aten.addmm.default: ("mat2", True),
-    aten.mm.default: ("mat2", True),
-    aten.matmul.default: ("other", True),
-}
+__all__ = ["Product", "Weight", "as_product", "find_weights"]
 
-_WHOLE = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.embedding.default}
-_TABLES = {aten.add.Tensor}
+_TABLES = frozenset({aten.add.Tensor})
 """Readers of tables that are no operator's weight: learned positions, added to activations."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A parameter of at least two dimensions that operators with weights, or sums with activations, alone read.
+    """A parameter of at least two dimensions that layers, lookups, or sums with activations alone read.
+
+    Codes are a matrix whose rows are outputs: a scale belongs to a row, or to a block of neighbours in it.
 
     Attributes:
         names: under which it is registered; several where it is tied.
         tensor: the parameter.
         reads: the `get_attr` nodes of it.
-        role: `straight`; `transposed`, where products read it as inputs × outputs; `table`, where sums read it.
+        readers: the calls that read it, directly or through its mask.
+        layers: those of them that are layers and read it as it is stored.
+        order: the parameter's dimensions as rows and columns have them: outputs before inputs.
+        row_dims: how many of these make up the rows.
     """
 
     names: tuple[str, ...]
     tensor: torch.Tensor
     reads: tuple[fx.Node, ...]
-    role: str
-
-    @property
-    def transposed(self) -> bool:
-        return self.role == "transposed"
+    readers: tuple[fx.Node, ...]
+    layers: tuple[Layer, ...]
+    order: tuple[int, ...]
+    row_dims: int
 
     @property
     def name(self) -> str:
         return self.names[0]
 
     @property
-    def readers(self) -> list[fx.Node]:
-        return [user for read in self.reads for user in read.users]
+    def shape(self) -> list[int]:
+        """Of what is stored: rows first; the kernel of a convolution keeps its dimensions."""
+        sizes = [self.tensor.shape[dim] for dim in self.order]
+        return [math.prod(sizes[: self.row_dims]), *sizes[self.row_dims :]]
 
     @property
     def matrix(self) -> torch.Tensor:
-        """Rows are outputs."""
-        values = self.tensor.detach()
-        return values.T.contiguous() if self.transposed else values.reshape(self.shape[0], -1)
+        """The values: (rows, columns)."""
+        return self.tensor.detach().permute(self.order).reshape(self.shape[0], -1)
 
     def put(self, matrix: torch.Tensor) -> None:
-        """Gives the parameter the values of a matrix whose rows are outputs."""
+        """Gives the parameter the values of a matrix like `matrix`."""
+        sizes = [self.tensor.shape[dim] for dim in self.order]
         with torch.no_grad():
-            self.tensor.copy_(matrix.T if self.transposed else matrix.view(self.tensor.shape))
+            self.tensor.copy_(matrix.reshape(sizes).permute(self._back))
+
+    def restored(self, graph: fx.Graph, value: fx.Node) -> fx.Node:
+        """What is stored, shaped as the parameter was: at the graph's insertion point."""
+        sizes = [self.tensor.shape[dim] for dim in self.order]
+        if self.shape != sizes:
+            value = call(graph, aten.view.default, value, sizes)
+        if self._back != sorted(self._back):
+            value = call(graph, aten.permute.default, value, self._back)
+        return value
 
     @property
-    def shape(self) -> list[int]:
-        """Of what is stored: outputs first; a table without the dimensions of size one before its rows."""
-        sizes = list(self.tensor.shape)
-        while self.role == "table" and sizes[0] == 1:
-            sizes.pop(0)
-        return sizes[::-1] if self.transposed else sizes
+    def _back(self) -> list[int]:
+        return sorted(range(len(self.order)), key=lambda at: self.order[at])
 
 
 def find_weights(program: Program, context: Context) -> list[Weight]:
-    """What can be stored as codes, in graph order; what can't be, and is a weight, is noted."""
+    """What can be stored as codes, in graph order; every other parameter of two or more dimensions is noted."""
     module, found = program.module, []
     reads: dict[int, list[fx.Node]] = {}
     for node in program.graph.find_nodes(op="get_attr"):
-        if isinstance(fetch(module, str(node.target)), nn.Parameter):
-            reads.setdefault(id(program.parameter(node)), []).append(node)
+        if isinstance(tensor := program.parameter(node), nn.Parameter) and tensor.dim() > 1 and tensor.numel():
+            reads.setdefault(id(tensor), []).append(node)
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     for key, nodes in reads.items():
         tensor = program.parameter(nodes[0])
-        roles = [_role(user, node) for node in nodes for user in node.users]
-        if tensor.dim() < 2 or not tensor.numel() or not any(roles):
-            continue
-        if tensor.dtype != torch.float32:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            context.note(f"is left alone: it is {dtype}, not float32", parameter=names[key][0])
-        elif not all(roles):
-            other = next(user for node in nodes for user in node.users if not _role(user, node))
-            context.note(f"is left alone: {describe(other)} reads it too", parameter=names[key][0])
+        if (reason := _why_not(tensor, nodes)) is not None:
+            context.note(f"is left alone: {reason}", parameter=names[key][0])
         else:
-            role = roles[0] if len(set(roles)) == 1 else "straight"
-            found.append(Weight(tuple(names[key]), tensor, tuple(nodes), role))
+            found.append(_weight(tuple(names[key]), tensor, nodes))
     return found
 
 
-def _role(user: fx.Node, read: fx.Node) -> str:
-    """What `user` reads a weight for, as in `Weight`; nothing where that is not known."""
-    if user.target in _TABLES:
-        is_table = sum(size > 1 for size in read.meta["val"].shape) > 1 and _comes_in(user)
-        return "table" if is_table else ""
-    if user.target in PRODUCTS:
-        name, transposed = PRODUCTS[user.target]
-        given = arguments(user)
-        others = [value for key, value in given.items() if key != name]
-        if given[name] is not read or read in others or read.meta["val"].dim() != 2:
-            return ""
-        return "transposed" if transposed else "straight"
+def _why_not(tensor: torch.Tensor, reads: list[fx.Node]) -> str | None:
+    """What keeps a parameter from being stored as codes."""
+    users = [(user, read) for read in reads for user in read.users]
+    if not users:
+        return "nothing reads it"
+    if tensor.dtype != torch.float32:
+        return f"it is {str(tensor.dtype).removeprefix('torch.')}, not float32"
+    other = next((user for user, read in users if not _is_weight_of(user, read)), None)
+    if other is None:
+        return None
+    alone = not any(_is_weight_of(user, read) for user, read in users)
+    return f"{describe(other)} reads it" + ("" if alone else " too")
+
+
+def _is_weight_of(user: fx.Node, read: fx.Node) -> bool:
+    """Whether `user` reads a parameter as its weight, through swapped dimensions too, or as a table that it adds."""
     if is_call(user, *RECURRENT):
-        return "straight" if read in arguments(user)["params"] else ""
-    return "straight" if is_call(user, *_WHOLE) and arguments(user)["weight"] is read else ""
+        return read in arguments(user)["params"]
+    if (layer := layer_of(user)) is not None:
+        return layer.weight is read and read not in (layer.input, layer.bias)
+    if is_call(user, *LOOKUPS):
+        return arguments(user)["weight"] is read
+    if user.target in _TABLES:
+        return sum(size > 1 for size in read.meta["val"].shape) > 1 and not is_constant(
+            user
+        )  # a sum of parameters is itself a weight
+    swaps = [layer for reader in user.users if (layer := layer_of(reader)) is not None and layer.weight is user]
+    return bool(swaps) and len(swaps) == len(user.users) and all(layer.read is read for layer in swaps)
 
 
-def _comes_in(node: fx.Node) -> bool:
-    """Whether a value depends on an input: a sum of parameters is itself a weight."""
-    seen, found = {node}, [node]
-    while found:
-        if (source := found.pop()).op == "placeholder":
-            return True
-        new = set(source.all_input_nodes) - seen
-        seen |= new
-        found += new
-    return False
+def _weight(names: tuple[str, ...], tensor: torch.Tensor, reads: list[fx.Node]) -> Weight:
+    readers = tuple(user for read in reads for user in read.users)
+    found = [layer for reader in readers if (layer := layer_of(reader)) is not None and not layer.swapped]
+    order, row_dims = tuple(range(tensor.dim())), 1
+    if found and all(layer.kind.group_dim is not None for layer in found) and len(found) == len(readers):
+        order, row_dims = (0, 2, 1), 2  # a matrix per group, stored as (groups, inputs, outputs)
+    elif all(reader.target in _TABLES for reader in readers):
+        row_dims = next(dim for dim, size in enumerate(tensor.shape) if size > 1) + 1
+    return Weight(names, tensor, tuple(reads), readers, tuple(found), order, row_dims)
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A product that reads a weight as its rows and columns are stored, and adds a bias or nothing."""
+    """A linear layer that reads a weight as its rows and columns are stored, and adds a bias or nothing."""
 
     x: fx.Node
     bias: fx.Node | None
@@ -144,13 +150,8 @@ class Product:
 
 def as_product(node: fx.Node, weight: Weight) -> Product | None:
     """`node` as `linear(x, W, bias)` of rows of float32; None where it is something else."""
-    if node.target not in PRODUCTS or PRODUCTS[node.target][1] != weight.transposed:
+    layer = next((layer for layer in weight.layers if layer.node is node), None)
+    if layer is None or layer.kind.convolves or layer.kind.group_dim is not None:
         return None
-    given = arguments(node)
-    x: fx.Node = next(given[name] for name in ("input", "mat1", "self") if name in given)
-    bias = given.get("bias")
-    if node.target is aten.addmm.default:
-        bias = given["self"]
-        if (given["alpha"], given["beta"]) != (1, 1) or bias.meta["val"].shape != (weight.shape[0],):
-            return None
-    return Product(x, bias) if x.meta["val"].dim() >= 2 and x.meta["val"].dtype == torch.float32 else None
+    fits = layer.is_batched and layer.input.meta["val"].dtype == torch.float32
+    return Product(layer.input, layer.bias) if fits else None

@@ -8,12 +8,12 @@ import torch
 from torch import fx
 
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.layers import Layer, layer_of
 from lobo_fx.graph.masks import weight_node
-from lobo_fx.graph.operators import CONVOLUTIONS, arguments, layer_of
+from lobo_fx.graph.running import Runner
 from lobo_fx.graph.tensors import fetch
-from lobo_fx.passes.fitting.linear_problem import channels, output_rows
-from lobo_fx.passes.fitting.side_by_side import Pair, run, side_by_side
-from lobo_fx.passes.quantization.integers.simulation import Simulated
+from lobo_fx.passes.fitting.side_by_side import Pair, side_by_side
+from lobo_fx.passes.quantization.integers.simulation import simulated
 
 
 def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_progress: bool) -> None:
@@ -28,15 +28,16 @@ def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_pro
         with means from data, shrunk by how far rows disagree.
     """
     pairs = [Pair(batch.leaves) for batch in batches]
-    floating, quantized = Simulated(prepared, ()), Simulated(prepared)
+    floating, quantized = simulated(prepared, ()), simulated(prepared)
     with torch.no_grad():
         for node in side_by_side(floating, quantized, pairs, show_progress):
             layer = layer_of(node)
             if layer is None or layer.bias is None:
                 continue
-            read = weight_node(layer.bias.args[0] if layer.bias.op == "call_module" else layer.bias)
+            observed = layer.bias.args[0] if layer.bias.op == "call_module" else layer.bias
+            read = weight_node(observed)
             if read is not None and len(read.users) == 1:
-                shift = shrunken_mean(torch.cat([_errors(node, pair, quantized) for pair in pairs]))
+                shift = shrunken_mean(torch.cat([_errors(layer, pair, quantized) for pair in pairs]))
                 bias = fetch(prepared, str(read.target)).add_(shift)
                 for pair in pairs:
                     pair.after[layer.bias] = bias
@@ -56,9 +57,9 @@ def shrunken_mean(errors: torch.Tensor) -> torch.Tensor:
     return mean * (1 - chance / mean.square()).nan_to_num(0.0).clamp_min(0)
 
 
-def _errors(node: fx.Node, pair: Pair, quantized: fx.Interpreter) -> torch.Tensor:
-    """Mean errors by channel: rows of the batch × channels."""
-    error = pair.before[node] - run(quantized, node, pair.after)
-    if error.dim() == (len(arguments(node)["stride"]) + 1 if node.target in CONVOLUTIONS else 1):
-        error = error[None]
-    return output_rows(node, error).double().view(len(error), -1, error.shape[channels(node)]).mean(1)
+def _errors(layer: Layer, pair: Pair, quantized: Runner) -> torch.Tensor:
+    """Mean errors by channel: (rows of the batch, channels)."""
+    error = pair.before[layer.node] - quantized.evaluate(layer.node, pair.after)
+    error = error if layer.is_batched else error[None]
+    channels_last = error.movedim(layer.kind.channel_dim, -1)
+    return channels_last.double().reshape(len(error), -1, channels_last.shape[-1]).mean(1)

@@ -13,6 +13,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.operators import INTEGERS_PASS, is_call
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.running import AS_IT_IS, Runner
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.passes.quantization.integers.kernels import LINEAR
 from lobo_fx.terminal.progress import track
@@ -31,37 +32,34 @@ def first_batches(context: Context) -> list[Inputs]:
     return found
 
 
-class Simulated(fx.Interpreter):
-    """Rounds what some observers see to what their range allows, and hands on what others see.
+def simulated(prepared: fx.GraphModule, active: Collection[str] | None = None) -> Runner:
+    """What runs a graph with observers as if it were quantized: values are rounded as the observers' ranges allow.
 
     Args:
         prepared: with observers that have seen data.
-        active: names of the observers that round; None for all.
+        active: names of the observers that round; None for all. The others hand their input on.
     """
 
-    def __init__(self, prepared: fx.GraphModule, active: Collection[str] | None = None) -> None:
-        super().__init__(prepared)
-        self.active = active
+    def instead(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node.op != "call_module":
+            return AS_IT_IS
+        rounds = active is None or node.target in active
+        return rounded_by(prepared.get_submodule(str(node.target)), args[0]) if rounds else args[0]
 
-    def outputs(self, inputs: Inputs) -> Any:
-        """The outputs, flat."""
-        with torch.no_grad():
-            return self.run(*inputs.leaves, enable_io_processing=False)
+    return Runner(prepared, instead=instead)
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What leaves an observer; int32 biases are next to exact."""
-        from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
-        observer = self.fetch_attr(str(target))
-        if isinstance(observer, DerivedObserverOrFakeQuantize) or (
-            self.active is not None and target not in self.active
-        ):
-            return args[0]
-        scale, zero = observer.calculate_qparams()
-        low, high = observer.quant_min, observer.quant_max
-        if scale.numel() > 1:
-            return torch.fake_quantize_per_channel_affine(args[0], scale, zero.int(), observer.ch_axis, low, high)
-        return torch.fake_quantize_per_tensor_affine(args[0], float(scale), int(zero), low, high)
+def rounded_by(observer: Any, value: torch.Tensor) -> torch.Tensor:
+    """What leaves an observer once it quantizes; int32 biases are next to exact."""
+    from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
+
+    if isinstance(observer, DerivedObserverOrFakeQuantize):
+        return value
+    scale, zero = observer.calculate_qparams()
+    low, high = observer.quant_min, observer.quant_max
+    if scale.numel() > 1:
+        return torch.fake_quantize_per_channel_affine(value, scale, zero.int(), observer.ch_axis, low, high)
+    return torch.fake_quantize_per_tensor_affine(value, float(scale), int(zero), low, high)
 
 
 class Simulation:
@@ -90,18 +88,16 @@ class Simulation:
 
     def run(self, layers: Collection[str]) -> float:
         """Signal-to-noise ratio with these layers quantized, in decibels."""
-        simulated = Simulated(self.prepared, {observer for layer in layers for observer in self.layers[layer]})
-        found = [simulated.outputs(batch) for batch in self.batches]
-        return signal_to_noise(self.reference, found)
+        runner = simulated(self.prepared, {observer for layer in layers for observer in self.layers[layer]})
+        return signal_to_noise(self.reference, [runner(batch) for batch in self.batches])
 
     def of(self, program: Program) -> float:
         """Signal-to-noise ratio of another program, in decibels."""
         return signal_to_noise(self.reference, self._outputs(program))
 
     def _outputs(self, program: Program) -> list[Any]:
-        interpreter = fx.Interpreter(program.module)
-        with torch.no_grad():
-            return [interpreter.run(*batch.leaves, enable_io_processing=False) for batch in self.batches]
+        runner = Runner(program.module)
+        return [runner(batch) for batch in self.batches]
 
     def sensitivities(self, show_progress: bool) -> dict[str, float]:
         """Signal-to-noise ratio with each layer quantized alone."""

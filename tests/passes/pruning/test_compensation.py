@@ -15,9 +15,9 @@ from torch import nn
 import lobo_fx
 from lobo_fx import passes
 from lobo_fx.capture.tracing import trace
+from lobo_fx.graph.layers import layers
 from lobo_fx.passes.fitting import linear_problem
-from lobo_fx.passes.fitting.linear_problem import Moments, input_rows, output_rows
-from lobo_fx.passes.pruning import compensation
+from lobo_fx.passes.fitting.linear_problem import Moments, count_rows, input_rows, matrix_of, output_rows, put_matrix
 from lobo_fx.passes.pruning.attention_bases import Bases
 
 Array = npt.NDArray[np.float64]
@@ -96,9 +96,23 @@ def test_inputs_that_never_move_keep_their_weights() -> None:
     torch.testing.assert_close(moments.weight(start), start, rtol=0, atol=1e-3)
 
 
+class Product(nn.Module):
+    """A product with a stored matrix, as a function spells it."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], *sizes: int) -> None:
+        super().__init__()
+        self.function, self.w = function, nn.Parameter(draw(*sizes, seed=3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x, self.w)
+
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(5, 4), (3, 5)),
     "linear on tokens": (lambda: nn.Linear(5, 4), (3, 6, 5)),
+    "inputs x outputs": (lambda: Product(torch.matmul, 5, 4), (3, 6, 5)),
+    "a matrix per group": (lambda: Product(torch.bmm, 3, 5, 4), (3, 6, 5)),
+    "grouped": (lambda: nn.Conv2d(6, 4, 3, groups=2), (2, 6, 9, 8)),
     "conv1d": (lambda: nn.Conv1d(3, 4, 3, stride=2, padding=1), (2, 3, 11)),
     "conv2d": (lambda: nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (2, 3, 9, 8)),
     "conv2d same": (lambda: nn.Conv2d(3, 4, (4, 3), padding="same", dilation=(1, 2)), (2, 3, 9, 8)),
@@ -112,13 +126,17 @@ def test_columns_times_the_weight_are_the_layers_outputs(name: str) -> None:
     make, shape = LAYERS[name]
     layer, x = make().eval(), draw(*shape)
     program = trace(layer, (x,), dynamic_shapes=None)
-    node = next(node for node in program.graph.nodes if node.target in compensation._FITTED)
+    (found,) = layers(program.graph)
     output = layer(x).detach()
-    rows = torch.randperm(output.numel() // 4, generator=torch.Generator().manual_seed(0))[:20]
-    assert isinstance(layer.weight, torch.Tensor)
-    assert isinstance(layer.bias, torch.Tensor)
-    found = input_rows(node, x, layer.weight.shape[2:], rows) @ layer.weight.flatten(1).T + layer.bias
-    torch.testing.assert_close(found.detach(), output_rows(node, output)[rows], rtol=1e-5, atol=1e-5)
+    chosen = torch.randperm(count_rows(found, output), generator=torch.Generator().manual_seed(0))[:20]
+    weight = program.parameter(found.read)
+    products = input_rows(found, x, weight.shape[2:], chosen) @ matrix_of(found, weight).mT
+    bias = 0 if found.bias is None else program.parameter(found.bias).view(found.groups, 1, -1)
+    torch.testing.assert_close((products + bias).detach(), output_rows(found, output, chosen), rtol=1e-5, atol=1e-5)
+    before = weight.detach().clone()
+    with torch.no_grad():
+        put_matrix(found, weight, matrix_of(found, weight) * 2)
+    torch.testing.assert_close(weight.detach(), 2 * before)
 
 
 # --- networks whose lost channels others can stand in for ------------------------------------------------
@@ -191,28 +209,24 @@ def test_a_layer_without_a_bias_gets_one() -> None:
 
 def test_what_is_not_refitted_is_named() -> None:
     class Net(nn.Module):
-        """A layer that runs twice, a weight that is computed, and a linear layer over what was channels."""
+        """A weight that is also added up, one that depends on the input, and a linear layer over what was channels."""
 
         def __init__(self) -> None:
             super().__init__()
             self.first, self.twice = nn.Linear(6, 16), nn.Linear(16, 16)
-            self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
-            self.mixed, self.last = nn.Linear(6, 6), nn.Linear(16, 5)
+            self.made, self.mixed, self.last = nn.Linear(6, 16 * 16), nn.Linear(6, 6), nn.Linear(16, 5)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            hidden = self.normed(self.twice(self.twice(self.first(x)).relu()).relu()).relu()
-            mixed: torch.Tensor = self.mixed(hidden[:, :, None] * x[:, None])
+            hidden = self.twice(self.first(x)).relu() + self.twice.weight.sum()
+            weight = self.made(x.mean(0)).view(16, 16)
+            mixed: torch.Tensor = self.mixed(F.linear(hidden, weight)[:, :, None] * x[:, None])
             return torch.as_tensor(self.last(mixed.mean(2)))
 
     rows = draw(100, 6)
     pruning = passes.PruneChannels(0.5, round_to=1, compensation="reconstruct")
     settings: dict[str, Any] = {"example_inputs": rows[:2], "calibration_data": [rows], "progress": False}
     notes = lobo_fx.compile(Net(), [pruning], **settings).report.notes
-    for module, reason in {
-        "twice": "its weight has other readers",
-        "normed": "its weight is computed",
-        "mixed": "rows of its input were removed",
-    }.items():
+    for module, reason in {"twice": "its weight has other readers", "mixed": "rows of its input were removed"}.items():
         assert any(f"module '{module}" in note and f"not refitted: {reason}" in note for note in notes), notes
     assert not any("'first'" in note or "'last'" in note for note in notes if "refitted" in note)
 

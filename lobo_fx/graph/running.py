@@ -1,0 +1,71 @@
+"""Graphs run node by node: the one way to see values as data runs through a program, or to replace some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.graph.inputs import Inputs
+
+__all__ = ["AS_IT_IS", "Runner", "watch"]
+
+See = Callable[[fx.Node, Any], None]
+Instead = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
+
+AS_IT_IS = object()
+"""What a replacement returns for a node that is computed as the graph says."""
+
+
+class Runner(fx.Interpreter):
+    """Runs a graph without gradients; values are let go once they were read for the last time.
+
+    Args:
+        module: holds the graph and its tensors.
+        see: called with every node and its value, in order.
+        instead: called with every node and its arguments before it is computed; gives the node's value, or `AS_IT_IS`.
+    """
+
+    def __init__(self, module: fx.GraphModule, see: See | None = None, instead: Instead | None = None) -> None:
+        super().__init__(module)
+        self.see, self.instead = see, instead
+
+    def __call__(self, inputs: Inputs) -> Any:
+        """The outputs for one batch, flat."""
+        with torch.no_grad():
+            return self.run(*inputs.leaves, enable_io_processing=False)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of one node, from those before it."""
+        value = self.evaluate(n, self.env)
+        if self.see is not None:
+            self.see(n, value)
+        return value
+
+    def evaluate(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        """The value of one node from given values of its inputs; of a placeholder, the next input of the call."""
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
+        found = AS_IT_IS if self.instead is None else self.instead(node, args, kwargs)
+        return getattr(self, node.op)(node.target, args, kwargs) if found is AS_IT_IS else found
+
+
+def watch(
+    module: fx.GraphModule, batches: Iterable[Inputs], watchers: Mapping[fx.Node, Callable[[torch.Tensor], None]]
+) -> None:
+    """Runs batches through a graph and shows the values of some nodes, one batch in memory at a time.
+
+    Args:
+        module: holds the graph and its tensors.
+        batches: inputs of the program.
+        watchers: by node, what is called with its value.
+    """
+
+    def see(node: fx.Node, value: Any) -> None:
+        if node in watchers:
+            watchers[node](value)
+
+    runner = Runner(module, see)
+    for inputs in batches:
+        runner(inputs)
