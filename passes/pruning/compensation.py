@@ -45,8 +45,8 @@ _SMALL = 1e-3
 def fit(program: Program, original: Program, context: Context, method: str) -> None:
     """Refits the pruned network to the original's activations, in place.
 
-    A weight that several layers share (ALBERT's) is fitted to the equations of all of them: in a first run to those
-    met so far, so that later layers see activations near the original's, then, in a second run, to all at once.
+    A weight that several layers share (ALBERT's) is fitted anew at each of them, to the equations of all that were met
+    so far: later layers then see activations near the original's, and the last fit weighs all of them.
 
     Args:
         program: the pruned network; its graph has the original's nodes under the same names.
@@ -59,11 +59,9 @@ def fit(program: Program, original: Program, context: Context, method: str) -> N
     Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017: least squares from the
         pruned network's own inputs (2), and the last layer of a residual branch corrects the sum (3.2).
     """
-    kept = kept_outputs(program, original)
-    fitted = _Fit(program, original, kept, method, context.note)
+    pairs = [Pair(batch.leaves) for batch in context.calibration_batches()]
     with torch.no_grad():
-        for _ in range(2 if fitted.shares_weights and method == "reconstruct" else 1):
-            fitted.run([Pair(batch.leaves) for batch in context.calibration_batches()], context.show_progress)
+        _Fit(program, original, kept_outputs(program, original), pairs, method, context.note).run(context.show_progress)
     program.graph.lint()
     program.module.recompile()
 
@@ -86,6 +84,7 @@ class _Fit:
     program: Program
     original: Program
     kept: Mapping[str, torch.Tensor]
+    pairs: list[Pair]
     method: str
     note: Callable[[str, fx.Node], None]
 
@@ -93,25 +92,16 @@ class _Fit:
         self.twins = {node.name: node for node in self.original.graph.nodes}
         self.bases = Bases(self.original, self.kept)
         self.generator = torch.Generator().manual_seed(0)
-        self.pairs: list[Pair] = []
-        self.rounds = 0
         self.readers: dict[int, list[fx.Node]] = {}
         for node in self.program.graph.nodes:
             for use in weight_uses(node):
                 self.readers.setdefault(id(self.program.parameter(use.read)), []).append(node)
         self.moments: dict[int, Moments] = {}
 
-    @property
-    def shares_weights(self) -> bool:
-        """Whether a weight that is fitted has several readers."""
-        fitted = [layer for layer in layers(self.program.graph) if self._why_fixed(layer) is None]
-        return any(len(self._readers(layer)) > 1 for layer in fitted)
-
-    def run(self, pairs: list[Pair], show_progress: bool) -> None:
+    def run(self, show_progress: bool) -> None:
         """Goes through both graphs; a layer is refitted when its inputs are final."""
-        self.pairs, self.moments = pairs, {}
-        self.rounds += 1
-        for node in side_by_side(Runner(self.original.module), Runner(self.program.module), pairs, show_progress):
+        first, second = Runner(self.original.module), Runner(self.program.module)
+        for node in side_by_side(first, second, self.pairs, show_progress):
             self._fit_node(node)
 
     def _fit_node(self, node: fx.Node) -> None:
@@ -179,8 +169,6 @@ class _Fit:
             chosen = draw(count_rows(layer, target), len(self.pairs) * len(readers), self.generator)
             x = input_rows(layer, pair.after[layer.input], kernel, chosen)
             moments.add(x, output_rows(layer, target, chosen))
-        if self.rounds > 1 and len(readers) > 1 and layer.node is not readers[-1]:
-            return  # fitted to the equations of all readers, once the last one is known
         fitted = matrix_of(layer, parameter).double()
         if self.method == "reconstruct":
             fitted = moments.weight(fitted)
