@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -47,14 +46,6 @@ VALUE_PRESERVING = frozenset(
     }
 )
 
-# The same for runtimes, which have integer kernels for these too.
-INTEGERS_PASS = VALUE_PRESERVING | {
-    aten.upsample_nearest2d.vec,
-    aten.pixel_shuffle.default,
-    aten.expand.default,
-    aten.repeat.default,
-}
-
 _TRAINING_FLAGS = ("training", "train", "use_input_stats")
 
 
@@ -75,34 +66,6 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     given = {argument.name: value for argument, value in zip(schema, node.args, strict=False)}
     given |= node.kwargs
     return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema}
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """The arguments of a product of an input with a weight.
-
-    Attributes:
-        input: what is multiplied.
-        weight: with which.
-        bias: what is added; None for nothing.
-        channel_axis: the weight's dimension of outputs.
-    """
-
-    input: fx.Node
-    weight: fx.Node
-    bias: fx.Node | None
-    channel_axis: int
-
-
-def layer_of(node: fx.Node) -> Layer | None:
-    """A convolution, linear layer or `addmm` as a layer; None for any other operator."""
-    if is_call(node, *CONVOLUTIONS, aten.linear.default):
-        given = arguments(node)
-        return Layer(given["input"], given["weight"], given["bias"], 0)
-    if is_call(node, aten.addmm.default):
-        given = arguments(node)
-        return Layer(given["mat1"], given["mat2"], given["self"], 1)
-    return None
 
 
 def set_argument(node: fx.Node, name: str, value: Any) -> None:

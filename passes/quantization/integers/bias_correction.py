@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.layers import layer_of
 from lobo_fx.graph.masks import weight_node
-from lobo_fx.graph.operators import CONVOLUTIONS, arguments, layer_of
+from lobo_fx.graph.operators import CONVOLUTIONS, arguments
 from lobo_fx.graph.tensors import fetch
 from lobo_fx.passes.fitting.linear_problem import channels, output_rows
 from lobo_fx.passes.fitting.side_by_side import Pair, run, side_by_side

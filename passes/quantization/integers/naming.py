@@ -15,6 +15,8 @@ from lobo_fx.graph.rewriting import drop_unused, free_name
 from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.own_operators.decode import DECODE
 
+__all__ = ["look_up_codes", "name_weights", "stored_operands"]
+
 _COARSE = 0.01
 """Largest error of a lookup in codes, as a share of the row's largest value: that of 7 bits, and a little more."""
 

@@ -15,7 +15,7 @@ from lobo_fx import Result
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.passes import MixedPrecision, QuantizeStatic
-from lobo_fx.plugins.protocols import Cost
+from lobo_fx.plugins.kernels import Cost
 from lobo_fx.plugins.registry import RUNTIMES
 
 ROWS = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
