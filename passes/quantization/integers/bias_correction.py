@@ -8,13 +8,14 @@ import torch
 from torch import fx
 
 from lobo_fx.graph.inputs import Inputs
-from lobo_fx.graph.layers import layer_of
+from lobo_fx.graph.layers import Layer, layer_of
 from lobo_fx.graph.masks import weight_node
-from lobo_fx.graph.operators import CONVOLUTIONS, arguments
+from lobo_fx.graph.operators import arguments
 from lobo_fx.graph.tensors import fetch
-from lobo_fx.passes.fitting.linear_problem import channels, output_rows
 from lobo_fx.passes.fitting.side_by_side import Pair, run, side_by_side
 from lobo_fx.passes.quantization.integers.simulation import Simulated
+
+__all__ = ["correct_biases", "shrunken_mean"]
 
 
 def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_progress: bool) -> None:
@@ -37,7 +38,7 @@ def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_pro
                 continue
             read = weight_node(layer.bias.args[0] if layer.bias.op == "call_module" else layer.bias)
             if read is not None and len(read.users) == 1:
-                shift = shrunken_mean(torch.cat([_errors(node, pair, quantized) for pair in pairs]))
+                shift = shrunken_mean(torch.cat([_errors(layer, pair, quantized) for pair in pairs]))
                 bias = fetch(prepared, str(read.target)).add_(shift)
                 for pair in pairs:
                     pair.after[layer.bias] = bias
@@ -52,14 +53,16 @@ def shrunken_mean(errors: torch.Tensor) -> torch.Tensor:
     Source: James and Stein, "Estimation with Quadratic Loss", 1961, by column; the positive part.
     """
     if len(errors) < 2:
-        return torch.zeros_like(errors[0])
+        return errors.new_zeros(errors.shape[1:])
     mean, chance = errors.mean(0), errors.var(0) / len(errors)
     return mean * (1 - chance / mean.square()).nan_to_num(0.0).clamp_min(0)
 
 
-def _errors(node: fx.Node, pair: Pair, quantized: fx.Interpreter) -> torch.Tensor:
-    """Mean errors by channel: rows of the batch × channels."""
-    error = pair.before[node] - run(quantized, node, pair.after)
-    if error.dim() == (len(arguments(node)["stride"]) + 1 if node.target in CONVOLUTIONS else 1):
+def _errors(layer: Layer, pair: Pair, quantized: fx.Interpreter) -> torch.Tensor:
+    """Mean errors by channel: (rows of the batch, channels)."""
+    error = pair.before[layer.node] - run(quantized, layer.node, pair.after)
+    if error.dim() == (len(arguments(layer.node)["stride"]) + 1 if layer.kind.convolves else 1):
         error = error[None]
-    return output_rows(node, error).double().view(len(error), -1, error.shape[channels(node)]).mean(1)
+    channels_last = error.movedim(layer.kind.channel_dim, -1).double()
+    between = tuple(range(1, channels_last.dim() - 1))
+    return channels_last.mean(between) if between else channels_last

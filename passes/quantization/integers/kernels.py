@@ -165,13 +165,12 @@ _UNKNOWN = "its size depends on the data"
 
 def one_row(node: fx.Node) -> tuple[int, ...] | None:
     """Shape of a node's tensor with one row in the batch; other free sizes as in the example; None if not known."""
-    sizes: list[int] = []
-    for dim, size in enumerate(node.meta["val"].shape):
-        found = size if isinstance(size, int) else 1 if dim == 0 else size.node.hint
-        if not isinstance(found, int):
-            return None
-        sizes.append(found if isinstance(size, int) else max(1, found))
-    return tuple(sizes)
+    sizes = node.meta["val"].shape
+    known = [size if isinstance(size, int) else size.node.hint for size in sizes]
+    if not all(isinstance(size, int) for size in known):
+        return None
+    free = [not isinstance(size, int) for size in sizes]
+    return tuple(max(1, size if dim else 1) if free[dim] else size for dim, size in enumerate(known))
 
 
 def _described(operator: str, sources: Iterable[fx.Node], settings: Iterable[tuple[str, Setting]] = ()) -> Description:
