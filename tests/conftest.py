@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lobo_fx.measures.kernel_costs import CostTable
-from lobo_fx.plugins.protocols import Cost
+from lobo_fx.plugins.kernels import Cost
 from lobo_fx.plugins.registry import RUNTIMES
 from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
 

@@ -1,7 +1,8 @@
 """Measures operators as float and as integer kernels in ONNX Runtime.
 
 All operators to measure are branches of one model, which runs under ONNX Runtime's profiler: a kernel's time is
-read apart from what changes layouts or formats around it, which neighbours in a real network share.
+read apart from what changes layouts or formats around it, which neighbours in a real network share. Where such a
+model can't be built or run, its halves are tried, down to the kernels that are at fault: these have no cost.
 """
 
 from __future__ import annotations
@@ -22,35 +23,64 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from lobo_fx.measures.latency import interleave
-from lobo_fx.plugins.protocols import Cost, Kernel
+from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
+
+__all__ = ["measure_kernels"]
 
 _ROUNDS = 12
+"""Runs of each model; the medians of fewer differ from call to call."""
+
 _OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 _SCALE, _ZERO = np.float32(0.05), np.uint8(128)
 _AROUND = ("ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear", "Transpose")
 """Layout and format changes: none of the kernel's own cost."""
 
+_ONLY_FATAL = 4
+"""What ONNX Runtime logs: a kernel that it refuses is no news for the user's screen."""
 
-def measure_kernels(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
-    """Times each kernel both ways, one thread, one row."""
-    single = [kernel for kernel in kernels if kernel.operator != "attention"]
-    found = {kernel: _sessions(kernel) for kernel in kernels if kernel not in single}
-    if single:
-        with tempfile.TemporaryDirectory() as folder:
-            times = [_times(single, integer, Path(folder)) for integer in (False, True)]
-        found |= {kernel: Cost(times[0][index], times[1][index]) for index, kernel in enumerate(single)}
+
+def measure_kernels(kernels: Sequence[Kernel]) -> dict[Kernel, Cost | NoCost]:
+    """Times each kernel both ways, one thread, one row; a kernel that can't be built or run has no cost."""
+    whole = [kernel for kernel in kernels if kernel.operator in _SESSIONS]
+    branches = [kernel for kernel in kernels if kernel.operator not in _SESSIONS]
+    found = _isolated(branches, _profiled)
+    for kernel in whole:
+        found |= _isolated([kernel], _sessions)
     return found
 
 
-def _sessions(kernel: Kernel) -> Cost:
+def _isolated(
+    kernels: Sequence[Kernel], measure: Callable[[Sequence[Kernel]], dict[Kernel, Cost]]
+) -> dict[Kernel, Cost | NoCost]:
+    """Measures all together; where that fails, each half by itself, down to single kernels."""
+    if not kernels:
+        return {}
+    try:
+        return {**measure(kernels)}
+    except Exception as error:  # whatever onnx or ONNX Runtime raise: one bad kernel must not end a compile
+        if len(kernels) == 1:
+            return {kernels[0]: NoCost(f"{type(error).__name__}: {str(error).splitlines()[0]}")}
+    middle = len(kernels) // 2
+    return _isolated(kernels[:middle], measure) | _isolated(kernels[middle:], measure)
+
+
+def _profiled(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
+    """Costs of kernels that are branches of one model."""
+    with tempfile.TemporaryDirectory() as folder:
+        times = [_times(kernels, integer, Path(folder)) for integer in (False, True)]
+    return {kernel: Cost(times[0][index], times[1][index]) for index, kernel in enumerate(kernels)}
+
+
+def _sessions(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
     """Cost of what is several kernels on one side: of whole sessions, run in turn."""
+    (kernel,) = kernels
     models = [_Branches(integer) for integer in (False, True)]
     for model in models:
         _BUILDERS[kernel.operator](model, "k0", kernel)
     sessions = [onnxruntime.InferenceSession(model.proto().SerializeToString(), _options()) for model in models]
     calls = {str(index): functools.partial(s.run, None, models[0].feed) for index, s in enumerate(sessions)}
     floating, fused = interleave(calls, rounds=_ROUNDS, warmup=2, rows=1).values()
-    return Cost(1e3 * floating.p50, 1e3 * fused.p50)
+    return {kernel: Cost(1e3 * floating.p50, 1e3 * fused.p50)}
 
 
 class _Branches:
@@ -108,21 +138,22 @@ class _Branches:
         self.outputs.append(helper.make_tensor_value_info(value, dtype, None))
 
 
+def _sizes(kernel: Kernel, name: str) -> list[int]:
+    """A setting with an entry for each dimension."""
+    value = dict(kernel.settings)[name]
+    return [value] if isinstance(value, int) else list(value)
+
+
 def _conv(model: _Branches, name: str, kernel: Kernel) -> None:
     x = model.source(f"{name}_x", kernel.shapes[0])
     weight = model.weight(f"{name}_w", kernel.shapes[1], 0)
-    settings = dict(kernel.settings)
-    pads = [*settings["padding"], *settings["padding"]]
-    found = model.node(
-        "Conv",
-        [x, weight],
-        name,
-        strides=list(settings["stride"]),
-        pads=pads,
-        dilations=list(settings["dilation"]),
-        group=settings["groups"],
-    )
-    model.result(name, found)
+    (groups,) = _sizes(kernel, "groups")
+    attributes = {
+        "strides": _sizes(kernel, "stride"),
+        "pads": _sizes(kernel, "padding") * 2,
+        "dilations": _sizes(kernel, "dilation"),
+    }
+    model.result(name, model.node("Conv", [x, weight], name, **attributes, group=groups))
 
 
 def _linear(model: _Branches, name: str, kernel: Kernel) -> None:
@@ -139,10 +170,13 @@ def _several(operator: str, **attributes: Any) -> Callable[[_Branches, str, Kern
 
 
 def _average_pool(model: _Branches, name: str, kernel: Kernel) -> None:
-    settings = dict(kernel.settings)
-    sizes = {"kernel_shape": settings["kernel_size"], "strides": settings["stride"], "pads": settings["padding"] * 2}
+    attributes = {
+        "kernel_shape": _sizes(kernel, "kernel_size"),
+        "strides": _sizes(kernel, "stride"),
+        "pads": _sizes(kernel, "padding") * 2,
+    }
     x = model.source(f"{name}_x", kernel.shapes[0])
-    model.result(name, model.node("AveragePool", [x], name, **{key: list(value) for key, value in sizes.items()}))
+    model.result(name, model.node("AveragePool", [x], name, **attributes))
 
 
 def _convert(model: _Branches, name: str, kernel: Kernel) -> None:
@@ -163,18 +197,18 @@ def _convert(model: _Branches, name: str, kernel: Kernel) -> None:
 
 def _attention(model: _Branches, name: str, kernel: Kernel) -> None:
     """From rows with all heads side by side to the same: one fused kernel, or heads moved, two products, softmax."""
-    _, heads, length, width = kernel.shapes[0]
+    batch, heads, length, width = kernel.shapes[0]
     rows = [f"{name}_x{index}" for index in range(3)]
-    for row, (batch, count, places, size) in zip(rows, kernel.shapes, strict=True):
-        shape = [batch, places, count * size]
+    for row, (rows_in, count, places, size) in zip(rows, kernel.shapes, strict=True):
+        shape = [rows_in, places, count * size]
         model.inputs.append(helper.make_tensor_value_info(row, TensorProto.FLOAT, shape))
         model.feed[row] = model.random.standard_normal(shape).astype(np.float32)
     if model.integer:
         found = model.node("MultiHeadAttention", rows, name, domain="com.microsoft", num_heads=heads)
     else:
         split = []
-        for row, (batch, count, places, size) in zip(rows, kernel.shapes, strict=True):
-            whole = model.constant(f"{row}_split", np.array([batch, places, count, size], np.int64))
+        for row, (rows_in, count, places, size) in zip(rows, kernel.shapes, strict=True):
+            whole = model.constant(f"{row}_split", np.array([rows_in, places, count, size], np.int64))
             order = [0, 2, 3, 1] if row is rows[1] else [0, 2, 1, 3]
             split.append(
                 model.node("Transpose", [model.node("Reshape", [row, whole], f"{row}_r")], f"{row}_t", perm=order)
@@ -182,7 +216,7 @@ def _attention(model: _Branches, name: str, kernel: Kernel) -> None:
         scale = model.constant(f"{name}_scale", np.float32(width**-0.5))
         scores = model.node("MatMul", [model.node("Mul", [split[0], scale], f"{name}_m"), split[1]], f"{name}_s")
         mixed = model.node("MatMul", [model.node("Softmax", [scores], f"{name}_p"), split[2]], f"{name}_v")
-        side = model.constant(f"{name}_side", np.array([1, length, heads * kernel.shapes[2][3]], np.int64))
+        side = model.constant(f"{name}_side", np.array([batch, length, heads * kernel.shapes[2][3]], np.int64))
         found = model.node("Reshape", [model.node("Transpose", [mixed], f"{name}_t", perm=[0, 2, 1, 3]), side], name)
     model.outputs.append(helper.make_tensor_value_info(found, TensorProto.FLOAT, None))
 
@@ -202,11 +236,14 @@ _BUILDERS: dict[str, Callable[[_Branches, str, Kernel], None]] = {
     "convert": _convert,
 }
 
+_SESSIONS = ("attention",)
+"""Kernels that are timed as whole sessions."""
+
 
 def _options() -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = _ONLY_FATAL
     return options
 
 

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 
 from lobo_fx.errors import InvalidInput
-from lobo_fx.plugins.protocols import Arrays, ArraySpec, Cost, Kernel
+from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
+from lobo_fx.plugins.protocols import Arrays, ArraySpec
+
+__all__ = ["OnnxRuntime", "OnnxRuntimeSession", "kernels"]
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -70,7 +73,7 @@ class OnnxRuntime:
 
             return f"onnxruntime {onnxruntime.__version__}"
 
-    def measure_kernels(self, kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
+    def measure_kernels(self, kernels: Sequence[Kernel]) -> dict[Kernel, Cost | NoCost]:
         """Times operators as float and as integer kernels, one thread."""
         from lobo_fx.exporters.onnxruntime.kernel_costs import measure_kernels
 

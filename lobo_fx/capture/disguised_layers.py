@@ -6,7 +6,7 @@ a weight that is stored as inputs × outputs is read through a permute.
 
 Cases, `W` and `b` stored or computed from stored tensors alone:
 
-1. `addmm(b, x, W)`, `mm(x, W)`, `x @ W` → `linear(x, Wᵀ, b)`;
+1. `addmm(b, x, W)`, `mm(x, W)`, `x @ W` → `linear(x, Wᵀ, b)`; factors of `addmm` become products of their own;
 2. `mm(W, x)`, `mv(W, x)`, `W @ x` → `linear(xᵀ, W)ᵀ`, and two transposes in a row vanish;
 3. `einsum` of an input with a weight → a linear layer over the letters that both have and the output lacks, or a
    product per group where the output has one of them too;
@@ -100,15 +100,22 @@ def _without_double_permute(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 def _addmm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     given = arguments(node)
-    if (given["alpha"], given["beta"]) != (1, 1) or not _multiplies(given["mat1"], given["mat2"]):
+    if not _multiplies(given["mat1"], given["mat2"]):
         return None
     weight = _permuted(graph, given["mat2"], [1, 0])
-    return _with_bias(graph, given["mat1"], weight, given["self"])
+    if (given["alpha"], given["beta"]) == (1, 1):
+        return _with_bias(graph, given["mat1"], weight, given["self"])
+    product = call(graph, aten.linear.default, given["mat1"], weight)
+    terms = [
+        call(graph, aten.mul.Tensor, product, given["alpha"]),
+        call(graph, aten.mul.Tensor, given["self"], given["beta"]),
+    ]
+    return call(graph, aten.add.Tensor, *terms) if given["beta"] else terms[0]
 
 
 def _mm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     given = arguments(node)
-    return _product(graph, given["self"], given.get("mat2", given.get("other")))
+    return _product(graph, given["self"], given["mat2"] if "mat2" in given else given["other"])
 
 
 def _mv(graph: fx.Graph, node: fx.Node) -> fx.Node | None:

@@ -17,7 +17,7 @@ def costs(
     checkpoint: Checkpoint = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure what a model's operators cost on this CPU, as float and as integer kernels."""
+    """Measure what a model's operators cost on this CPU, and say where integers would run."""
     from lobo_fx.capture.tracing import trace
     from lobo_fx.contracts.context import Context
     from lobo_fx.files import check_writable
@@ -29,9 +29,8 @@ def costs(
     built, inputs = build(model, checkpoint, seed)
     program = trace(built, inputs)
     context = Context(program.signature)
-    program = PASSES.get("fold_batch_norm")().run(program.clone(), context)
-    pass_ = PASSES.get("quantize_static")()
-    table = pass_.cost_table(program, pass_.quantizer_of_all(program), context)
+    _, choices = PASSES.get("quantize_static")().simplify(program.clone(), context)
     if output is not None:
-        table.save(output)
-    typer.echo(str(table))
+        choices.costs.save(output)
+    typer.echo(str(choices.costs))
+    typer.echo(str(choices.place()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,14 +47,6 @@ VALUE_PRESERVING = frozenset(
     }
 )
 
-# The same for runtimes, which have integer kernels for these too.
-INTEGERS_PASS = VALUE_PRESERVING | {
-    aten.upsample_nearest2d.vec,
-    aten.pixel_shuffle.default,
-    aten.expand.default,
-    aten.repeat.default,
-}
-
 _ON_CODES = ("quantized_decomposed", "lobo_fx")
 
 _TRAINING_FLAGS = ("training", "train", "use_input_stats")
@@ -85,34 +76,6 @@ def named_values(node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     assert isinstance(node.target, torch._ops.OpOverload)
     names = [argument.name for argument in node.target._schema.arguments]
     return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """The arguments of a product of an input with a weight.
-
-    Attributes:
-        input: what is multiplied.
-        weight: with which.
-        bias: what is added; None for nothing.
-        channel_axis: the weight's dimension of outputs.
-    """
-
-    input: fx.Node
-    weight: fx.Node
-    bias: fx.Node | None
-    channel_axis: int
-
-
-def layer_of(node: fx.Node) -> Layer | None:
-    """A convolution, linear layer or `addmm` as a layer; None for any other operator."""
-    if is_call(node, *CONVOLUTIONS, aten.linear.default):
-        given = arguments(node)
-        return Layer(given["input"], given["weight"], given["bias"], 0)
-    if is_call(node, aten.addmm.default):
-        given = arguments(node)
-        return Layer(given["mat1"], given["mat2"], given["self"], 1)
-    return None
 
 
 def works_on_codes(node: fx.Node) -> bool:

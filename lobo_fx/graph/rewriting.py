@@ -10,7 +10,7 @@ Example:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 from torch import fx
@@ -32,7 +32,7 @@ class Op:
     """
 
     def __init__(self, targets: object, *inputs: Op | None, name: str | None = None, shared: bool = False) -> None:
-        self.targets = frozenset(targets) if isinstance(targets, (set, frozenset, tuple, list)) else {targets}
+        self.targets = frozenset(targets) if isinstance(targets, (Set, tuple, list, Mapping)) else {targets}
         self.inputs, self.name, self.shared = inputs, name, shared
 
 

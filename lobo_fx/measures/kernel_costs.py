@@ -14,7 +14,9 @@ from pathlib import Path
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.measures.machine import cpu_name
-from lobo_fx.plugins.protocols import Cost, Kernel
+from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
+
+__all__ = ["CostTable"]
 
 _FORMAT = 1
 
@@ -26,12 +28,16 @@ class CostTable:
     Attributes:
         machine: CPU and runtime that the costs were measured on.
         costs: by `Kernel.key`.
-        path: where it is kept; None keeps it in memory only.
+        path: where it is kept; None keeps it in memory only, as what was shipped from another machine is.
+        shipped: whether it was read from a file of the user's.
+        failures: why kernels could not be measured, by `Kernel.key`; not kept, since another version may measure them.
     """
 
     machine: str
     costs: dict[str, Cost]
     path: Path | None = None
+    shipped: bool = False
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of_this_machine(cls, runtime: str) -> CostTable:
@@ -39,11 +45,12 @@ class CostTable:
         machine = f"{cpu_name()}, {runtime}"
         folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lobo-fx" / "costs"
         path = folder / ("".join(c if c.isalnum() else "-" for c in machine) + ".json")
-        return cls.load(path) if path.is_file() else cls(machine, {}, path)
+        known = cls.load(path).costs if path.is_file() else {}
+        return cls(machine, known, path)
 
     @classmethod
     def load(cls, path: str | Path) -> CostTable:
-        """Reads a table.
+        """Reads a table; what is measured beside it later is not written to it.
 
         Raises:
             InvalidInput: no such file, or no table.
@@ -54,7 +61,7 @@ class CostTable:
             costs = {key: Cost(float(pair[0]), float(pair[1])) for key, pair in content["costs"].items()}
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}")
-            return cls(str(content["machine"]), costs, path)
+            return cls(str(content["machine"]), costs, shipped=True)
         except OSError as error:
             raise InvalidInput(f"can't read the cost table {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -75,18 +82,28 @@ class CostTable:
             (folder / path.name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     def missing(self, kernels: Iterable[Kernel]) -> list[Kernel]:
-        """Those that have no cost yet, each once."""
-        return list({kernel.key: kernel for kernel in kernels if kernel.key not in self.costs}.values())
+        """Those that were not measured yet, each once."""
+        known = self.costs.keys() | self.failures.keys()
+        return list({kernel.key: kernel for kernel in kernels if kernel.key not in known}.values())
 
-    def add(self, measured: Mapping[Kernel, Cost]) -> None:
+    def add(self, measured: Mapping[Kernel, Cost | NoCost]) -> None:
         """Takes in what was measured, and keeps it where the table has a place."""
-        self.costs |= {kernel.key: cost for kernel, cost in measured.items()}
+        for kernel, found in measured.items():
+            if isinstance(found, Cost):
+                self.costs[kernel.key] = found
+            else:
+                self.failures[kernel.key] = found.reason
         if measured and self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.save(self.path)
             except (OSError, InvalidInput):
                 self.path = None  # it can't be kept here, and serves this once
+
+    def find(self, kernel: Kernel) -> Cost | NoCost:
+        """The cost of a kernel, or why there is none."""
+        found = self.costs.get(kernel.key)
+        return NoCost(self.failures.get(kernel.key, "it was not measured")) if found is None else found
 
     def __getitem__(self, kernel: Kernel) -> Cost:
         return self.costs[kernel.key]

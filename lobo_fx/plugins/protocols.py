@@ -1,16 +1,18 @@
-"""What an exporter, a runtime and a session must offer, and what kernels are called."""
+"""What an exporter, a runtime and a session must offer."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
 from lobo_fx.graph.program import Program
 from lobo_fx.plugins.artifact import Artifact
+
+__all__ = ["ArraySpec", "Arrays", "Exporter", "Runtime", "Session"]
 
 
 class Exporter(Protocol):
@@ -26,54 +28,6 @@ class Exporter(Protocol):
         Raises:
             ExportError: the program can't be written, or the file disagrees with PyTorch; nothing is left.
         """
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """One operator on tensors of given shapes.
-
-    Attributes:
-        operator: `conv`, `linear`, `matmul`, `add`, `mul`, `concat`, `average_pool`, `global_average_pool`,
-            `sigmoid`, `leaky_relu`, `attention`, or `convert` (float to integer and back).
-        shapes: of the inputs, one row of the batch; the weight's after them.
-        settings: what else the cost depends on (strides, groups).
-    """
-
-    operator: str
-    shapes: tuple[tuple[int, ...], ...]
-    settings: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def key(self) -> str:
-        """A line that names it in a table."""
-        shapes = " ".join("x".join(map(str, shape)) for shape in self.shapes)
-        return " ".join([self.operator, shapes, *(f"{name}={_flat(value)}" for name, value in self.settings)])
-
-
-def _flat(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Microseconds of one call, one thread.
-
-    Attributes:
-        floating: as a float32 kernel; of `convert`, from float to integers; of `attention`, as several.
-        integer: as an 8-bit integer kernel; of `convert`, from integers to float; of `attention`, as one fused
-            float kernel.
-    """
-
-    floating: float
-    integer: float
-
-
-@runtime_checkable
-class MeasuresKernels(Protocol):
-    """A runtime that can tell what its kernels cost."""
-
-    def measure_kernels(self, kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
-        """Times operators as float and as integer kernels, one thread."""
 
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]

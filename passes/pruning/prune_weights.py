@@ -8,14 +8,16 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.layers import LOOKUPS, weight_uses
 from lobo_fx.graph.masks import mask_weight, masks, weight_node
-from lobo_fx.graph.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
+from lobo_fx.graph.operators import is_call
 from lobo_fx.graph.program import Program
+from lobo_fx.passes.left_alone import note_left_alone
 
 Score = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -25,9 +27,6 @@ SCORES: dict[str, Score] = {
     "l2": lambda weight, generator: weight.detach().square(),
     "random": lambda weight, generator: torch.rand(weight.shape, generator=generator),
 }
-
-_PRUNED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default, aten.addmm.default, aten.matmul.default}
-_PRUNED |= RECURRENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +71,9 @@ class PruneWeights(Pass):
         weights = prunable_weights(program)
         if not weights:
             context.note("prune_weights found no convolution, linear or recurrent layer to prune")
+        note_left_alone(program, weights.values(), context)
         for node in program.graph.nodes:
-            read = weight_node(node.args[0]) if is_call(node, aten.embedding.default) else None
+            read = weight_node(node.args[0]) if is_call(node, *LOOKUPS) else None
             if read is not None and any(program.parameter(read) is weight for weight in weights.values()):
                 context.note("is masked too: its weight is tied to a layer's", node)
         known = masks(program)
@@ -104,23 +104,19 @@ class PruneWeights(Pass):
 
 
 def prunable_weights(program: Program) -> dict[str, torch.Tensor]:
-    """Weights of convolutions, linear and recurrent layers and matrix products by name; a tied weight once."""
-    found: dict[int, tuple[str, torch.Tensor]] = {}
+    """Weights of layers and recurrent layers by name; a tied weight once."""
+    return {name: program.module.get_parameter(name) for name in input_dims(program)}
+
+
+def input_dims(program: Program) -> dict[str, int]:
+    """By name of a weight that can be pruned, which of its dimensions runs over the inputs."""
+    found: dict[int, tuple[str, int]] = {}
     for node in program.graph.nodes:
-        if node.op != "call_function" or node.target not in _PRUNED:
-            continue
-        for read in _weight_nodes(node):
-            weight = program.parameter(read)
+        for use in weight_uses(node):
+            weight = program.parameter(use.read)
             if isinstance(weight, nn.Parameter) and weight.is_floating_point() and weight.dim() > 1:
-                found.setdefault(id(weight), (str(read.target), weight))
+                found.setdefault(id(weight), (str(use.read.target), use.input_dim))
     return dict(found.values())
-
-
-def _weight_nodes(node: fx.Node) -> list[fx.Node]:
-    """The parameters that an operator multiplies with."""
-    given = arguments(node)
-    candidates = [given.get("weight"), given.get("mat2"), given.get("other"), *(given.get("params") or ())]
-    return [read for read in map(weight_node, candidates) if read is not None]
 
 
 def _lowest(score: torch.Tensor, amount: float) -> torch.Tensor:
@@ -134,17 +130,6 @@ def _lowest(score: torch.Tensor, amount: float) -> torch.Tensor:
     ties = (flat == threshold).nonzero().flatten()
     removed[ties[: count - int(removed.sum())]] = True
     return removed.logical_not_().view_as(score)
-
-
-def input_dims(program: Program) -> dict[str, int]:
-    """Which dimension of each weight runs over the inputs: 1 for convolutions, linear and recurrent layers, else 0."""
-    found: dict[str, int] = {}
-    for node in program.graph.nodes:
-        if node.op == "call_function" and node.target in _PRUNED:
-            first = node.target in CONVOLUTIONS | RECURRENT or node.target is aten.linear.default
-            for read in _weight_nodes(node):
-                found.setdefault(str(read.target), 1 if first else -2 if "other" in arguments(node) else 0)
-    return found
 
 
 def _n_of_m(score: torch.Tensor, kept: int, group: int, dim: int) -> torch.Tensor | None:

@@ -10,16 +10,19 @@ from torch import fx
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
-from lobo_fx.graph.masks import strip_masks, weight_node
-from lobo_fx.graph.operators import CONVOLUTIONS, arguments, aten, is_call
+from lobo_fx.graph.layers import Layer, layer_of
+from lobo_fx.graph.masks import strip_masks
+from lobo_fx.graph.operators import aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.passes.fusion.fold_batch_norm import FoldBatchNorm
+from lobo_fx.passes.fusion.fold_weights import fold_weights
 
-_LAYERS = CONVOLUTIONS | {aten.linear.default}
+__all__ = ["EqualizeLayers", "along", "largest_along", "own_layer", "usable", "weight_of"]
 
 # f(s·x) = s·f(x) for s > 0, or values are only moved: a factor passes through.
 _HOMOGENEOUS = frozenset({aten.relu.default, aten.leaky_relu.default, aten.dropout.default})
 _SWEEPS = 3
+"""Times through all pairs: a layer in the middle of three belongs to two of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +39,9 @@ class EqualizeLayers(Pass):
     promise: ClassVar[Promise] = Promise.EXACT
 
     def run(self, program: Program, context: Context) -> Program:
-        program = FoldBatchNorm().run(program, context)
         strip_masks(program)
+        fold_weights(program, swapped=False)
+        program = FoldBatchNorm().run(program, context)
         pairs = [pair for node in program.graph.nodes if (pair := _pair(program, node)) is not None]
         if not pairs:
             context.note("equalize_layers found no two layers in a row")
@@ -47,49 +51,66 @@ class EqualizeLayers(Pass):
         return program
 
 
-def _pair(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+def _pair(program: Program, node: fx.Node) -> tuple[Layer, Layer] | None:
     """A layer and the one that alone reads it."""
-    if not is_own_layer(program, node):
-        return None
+    first = own_layer(program, node)
     end = node
     while len(end.users) == 1 and is_call(user := next(iter(end.users)), *_HOMOGENEOUS):
         end = user
-    second = next(iter(end.users)) if len(end.users) == 1 else node
-    if not is_own_layer(program, second) or second is node or arguments(second)["input"] is not end:
+    second = own_layer(program, next(iter(end.users))) if first is not None and len(end.users) == 1 else None
+    if first is None or second is None or second.input is not end or first.kind.convolves != second.kind.convolves:
         return None
-    same_kind = (node.target in CONVOLUTIONS) == (second.target in CONVOLUTIONS)
-    outputs, inputs = len(weight_of(program, node)), weight_of(program, second).shape[1]
-    depthwise = arguments(second).get("groups", 1) == outputs and inputs == 1
-    return (node, second) if same_kind and (inputs == outputs or depthwise) else None
+    outputs = weight_of(program, first).shape[first.output_dim]
+    inputs = weight_of(program, second).shape[second.input_dim]
+    return (first, second) if inputs == outputs or _is_depthwise(program, second) else None
 
 
-def is_own_layer(program: Program, node: fx.Node) -> bool:
-    """Whether a layer's weight and bias are parameters that nothing else reads."""
-    if not is_call(node, *_LAYERS):
-        return False
-    given = arguments(node)
-    stored = [value for value in (given["weight"], given["bias"]) if value is not None]
-    reads = [read for value in stored if (read := weight_node(value)) is not None and len(read.users) == 1]
-    everything = program.graph.find_nodes(op="get_attr")
-    alone = all(sum(program.parameter(n) is program.parameter(read) for n in everything) == 1 for read in reads)
-    return len(reads) == len(stored) and alone and program.parameter(reads[0]).is_floating_point()
+def own_layer(program: Program, node: fx.Node) -> Layer | None:
+    """A convolution or linear layer whose weight and bias are parameters that nothing else reads."""
+    layer = layer_of(node)
+    if layer is None or layer.read is None or layer.kind.mirrored or layer.kind.group_dim is not None:
+        return None
+    stored = [layer.read, *([] if layer.bias is None else [layer.bias_read])]
+    if None in stored or any(len(value.users) > 1 for value in (layer.weight, *stored) if value is not None):
+        return None
+    everything = [program.parameter(read) for read in program.graph.find_nodes(op="get_attr")]
+    own = [program.parameter(read) for read in stored if read is not None]
+    alone = all(sum(other is tensor for other in everything) == 1 for tensor in own)
+    return layer if alone and own[0].is_floating_point() else None
 
 
-def weight_of(program: Program, node: fx.Node) -> torch.Tensor:
-    return program.parameter(arguments(node)["weight"]).detach()
+def weight_of(program: Program, layer: Layer) -> torch.Tensor:
+    """The stored weight, outside any gradient."""
+    assert layer.read is not None
+    return program.parameter(layer.read).detach()
 
 
-def _equalize(program: Program, first: fx.Node, second: fx.Node) -> None:
+def largest_along(weight: torch.Tensor, dim: int) -> torch.Tensor:
+    """Largest magnitude of each position of one dimension: (positions,)."""
+    return weight.abs().movedim(dim, 0).flatten(1).amax(1)
+
+
+def along(values: torch.Tensor, weight: torch.Tensor, dim: int) -> torch.Tensor:
+    """A value for each position of one dimension, shaped to be multiplied with the weight."""
+    return values.view([-1 if at == dim else 1 for at in range(weight.dim())])
+
+
+def usable(factor: torch.Tensor) -> torch.Tensor:
+    """Factors that are positive and finite; 1 in place of others, which come of channels of zeros."""
+    return torch.where(factor.isfinite() & (factor > 0), factor, torch.ones_like(factor))
+
+
+def _is_depthwise(program: Program, layer: Layer) -> bool:
+    """Whether each channel has a group of its own, so that outputs are the inputs' positions."""
+    weight = weight_of(program, layer)
+    return layer.groups == weight.shape[layer.output_dim] and weight.shape[layer.input_dim] == 1
+
+
+def _equalize(program: Program, first: Layer, second: Layer) -> None:
     made, read = weight_of(program, first), weight_of(program, second)
-    dim = 0 if arguments(second).get("groups", 1) > 1 else 1
-    largest_made = made.abs().flatten(1).amax(1)
-    largest_read = read.abs().movedim(dim, 0).flatten(1).amax(1)
-    factor = (largest_made / largest_read).sqrt()
-    factor = torch.where(factor.isfinite() & (factor > 0), factor, torch.ones_like(factor))
-    made.div_(factor.view(-1, *[1] * (made.dim() - 1)))
-    bias = arguments(first)["bias"]
-    if bias is not None:
-        program.parameter(bias).detach().div_(factor)
-    shape = [1] * read.dim()
-    shape[dim] = -1
-    read.mul_(factor.view(shape))
+    dim = second.output_dim if _is_depthwise(program, second) else second.input_dim
+    factor = usable((largest_along(made, first.output_dim) / largest_along(read, dim)).sqrt())
+    made.div_(along(factor, made, first.output_dim))
+    if first.bias_read is not None:
+        program.parameter(first.bias_read).detach().div_(factor)
+    read.mul_(along(factor, read, dim))

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Collection, Mapping
+from typing import ClassVar
 
 from torch import fx
 
@@ -18,13 +18,13 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.passes.quantization.integers.calibration import calibrate, prepare
-from lobo_fx.passes.quantization.integers.regions import Regions
+from lobo_fx.passes.quantization.integers.placement import Choices, Placement
+from lobo_fx.passes.quantization.integers.rounding import round_weights
 from lobo_fx.passes.quantization.integers.simulation import Simulation
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
 from lobo_fx.report.records import Sheet
 
-if TYPE_CHECKING:
-    from lobo_fx.passes.quantization.integers.annotation import OnnxRuntimeQuantizer
+__all__ = ["DECIBELS", "MixedPrecision"]
 
 DECIBELS = 30.0
 """The budget where none is given."""
@@ -79,63 +79,62 @@ class MixedPrecision(Pass):
         self.quantizer.check(program)
 
     def run(self, program: Program, context: Context) -> Program:
-        program = self.quantizer.simplify(program, context)
+        program, choices = self.quantizer.simplify(program, context)
         evaluate = context.evaluate if self.drop is not None else None
         budget = DECIBELS if self.decibels is None else self.decibels
         least = evaluate(program.clone().module) - (self.drop or 0.0) if evaluate else budget
-        quantizer, original = self.quantizer.quantizer(program, context), program.clone()
-        prepared = prepare(program.clone(), quantizer, context)
+        whole, original = choices.place(), program.clone()
+        whole.note(program.graph, context)
+        prepared = prepare(program.clone(), whole, context)
         calibrate(prepared, context)
-        simulation = Simulation(prepared, context, original)
+        simulation = Simulation(prepared, whole, context, original)
         sensitivities = simulation.sensitivities(context.show_progress)
-        sets = self._sets(program, quantizer, context, sensitivities)
-        self.quantizer.round_weights(program, quantizer, context)
+        placements = _placements(choices, whole, sensitivities)
+        if self.quantizer.rounding == "compensated":
+            program = round_weights(program, whole, context)
 
-        def quantized(layers: Collection[str], stored: bool) -> Program:
+        def quantized(index: int, stored: bool, notes: Context) -> Program:
             copy = (program if stored else original).clone()
-            silent = dataclasses.replace(context, notes=[], show_progress=False)
-            own = self.quantizer.quantizer_of_all(copy)
-            if quantizer.chosen is not None:
-                own.chosen = frozenset(layers)
-            else:
-                own.overrides = {**own.overrides, **dict.fromkeys(sensitivities.keys() - layers)}
-            return self.quantizer.quantize(copy, own, silent, stored)
+            return self.quantizer.quantize(copy, placements[index], notes, stored)
 
         @functools.cache
-        def within(layers: frozenset[str], stored: bool) -> bool:
-            made = quantized(layers, stored)
+        def within(index: int, stored: bool) -> bool:
+            made = quantized(index, stored, dataclasses.replace(context, notes=[], show_progress=False))
             return (evaluate(made.module) if evaluate else simulation.of(made)) >= least
 
         for stored in (True, False):  # int8 as storage alone may cost too much
-            layers = sets[_first(functools.partial(within, stored=stored), sets)]
-            if within(layers, stored=stored):
+            chosen = _first(functools.partial(within, stored=stored), len(placements))
+            if within(chosen, stored=stored):
                 break
+        layers = sensitivities.keys() & placements[chosen].integer.keys()
+        dropped = dict.fromkeys(whole.integer.keys() - layers, "the budget has no room for its noise")
+        dataclasses.replace(whole, floating=dropped).note(program.graph, context)
         context.sheets.append(_sheet(prepared.graph, sensitivities, layers))
         context.note(f"mixed_precision quantized {len(layers)} of {len(sensitivities)} layers")
         if not stored:
             context.note("mixed_precision left the weights of the others float: as int8 they would cost too much")
-        return quantized(layers, stored)
-
-    def _sets(
-        self, program: Program, quantizer: OnnxRuntimeQuantizer, context: Context, sensitivities: Mapping[str, float]
-    ) -> list[frozenset[str]]:
-        """Layers to quantize, from all to none."""
-        if quantizer.chosen is None:
-            ranked = sorted(sensitivities, key=lambda layer: -sensitivities[layer])
-            return [frozenset(ranked[:count]) for count in range(len(ranked), -1, -1)]
-        noise = {layer: 10 ** (-decibels / 10) for layer, decibels in sensitivities.items()}
-        table = self.quantizer.cost_table(program, quantizer, context)
-
-        def cut(price: float) -> Regions:
-            return self.quantizer.regions(program, quantizer, table, {name: price * noise[name] for name in noise})
-
-        unit = cut(0).floating / max(sum(noise.values()), sys.float_info.min)
-        return [*dict.fromkeys([*(cut(unit * 2.0**power).integer for power in _PRICES), frozenset()])]
+        return quantized(chosen, stored, dataclasses.replace(context, show_progress=False))
 
 
-def _first(within: Callable[[frozenset[str]], bool], sets: Sequence[frozenset[str]]) -> int:
-    """The first of ever smaller sets for which `within` holds, by bisection; of the last it is taken to hold."""
-    return bisect.bisect_left(sets, True, hi=len(sets) - 1, key=within)
+def _placements(choices: Choices, whole: Placement, sensitivities: Mapping[str, float]) -> list[Placement]:
+    """Ever fewer operators as integers, from all that are placed to none."""
+    if choices.costs is None:
+        ranked = sorted(sensitivities, key=lambda layer: -sensitivities[layer])
+        return [choices.place(among=ranked[:count]) for count in range(len(ranked), -1, -1)]
+    noise = {layer: 10 ** (-decibels / 10) for layer, decibels in sensitivities.items()}
+    in_float = choices.place(among=whole.integer).in_float or 0.0
+    unit = in_float / max(sum(noise.values()), sys.float_info.min)  # a network's time for a network's noise
+    found: dict[frozenset[str], Placement] = {}
+    for price in (unit * 2.0**power for power in _PRICES):
+        placement = choices.place({layer: price * noise[layer] for layer in noise}, whole.integer)
+        found.setdefault(frozenset(placement.integer), placement)
+    found.setdefault(frozenset(), choices.place(among=()))
+    return list(found.values())
+
+
+def _first(within: Callable[[int], bool], count: int) -> int:
+    """The first of ever smaller placements for which `within` holds, by bisection; of the last it is taken to hold."""
+    return bisect.bisect_left(range(count), True, hi=count - 1, key=within)
 
 
 def _sheet(graph: fx.Graph, sensitivities: Mapping[str, float], quantized: Collection[str]) -> Sheet:

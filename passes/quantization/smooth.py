@@ -16,7 +16,8 @@ from lobo_fx.graph.masks import strip_masks, weight_node
 from lobo_fx.graph.operators import arguments, aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import watch
-from lobo_fx.passes.quantization.equalize import is_own_layer, weight_of
+from lobo_fx.passes.fusion.fold_weights import fold_weights
+from lobo_fx.passes.quantization.equalize import along, largest_along, own_layer, usable, weight_of
 
 _NORMS = frozenset({aten.layer_norm.default, aten.rms_norm.default})
 
@@ -50,6 +51,7 @@ class SmoothActivations(Pass):
 
     def run(self, program: Program, context: Context) -> Program:
         strip_masks(program)
+        fold_weights(program, swapped=False)
         norms = [node for node in program.graph.nodes if _feeds_layers_alone(program, node)]
         if not norms:
             context.note("smooth_activations found no norm that only linear layers read")
@@ -58,16 +60,16 @@ class SmoothActivations(Pass):
         return program
 
     def _smooth(self, program: Program, norm: fx.Node, largest: torch.Tensor) -> None:
-        weights = [weight_of(program, reader) for reader in norm.users]
-        columns = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
-        factor = largest**self.strength / columns ** (1 - self.strength)
-        factor = torch.where(factor.isfinite() & (factor > 0), factor, torch.ones_like(factor))
+        readers = [layer for user in norm.users if (layer := own_layer(program, user)) is not None]
+        weights = [(weight_of(program, layer), layer.input_dim) for layer in readers]
+        columns = torch.stack([largest_along(weight, dim) for weight, dim in weights]).amax(0)
+        factor = usable(largest**self.strength / columns ** (1 - self.strength))
         given = arguments(norm)
         for stored in (given["weight"], given.get("bias")):
             if stored is not None:
                 program.parameter(stored).detach().div_(factor)
-        for weight in weights:
-            weight.mul_(factor)
+        for weight, dim in weights:
+            weight.mul_(along(factor, weight, dim))
 
 
 def _feeds_layers_alone(program: Program, node: fx.Node) -> bool:
@@ -77,13 +79,10 @@ def _feeds_layers_alone(program: Program, node: fx.Node) -> bool:
     given = arguments(node)
     stored = [given["weight"], given.get("bias")]
     reads = [read for value in stored if value is not None and (read := weight_node(value)) is not None]
-    own = bool(reads) and given["weight"] is not None and all(len(read.users) == 1 for read in reads)
-    readers = list(node.users)
-    return (
-        own
-        and bool(readers)
-        and all(is_call(user, aten.linear.default) and is_own_layer(program, user) for user in readers)
-    )
+    if given["weight"] is None or not reads or any(len(read.users) > 1 for read in reads):
+        return False
+    readers = [own_layer(program, user) for user in node.users]
+    return bool(readers) and all(layer is not None and not layer.kind.convolves for layer in readers)
 
 
 def _largest_outputs(program: Program, norms: list[fx.Node], context: Context) -> dict[fx.Node, torch.Tensor]:

@@ -150,8 +150,10 @@ class Product:
 
 def as_product(node: fx.Node, weight: Weight) -> Product | None:
     """`node` as `linear(x, W, bias)` of rows of float32; None where it is something else."""
-    layer = next((layer for layer in weight.layers if layer.node is node), None)
-    if layer is None or layer.kind.convolves or layer.kind.group_dim is not None:
+    layer = layer_of(node)  # asked anew: surgery on other weights may have changed what it reads
+    if layer is None or layer.read not in weight.reads or layer.swapped:
+        return None
+    if layer.kind.convolves or layer.kind.group_dim is not None:
         return None
     fits = layer.is_batched and layer.input.meta["val"].dtype == torch.float32
     return Product(layer.input, layer.bias) if fits else None

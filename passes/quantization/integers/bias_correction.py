@@ -15,6 +15,8 @@ from lobo_fx.graph.tensors import fetch
 from lobo_fx.passes.fitting.side_by_side import Pair, side_by_side
 from lobo_fx.passes.quantization.integers.simulation import simulated
 
+__all__ = ["correct_biases", "shrunken_mean"]
+
 
 def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_progress: bool) -> None:
     """Shifts the biases of all layers, in place; each sees the inputs it will really get.
@@ -52,14 +54,15 @@ def shrunken_mean(errors: torch.Tensor) -> torch.Tensor:
     Source: James and Stein, "Estimation with Quadratic Loss", 1961, by column; the positive part.
     """
     if len(errors) < 2:
-        return torch.zeros_like(errors[0])
+        return errors.new_zeros(errors.shape[1:])
     mean, chance = errors.mean(0), errors.var(0) / len(errors)
     return mean * (1 - chance / mean.square()).nan_to_num(0.0).clamp_min(0)
 
 
 def _errors(layer: Layer, pair: Pair, quantized: Runner) -> torch.Tensor:
     """Mean errors by channel: (rows of the batch, channels)."""
-    error = pair.before[layer.node] - quantized.evaluate(layer.node, pair.after)
+    error: torch.Tensor = pair.before[layer.node] - quantized.evaluate(layer.node, pair.after)
     error = error if layer.is_batched else error[None]
-    channels_last = error.movedim(layer.kind.channel_dim, -1)
-    return channels_last.double().reshape(len(error), -1, channels_last.shape[-1]).mean(1)
+    channels_last = error.movedim(layer.kind.channel_dim, -1).double()
+    between = tuple(range(1, channels_last.dim() - 1))
+    return channels_last.mean(between) if between else channels_last

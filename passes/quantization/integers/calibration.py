@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import fx
@@ -15,35 +15,36 @@ from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.tensors import fetch
 from lobo_fx.graph.weight_names import mark_weights
 from lobo_fx.passes.quantization.integers.naming import name_weights, stored_operands
+from lobo_fx.passes.quantization.integers.placement import Placement
 from lobo_fx.terminal.quiet import quiet
 
-if TYPE_CHECKING:
-    from lobo_fx.passes.quantization.integers.annotation import OnnxRuntimeQuantizer
+__all__ = ["calibrate", "convert", "prepare", "widen_weight_scales"]
 
 _LARGEST_BIAS = 2**30
 """Half of int32's range: room for the products that are added to the bias."""
 
 
-def prepare(
-    program: Program, quantizer: OnnxRuntimeQuantizer, context: Context, training: bool = False
-) -> fx.GraphModule:
-    """Inserts what the quantizer asks for. Changes the program's graph; batch norms must be folded.
+def prepare(program: Program, placement: Placement, context: Context, training: bool = False) -> fx.GraphModule:
+    """Inserts observers where integers are to run. Changes the program's graph; batch norms must be folded.
+
+    Training on quantized values: `prepare(..., training=True)`, a loop of your own over the module that it returns,
+    then `convert`.
 
     Args:
         program: shapes propagated.
-        quantizer: says where, and with which observers.
+        placement: says where, and with which observers (`QuantizeStatic.place`).
         context: for notes.
         training: whether they are fake quantizers, to be trained with before `convert`.
     """
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
 
+        from lobo_fx.passes.quantization.integers.annotation import Annotator
+
         insert = prepare_qat_pt2e if training else prepare_pt2e
-        prepared: fx.GraphModule = insert(program.module, quantizer)
+        prepared: fx.GraphModule = insert(program.module, Annotator(placement, training))
     if not any(node.op == "call_module" for node in prepared.graph.nodes):
         context.note("quantize_static found nothing to quantize")
-    for node, reason in quantizer.skipped:
-        context.note(f"stays float: {reason}", node)
     return prepared
 
 

@@ -1,88 +1,323 @@
-"""Which kernel of the runtime an operator asks for."""
+"""The table of integer kernels: which operators a runtime computes on 8-bit integers, and what it asks of them.
+
+This is the only place that says so. A line stands for a family of operators; what a runtime has is a `KernelTable`.
+Three things can happen to a quantized value: an operator computes with it (`computes`), hands it on as it is
+(`passes`), or only cuts its range and is folded into the operator before (`fuses`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx
 
-from lobo_fx.graph.operators import CONVOLUTIONS, arguments, aten, is_call
-from lobo_fx.plugins.protocols import Kernel
+from lobo_fx.errors import InvalidInput, near
+from lobo_fx.graph.layers import LAYERS, layer_of, weight_uses
+from lobo_fx.graph.masks import weight_node
+from lobo_fx.graph.operators import VALUE_PRESERVING, arguments, aten, is_call
+from lobo_fx.plugins.kernels import Kernel, Setting
 
-LINEAR = frozenset({aten.linear.default, aten.addmm.default})
-_PRODUCTS = frozenset({aten.matmul.default, aten.bmm.default})
-_POINTWISE = {aten.add.Tensor: "add", aten.mul.Tensor: "mul"}
-ACTIVATIONS = {aten.sigmoid.default: "sigmoid", aten.leaky_relu.default: "leaky_relu"}
-"""Softmax is not among them: its integer kernel is slower wherever measured, and rounds in a way of its own."""
+__all__ = [
+    "ONNX_RUNTIME",
+    "TABLES",
+    "IntegerKernel",
+    "KernelTable",
+    "attention_kernel",
+    "conversion",
+    "kernel_table",
+    "one_row",
+]
 
-POOLS = frozenset({aten.avg_pool2d.default})
+Description = Kernel | str
+"""A kernel whose cost can be asked, or the reason why the cost model has no name for it."""
 
 
-def kernel_of(node: fx.Node) -> Kernel | None:
-    """The kernel that an operator asks for; None for operators that have no integer form."""
-    if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+@dataclasses.dataclass(frozen=True)
+class IntegerKernel:
+    """A line of the table: a family of operators that a runtime computes on integers.
+
+    Attributes:
+        operators: the operators.
+        describe: the kernel that a call asks for, with the shapes that its cost depends on, or why there is none.
+        refuse: why a call has no integer kernel; an empty string where there is nothing to say (a constant is added);
+            None where it has one.
+        gives_float: whether results are float, since what follows mostly is; otherwise they are quantized.
+        starts: whether its inputs are quantized for its sake, wherever it stands; the others run as integers only
+            between integers, unless the costs say otherwise.
+    """
+
+    operators: frozenset[object]
+    describe: Callable[[fx.Node], Description]
+    refuse: Callable[[fx.Node], str | None]
+    gives_float: bool = False
+    starts: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelTable:
+    """What a runtime can do with integers.
+
+    Attributes:
+        runtime: name of the runtime, as its plug-in is registered.
+        lines: the families that it computes.
+        passing: operators that hand integers on, of the same scale and zero point.
+        fusing: activations that are folded into the operator before them: they only cut the range that is quantized.
+    """
+
+    runtime: str
+    lines: tuple[IntegerKernel, ...]
+    passing: frozenset[object]
+    fusing: frozenset[object]
+
+    def __post_init__(self) -> None:
+        named = [operator for line in self.lines for operator in line.operators] + [*self.passing, *self.fusing]
+        assert len(named) == len(set(named)), "an operator stands in one line only"
+
+    def line(self, node: fx.Node) -> IntegerKernel | None:
+        """The family that a call belongs to."""
+        return next((line for line in self.lines if is_call(node, *line.operators)), None)
+
+    def refusal(self, node: fx.Node) -> str | None:
+        """Why a call stays float: a reason, or "" where nobody would expect integers; None where it need not."""
+        line = self.line(node)
+        if line is not None:
+            return line.refuse(node)
+        return "there is no integer kernel for it" if weight_uses(node) else ""
+
+    def passes(self, node: fx.Node) -> bool:
+        """Whether an operator hands integers on."""
+        return is_call(node, *self.passing)
+
+    def fuses(self, node: fx.Node) -> bool:
+        """Whether an activation only cuts a range that holds zero, as every quantized range does."""
+        if not is_call(node, *self.fusing):
+            return False
+        given = arguments(node)
+        low, high = given.get("min", given.get("min_val")), given.get("max", given.get("max_val"))
+        return (low is None or low <= 0) and (high is None or high >= 0)
+
+    def end(self, node: fx.Node) -> fx.Node:
+        """The node whose value leaves a kernel: the activation that is fused, or the operator itself."""
+        users = list(node.users)
+        fused = len(users) == 1 and self.fuses(users[0]) and users[0].args[0] is node
+        return users[0] if fused else node
+
+    def gives_integers(self, node: fx.Node) -> bool:
+        """Whether what leaves an operator that runs as integers is quantized."""
+        line = self.line(node)
+        return line is None or not line.gives_float
+
+
+# Why a call has no integer kernel. Tensors come as nodes whose `meta["val"]` holds dtype and shape.
+
+
+def _layer_refusal(node: fx.Node) -> str | None:
+    """A layer multiplies float32 with a stored weight."""
+    layer = layer_of(node)
+    if layer is None or _is_quantized(layer.weight):
+        return ""
+    if layer.read is None:
+        return "its weight is computed, not a parameter"
+    return None if _is_float32(layer.input) else f"its input is {_dtype(layer.input)}, not float32"
+
+
+def _joined_refusal(node: fx.Node) -> str | None:
+    """Two or more computed float32 tensors are joined; what is added to a constant is no kernel's matter."""
+    if layer_of(node) is not None:
+        return "no integer kernel has weights of three dimensions"
+    sources = node.all_input_nodes
+    if len(sources) < 2 or any(weight_node(source) is not None for source in sources):
+        return ""
+    return None if all(map(_is_float32, sources)) else ""
+
+
+def _sum_refusal(node: fx.Node) -> str | None:
+    refusal = _joined_refusal(node)
+    return "one of its operands is scaled" if refusal is None and arguments(node)["alpha"] != 1 else refusal
+
+
+def _single_refusal(node: fx.Node) -> str | None:
+    """A pool or an activation of float32."""
+    return None if _is_float32(node.all_input_nodes[0]) else ""
+
+
+def _is_quantized(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "quantized_decomposed"
+
+
+def _is_float32(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+
+def _dtype(node: fx.Node) -> str:
+    return str(node.meta["val"].dtype).removeprefix("torch.")
+
+
+# What a call's cost depends on.
+
+_UNKNOWN = "its size depends on the data"
+
+
+def one_row(node: fx.Node) -> tuple[int, ...] | None:
+    """Shape of a node's tensor with one row in the batch; other free sizes as in the example; None if not known."""
+    sizes = node.meta["val"].shape
+    known = [size if isinstance(size, int) else size.node.hint for size in sizes]
+    if not all(isinstance(size, int) for size in known):
         return None
+    free = [not isinstance(size, int) for size in sizes]
+    return tuple(max(1, size if dim else 1) if free[dim] else size for dim, size in enumerate(known))
+
+
+def _described(operator: str, sources: Iterable[fx.Node], settings: Iterable[tuple[str, Setting]] = ()) -> Description:
+    """The kernel of an operator on these tensors."""
+    shapes = [one_row(source) for source in sources]
+    known = tuple(shape for shape in shapes if shape is not None)
+    return Kernel(operator, known, tuple(settings)) if len(known) == len(shapes) else _UNKNOWN
+
+
+def _convolution(node: fx.Node) -> Description:
+    layer, given = layer_of(node), arguments(node)
+    assert layer is not None
+    if node.meta["val"].dim() != layer.weight.meta["val"].dim():
+        return "its input has no batch dimension"
+    places = layer.weight.meta["val"].shape[2:]
+    stride, dilation = (_each(given[name], len(places)) for name in ("stride", "dilation"))
+    padding = _padding(given["padding"], places, dilation)
+    if padding is None:
+        return "it pads one side more than the other"
+    settings = (("stride", stride), ("padding", padding), ("dilation", dilation), ("groups", int(given["groups"])))
+    return _described("conv", (layer.input, layer.weight), settings)
+
+
+def _padding(padding: str | int | Sequence[int], places: Sequence[int], dilation: Sequence[int]) -> Any:
+    """Zeros on either side of each dimension; None where the sides differ."""
+    if padding != "same":
+        return _each(0 if isinstance(padding, str) else padding, len(places))
+    both = [step * (size - 1) for step, size in zip(dilation, places, strict=True)]
+    return None if any(total % 2 for total in both) else tuple(total // 2 for total in both)
+
+
+def _each(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """A setting with an entry for each dimension."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * count if len(values) == 1 else values
+
+
+def _linear(node: fx.Node) -> Description:
+    layer = layer_of(node)
+    assert layer is not None
+    rows, weight = one_row(layer.input), one_row(layer.weight)
+    if rows is None or weight is None:
+        return _UNKNOWN
+    return Kernel("linear", (rows, weight[::-1]))  # inputs × outputs, as products have it
+
+
+def _inputs(operator: str) -> Callable[[fx.Node], Description]:
+    """Of an operator whose cost depends on nothing but the shapes of its inputs."""
+    return lambda node: _described(operator, node.all_input_nodes)
+
+
+def _concatenation(node: fx.Node) -> Description:
     given = arguments(node)
-    if node.target in CONVOLUTIONS and not isinstance(given["padding"], str):
-        names = ("stride", "padding", "dilation")
-        rank = given["weight"].meta["val"].dim() - 2
-        settings = tuple((name, tuple(given[name]) * (rank if len(given[name]) == 1 else 1)) for name in names)
-        groups = ("groups", given["groups"])
-        return Kernel("conv", (one_row(given["input"]), one_row(given["weight"])), (*settings, groups))
-    if node.target is aten.linear.default:
-        return Kernel("linear", (one_row(given["input"]), one_row(given["weight"])[::-1]))
-    if node.target is aten.addmm.default:
-        return Kernel("linear", (one_row(given["mat1"]), one_row(given["mat2"])))
-    if node.target in _PRODUCTS:
-        return Kernel("matmul", tuple(one_row(source) for source in node.all_input_nodes))
-    if node.target in _POINTWISE and len(node.all_input_nodes) == 2:
-        return Kernel(_POINTWISE[node.target], tuple(one_row(source) for source in node.all_input_nodes))
-    if node.target is aten.cat.default:
-        shapes = tuple(one_row(source) for source in given["tensors"])
-        return Kernel("concat", shapes, (("axis", given["dim"] % len(shapes[0])),))
-    if node.target in ACTIVATIONS:
-        return Kernel(ACTIVATIONS[node.target], (one_row(given["self"]),))
-    if node.target in POOLS:
-        sizes = {"kernel_size": given["kernel_size"], "stride": given["stride"] or given["kernel_size"]}
-        sizes["padding"] = given["padding"]
-        return Kernel("average_pool", (one_row(given["self"]),), tuple((k, _pair(v)) for k, v in sizes.items()))
-    if node.target is aten.scaled_dot_product_attention.default:
-        return Kernel("attention", tuple(one_row(given[name]) for name in ("query", "key", "value")))
-    if is_call(node, aten.adaptive_avg_pool2d.default) and list(given["output_size"]) == [1, 1]:
-        return Kernel("global_average_pool", (one_row(given["self"]),))
-    return None
+    axis = given["dim"] % max(1, node.meta["val"].dim())
+    return _described("concat", given["tensors"], (("axis", axis),))
 
 
-def _pair(sizes: list[int]) -> tuple[int, ...]:
-    return tuple(sizes) * 2 if len(sizes) == 1 else tuple(sizes)
+def _average_pool(node: fx.Node) -> Description:
+    given = arguments(node)
+    if node.meta["val"].dim() != 4:
+        return "its input has no batch dimension"
+    if given["ceil_mode"] or given["divisor_override"] is not None:
+        return "it rounds sizes up, or divides by a number of its own"
+    sizes = {"kernel_size": given["kernel_size"], "stride": given["stride"] or given["kernel_size"]}
+    sizes["padding"] = given["padding"]
+    return _described("average_pool", [given["self"]], ((name, _each(size, 2)) for name, size in sizes.items()))
 
 
-def one_row(node: fx.Node) -> tuple[int, ...]:
-    """Shape of a node's tensor with one row in the batch; other free sizes as in the example."""
-    shape = node.meta["val"].shape
-    return tuple(
-        int(n) if isinstance(n, int) else 1 if d == 0 else max(1, int(n.node.hint)) for d, n in enumerate(shape)
-    )
+def _global_average_pool(node: fx.Node) -> Description:
+    given = arguments(node)
+    if node.meta["val"].dim() != 4:
+        return "its input has no batch dimension"
+    if list(given["output_size"]) != [1, 1]:
+        return "it pools to more than one place"
+    return _described("global_average_pool", [given["self"]])
 
 
-def conversion(node: fx.Node) -> Kernel:
-    """The conversion of a node's tensor; images change their layout too."""
+def attention_kernel(node: fx.Node) -> Description:
+    """The kernel of an attention, whose cost as one fused operator is compared with several; or why it has none."""
+    given = arguments(node)
+    tensors = [given[name] for name in ("query", "key", "value")]
+    shapes = [one_row(tensor) for tensor in tensors]  # [batch, heads, length, head_dim] each
+    if None in shapes:
+        return _UNKNOWN
+    query, key, value = (shape for shape in shapes if shape is not None)
+    if {len(query), len(key), len(value)} != {4}:
+        return "it is not over [batch, heads, length, head_dim]"
+    if not query[:2] == key[:2] == value[:2]:
+        return "keys have other heads, or another batch, than queries"
+    if query[3] != key[3] or key[2] != value[2]:
+        return "its queries, keys and values don't fit together"
+    return _described("attention", tensors)
+
+
+def conversion(node: fx.Node) -> Kernel | None:
+    """The conversion of a node's tensor between float and integers; images change their layout too."""
     shape = one_row(node)
+    if shape is None:
+        return None
     return Kernel("convert", (shape if len(shape) == 4 else (math.prod(shape),),))
 
 
-def kernels_for(graph: fx.Graph, choices: Iterable[fx.Node], passing: Callable[[fx.Node], bool]) -> list[Kernel]:
-    """Every kernel and conversion that `cut` will ask the cost of."""
-    chosen = list(choices)
-    near = {*chosen, *(node for node in graph.nodes if passing(node))}
-    found: dict[str, Kernel] = {}
-    for node in graph.nodes:
-        if node in chosen or is_call(node, aten.scaled_dot_product_attention.default):
-            kernel = kernel_of(node)
-            if kernel is not None:
-                found[kernel.key] = kernel
-        if isinstance(node.meta.get("val"), torch.Tensor) and (node in near or near.intersection(node.users)):
-            found[conversion(node).key] = conversion(node)
-    return list(found.values())
+def _layers(word: str) -> frozenset[object]:
+    """The operators that the table of layers calls so."""
+    return frozenset(operator for operator, kind in LAYERS.items() if kind.word == word)
+
+
+def _line(
+    operators: Collection[object],
+    describe: Callable[[fx.Node], Description],
+    refuse: Callable[[fx.Node], str | None],
+    gives_float: bool = False,
+    starts: bool = False,
+) -> IntegerKernel:
+    return IntegerKernel(frozenset(operators), describe, refuse, gives_float, starts)
+
+
+# Softmax has no line: its integer kernel is slower wherever measured, and rounds in a way of its own.
+ONNX_RUNTIME = KernelTable(
+    "onnxruntime",
+    lines=(
+        _line(_layers("convolution"), _convolution, _layer_refusal, starts=True),
+        _line(_layers("linear layer"), _linear, _layer_refusal, starts=True, gives_float=True),
+        _line({aten.matmul.default, aten.bmm.default}, _inputs("matmul"), _joined_refusal),
+        _line({aten.add.Tensor}, _inputs("add"), _sum_refusal),
+        _line({aten.mul.Tensor}, _inputs("mul"), _joined_refusal),
+        _line({aten.cat.default}, _concatenation, _joined_refusal),
+        _line({aten.avg_pool2d.default}, _average_pool, _single_refusal),
+        _line({aten.adaptive_avg_pool2d.default}, _global_average_pool, _single_refusal),
+        _line({aten.sigmoid.default}, _inputs("sigmoid"), _single_refusal),
+        _line({aten.leaky_relu.default}, _inputs("leaky_relu"), _single_refusal),
+    ),
+    passing=VALUE_PRESERVING
+    | {aten.upsample_nearest2d.vec, aten.pixel_shuffle.default, aten.expand.default, aten.repeat.default},
+    fusing=frozenset({aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default}),
+)
+
+TABLES: Mapping[str, KernelTable] = {table.runtime: table for table in (ONNX_RUNTIME,)}
+"""By name of the runtime."""
+
+
+def kernel_table(runtime: str) -> KernelTable:
+    """The integer kernels of a runtime.
+
+    Raises:
+        InvalidInput: none are known.
+    """
+    if runtime not in TABLES:
+        raise InvalidInput(f"no integer kernels of the runtime '{runtime}' are known; {near(runtime, TABLES)}")
+    return TABLES[runtime]

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import fx, nn
 
+from lobo_fx.graph.layers import is_constant
 from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.operators import aten, is_call, set_argument
 from lobo_fx.graph.program import Program
@@ -14,6 +15,8 @@ from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.rewriting import drop_unused, free_name
 from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.own_operators.decode import DECODE
+
+__all__ = ["look_up_codes", "name_weights", "stored_operands"]
 
 _COARSE = 0.01
 """Largest error of a lookup in codes, as a share of the row's largest value: that of 7 bits, and a little more."""
@@ -25,10 +28,19 @@ def stored_operands(prepared: fx.GraphModule) -> dict[tuple[str, int], str]:
     for node in prepared.graph.nodes:
         for position, argument in enumerate(node.args):
             if isinstance(argument, fx.Node) and argument.op == "call_module":
-                source = argument.args[0]
-                if isinstance(source, fx.Node) and source.op == "get_attr":
-                    found[node.name, position] = str(source.target)
+                read = _read_behind(argument.args[0])
+                if read is not None:
+                    found[node.name, position] = str(read.target)
     return found
+
+
+def _read_behind(value: object) -> fx.Node | None:
+    """The read of the one parameter that a value is, its dimensions swapped or not; None of any other value."""
+    while isinstance(value, fx.Node) and value.op == "call_function" and value.meta["val"].dim() == 2:
+        if len(value.all_input_nodes) != 1 or not is_constant(value):
+            return None
+        value = value.all_input_nodes[0]
+    return value if isinstance(value, fx.Node) and value.op == "get_attr" else None
 
 
 def name_weights(program: Program, sources: dict[tuple[str, int], str]) -> None:

@@ -7,10 +7,32 @@ range that they read off it. `moving_average` and `min_max` keep two numbers.
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Any
 
 import torch
-from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver
+from torchao.quantization.pt2e import (
+    FakeQuantize,
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
+
+from lobo_fx.passes.quantization.integers.placement import Observing
+
+__all__ = [
+    "OBSERVERS",
+    "SMALLEST_SCALE",
+    "EntropyObserver",
+    "MeanSquaredErrorObserver",
+    "Observers",
+    "PercentileObserver",
+    "observers",
+]
+
+SMALLEST_SCALE = 2.0**-60
+"""Far below any scale in use, and its square is still a normal float32."""
 
 _SHRINKS = 64
 """How many shorter ranges are tried at each end, down to a fiftieth of the whole."""
@@ -39,7 +61,7 @@ class PercentileObserver(HistogramObserver):
 
 
 class _SearchingObserver(HistogramObserver, abc.ABC):
-    """Tries shorter ranges, first from above, then from below, and takes the one that costs least."""
+    """Tries shorter ranges, first from above, then from below, and takes the one that loses least."""
 
     def _non_linear_param_search(self) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = float(self.min_val), float(self.max_val)
@@ -49,12 +71,12 @@ class _SearchingObserver(HistogramObserver, abc.ABC):
         centers = low + width * (torch.arange(self.bins, dtype=torch.float64) + 0.5)
         counts = self.histogram.double()
         shares = torch.linspace(1, _SMALLEST_SHARE, _SHRINKS).tolist()
-        high = min((share * high for share in shares), key=lambda limit: self.cost(centers, counts, low, limit))
-        low = min((share * low for share in shares), key=lambda limit: self.cost(centers, counts, limit, high))
+        high = min((share * high for share in shares), key=lambda limit: self.loss(centers, counts, low, limit))
+        low = min((share * low for share in shares), key=lambda limit: self.loss(centers, counts, limit, high))
         return torch.tensor(low), torch.tensor(high)
 
     @abc.abstractmethod
-    def cost(self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float) -> float:
+    def loss(self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float) -> float:
         """What is lost when values are quantized to this range, which holds zero after rounding."""
 
     def quantized(self, values: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -69,7 +91,7 @@ class _SearchingObserver(HistogramObserver, abc.ABC):
 class MeanSquaredErrorObserver(_SearchingObserver):
     """The range with the smallest squared error over all values seen, rounding and clipping together."""
 
-    def cost(self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float) -> float:
+    def loss(self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float) -> float:
         """Sum of squared errors."""
         return float(((centers - self.quantized(centers, low, high)).square() * counts).sum())
 
@@ -80,7 +102,7 @@ class EntropyObserver(_SearchingObserver):
     Source: Migacz, "8-bit Inference with TensorRT", 2017.
     """
 
-    def cost(self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float) -> float:
+    def loss(self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float) -> float:
         """Kullback-Leibler divergence of the quantized values' histogram, spread over the bins of each level."""
         clipped = centers.clamp(min(low, 0.0), max(high, 0.0))
         inside = clipped == centers
@@ -106,3 +128,36 @@ OBSERVERS: dict[str, type] = {
     "mse": MeanSquaredErrorObserver,
 }
 """By name, as `QuantizeStatic(observer=...)` takes them; `histogram` minimises an approximate squared error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Observers:
+    """Constructors of observers (or fake quantizers), one for each kind of tensor.
+
+    Attributes:
+        activation: for what an operator reads and gives, one range a tensor.
+        weight: for weights, a range for each output channel.
+    """
+
+    activation: Any
+    weight: Any
+
+
+def observers(observing: Observing, training: bool) -> Observers:
+    """What watches the values around an operator.
+
+    While weights train, activations move: their ranges follow moving averages, whatever was asked for.
+
+    Args:
+        observing: what was asked for.
+        training: whether values are rounded on the way (fake quantizers), so that training feels it.
+
+    Source: of training: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+        Integer-Arithmetic-Only Inference", 2018, section 3.
+    """
+    if training:
+        moving, weight = MovingAverageMinMaxObserver, PerChannelMinMaxObserver
+        return Observers(*(FakeQuantize.with_args(observer=kind, eps=SMALLEST_SCALE) for kind in (moving, weight)))
+    more = {"percentile": observing.percentile} if observing.observer == "percentile" else {}
+    activation = OBSERVERS[observing.observer].with_args(eps=SMALLEST_SCALE, **more)  # type: ignore[attr-defined]
+    return Observers(activation, PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE))

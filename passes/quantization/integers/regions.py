@@ -1,4 +1,4 @@
-"""Which operators run as integers: the cheapest way to cut a network into integer and float regions.
+"""Which operators run as integers: the cheapest way to divide a network into integer and float regions.
 
 Every operator costs what its float or its integer kernel costs (`lobo_fx.measures.kernel_costs`), and every tensor
 between an integer and a float operator costs its conversion. The assignment with the least total is a minimum cut.
@@ -9,13 +9,16 @@ Source: the cut: Greig et al., "Exact Maximum A Posteriori Estimation for Binary
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import fx
 
-from lobo_fx.passes.quantization.integers.kernels import LINEAR, conversion, kernel_of
-from lobo_fx.plugins.protocols import Cost, Kernel
+from lobo_fx.passes.quantization.integers.kernels import KernelTable, conversion
+from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
+
+__all__ = ["LEAST_GAIN", "Regions", "cheapest_regions"]
 
 LEAST_GAIN = 0.1
 """An integer kernel must win by this much: it costs accuracy, and times are noisy."""
@@ -36,45 +39,42 @@ class Regions:
     floating: float
 
 
-def cut(
+def cheapest_regions(
     graph: fx.Graph,
-    choices: Iterable[fx.Node],
-    passing: Callable[[fx.Node], bool],
-    cost: Callable[[Kernel], Cost],
-    penalties: Mapping[str, float] | None = None,
+    choices: Mapping[fx.Node, Cost],
+    table: KernelTable,
+    cost: Callable[[Kernel], Cost | NoCost],
+    penalties: Mapping[str, float],
 ) -> Regions:
     """Assigns integer or float to every node in `choices` at the least cost.
 
+    A network of pipes stands for the graph: from the source "integer" through the nodes to the sink "float". Cutting
+    the pipe from the source to a node makes it float and costs its float kernel, cutting that to the sink makes it
+    integer; a tensor's two pipes, one for each direction of conversion, are cut where its two ends differ.
+
     Args:
         graph: shapes propagated.
-        choices: nodes with an integer kernel; linear layers give float either way.
-        passing: whether a node hands integers on at no cost (views, pools, fused activations).
-        cost: of a kernel.
+        choices: nodes with an integer kernel, and what they cost both ways.
+        table: which of them give float, and which others hand integers on at no cost (views, pools, fused activations).
+        cost: of conversions; where there is none, a tensor is never converted.
         penalties: microseconds that an integer operator must gain beside, by node name.
     """
     import networkx
 
-    penalties = penalties or {}
-
     net = networkx.DiGraph()
-    kernels = {node: kernel_of(node) for node in choices}
-    wires = [node for node in graph.nodes if node not in kernels and passing(node)]
-    floating = 0.0
-    for node, kernel in kernels.items():
-        assert kernel is not None
-        found = cost(kernel)
-        floating += found.floating
+    wires = [node for node in graph.nodes if node not in choices and (table.passes(node) or table.fuses(node))]
+    floating = sum(found.floating for found in choices.values())
+    for node, found in choices.items():
         net.add_edge("integer", node, capacity=found.floating)
         net.add_edge(node, "float", capacity=found.integer * (1 + LEAST_GAIN) + penalties.get(node.name, 0))
     net.add_nodes_from(["integer", "float", *wires])
-    known = {*kernels, *wires}
+    known = {*choices, *wires}
     for node in graph.nodes:
-        value = node.meta.get("val")
         readers = [user for user in node.users if user in known or node in known]
-        if not readers or not isinstance(value, torch.Tensor) or node.op == "get_attr":
+        if not readers or not is_converted(node):
             continue
-        source = node if node in known and node.target not in LINEAR else "float"
-        found = cost(conversion(node))
+        source = node if node in known and table.gives_integers(node) else "float"
+        found = _conversion_cost(node, cost)
         to_float, to_integer = (node, "to float"), (node, "to integer")
         net.add_edge(source, to_float, capacity=found.integer)
         net.add_edge(to_integer, source, capacity=found.floating)
@@ -83,4 +83,15 @@ def cut(
             net.add_edge(to_float, end)  # without a capacity: never cut
             net.add_edge(end, to_integer)
     total, (inside, _) = networkx.minimum_cut(net, "integer", "float")
-    return Regions(frozenset(n.name for n in kernels if n in inside), float(total), floating)
+    return Regions(frozenset(node.name for node in choices if node in inside), float(total), floating)
+
+
+def is_converted(node: fx.Node) -> bool:
+    """Whether a node's value is a tensor that may have to be converted; weights are stored as they are read."""
+    return node.op != "get_attr" and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _conversion_cost(node: fx.Node, cost: Callable[[Kernel], Cost | NoCost]) -> Cost:
+    kernel = conversion(node)
+    found = NoCost("") if kernel is None else cost(kernel)
+    return found if isinstance(found, Cost) else Cost(math.inf, math.inf)

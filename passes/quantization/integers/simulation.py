@@ -11,11 +11,11 @@ from torch import fx
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.inputs import Inputs
-from lobo_fx.graph.operators import INTEGERS_PASS, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import AS_IT_IS, Runner
 from lobo_fx.measures.fidelity import signal_to_noise
-from lobo_fx.passes.quantization.integers.kernels import LINEAR
+from lobo_fx.passes.quantization.integers.kernels import KernelTable, kernel_table
+from lobo_fx.passes.quantization.integers.placement import Placement
 from lobo_fx.terminal.progress import track
 
 _BATCHES, _ROWS = 8, 32
@@ -67,22 +67,19 @@ class Simulation:
 
     Args:
         prepared: with observers that have seen data.
+        placement: where they were put.
         context: its first calibration batches are what outputs are compared on.
         original: what outputs are compared with.
     """
 
-    def __init__(self, prepared: fx.GraphModule, context: Context, original: Program) -> None:
-        from lobo_fx.passes.quantization.integers.annotation import is_fused
-
+    def __init__(self, prepared: fx.GraphModule, placement: Placement, context: Context, original: Program) -> None:
+        table = kernel_table(placement.runtime)
         self.prepared = prepared
         self.batches = first_batches(context)
         self.layers = {
             node.name: observers
             for node in prepared.graph.nodes
-            if node.op == "call_function"
-            and not is_call(node, *INTEGERS_PASS)
-            and not is_fused(node)
-            and (observers := _observers_of(node))
+            if node.name in placement.integer and (observers := _observers_of(node, table))
         }
         self.reference = self._outputs(original)
 
@@ -104,16 +101,13 @@ class Simulation:
         return {layer: self.run([layer]) for layer in track(list(self.layers), "sensitivity", show_progress)}
 
 
-def _observers_of(layer: fx.Node) -> set[str]:
+def _observers_of(layer: fx.Node, table: KernelTable) -> set[str]:
     """Names of the observers of an operator's inputs, and of its output, behind the activation that is fused.
 
     A linear layer gives float: what observes its output belongs to the next.
     """
-    from lobo_fx.passes.quantization.integers.annotation import is_fused
-
     found = {str(source.target) for source in layer.all_input_nodes if source.op == "call_module"}
-    if not found or is_call(layer, *LINEAR):
+    if not found or not table.gives_integers(layer):
         return found
-    fused = [user for user in layer.users if len(layer.users) == 1 and is_fused(user)]
-    ends = [user for end in (layer, *fused) for user in end.users if user.op == "call_module"]
+    ends = [user for end in {layer, table.end(layer)} for user in end.users if user.op == "call_module"]
     return found | {str(end.target) for end in ends}

@@ -10,6 +10,8 @@ import torch
 
 from lobo_fx.errors import InvalidInput
 
+__all__ = ["TARGETS", "Target", "target_named", "target_of_this_machine"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:

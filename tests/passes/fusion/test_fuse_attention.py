@@ -258,7 +258,7 @@ def test_heads_that_are_merged_in_another_order_are_moved_back() -> None:
 
 def test_quantization_fuses_where_the_cost_table_says_so(tmp_path: Path) -> None:
     from lobo_fx.measures.kernel_costs import CostTable
-    from lobo_fx.plugins.protocols import Cost
+    from lobo_fx.plugins.kernels import Cost
 
     model = Attention().eval()
     settings: dict[str, Any] = {"example_inputs": ROWS, "calibration_data": [ROWS], "progress": False}

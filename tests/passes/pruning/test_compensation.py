@@ -130,6 +130,7 @@ def test_columns_times_the_weight_are_the_layers_outputs(name: str) -> None:
     (found,) = layers(program.graph)
     output = layer(x).detach()
     chosen = torch.randperm(count_rows(found, output), generator=torch.Generator().manual_seed(0))[:20]
+    assert found.read is not None
     weight = program.parameter(found.read)
     products = input_rows(found, x, weight.shape[2:], chosen) @ matrix_of(found, weight).mT
     bias = 0 if found.bias is None else program.parameter(found.bias).view(found.groups, 1, -1)

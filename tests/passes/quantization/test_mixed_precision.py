@@ -12,10 +12,11 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import Result
+from lobo_fx.graph.provenance import module_name
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.passes import MixedPrecision, QuantizeStatic
-from lobo_fx.plugins.protocols import Cost
+from lobo_fx.plugins.kernels import Cost
 from lobo_fx.plugins.registry import RUNTIMES
 
 ROWS = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
@@ -45,11 +46,10 @@ def compiled(author: Any, **settings: Any) -> Result:
 
 
 def integer_layers(result: Result) -> set[str]:
-    return {
-        name.removesuffix(".weight")
-        for name, tensor in result.module.state_dict().items()
-        if tensor.dtype == torch.int8
-    }
+    """Modules whose weight is dequantized for an integer kernel; the others' is stored as int8 at most."""
+    dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
+    found = result.program.graph.find_nodes(op="call_function", target=dequantize)
+    return {module_name(user) for node in found for user in node.users}
 
 
 def test_the_sensitive_layer_stays_float() -> None:

@@ -14,18 +14,15 @@ from torch import nn
 import lobo_fx
 from lobo_fx.exporters.onnxruntime.kernel_costs import measure_kernels
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
-from lobo_fx.graph.operators import INTEGERS_PASS, is_call
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.passes import QuantizeStatic
-from lobo_fx.passes.quantization.integers.kernels import kernel_of, kernels_for
-from lobo_fx.passes.quantization.integers.regions import LEAST_GAIN, cut
-from lobo_fx.plugins.protocols import Cost, Kernel, MeasuresKernels
+from lobo_fx.passes.quantization.integers.kernels import ONNX_RUNTIME
+from lobo_fx.passes.quantization.integers.placement import Choices, Observing, Request
+from lobo_fx.passes.quantization.integers.regions import LEAST_GAIN, cheapest_regions
+from lobo_fx.passes.quantization.integers.targets import TARGETS
+from lobo_fx.plugins.kernels import Cost, Kernel, MeasuresKernels, NoCost
 
-
-def passes_on(node: torch.fx.Node) -> bool:
-    """Views, pools and the like only move values."""
-    return is_call(node, *INTEGERS_PASS)
-
+REQUEST = Request(ONNX_RUNTIME, TARGETS["x86-vnni"], Observing("min_max"))
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -50,12 +47,17 @@ def program() -> Any:
     return lobo_fx.trace(Net().eval(), IMAGES)
 
 
-def total(graph: torch.fx.Graph, choices: list[Any], integer: set[Any], table: Any) -> float:
+def choices(graph: torch.fx.Graph) -> dict[torch.fx.Node, Kernel]:
+    """The operators that could run as integers, with the kernels that they ask for."""
+    found = Choices.find(graph, REQUEST).kernels
+    nodes = {node.name: node for node in graph.nodes}
+    return {nodes[name]: kernel for name, kernel in found.items() if isinstance(kernel, Kernel)}
+
+
+def total(graph: torch.fx.Graph, kernels: dict[Any, Kernel], integer: set[Any], table: Any) -> float:
     """What an assignment costs, counted tensor by tensor."""
     spent = 0.0
-    for node in choices:
-        kernel = kernel_of(node)
-        assert kernel is not None
+    for node, kernel in kernels.items():
         spent += table(kernel).integer * (1 + LEAST_GAIN) if node in integer else table(kernel).floating
     for node in graph.nodes:
         if node.op == "get_attr" or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -71,11 +73,11 @@ def total(graph: torch.fx.Graph, choices: list[Any], integer: set[Any], table: A
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_cut_is_the_cheapest_of_all_assignments(seed: int) -> None:
+def test_the_regions_are_the_cheapest_of_all_assignments(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     graph = program().graph
-    choices = [node for node in graph.nodes if kernel_of(node) is not None]
-    assert len(choices) == 7
+    kernels = choices(graph)
+    assert len(kernels) == 7
     costs: dict[str, Cost] = {}
 
     def table(kernel: Kernel) -> Cost:
@@ -88,26 +90,40 @@ def test_the_cut_is_the_cheapest_of_all_assignments(seed: int) -> None:
             )
         return costs.setdefault(kernel.key, Cost(*(10 * torch.rand(2, generator=generator)).tolist()))
 
-    found = cut(graph, choices, passes_on, table)
+    priced = {node: table(kernel) for node, kernel in kernels.items()}
+    found = cheapest_regions(graph, priced, ONNX_RUNTIME, table, {})
     every = [
-        total(graph, choices, set(chosen), table)
-        for count in range(len(choices) + 1)
-        for chosen in itertools.combinations(choices, count)
+        total(graph, kernels, set(chosen), table)
+        for count in range(len(kernels) + 1)
+        for chosen in itertools.combinations(kernels, count)
     ]
     assert found.microseconds == pytest.approx(min(every), rel=1e-9)
-    chosen = {node for node in choices if node.name in found.integer}
-    assert total(graph, choices, chosen, table) == pytest.approx(min(every), rel=1e-9)
-    assert found.floating == pytest.approx(total(graph, choices, set(), table), rel=1e-9)
+    chosen = {node for node in kernels if node.name in found.integer}
+    assert total(graph, kernels, chosen, table) == pytest.approx(min(every), rel=1e-9)
+    assert found.floating == pytest.approx(total(graph, kernels, set(), table), rel=1e-9)
+
+
+def test_a_tensor_whose_conversion_has_no_cost_is_not_converted() -> None:
+    graph = program().graph
+    priced = dict.fromkeys(choices(graph), Cost(100.0, 1.0))
+    converted = {False: Cost(0.1, 0.1), True: NoCost("the runtime refuses")}
+    image = (1, 4, 8, 8)  # what leaves each of the convolutions
+    sizes = {
+        refused: cheapest_regions(
+            graph, priced, ONNX_RUNTIME, lambda kernel, no=refused: converted[no and kernel.shapes[0] == image], {}
+        )
+        for refused in (False, True)
+    }
+    assert len(sizes[False].integer) == 7
+    assert sizes[True].integer <= {"linear"}, "a sigmoid's float result is read as an image of this size"
 
 
 def test_kernels_name_what_they_cost() -> None:
-    graph = program().graph
-    kernels = [kernel.key for kernel in kernels_for(graph, [n for n in graph.nodes if kernel_of(n)], passes_on)]
+    kernels = [kernel.key for kernel in Choices.find(program().graph, REQUEST).priced]
     assert "conv 1x3x8x8 4x3x3x3 stride=1x1 padding=1x1 dilation=1x1 groups=1" in kernels
     assert "linear 1x4 4x5" in kernels
     assert "add 1x4x8x8 1x4x8x8" in kernels
     assert "convert 1x4x8x8" in kernels
-    assert len(kernels) == len(set(kernels))
 
 
 def test_onnx_runtime_measures_every_kind_of_kernel() -> None:
@@ -129,17 +145,35 @@ def test_onnx_runtime_measures_every_kind_of_kernel() -> None:
     assert isinstance(OnnxRuntime(), MeasuresKernels)
     measured = measure_kernels(kernels)
     assert measured.keys() == set(kernels)
-    assert all(cost.floating > 0 and cost.integer > 0 for cost in measured.values())
+    assert all(isinstance(cost, Cost) and cost.floating > 0 and cost.integer > 0 for cost in measured.values())
+
+
+def test_a_kernel_that_can_not_be_measured_has_no_cost_and_harms_no_other(capfd: pytest.CaptureFixture[str]) -> None:
+    good = [Kernel("sigmoid", ((1, size),)) for size in (8, 16, 24)]
+    good.append(Kernel("attention", ((2, 2, 5, 8),) * 3))  # a fixed batch of two
+    bad = [
+        Kernel("matmul", ((1, 4, 5), (1, 6, 7))),  # the runtime refuses the model
+        Kernel("conv", ((8, 12), (4, 8, 3)), (("stride", (1,)),)),  # it can't be built
+        Kernel("attention", ((1, 8, 7, 8), (1, 2, 7, 8), (1, 2, 7, 8))),
+        Kernel("softmax", ((1, 8),)),  # nothing is known of it
+    ]
+    measured = measure_kernels([kernel for pair in zip(good, bad, strict=True) for kernel in pair])
+    assert all(isinstance(measured[kernel], Cost) for kernel in good)
+    assert all(isinstance(cost := measured[kernel], NoCost) and cost.reason for kernel in bad)
+    assert not capfd.readouterr().err, "what is refused here is nothing the user can act on"
 
 
 def test_a_table_is_kept_and_read_again(tmp_path: Path) -> None:
     kernel = Kernel("linear", ((1, 4), (4, 5)))
     table = CostTable("a machine", {}, tmp_path / "deep" / "table.json")
     assert table.missing([kernel, kernel]) == [kernel]
-    table.add({kernel: Cost(2.0, 1.0)})
+    refused = Kernel("matmul", ((4,), (5,)))
+    table.add({kernel: Cost(2.0, 1.0), refused: NoCost("they don't fit")})
+    assert table.missing([kernel, refused]) == []
+    assert table.find(refused) == NoCost("they don't fit")
     again = CostTable.load(tmp_path / "deep" / "table.json")
-    assert again[kernel] == Cost(2.0, 1.0)
-    assert again.missing([kernel]) == []
+    assert again[kernel] == again.find(kernel) == Cost(2.0, 1.0)
+    assert again.missing([kernel, refused]) == [refused], "another version may measure it"
     assert "linear 1x4 4x5" in str(again)
 
 
@@ -157,8 +191,7 @@ def test_what_is_no_table_is_refused(content: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("floating", "integer", "kinds"), [(100.0, 1.0, {"conv2d"}), (1.0, 100.0, set())])
 def test_a_shipped_table_decides(floating: float, integer: float, kinds: set[str], tmp_path: Path) -> None:
     """With the costs of another machine nothing is measured on this one."""
-    traced = program()
-    kernels = kernels_for(traced.graph, [n for n in traced.graph.nodes if kernel_of(n)], passes_on)
+    kernels = Choices.find(program().graph, REQUEST).priced
     costs = {k.key: [0.01, 0.01] if k.operator == "convert" else [floating, integer] for k in kernels}
     costs |= {k.key: [1.0, 50.0] for k in kernels if k.operator == "linear"}
     content = {"format": 1, "machine": "another", "costs": costs}

@@ -1,0 +1,42 @@
+"""What the kernels that a network asks for cost: from a table, and measured where it does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.errors import InvalidInput
+from lobo_fx.measures.kernel_costs import CostTable
+from lobo_fx.plugins.kernels import Kernel, MeasuresKernels
+from lobo_fx.plugins.registry import RUNTIMES
+from lobo_fx.terminal.progress import spinner
+
+__all__ = ["measure_missing", "open_table"]
+
+
+def open_table(path: str | None) -> CostTable:
+    """A table that was shipped, or else the one of this machine and the runtime."""
+    return CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version) if path is None else CostTable.load(path)
+
+
+def measure_missing(table: CostTable, kernels: Iterable[Kernel], context: Context) -> None:
+    """Adds to a table what it lacks, measured on this machine.
+
+    Args:
+        table: added to; what can't be measured is kept with the reason.
+        kernels: whose costs will be asked.
+        context: for a note where the table was shipped from elsewhere, and for progress.
+
+    Raises:
+        InvalidInput: the runtime measures no kernels.
+    """
+    missing = table.missing(kernels)
+    if not missing:
+        return
+    runtime = RUNTIMES.get(RUNTIMES.default)()
+    if not isinstance(runtime, MeasuresKernels):
+        raise InvalidInput(f"{runtime.version} measures no kernels; give costs=, or kernels='all'")
+    if table.shipped:
+        context.note(f"the cost table lacks {len(missing)} kernels, measured on this machine instead")
+    with spinner(f"measure {len(missing)} kernels", context.show_progress):
+        table.add(runtime.measure_kernels(missing))

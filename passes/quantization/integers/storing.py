@@ -1,0 +1,35 @@
+"""Weights of what stays float, stored as int8: a small file at the speed of float."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.shapes import propagate
+from lobo_fx.passes.quantization.integers.naming import look_up_codes
+from lobo_fx.passes.quantization.integers.placement import Placement
+from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
+
+__all__ = ["store_rest"]
+
+
+def store_rest(program: Program, placement: Placement, context: Context) -> Program:
+    """Stores weights that no integer kernel reads as int8, decoded when the file is loaded.
+
+    What overrides leave float stays as it is; every other weight that stays float is noted with the reason.
+
+    Args:
+        program: converted.
+        placement: where integers run.
+        context: for notes.
+    """
+    look_up_codes(program, placement.overridden)
+    propagate(program.module)  # what convert inserted has no shapes yet
+    nodes = {node.name: node for node in program.graph.nodes}
+    left = [nodes[name] for name in placement.overridden if name in nodes]
+    named = {str(source.target) for node in left for source in node.all_input_nodes}
+    own = dataclasses.replace(context, notes=[])
+    program = QuantizeWeights(block_size=None, method="round").store(program, own, named)
+    context.notes.extend(note for note in own.notes if note.parameter and note not in context.notes)
+    return program

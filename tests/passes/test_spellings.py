@@ -1,0 +1,97 @@
+"""One network written in eight ways gives every pass the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lobo_fx
+from lobo_fx import passes
+from lobo_fx.contracts.passbase import Pass
+from lobo_fx.measures.fidelity import signal_to_noise
+
+Spelling = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Each takes rows x, a weight w stored as inputs x outputs (or what `STORED` makes of it), and a bias b.
+SPELLINGS: dict[str, Spelling] = {
+    "linear": lambda x, w, b: F.linear(x, w, b),
+    "linear of a transposed weight": lambda x, w, b: F.linear(x, w.t(), b),
+    "addmm": lambda x, w, b: torch.addmm(b, x, w),
+    "matmul": lambda x, w, b: x @ w + b,
+    "einsum": lambda x, w, b: torch.einsum("bi,io->bo", x, w) + b,
+    "weight on the left": lambda x, w, b: (w @ x.t()).t() + b,
+    "scaled": lambda x, w, b: F.linear(x, w / 16, b),
+    "weight norm": lambda x, w, b: F.linear(x, torch._weight_norm(w, w.norm(dim=1, keepdim=True), 0), b),
+}
+STORED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "linear": lambda w: w,
+    "weight on the left": lambda w: w,
+    "scaled": lambda w: w * 16,
+    "weight norm": lambda w: w,
+}
+
+
+class Network(nn.Module):
+    """A norm and three layers, all products in one spelling."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.spelling = SPELLINGS[name]
+        stored = STORED.get(name, lambda w: w.t())
+        generator = torch.Generator().manual_seed(3)
+        self.norm = nn.LayerNorm(16)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for inputs, outputs in ((16, 64), (64, 48), (48, 8)):
+            weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+            self.weights.append(nn.Parameter(stored(weight).contiguous()))
+            self.biases.append(nn.Parameter(torch.randn(outputs, generator=generator) / 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = self.spelling(x, weight, bias)
+            x = x.relu() if index < 2 else x
+        return x
+
+
+PASSES: dict[str, Callable[[], list[Pass]]] = {
+    "prune": lambda: [passes.PruneChannels(0.5, compensation="none")],
+    "prune and refit": lambda: [passes.PruneChannels(0.5)],
+    "prune by activations": lambda: [passes.PruneChannels(0.5, importance="activation", compensation="bias")],
+    "prune weights": lambda: [passes.PruneWeights(0.5)],
+    "2:4": lambda: [passes.PruneWeights(pattern="2:4")],
+    "equalize": lambda: [passes.EqualizeLayers()],
+    "smooth": lambda: [passes.SmoothActivations()],
+    "static": lambda: [passes.QuantizeStatic(kernels="all")],
+    "static, compensated": lambda: [passes.QuantizeStatic(kernels="all", rounding="compensated")],
+    "dynamic": lambda: [passes.QuantizeDynamic()],
+    "weights": lambda: [passes.QuantizeWeights(format="int4")],
+    "mixed": lambda: [passes.MixedPrecision(decibels=25, quantizer=passes.QuantizeStatic(kernels="all"))],
+}
+DATA = torch.randn(256, 16, generator=torch.Generator().manual_seed(5))
+FRESH = torch.randn(128, 16, generator=torch.Generator().manual_seed(6))
+
+
+def compressed(spelling: str, chosen: str) -> Any:
+    model = Network(spelling).eval()
+    return lobo_fx.compile(model, PASSES[chosen](), example_inputs=FRESH[:2], calibration_data=[DATA], progress=False)
+
+
+@pytest.mark.parametrize("chosen", PASSES)
+def test_every_pass_treats_every_spelling_alike(chosen: str) -> None:
+    expected = Network("linear").eval()(FRESH)
+    found = {}
+    for name in SPELLINGS:
+        if name in ("scaled", "weight norm") and chosen in ("prune", "prune weights", "2:4"):
+            continue  # what these cut is what the weight is computed from
+        result = compressed(name, chosen)
+        found[name] = (result.report.rows[-1].parameters, signal_to_noise(expected, result.module(FRESH)))
+    counts = {count for count, _ in found.values()}
+    noises = [noise for _, noise in found.values()]
+    assert len(counts) == 1, found
+    assert max(noises) - min(noises) <= 0.5 or min(noises) > 100, found
