@@ -63,6 +63,6 @@ def _errors(layer: Layer, pair: Pair, quantized: fx.Interpreter) -> torch.Tensor
     error = pair.before[layer.node] - run(quantized, layer.node, pair.after)
     if error.dim() == (len(arguments(layer.node)["stride"]) + 1 if layer.kind.convolves else 1):
         error = error[None]
-    channels_last = error.movedim(layer.kind.channel_dim, -1).double()
+    channels_last: torch.Tensor = error.movedim(layer.kind.channel_dim, -1).double()
     between = tuple(range(1, channels_last.dim() - 1))
     return channels_last.mean(between) if between else channels_last

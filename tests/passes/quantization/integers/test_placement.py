@@ -47,9 +47,9 @@ def net() -> nn.Module:
     return Net().eval()
 
 
-def choices(costs: CostTable | None = None, **overrides: Observing | None) -> Choices:
+def choices(**overrides: Observing | None) -> Choices:
     request = Request(ONNX_RUNTIME, TARGETS["x86-vnni"], Observing("min_max"), overrides)
-    return dataclasses.replace(Choices.find(lobo_fx.trace(net(), IMAGES).graph, request), costs=costs)
+    return Choices.find(lobo_fx.trace(net(), IMAGES).graph, request)
 
 
 def table(found: Choices, **costs: Cost | NoCost) -> CostTable:
