@@ -153,8 +153,8 @@ class QuantizeStatic(Pass):
 
             correct_biases(prepared, first_batches(context), context.show_progress)
         program = convert(program, prepared)
-        if placement.microseconds is not None:
-            program.module.set_facts(estimated=True)
+        if placement.integer and placement.microseconds is not None:
+            program.module.set_facts(estimated=True)  # the whole file is to confirm the choice
         return store_rest(program, placement, context) if stored else program
 
     def _choices(self, graph: fx.Graph, table: CostTable | None, context: Context) -> Choices:

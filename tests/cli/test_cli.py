@@ -167,6 +167,7 @@ def test_costs_are_printed_and_written(tmp_path: Path, model: str) -> None:
     done = call("costs", model, "-o", str(tmp_path / "table.json"))
     assert done.exit_code == 0, done.output
     assert "Microseconds on" in done.output
+    assert "operators run as integers in onnxruntime" in done.output
     assert json.loads((tmp_path / "table.json").read_text())["costs"]
     refused = call("costs", model, "-o", str(tmp_path / "none" / "table.json"))
     assert refused.exit_code == 2

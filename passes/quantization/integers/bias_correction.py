@@ -63,6 +63,6 @@ def _errors(layer: Layer, pair: Pair, quantized: Runner) -> torch.Tensor:
     """Mean errors by channel: (rows of the batch, channels)."""
     error: torch.Tensor = pair.before[layer.node] - quantized.evaluate(layer.node, pair.after)
     error = error if layer.is_batched else error[None]
-    channels_last = error.movedim(layer.kind.channel_dim, -1).double()
+    channels_last: torch.Tensor = error.movedim(layer.kind.channel_dim, -1).double()
     between = tuple(range(1, channels_last.dim() - 1))
     return channels_last.mean(between) if between else channels_last

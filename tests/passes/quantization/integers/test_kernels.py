@@ -41,7 +41,8 @@ class Calls(nn.Module):
 def last_call(model: nn.Module, x: torch.Tensor, batch: str | None = "batch") -> fx.Node:
     """The call that gives the output of a traced model."""
     graph = lobo_fx.trace(model.eval(), x, dynamic_shapes=batch).graph
-    return next(node for node in reversed(graph.nodes) if node.op == "call_function")
+    calls: list[fx.Node] = [node for node in graph.nodes if node.op == "call_function"]
+    return calls[-1]
 
 
 def described(model: nn.Module, x: torch.Tensor, batch: str | None = "batch") -> str:
@@ -140,8 +141,10 @@ def attention(*shapes: tuple[int, ...]) -> fx.Node:
             return F.scaled_dot_product_attention(query, key, value, enable_gqa=query.dim() == 4)
 
     graph = lobo_fx.trace(Attention(), tuple(torch.randn(shape) for shape in shapes), dynamic_shapes=None).graph
-    (node,) = graph.find_nodes(op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default)
-    return node
+    found: list[fx.Node] = graph.find_nodes(
+        op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default
+    )
+    return found[0]
 
 
 @pytest.mark.parametrize(
