@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import fx
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.masks import weight_node
@@ -22,7 +23,7 @@ def note_left_alone(program: Program, treated: Iterable[torch.Tensor], context: 
         context: takes the notes.
     """
     known = {id(tensor) for tensor in treated}
-    readers = {}
+    readers: dict[int, fx.Node] = {}
     for node in program.graph.nodes:
         for source in node.all_input_nodes:
             if (read := weight_node(source)) is not None:
