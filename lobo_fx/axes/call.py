@@ -11,7 +11,7 @@ from torch import fx
 
 from lobo_fx.axes.axis import Axis, AxisError, Size
 from lobo_fx.axes.unification import unify
-from lobo_fx.axes.zeros import Sum
+from lobo_fx.axes.zeros import Sum, Zero, any_of
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.provenance import describe
 
@@ -43,17 +43,36 @@ class Call:
         given: its arguments by schema name, defaults filled in.
         known: the axes of all values before it, by node.
         findings: where the rule's statements are kept.
+        seen: operands that the rule looked at; what it does not look at is locked.
     """
 
     node: fx.Node
     given: dict[str, Any]
     known: Mapping[fx.Node, Any]
     findings: Findings
+    seen: set[fx.Node] = dataclasses.field(default_factory=set)
 
     def of(self, node: fx.Node) -> Axes:
         """Axes of an operand."""
+        self.seen.add(node)
         axes: Axes = self.known[node]
         return axes
+
+    def ignores(self, name: str) -> None:
+        """Declares that a tensor argument lends only its dtype or its shape: positions of it may go."""
+        if isinstance(node := self.given.get(name), fx.Node):
+            self.seen.add(node)
+
+    def integer(self, name: str) -> int:
+        """An argument that must be a number here.
+
+        Raises:
+            AxisError: it is a size that is computed, or left out.
+        """
+        value = self.given[name]
+        if not isinstance(value, int):
+            raise AxisError(f"its '{name}' is {'left out' if value is None else 'computed'}")
+        return value
 
     def axes(self, name: str) -> Axes:
         """Axes of a tensor argument."""
@@ -113,21 +132,29 @@ class Call:
 
 Rule = Callable[[Call], Any]
 RULES: dict[object, Rule] = {}
+ZEROS: dict[object, Zero] = {}
+"""By operator, where its output is zero; of an operator that is not here, nothing is known to be zero."""
 
 
-def axis_rule(*targets: object) -> Callable[[Rule], Rule]:
+def axis_rule(*targets: object, zeros: Zero | str | None = None) -> Callable[[Rule], Rule]:
     """Registers the rule of one or more operators.
 
     The rule gets a `Call`, unifies and locks axes of its arguments, and returns the output's axes: a tuple of
     one axis a dimension, or a list of such tuples where the operator gives several tensors. It must depend on
     axes and arguments only, never on weights.
 
+    Args:
+        *targets: operator overloads.
+        zeros: where the output is zero if channels of its operands are: a name ("x": wherever that operand is),
+            `any_of("x", "weight")` (a product), `all_of("self", "other")` (a sum), or `MOVED` (values only move). Left
+            out, nothing is known to be zero: removing a channel is then reported as more than zeroing it.
+
     Raises:
         InvalidInput: an operator has a rule already.
 
     Example:
         ```python
-        @axis_rule(torch.ops.mylib.scale.default)
+        @axis_rule(torch.ops.mylib.scale.default, zeros=any_of("x", "weight"))
         def scale(call):                      # x[..., c] * weight[c]
             *rest, channels = call.axes("x")
             return (*rest, call.unify(channels, call.axes("weight")[0]))
@@ -139,6 +166,8 @@ def axis_rule(*targets: object) -> Callable[[Rule], Rule]:
             if target in RULES:
                 raise InvalidInput(f"{target} has an axis rule already: {RULES[target].__name__}")
             RULES[target] = rule
+            if zeros is not None:
+                ZEROS[target] = any_of(zeros) if isinstance(zeros, str) else zeros
         return rule
 
     return register

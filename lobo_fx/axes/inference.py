@@ -9,7 +9,7 @@ from torch import fx
 
 import lobo_fx.axes.rules  # noqa: F401  fills the table
 from lobo_fx.axes.axis import Axis, AxisError
-from lobo_fx.axes.call import Axes, Call, Findings, lock_all, rule_of, sizes_of
+from lobo_fx.axes.call import ZEROS, Axes, Call, Findings, lock_all, rule_of, sizes_of
 from lobo_fx.axes.kinds import mark_linear_layers
 from lobo_fx.axes.zeros import mark_inexact_zeros
 from lobo_fx.errors import InvalidInput
@@ -53,7 +53,7 @@ class Inference:
                     lock_all(self.values.get(source), "it is an output")
             else:
                 self.values[node] = self._apply(node)
-        mark_inexact_zeros(self.program.graph, self.values, self.findings.sums)
+        mark_inexact_zeros(self.program.graph, self.values, self.findings.sums, ZEROS)
         mark_linear_layers(self.values, self.findings.sums)
         return self
 
@@ -85,17 +85,22 @@ class Inference:
         rule = rule_of(node)
         if rule is None:
             return self._unknown(node, f"{node.target} has no axis rule")
+        call = Call(node, arguments(node), self.values, self.findings)
         try:
-            axes = rule(Call(node, arguments(node), self.values, self.findings))
+            axes = rule(call)
+            if isinstance(value, torch.Tensor):
+                _check_sizes(axes, value)
         except AxisError as error:
             return self._unknown(node, f"{node.target}: {error}", known=True)
-        if isinstance(value, torch.Tensor):
-            for axis, size in zip(axes, sizes_of(value), strict=True):
-                assert axis.find().size == size, f"{describe(node)}: axis {axis} for size {size}"
-                if not isinstance(size, int):
-                    for leaf in axis.leaves():
-                        if not isinstance(leaf.size, int):
-                            leaf.lock("its size is free")
+        except Exception as error:  # a rule that fails must not end a pass
+            if self.strict:
+                raise
+            return self._unknown(
+                node, f"{node.target}: its axis rule fails ({type(error).__name__}: {error})", known=True
+            )
+        for source in node.all_input_nodes:
+            if source not in call.seen:
+                lock_all(self.values.get(source), f"{node.target} does not say what it does with it ({describe(node)})")
         return axes
 
     def _unknown(self, node: fx.Node, reason: str, known: bool = False) -> Any:
@@ -108,3 +113,17 @@ class Inference:
         for source in node.all_input_nodes:
             lock_all(self.values.get(source), f"{reason} ({where})")
         return self._fixed_axes(node.meta.get("val"), f"{reason} ({where})")
+
+
+def _check_sizes(axes: Axes, value: torch.Tensor) -> None:
+    """Holds the output's axes against its sizes, and locks what has a free size.
+
+    Raises:
+        AxisError: a rule gives an axis of another size.
+    """
+    for axis, size in zip(axes, sizes_of(value), strict=True):
+        if axis.find().size != size:
+            raise AxisError(f"its rule gives axis {axis} for size {size}")
+        for leaf in axis.leaves() if not isinstance(size, int) else ():
+            if not isinstance(leaf.size, int):
+                leaf.lock("its size is free")

@@ -50,6 +50,9 @@ def remove(inference: Inference, removal: Removal) -> None:
         for name, counted in sizes.items():
             _resize(node, name, counted, removal)
     module.recompile()
+    for node in {*inference.findings.frozen, *inference.findings.sizes}:
+        if node.graph.owning_module not in (None, module):  # the graph of a branch
+            node.graph.owning_module.recompile()
 
 
 def _touched(inference: Inference, removal: Removal) -> list[tuple[torch.Tensor, tuple[Axis, ...]]]:

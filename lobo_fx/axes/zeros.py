@@ -8,6 +8,7 @@ channel does not run through.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,33 @@ Sum = tuple[fx.Node, Axis, tuple[fx.Node, ...]]
 Leaves = frozenset[Axis]
 Zeros = Mapping[fx.Node, Leaves]
 """By node: the leaves at whose zeroed positions its values are zero."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero:
+    """Where an operator's output is zero, from where its operands are.
+
+    Attributes:
+        operands: their names; none stands for all that the leaf runs through.
+        all: whether all of them must be zero, or any.
+    """
+
+    operands: tuple[str, ...]
+    all: bool
+
+
+def any_of(*operands: str) -> Zero:
+    """Zero wherever one of these operands is: a product."""
+    return Zero(operands, all=False)
+
+
+def all_of(*operands: str) -> Zero:
+    """Zero wherever each of these operands is: a sum."""
+    return Zero(operands, all=True)
+
+
+MOVED = Zero((), all=True)
+"""Values only move: zero wherever every operand that the leaf runs through is."""
 
 # f(0) = 0, element by element.
 _PRESERVING = frozenset(
@@ -61,19 +89,22 @@ _BORROWING = frozenset(
 )
 
 
-def mark_inexact_zeros(graph: fx.Graph, values: Mapping[fx.Node, Any], sums: list[Sum]) -> None:
+def mark_inexact_zeros(
+    graph: fx.Graph, values: Mapping[fx.Node, Any], sums: list[Sum], declared: Mapping[object, Zero]
+) -> None:
     """Marks axes inexact that are summed where zeroed positions are not zero, or divided by where they are.
 
     Args:
         graph: in order.
         values: the axes of every node.
         sums: where values are summed.
+        declared: where outputs are zero, by operator.
     """
     zeros: dict[fx.Node, Leaves] = {}
     carried: dict[fx.Node, Leaves] = {}
     for node in graph.nodes:
         carried[node] = frozenset(_leaves(values.get(node)))
-        zeros[node] = _zeros(node, zeros, carried) & carried[node] if carried[node] else frozenset()
+        zeros[node] = _zeros(node, zeros, carried, declared) & carried[node] if carried[node] else frozenset()
         divisor = arguments(node).get(_SINGULAR[node.target]) if node.target in _SINGULAR else None
         for leaf in zeros[divisor] if isinstance(divisor, fx.Node) else ():
             leaf.mark_inexact(f"{node.target} is not finite for a zeroed channel")
@@ -84,7 +115,7 @@ def mark_inexact_zeros(graph: fx.Graph, values: Mapping[fx.Node, Any], sums: lis
                 leaf.mark_inexact(f"{node.target} sums values over it that are not zero for a zeroed channel")
 
 
-def _zeros(node: fx.Node, zeros: Zeros, carried: Zeros) -> Leaves:
+def _zeros(node: fx.Node, zeros: Zeros, carried: Zeros, declared: Mapping[object, Zero]) -> Leaves:
     if node.op != "call_function":
         return carried[node] if node.op == "get_attr" else frozenset()
     target, given = node.target, arguments(node)
@@ -115,6 +146,13 @@ def _zeros(node: fx.Node, zeros: Zeros, carried: Zeros) -> Leaves:
         return nowhere
     if target not in _PRESERVING and isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
         return nowhere
+    rule = declared.get(target, MOVED if target in _PRESERVING else None)
+    if rule is None:
+        return nowhere
+    if rule.operands:
+        found = [operand(name) for name in rule.operands if given.get(name) is not None]
+        combine = frozenset.intersection if rule.all else frozenset.union
+        return combine(*found) if found else nowhere
     moved = _moved(node, zeros, carried)
     return moved & operand("self") if target in (aten.addmm.default, aten.baddbmm.default) else moved
 

@@ -11,7 +11,8 @@ Cases, `W` and `b` stored or computed from stored tensors alone:
 3. `einsum` of an input with a weight → a linear layer over the letters that both have and the output lacks, or a
    product per group where the output has one of them too;
 4. `baddbmm(b, x, W)`, `x @ W` over three dimensions → `bmm(x, W)`, one matrix per group;
-5. `linear(x, W) + b` → `linear(x, W, b)`.
+5. `linear(x, W) + b` → `linear(x, W, b)`;
+6. `_convolution(x, W, …)` → `conv2d(x, W, …)` or another by its number of dimensions.
 """
 
 from __future__ import annotations
@@ -240,7 +241,23 @@ def _joined(graph: fx.Graph, value: fx.Node, first: int, count: int) -> fx.Node:
     return value if count == 1 else call(graph, aten.flatten.using_ints, value, first, first + count - 1)
 
 
+def _convolution(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Case 6: the general form, as traced submodules have it, is one of the convolutions by name."""
+    given = arguments(node)
+    rank = _rank(given["input"]) - 2
+    if rank not in (1, 2, 3) or rank != _rank(given["weight"]) - 2:
+        return None
+    start = [given["input"], given["weight"], given["bias"], given["stride"], given["padding"]]
+    if given["transposed"]:
+        target = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)[rank - 1]
+        return call(graph, target, *start, given["output_padding"], given["groups"], given["dilation"])
+    target = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)[rank - 1]
+    return call(graph, target, *start, given["dilation"], given["groups"])
+
+
 _REWRITES: dict[object, Rewrite] = {
+    aten._convolution.default: _convolution,
+    aten._convolution.deprecated: _convolution,
     aten.addmm.default: _addmm,
     aten.mm.default: _mm,
     aten.matmul.default: _mm,

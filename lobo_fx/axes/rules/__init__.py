@@ -2,10 +2,12 @@
 
 from lobo_fx.axes.rules import (  # noqa: F401  each fills the table
     attention,
+    branches,
     contractions,
     convolutions,
     creation,
     cutting,
+    distances,
     indexing,
     joining,
     norms,
@@ -14,6 +16,8 @@ from lobo_fx.axes.rules import (  # noqa: F401  each fills the table
     recurrent,
     reductions,
     repeating,
+    scattering,
     spatial,
+    spectral,
     views,
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from lobo_fx.axes.axis import product, total
 from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 
-@axis_rule(aten.scaled_dot_product_attention.default)
+@axis_rule(aten.scaled_dot_product_attention.default, zeros=MOVED)
 def attention(call: Call) -> Axes:
     """q[… h l e], k[… h s e], v[… h s d] → [… h l d]; grouped queries: h of q = h of k × repeats."""
     q, k, v = call.axes("query"), call.axes("key"), call.axes("value")

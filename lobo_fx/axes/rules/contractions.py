@@ -7,6 +7,7 @@ from collections.abc import Callable
 from lobo_fx.axes.axis import Axis, AxisError
 from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.kinds import is_stored
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 
@@ -39,29 +40,39 @@ def contraction(signature: str, *names: str) -> Callable[[Call], Axes]:
     return rule
 
 
-axis_rule(aten.linear.default)(contraction("... k, n k, n -> ... n", "input", "weight", "bias"))
-axis_rule(aten.mm.default)(contraction("m k, k n -> m n", "self", "mat2"))
-axis_rule(aten.bmm.default)(contraction("b m k, b k n -> b m n", "self", "mat2"))
-axis_rule(aten.dot.default)(contraction("k, k ->", "self", "tensor"))
-axis_rule(aten.mv.default)(contraction("m k, k -> m", "self", "vec"))
-axis_rule(aten.outer.default)(contraction("m, n -> m n", "self", "vec2"))
+axis_rule(aten.linear.default, zeros=MOVED)(contraction("... k, n k, n -> ... n", "input", "weight", "bias"))
+axis_rule(aten.mm.default, zeros=MOVED)(contraction("m k, k n -> m n", "self", "mat2"))
 
 
-@axis_rule(aten.addmm.default)
+@axis_rule(aten.bmm.default, zeros=MOVED)
+def bmm(call: Call) -> Axes:
+    """B m k, b k n -> b m n; of two computed values, as attention multiplies them, b is heads."""
+    if not is_stored(call.given["self"]) and not is_stored(call.given["mat2"]):
+        call.axes("self")[0].mark("heads")
+        call.axes("self")[2].mark("head_dim")
+    return contraction("b m k, b k n -> b m n", "self", "mat2")(call)
+
+
+axis_rule(aten.dot.default, zeros=MOVED)(contraction("k, k ->", "self", "tensor"))
+axis_rule(aten.mv.default, zeros=MOVED)(contraction("m k, k -> m", "self", "vec"))
+axis_rule(aten.outer.default, zeros=MOVED)(contraction("m, n -> m n", "self", "vec2"))
+
+
+@axis_rule(aten.addmm.default, zeros=MOVED)
 def addmm(call: Call) -> Axes:
     """Self + mat1 · mat2, self broadcast."""
     result = contraction("m k, k n -> m n", "mat1", "mat2")(call)
     return call.broadcast([result, call.axes("self")])
 
 
-@axis_rule(aten.baddbmm.default)
+@axis_rule(aten.baddbmm.default, zeros=MOVED)
 def baddbmm(call: Call) -> Axes:
     """Self + batch1 · batch2, self broadcast."""
     result = contraction("b m k, b k n -> b m n", "batch1", "batch2")(call)
     return call.broadcast([result, call.axes("self")])
 
 
-@axis_rule(aten.matmul.default)
+@axis_rule(aten.matmul.default, zeros=MOVED)
 def matmul(call: Call) -> Axes:
     """The last dimension of one with the last but one of the other; the rest is broadcast."""
     a, b = call.axes("self"), call.axes("other")
@@ -74,7 +85,7 @@ def matmul(call: Call) -> Axes:
     return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
 
 
-@axis_rule(aten.einsum.default)
+@axis_rule(aten.einsum.default, zeros=MOVED)
 def einsum(call: Call) -> Axes:
     """Equal letters are one axis; letters that the output lacks are summed; `...` is broadcast."""
     equation = call.given["equation"].replace(" ", "").replace("...", ".")
@@ -92,9 +103,15 @@ def einsum(call: Call) -> Axes:
     if not arrow:
         joined = left.replace(",", "").replace(".", "")
         right = "." * bool(rest) + "".join(sorted(letter for letter in set(joined) if joined.count(letter) == 1))
+    computed = [
+        term for term, tensor in zip(left.split(","), call.given["tensors"], strict=True) if not is_stored(tensor)
+    ]
     for letter, axis in letters.items():
+        shared = len(computed) == 2 and all(letter in term for term in computed)
         if letter not in right:
             call.sums(axis, *call.given["tensors"])
+        if shared and len(computed) == len(call.given["tensors"]):  # attention: queries with keys, or with values
+            axis.mark("heads" if letter in right else "head_dim")
     batch = call.broadcast(rest) if rest else ()
     if batch and "." not in right:
         raise AxisError("einsum sums over its ellipsis")

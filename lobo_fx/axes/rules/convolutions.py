@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from lobo_fx.axes.axis import Axis, product
 from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 
 
-@axis_rule(*CONVOLUTIONS)
+@axis_rule(*CONVOLUTIONS, zeros=MOVED)
 def convolution(call: Call) -> Axes:
     """x[n (g·i) …], w[(g·o) i …] → [n (g·o) …]."""
     x, weight, groups = call.axes("input"), call.axes("weight"), call.given["groups"]
@@ -24,7 +25,7 @@ def convolution(call: Call) -> Axes:
     return _convolved(call, x, weight, weight[0], batched)
 
 
-@axis_rule(*TRANSPOSED_CONVOLUTIONS)
+@axis_rule(*TRANSPOSED_CONVOLUTIONS, zeros=MOVED)
 def transposed_convolution(call: Call) -> Axes:
     """x[n (g·i) …], w[(g·i) o …] → [n (g·o) …]."""
     x, weight, groups = call.axes("input"), call.axes("weight"), call.given["groups"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 
@@ -10,6 +11,7 @@ from lobo_fx.graph.operators import aten
     *(aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format),
     *(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default),
     aten.scalar_tensor.default,
+    zeros=MOVED,
 )
 def constant(call: Call) -> Axes:
     """The same value everywhere: positions can go."""
@@ -19,9 +21,18 @@ def constant(call: Call) -> Axes:
     return outputs
 
 
+@axis_rule(aten.randn_like.default, aten.rand_like.default, aten.bernoulli.default)
+def random_like(call: Call) -> Axes:
+    """Random values, a position as good as another; drawn for fewer positions they are other ones."""
+    for axis in call.axes("self"):
+        axis.mark_inexact(f"{call.node.target} draws at random")
+    return call.axes("self")
+
+
 @axis_rule(
     *(aten.arange.default, aten.arange.start, aten.arange.start_step, aten.eye.default, aten.eye.m),
     aten.linspace.default,
+    zeros=MOVED,
 )
 def positions(call: Call) -> Axes:
     """Values that count positions."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from lobo_fx.axes.axis import Axis, AxisError, concatenation
+from lobo_fx.axes.axis import Axis, AxisError, concatenation, product
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
 from lobo_fx.axes.unification import cut
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import SPLITS, aten
 
 
-@axis_rule(*SPLITS)
+@axis_rule(*SPLITS, zeros=MOVED)
 def split(call: Call) -> list[Axes]:
     """The given dimension is the concatenation of the pieces."""
     return _pieces(call, call.given["dim"] % len(call.axes("self")))
@@ -33,7 +34,7 @@ def _pieces(call: Call, dim: int) -> list[Axes]:
     return [(*x[:dim], piece, *x[dim + 1 :]) for piece in pieces]
 
 
-@axis_rule(aten.unbind.int)
+@axis_rule(aten.unbind.int, zeros=MOVED)
 def unbind(call: Call) -> list[Axes]:
     """The given dimension vanishes; its positions have meanings of their own."""
     x = call.axes("self")
@@ -45,7 +46,7 @@ def unbind(call: Call) -> list[Axes]:
 _CONSTANTS = frozenset({aten.zeros_like.default, aten.ones_like.default, aten.full_like.default})
 
 
-@axis_rule(aten.select.int)
+@axis_rule(aten.select.int, zeros=MOVED)
 def select(call: Call) -> Axes:
     """One position of the given dimension; of a constant it is like any other."""
     x = call.axes("self")
@@ -55,7 +56,7 @@ def select(call: Call) -> Axes:
     return (*x[:dim], *x[dim + 1 :])
 
 
-@axis_rule(aten.slice.Tensor)
+@axis_rule(aten.slice.Tensor, zeros=MOVED)
 def slice_(call: Call) -> Axes:
     """A run of positions of the given dimension."""
     x, sizes = list(call.axes("self")), call.sizes()
@@ -63,7 +64,18 @@ def slice_(call: Call) -> Axes:
     size, axis = sizes[dim], x[dim]
     if axis.find().size == size and call.given["step"] == 1:
         return tuple(x)
-    whole, start = axis.find().size, call.given["start"] or 0
+    whole, start, step = axis.find().size, call.given["start"] or 0, call.given["step"]
+    if (
+        step != 1
+        and all(isinstance(n, int) for n in (whole, start, size, step))
+        and 0 <= start < step
+        and whole == size * step
+    ):
+        outer = call.fresh(size)  # every step-th position: one place of each run of `step`
+        call.unify(axis, product([outer, call.fixed(step, "every other position of it is taken")]))
+        call.counts("end", axis)
+        x[dim] = outer
+        return tuple(x)
     if call.given["step"] != 1 or not all(isinstance(number, int) for number in (whole, start, size)):
         axis.lock("a part of it is taken by position")
         x[dim] = call.fixed(size, "a part of another dimension, taken by position")
@@ -84,18 +96,35 @@ def slice_(call: Call) -> Axes:
     return tuple(x)
 
 
-@axis_rule(aten.slice_scatter.default)
+@axis_rule(aten.slice_scatter.default, zeros=MOVED)
 def slice_scatter(call: Call) -> Axes:
     """A run of positions of one dimension is replaced; the others are the same in both tensors."""
     x, source = call.axes("self"), call.axes("src")
     dim = call.given["dim"] % len(x)
     whole = x[dim].find().size == source[dim].find().size
-    if not whole:
+    if not whole and not _replaces_run(call, x[dim], source[dim]):
         lock_all([x[dim], source[dim]], "a part of it is replaced by position")
     return tuple(axis if d == dim and not whole else call.unify(axis, source[d]) for d, axis in enumerate(x))
 
 
-@axis_rule(aten.select_scatter.default)
+def _replaces_run(call: Call, axis: Axis, source: Axis) -> bool:
+    """Whether a run of positions is replaced: the axis is then joined of what is before, the run, and what is after."""
+    size, length, start = axis.find().size, source.find().size, call.given["start"] or 0
+    if call.given["step"] != 1 or not all(isinstance(number, int) for number in (size, length, start)):
+        return False
+    start = start + size if start < 0 else start
+    try:
+        head, rest = cut(axis, start) if start else (Axis(0), axis)
+        piece = cut(rest, length)[0] if start + length < size else rest
+    except AxisError:
+        return False
+    call.unify(piece, source)
+    call.counts("start", head)
+    call.counts("end", concatenation([head, piece]))
+    return True
+
+
+@axis_rule(aten.select_scatter.default, zeros=MOVED)
 def select_scatter(call: Call) -> Axes:
     """One position of one dimension is replaced; the others are the same in both tensors."""
     x, source = list(call.axes("self")), iter(call.axes("src"))
@@ -104,7 +133,7 @@ def select_scatter(call: Call) -> Axes:
     return tuple(axis if d == dim else call.unify(axis, next(source)) for d, axis in enumerate(x))
 
 
-@axis_rule(aten.glu.default)
+@axis_rule(aten.glu.default, zeros=MOVED)
 def glu(call: Call) -> Axes:
     """The first half times the sigmoid of the second."""
     x = list(call.axes("self"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from lobo_fx.axes.axis import Axis, concatenation
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 
-@axis_rule(aten.cat.default, aten.concat.default)
+@axis_rule(aten.cat.default, aten.concat.default, zeros=MOVED)
 def cat(call: Call) -> Axes:
     """The given dimension is a concatenation; the others are the same in all tensors."""
     tensors = [call.of(node) for node in call.given["tensors"]]
@@ -26,7 +27,7 @@ def cat(call: Call) -> Axes:
     return tuple(output)
 
 
-@axis_rule(aten.stack.default)
+@axis_rule(aten.stack.default, zeros=MOVED)
 def stack(call: Call) -> Axes:
     """A new dimension counts the tensors."""
     tensors = [call.of(node) for node in call.given["tensors"]]
@@ -36,7 +37,7 @@ def stack(call: Call) -> Axes:
     return tuple(output)
 
 
-@axis_rule(aten.meshgrid.default, aten.meshgrid.indexing)
+@axis_rule(aten.meshgrid.default, aten.meshgrid.indexing, zeros=MOVED)
 def meshgrid(call: Call) -> list[Axes]:
     """Every tensor has one dimension for each vector; `xy` swaps the first two."""
     axes = [axis for vector in call.given["tensors"] for axis in call.of(vector) or (Axis(1),)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from lobo_fx.axes.axis import product
 from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 
-@axis_rule(aten.batch_norm.default, aten.instance_norm.default)
+@axis_rule(aten.batch_norm.default, aten.instance_norm.default, zeros=MOVED)
 def channel_norm(call: Call) -> Axes:
     """Dimension 1 carries weight, bias and running statistics; those of the input itself run over the others."""
     x = call.axes("input")
@@ -21,7 +22,7 @@ def channel_norm(call: Call) -> Axes:
     return x
 
 
-@axis_rule(aten.layer_norm.default, aten.rms_norm.default)
+@axis_rule(aten.layer_norm.default, aten.rms_norm.default, zeros=MOVED)
 def layer_norm(call: Call) -> Axes:
     """Statistics over the last dimensions, which carry weight and bias."""
     x = call.axes("input")
@@ -36,7 +37,7 @@ def layer_norm(call: Call) -> Axes:
     return x
 
 
-@axis_rule(aten._weight_norm.default)
+@axis_rule(aten._weight_norm.default, zeros=MOVED)
 def weight_norm(call: Call) -> Axes:
     """v[… d …] · g[1 d 1] / norm of v over all other dimensions."""
     v, g, dim = call.axes("v"), call.axes("g"), call.given["dim"] % len(call.axes("v"))
@@ -45,7 +46,7 @@ def weight_norm(call: Call) -> Axes:
     return call.broadcast([v, g])
 
 
-@axis_rule(aten.group_norm.default)
+@axis_rule(aten.group_norm.default, zeros=MOVED)
 def group_norm(call: Call) -> Axes:
     """Dimension 1 = groups × width, with statistics over the width."""
     x, groups = call.axes("input"), call.given["num_groups"]
@@ -65,7 +66,7 @@ def group_norm(call: Call) -> Axes:
     return x
 
 
-@axis_rule(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default)
+@axis_rule(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default, zeros=MOVED)
 def softmax(call: Call) -> Axes:
     """The normalised dimension is locked: each of its positions weighs on the others."""
     x = call.axes("self")

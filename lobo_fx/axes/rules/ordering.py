@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 
-@axis_rule(aten.cumsum.default, aten.cumprod.default, aten.diff.default, aten.flip.default, aten.roll.default)
+@axis_rule(
+    aten.cumsum.default, aten.cumprod.default, aten.diff.default, aten.flip.default, aten.roll.default, zeros=MOVED
+)
 def ordered(call: Call) -> Axes:
     """The order of positions matters along the given dimensions."""
     x = call.axes("self")
@@ -21,7 +24,7 @@ def ordered(call: Call) -> Axes:
     return tuple(result)
 
 
-@axis_rule(aten.topk.default, aten.sort.default, aten.sort.stable, aten.kthvalue.default)
+@axis_rule(aten.topk.default, aten.sort.default, aten.sort.stable, aten.kthvalue.default, zeros=MOVED)
 def ranked(call: Call) -> list[Axes]:
     """Values and positions along one dimension, whose order is lost."""
     x = list(call.axes("self"))
@@ -34,7 +37,7 @@ def ranked(call: Call) -> list[Axes]:
     return [tuple(x), tuple(x)]
 
 
-@axis_rule(aten.tril.default, aten.triu.default)
+@axis_rule(aten.tril.default, aten.triu.default, zeros=MOVED)
 def triangle(call: Call) -> Axes:
     """The last two dimensions are compared by position."""
     x = call.axes("self")

@@ -9,6 +9,7 @@ from torch import fx
 
 from lobo_fx.axes.call import Axes, Call, axis_rule, pointwise
 from lobo_fx.axes.kinds import is_stored
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 # Element by element, though not tagged so, or with arguments that are no tensors.
@@ -25,10 +26,10 @@ POINTWISE = (
     *(aten.true_divide.Tensor, aten.float_power.Tensor_Scalar, aten.floor_divide.default),
     *(aten.expand_as.default, aten.nan_to_num.default, aten.log_sigmoid.default, aten.zero.default),
 )
-axis_rule(*POINTWISE)(pointwise)
+axis_rule(*POINTWISE, zeros=MOVED)(pointwise)
 
 
-@axis_rule(aten.add.Tensor)
+@axis_rule(aten.add.Tensor, zeros=MOVED)
 def added(call: Call) -> Axes:
     """Broadcast; where two computed values of one rank meet, the axes that both have are residual."""
     axes = pointwise(call)
@@ -41,22 +42,23 @@ def added(call: Call) -> Axes:
     return axes
 
 
-@axis_rule(aten.to.other, aten.type_as.default)
+@axis_rule(aten.to.other, aten.type_as.default, zeros=MOVED)
 def converted(call: Call) -> Axes:
     """Only the dtype comes from the other tensor."""
+    call.ignores("other")
     return call.axes("self")
 
 
-@axis_rule(operator.getitem)
+@axis_rule(operator.getitem, zeros=MOVED)
 def getitem(call: Call) -> Any:
     """The axes of one of several results."""
     source, index = call.node.args
     assert isinstance(source, fx.Node)
     assert isinstance(index, int)
-    return call.known[source][index]
+    return call.of(source)[index]
 
 
-@axis_rule(aten.prelu.default)
+@axis_rule(aten.prelu.default, zeros=MOVED)
 def prelu(call: Call) -> Axes:
     """A slope per channel (dimension 1), or one for all."""
     x, weight = call.axes("self"), call.axes("weight")

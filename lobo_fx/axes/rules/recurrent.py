@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from lobo_fx.axes.axis import Axis, AxisError, concatenation, product
-from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
+from torch import fx
+
+from lobo_fx.axes.axis import Axis, concatenation, product
+from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 _GATES: dict[Any, int] = {
@@ -16,7 +20,7 @@ _GATES: dict[Any, int] = {
 }
 
 
-@axis_rule(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+@axis_rule(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input, zeros=MOVED)
 def recurrent(call: Call) -> list[Axes]:
     """Per layer and direction: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)]; the next reads all directions."""
     states = call.given["hx"] if call.node.target is aten.lstm.input else [call.given["hx"]]
@@ -26,7 +30,7 @@ def recurrent(call: Call) -> list[Axes]:
     x = call.axes("input")
     first = call.of(states[0])
     if len(parameters) != count * directions * call.given["num_layers"]:
-        raise AxisError("projected states are not understood")
+        return _projected(call, parameters, states)
     hidden = call.fresh(first[-1].find().size)
     hidden.mark("hidden")
     source = x[-1]
@@ -43,9 +47,28 @@ def recurrent(call: Call) -> list[Axes]:
     return [*outputs, *((*first[:-1], hidden) for _ in states)]
 
 
+def _projected(call: Call, parameters: Sequence[fx.Node], states: Sequence[fx.Node]) -> list[Axes]:
+    """An LSTM with projected states: what it reads may be cut, its own states stay."""
+    x = call.axes("input")
+    own = 5 if call.given["has_biases"] else 3
+    first = own * (2 if call.given["bidirectional"] else 1)
+    for index, parameter in enumerate(parameters):
+        axes = call.of(parameter)
+        if index < first and index % own == 0:
+            call.unify(axes[1], x[-1])
+            axes = axes[:1]
+        lock_all(axes, "it belongs to projected states")
+    for state in states:
+        lock_all(call.of(state), "it belongs to projected states")
+    sizes = [sizes_of(value) for value in call.node.meta["val"]]
+    outputs = [tuple(call.fixed(size, "it belongs to projected states") for size in own) for own in sizes]
+    return [(*x[:-1], outputs[0][-1]), *outputs[1:]]
+
+
 @axis_rule(
     *(aten.lstm_cell.default, aten.gru_cell.default),
     *(aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default),
+    zeros=MOVED,
 )
 def cell(call: Call) -> Axes | list[Axes]:
     """One step: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)], states [n h]."""

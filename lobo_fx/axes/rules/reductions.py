@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
+from torch import fx
 
 from lobo_fx.axes.call import Call, axis_rule
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
+
+
+def _reads_positions(node: fx.Node) -> bool:
+    """Whether something reads the second result of `max(dim)`, which counts positions."""
+    return any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users)
+
 
 _SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim}
 
@@ -18,6 +27,7 @@ _SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.linalg_vector_norm.default
     *(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.logsumexp.default),
     *(aten.max.dim, aten.min.dim, aten.var_mean.correction, aten.prod.dim_int, aten.any.dim, aten.all.dim),
     *(aten.argmax.default, aten.argmin.default, aten.max.default, aten.min.default),
+    zeros=MOVED,
 )
 def reduction(call: Call) -> Any:
     """Reduced dimensions vanish. A sum of zeros is zero; any other reduction is a statistic over the axis."""
@@ -27,7 +37,8 @@ def reduction(call: Call) -> Any:
         set(range(len(x))) if dims in (None, []) else {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)}
     )
     for dim in chosen:
-        if call.node.target in (aten.argmax.default, aten.argmin.default, aten.max.dim, aten.min.dim):
+        positions = call.node.target in (aten.argmax.default, aten.argmin.default)
+        if positions or (call.node.target in (aten.max.dim, aten.min.dim) and _reads_positions(call.node)):
             x[dim].lock(f"{call.node.target} gives positions along it")
         elif call.node.target in _SUMS:
             call.sums(x[dim], call.given["self"])

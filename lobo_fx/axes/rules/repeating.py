@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from lobo_fx.axes.axis import Axis, AxisError, product, total
 from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 
-@axis_rule(aten.expand.default, aten.broadcast_to.default)
+@axis_rule(aten.expand.default, aten.broadcast_to.default, zeros=MOVED)
 def expand(call: Call) -> Axes:
     """A dimension of size 1, or a new one, is repeated: a new axis, free until it meets another."""
     x, sizes = call.axes("self"), call.sizes()
@@ -20,7 +21,7 @@ def expand(call: Call) -> Axes:
     return outputs
 
 
-@axis_rule(aten.repeat.default, aten.tile.default)
+@axis_rule(aten.repeat.default, aten.tile.default, zeros=MOVED)
 def repeat(call: Call) -> Axes:
     """[r0 r1 …] times: each dimension is repeats × axis."""
     x, sizes = call.axes("self"), call.sizes()
@@ -37,11 +38,11 @@ def repeat(call: Call) -> Axes:
     return tuple(output)
 
 
-@axis_rule(aten.repeat_interleave.self_int)
+@axis_rule(aten.repeat_interleave.self_int, zeros=MOVED)
 def repeat_interleave(call: Call) -> Axes:
     """Each position `n` times: axis × repeats."""
     x, dim = list(call.axes("self")), call.given["dim"]
     if dim is None:
         raise AxisError("repeat_interleave without a dimension is not understood")
-    x[dim] = product([x[dim], call.fixed(call.given["repeats"], "it counts repetitions")])
+    x[dim] = product([x[dim], call.fixed(call.integer("repeats"), "it counts repetitions")])
     return tuple(x)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from lobo_fx.axes.axis import product
+from lobo_fx.axes.axis import Axis, concatenation, product
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
+from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 
@@ -16,13 +17,16 @@ from lobo_fx.graph.operators import aten
     *(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default),
     *(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default),
     *(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default),
-    *(aten.adaptive_avg_pool3d.default, aten.adaptive_max_pool2d.default),
+    *(aten.adaptive_avg_pool3d.default, aten.adaptive_max_pool1d.default),
+    *(aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
+    *(aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec, aten._upsample_nearest_exact3d.vec),
     *(aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec),
     *(aten.upsample_nearest1d.vec, aten.upsample_linear1d.vec, aten.upsample_trilinear3d.vec),
     *(aten.upsample_nearest3d.vec, aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default),
     *(aten.upsample_bicubic2d.default, aten._upsample_bilinear2d_aa.default),
-    *(aten.max_pool2d_with_indices.default, aten.grid_sampler.default, aten.reflection_pad2d.default),
+    *(aten.max_pool2d_with_indices.default, aten.reflection_pad2d.default),
     *(aten._upsample_bicubic2d_aa.default, aten._upsample_bicubic2d_aa.vec, aten._upsample_bilinear2d_aa.vec),
+    zeros=MOVED,
 )
 def spatial(call: Call) -> Any:
     """Rows and channels stay; what follows is computed along space, unless the window is 1 wide there."""
@@ -42,20 +46,50 @@ def spatial(call: Call) -> Any:
     return tuple(output) if isinstance(value, torch.Tensor) else [tuple(output) for _ in value]
 
 
-@axis_rule(aten.constant_pad_nd.default, aten.pad.default)
+@axis_rule(
+    *(aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default),
+    zeros="input",
+)
+def grid_sampler(call: Call) -> Axes:
+    """x[n c …], grid[n … d] → [n c …]: places to read from; of the grid only the rows are the input's."""
+    x, grid = call.axes("input"), call.axes("grid")
+    rows = call.unify(x[0], grid[0])
+    lock_all([*x[2:], *grid[1:]], "places are sampled from it")
+    return (rows, x[1], *(call.fixed(size, "it counts places sampled") for size in call.sizes()[2:]))
+
+
+@axis_rule(aten.constant_pad_nd.default, aten.pad.default, zeros=MOVED)
 def pad(call: Call) -> Axes:
-    """Padded dimensions are locked."""
+    """A free dimension is joined with constant positions before and after it; others that are padded are locked."""
     x, sizes = list(call.axes("self")), call.sizes()
     pads = call.given["pad"]
+    counted = [Axis(0) if isinstance(count, int) else call.fixed(1, "it is computed") for count in pads]
+    joined = False
     for index in range(len(pads) // 2):
-        if pads[2 * index : 2 * index + 2] != [0, 0]:
-            dim = len(x) - 1 - index
+        before, after = pads[2 * index : 2 * index + 2]
+        dim = len(x) - 1 - index
+        if (before, after) == (0, 0):
+            continue
+        constant = call.given.get("mode", "constant") == "constant" and isinstance(x[dim].find().size, int)
+        if (
+            constant
+            and not x[dim].locked
+            and isinstance(before, int)
+            and isinstance(after, int)
+            and min(before, after) >= 0
+        ):
+            counted[2 * index], counted[2 * index + 1] = call.fresh(before), call.fresh(after)
+            x[dim] = concatenation([counted[2 * index], x[dim], counted[2 * index + 1]])
+            joined = True
+        else:
             x[dim].lock("it is padded")
             x[dim] = call.fixed(sizes[dim], "it is padded")
+    if joined:
+        call.counts("pad", counted)
     return tuple(x)
 
 
-@axis_rule(aten.pixel_shuffle.default)
+@axis_rule(aten.pixel_shuffle.default, zeros=MOVED)
 def pixel_shuffle(call: Call) -> Axes:
     """[… (c·r·r) h w] → [… c (h·r) (w·r)]."""
     *rest, channels, _, _ = call.axes("self")
@@ -67,7 +101,7 @@ def pixel_shuffle(call: Call) -> Axes:
     return (*rest, output, *(call.fixed(size, "it is a spatial dimension") for size in sizes[-2:]))
 
 
-@axis_rule(aten.pixel_unshuffle.default)
+@axis_rule(aten.pixel_unshuffle.default, zeros=MOVED)
 def pixel_unshuffle(call: Call) -> Axes:
     """[… c (h·r) (w·r)] → [… (c·r·r) h w]."""
     *rest, channels, _, _ = call.axes("self")
@@ -77,7 +111,7 @@ def pixel_unshuffle(call: Call) -> Axes:
     return (*rest, product([channels, *fixed]), *tail)
 
 
-@axis_rule(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
+@axis_rule(aten.channel_shuffle.default, aten.native_channel_shuffle.default, zeros=MOVED)
 def channel_shuffle(call: Call) -> Axes:
     """[n (g·c) …] → [n (c·g) …]."""
     x, groups = list(call.axes("self")), call.given["groups"]
@@ -89,7 +123,7 @@ def channel_shuffle(call: Call) -> Axes:
     return tuple(x)
 
 
-@axis_rule(aten.unfold.default)
+@axis_rule(aten.unfold.default, zeros=MOVED)
 def unfold(call: Call) -> Axes:
     """Windows along one dimension: it counts them, and a new last dimension runs through each."""
     x = list(call.axes("self"))
@@ -99,7 +133,7 @@ def unfold(call: Call) -> Axes:
     return (*x, call.fixed(call.sizes()[-1], "it runs through a window"))
 
 
-@axis_rule(aten.im2col.default)
+@axis_rule(aten.im2col.default, zeros=MOVED)
 def im2col(call: Call) -> Axes:
     """[… c h w] → [… (c·k·k) l]."""
     *rest, channels, height, width = call.axes("self")
@@ -108,7 +142,7 @@ def im2col(call: Call) -> Axes:
     return (*rest, product([channels, *kernel]), call.fixed(call.sizes()[-1], "it is a spatial dimension"))
 
 
-@axis_rule(aten.col2im.default)
+@axis_rule(aten.col2im.default, zeros=MOVED)
 def col2im(call: Call) -> Axes:
     """[… (c·k·k) l] → [… c h w], where windows overlap their sum."""
     *rest, channels, windows = call.axes("self")
