@@ -44,7 +44,7 @@ def prepare(program: Program, placement: Placement, context: Context, training: 
         insert = prepare_qat_pt2e if training else prepare_pt2e
         prepared: fx.GraphModule = insert(program.module, Annotator(placement, training))
     if not any(node.op == "call_module" for node in prepared.graph.nodes):
-        context.note("quantize_static found nothing to quantize")
+        context.note("quantize_static runs nothing as integers")
     return prepared
 
 
@@ -94,7 +94,7 @@ def convert(program: Program, prepared: fx.GraphModule) -> Program:
         sources = stored_operands(prepared)
         converted = convert_pt2e(prepared)
     program = program.with_graph_module(converted)
-    name_weights(program, sources)
+    name_weights(program.module, sources)
     return program
 
 

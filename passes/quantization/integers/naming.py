@@ -43,9 +43,9 @@ def _read_behind(value: object) -> fx.Node | None:
     return value if isinstance(value, fx.Node) and value.op == "get_attr" else None
 
 
-def name_weights(program: Program, sources: dict[tuple[str, int], str]) -> None:
+def name_weights(module: fx.GraphModule, sources: dict[tuple[str, int], str]) -> None:
     """Stores each quantized weight under its parameter's name, its scale and zero point beside it."""
-    graph, module = program.graph, program.module
+    graph = module.graph
     nodes = {node.name: node for node in graph.nodes}
     stored: dict[str, torch.Tensor] = {}
     for (operator, position), name in sources.items():
