@@ -15,7 +15,7 @@ from lobo_fx.capture.reexport import exported_program, named_arrays, with_rows
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean
 from lobo_fx.exporters.onnx.own_operators import translations
-from lobo_fx.exporters.onnx.preparation import with_plain_attention, without_gradients
+from lobo_fx.exporters.onnx.preparation import with_plain_attention, with_plain_products, without_gradients
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.parity import check_parity, is_quantized
 from lobo_fx.files import written_beside
@@ -91,7 +91,7 @@ class OnnxExporter:
         return Artifact(path.absolute(), files, size, parity, details)
 
     def _translate(self, program: Program) -> Any:
-        program = with_plain_attention(program)
+        program = with_plain_products(with_plain_attention(program))
         with without_gradients(program), quiet():
             exported = exported_program(program)
             try:

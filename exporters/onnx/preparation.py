@@ -8,8 +8,44 @@ from typing import Any
 
 from torch import fx
 
+from lobo_fx.graph.layers import Layer, layer_of
 from lobo_fx.graph.operators import arguments, aten, is_call, set_argument
 from lobo_fx.graph.program import Program
+
+
+def with_plain_products(program: Program) -> Program:
+    """The program, its linear layers over weights stored as inputs × outputs as products with what is stored.
+
+    Before: `linear(x, permute(W), b)`; after: `addmm(b, x, W)`, or `x @ W + b`: a file then holds W as it is.
+    """
+    if not any(_swapped(node) for node in program.graph.nodes):
+        return program
+    program = program.clone()
+    graph = program.graph
+    for layer in filter(None, map(_swapped, list(graph.nodes))):
+        stored = layer.weight.args[0]
+        with graph.inserting_before(layer.node):
+            if layer.bias is not None and layer.input.meta["val"].dim() == 2:
+                product = graph.call_function(aten.addmm.default, (layer.bias, layer.input, stored))
+            else:
+                product = graph.call_function(aten.matmul.default, (layer.input, stored))
+                if layer.bias is not None:
+                    product = graph.call_function(aten.add.Tensor, (product, layer.bias))
+        product.meta.update(layer.node.meta)
+        layer.node.replace_all_uses_with(product)
+        graph.erase_node(layer.node)
+    graph.eliminate_dead_code()
+    program.module.recompile()
+    return program
+
+
+def _swapped(node: fx.Node) -> Layer | None:
+    """A linear layer that reads its weight through a permute of what is stored."""
+    layer = layer_of(node)
+    plain = layer is not None and not layer.kind.convolves and layer.kind.group_dim is None
+    return (
+        layer if layer is not None and plain and layer.swapped and is_call(layer.weight, aten.permute.default) else None
+    )
 
 
 def with_plain_attention(program: Program) -> Program:

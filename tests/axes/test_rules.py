@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lobo_fx import InvalidInput
-from lobo_fx.axes import Axis, Call, Inference, axis_rule
+from lobo_fx.axes import Axis, Call, Inference, any_of, axis_rule
 from lobo_fx.axes.call import Axes
 from lobo_fx.axes.members import members
 from lobo_fx.axes.removal import Removal
 from lobo_fx.axes.surgery import remove, zero
+from lobo_fx.axes.survey import survey
 from lobo_fx.capture.tracing import trace
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
@@ -868,7 +869,7 @@ def slices_by_step_along_space() -> Net:
     return Net(lambda m, x: m.b(m.a(x)[:, :, ::2, 1:]), images(), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 5, 1))
 
 
-@case()
+@case(4)
 def slices_by_step_along_channels() -> Net:
     return Net(lambda m, x: m.b(m.a(x)[:, ::2]), images(), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(4, 5, 1))
 
@@ -998,12 +999,62 @@ def pad_of_space() -> Net:
     return Net(body, images(), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 5, 3))
 
 
-@case()
+@case(8)
 def pad_of_channels() -> Net:
-    """As the shortcuts of CIFAR's ResNets; nothing of the padded channels can go."""
+    """As the shortcuts of CIFAR's ResNets: a concatenation with zeros."""
     return Net(
         lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 1, 1))), images(), a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(10, 5, 3)
     )
+
+
+@case(8)
+def index_add() -> Net:
+    edges = torch.tensor([1, 2, 0])
+    return Net(
+        lambda m, x: m.b(x.new_zeros(x.shape[0], 6, 8).index_add(1, edges, m.a(x)[:, :3])),
+        tokens(),
+        a=nn.Linear(6, 8),
+        b=nn.Linear(8, 5),
+    )
+
+
+@case(8)
+def scatter_add() -> Net:
+    def body(m: Any, x: torch.Tensor) -> Any:
+        places = torch.tensor([1, 2, 0])[None, :, None].expand(x.shape[0], -1, 8)
+        return m.b(x.new_zeros(x.shape[0], 6, 8).scatter_add(1, places, m.a(x)[:, :3]))
+
+    return Net(body, tokens(), a=nn.Linear(6, 8), b=nn.Linear(8, 5))
+
+
+@case(8)
+def transform_of_tokens() -> Net:
+    return Net(lambda m, x: m.b(torch.fft.fft(m.a(x), dim=1).real), tokens(), a=nn.Linear(6, 8), b=nn.Linear(8, 5))
+
+
+@case(8)
+def distances() -> Net:
+    return Net(lambda m, x: torch.cdist(m.a(x), m.a(x + 1)), tokens(), a=nn.Linear(6, 8))
+
+
+@case(8)
+def likenesses() -> Net:
+    return Net(lambda m, x: F.cosine_similarity(m.a(x), m.a(x + 1), dim=-1), tokens(), a=nn.Linear(6, 8))
+
+
+@case(8, 4)
+def bilinear() -> Net:
+    return Net(lambda m, x: m.c(m.a(x), m.b(x)), tokens(), a=nn.Linear(6, 8), b=nn.Linear(6, 4), c=nn.Bilinear(8, 4, 3))
+
+
+@case(2, 2, 4)
+def assignment_to_a_run() -> Net:
+    def body(m: Any, x: torch.Tensor) -> Any:
+        y = m.a(x).clone()
+        y[..., 2:6] = 0.0
+        return m.b(y)
+
+    return Net(body, tokens(), a=nn.Linear(6, 8), b=nn.Linear(8, 5))
 
 
 @case(8)
@@ -1233,9 +1284,7 @@ LOCKED: dict[str, tuple[str, int, str]] = {
     "select_of_a_channel": ("a.weight", 0, "selected"),
     "index_select_of_channels": ("a.weight", 0, "indexed"),
     "gather_of_channels": ("a.weight", 0, "indexed"),
-    "pad_of_channels": ("a.weight", 0, "padded"),
     "place_of_the_greatest_channel": ("a.weight", 0, "argmax"),
-    "slices_by_step_along_channels": ("a.weight", 0, "by position"),
     "views_without_refinement": ("a.weight", 0, "no common refinement"),
     "bmm": ("a.weight", 1, "input"),
 }
@@ -1382,3 +1431,62 @@ def test_a_rule_that_finds_no_axes_locks_like_an_unknown_operator() -> None:
     assert not inference.unknown
     if not members(inference):
         assert "not understood" in locks(inference, "a.weight", 0)
+
+
+def test_channels_whose_greatest_is_taken_may_go_unless_its_place_is_read() -> None:
+    class Greatest(nn.Module):
+        def __init__(self, reads_places: bool) -> None:
+            super().__init__()
+            self.a, self.reads_places = nn.Linear(6, 8), reads_places
+
+        def forward(self, x: torch.Tensor) -> Any:
+            found = self.a(x).max(-1)
+            return (found.values, found.indices) if self.reads_places else found.values
+
+    for reads_places in (False, True):
+        program = trace(Greatest(reads_places).eval(), tokens())
+        free = members(Inference(program).run())
+        assert bool(free) is not reads_places
+        assert all(leaf.inexact for leaf in free)
+
+
+def test_a_rule_that_fails_locks_and_says_so(rules: dict[object, Any]) -> None:
+    @axis_rule(torch.ops.lobo_fx_tests.halve.default)
+    def fails(call: Call) -> Any:
+        raise ValueError("no such thing")
+
+    network = user_network()
+    reasons = survey(infer(network)).locks
+    assert any("ValueError: no such thing" in reason for reason in reasons)
+    with pytest.raises(ValueError, match="no such thing"):
+        Inference(trace(network, network.inputs), strict=True).run()
+
+
+def test_an_operand_that_a_rule_does_not_look_at_is_locked(rules: dict[object, Any]) -> None:
+    @axis_rule(torch.ops.lobo_fx_tests.halve.default)
+    def looks_at_one(call: Call) -> Any:
+        return call.axes("x")
+
+    inference = infer(user_network())
+    scale = inference.stored[id(inference.program.module.get_parameter("scale"))]
+    assert all("does not say what it does with it" in "".join(axis.find().locks) for axis in scale)
+
+
+def test_a_rule_that_says_nothing_of_zeros_promises_nothing(rules: dict[object, Any]) -> None:
+    def inexact(zeros: Any) -> bool:
+        rules.pop(torch.ops.lobo_fx_tests.halve.default, None)
+
+        @axis_rule(torch.ops.lobo_fx_tests.halve.default, zeros=zeros)
+        def rule(call: Call) -> Any:
+            *rest, channels = call.axes("x")
+            return (*rest, call.unify(channels, call.axes("weight")[0]))
+
+        class Summed(UserNet):
+            def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+                return self.c(halve(self.a(x), self.scale).sum(-1, keepdim=True))
+
+        network = Summed(torch.add, rows(), a=nn.Linear(6, 8), scale=torch.rand(8), c=nn.Linear(1, 5))
+        return any(leaf.inexact for leaf in members(infer(network)))
+
+    assert inexact(None)
+    assert not inexact(any_of("x", "weight"))

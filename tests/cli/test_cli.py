@@ -54,8 +54,8 @@ def test_compile_writes_files_program_and_report(model: str, tmp_path: Path) -> 
     report = json.loads((tmp_path / "made" / "here" / "report.json").read_text())
     assert [row["name"] for row in report["passes"]] == ["original", "PruneWeights()", "QuantizeStatic()"]
     assert list(report["benchmark"]["latencies"]) == ["original", "compiled"]
-    assert any("random data" in note for note in report["notes"])
-    assert not any("weights are random" in note for note in report["notes"])
+    assert any("random data" in note["reason"] for note in report["notes"])
+    assert not any("weights are random" in note["reason"] for note in report["notes"])
     loaded = lobo_fx.load("made/here/program")
     assert list(loaded.report.artifacts) == ["original", "compiled"]
 

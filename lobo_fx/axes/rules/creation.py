@@ -15,6 +15,7 @@ from lobo_fx.graph.operators import aten
 )
 def constant(call: Call) -> Axes:
     """The same value everywhere: positions can go."""
+    call.ignores("self")  # `new_zeros` takes its dtype
     outputs = tuple(call.fresh(size) for size in call.sizes())
     if "size" in call.given:
         call.counts("size", outputs)

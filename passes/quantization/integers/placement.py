@@ -190,7 +190,7 @@ class Choices:
                 floating[node.name] = f"{cost.floating:.0f} µs, as integers {cost.integer:.0f} µs beside conversions"
         placed = self._placement([node for node in costs if node.name in regions.integer], floating)
         return dataclasses.replace(
-            placed, penalties=dict(penalties), microseconds=regions.microseconds, in_float=regions.floating
+            placed, penalties=dict(penalties), microseconds=round(regions.microseconds, 6), in_float=regions.floating
         )
 
     def _between_integers(
