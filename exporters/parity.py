@@ -23,6 +23,17 @@ from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_no
 from lobo_fx.own_operators.integers import dynamic_range
 from lobo_fx.own_operators.table import quantizes_inputs
 
+__all__ = [
+    "FLOAT_TOLERANCE",
+    "MOST_DRAWS",
+    "ROUNDING_MARGIN",
+    "SAMPLE",
+    "STEP_SHARE",
+    "check_parity",
+    "is_quantized",
+    "rounding_noise",
+]
+
 FLOAT_TOLERANCE = 1e-3
 """Largest difference of a float program, as a share of the output range."""
 STEP_SHARE = 1e-2

@@ -1,7 +1,14 @@
 """What can go wrong, as types: one root, one subclass for each party that can act on it."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+__all__ = ["ContractError", "ExportError", "InvalidInput", "LoboError", "TraceError", "suggestion"]
+
+
+_ALIKE, _SHOWN = 0.5, 20
+"""From which likeness on a name is suggested, and how many are listed where none is."""
 
 
 class LoboError(Exception):
@@ -24,8 +31,19 @@ class ExportError(LoboError):
     """The program could not be written faithfully in the target format; no file was left."""
 
 
-def near(pattern: str, names: Iterable[str]) -> str:
-    """Names like a pattern that matched none, or else the first there are, for a message."""
-    known = sorted({name for name in names if name})
-    found = difflib.get_close_matches(pattern, known, n=5, cutoff=0.3)
-    return f"near: {', '.join(found)}" if found else f"there are: {', '.join(known[:5]) or 'none'}"
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Words for a message about a name or pattern that is not known: the nearest known ones, or else what there is."""
+    scored = ((_likeness(name, entry), entry) for entry in set(known) if entry)
+    near = sorted(scored, key=lambda pair: (-pair[0], pair[1]))
+    best = [entry for score, entry in near if score >= max(_ALIKE, near[0][0] - 0.1)]
+    if best:
+        return f"did you mean {' or '.join(best[:3])}?"
+    others = sorted(entry for _, entry in near)
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return f"known: {', '.join(others[:_SHOWN]) or 'none'}{more}"
+
+
+def _likeness(one: str, other: str) -> float:
+    """From 0 to 1; case, hyphens and underscores don't count."""
+    one, other = (re.sub(r"[\W_]", "", name).lower() for name in (one, other))
+    return difflib.SequenceMatcher(None, one, other).ratio()

@@ -13,6 +13,8 @@ from typing import Any
 
 from lobo_fx.errors import InvalidInput
 
+__all__ = ["check_folder", "check_writable", "make_folder", "read_json", "write_files", "written_beside"]
+
 
 def check_writable(path: Path) -> None:
     """Refuses a path that can't be written to, before any work.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from importlib import resources
@@ -13,8 +12,10 @@ from typing import Any
 import yaml
 
 from lobo_fx.contracts.passbase import Pass
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.plugins.registry import PASSES
+
+__all__ = ["PassSpec", "build", "builtin_recipes", "read_pass", "read_recipe", "resolve"]
 
 _N_OF_M = re.compile(r"\d+:\d+")
 PassSpec = Pass | type[Pass] | str | Path
@@ -184,9 +185,7 @@ def build(kind: type[Pass], settings: dict[str, Any]) -> Pass:
     known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list[str]()
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(known) or 'none'}"
-            raise InvalidInput(f"{kind.__name__} has no setting '{name}'; {hint}")
+            raise InvalidInput(f"{kind.__name__} has no setting '{name}'; {suggestion(name, known)}")
     try:
         return kind(**settings)
     except TypeError as error:

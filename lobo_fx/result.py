@@ -28,6 +28,8 @@ from lobo_fx.report.report import Report
 from lobo_fx.terminal.progress import spinner
 from lobo_fx.version import __version__
 
+__all__ = ["Result", "load"]
+
 
 @dataclasses.dataclass
 class Result:

@@ -22,6 +22,8 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.weight_names import set_weight_names, weight_names
 from lobo_fx.report.report import Report
 
+__all__ = ["MANIFEST_FILE", "Saved", "check_target", "read", "write"]
+
 MANIFEST_FILE = "lobo_fx.json"
 
 

@@ -24,6 +24,8 @@ from lobo_fx.compiler import compile
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.result import Result
 
+__all__ = ["assert_untouched", "check_pass"]
+
 
 def check_pass(pass_: Pass, model: nn.Module, example_inputs: Any, *, export: bool = False, **settings: Any) -> Result:
     """Compiles `model` with one pass and asserts what holds for every pass.

@@ -74,7 +74,7 @@ BROKEN: dict[str, tuple[str, int, str]] = {
     "an unknown setting": (
         "passes:\n  - fold_bn\n  - prune_weights:\n      criterion: l1\n      amunt: 0.5\n",
         5,
-        "PruneWeights has no setting 'amunt'; did you mean 'amount'?",
+        "PruneWeights has no setting 'amunt'; did you mean amount?",
     ),
     "a setting where there are none": ("passes:\n  - fold_bn: {x: 1}\n", 2, "FoldBatchNorm has no setting 'x'"),
     "a value out of range": (
@@ -179,7 +179,7 @@ def test_a_misspelt_recipe_is_suggested() -> None:
 
 def test_building_a_pass_checks_its_settings() -> None:
     assert build(PruneWeights, {"amount": 0.1}) == PruneWeights(0.1)
-    with pytest.raises(InvalidInput, match="did you mean 'criterion'"):
+    with pytest.raises(InvalidInput, match="did you mean criterion"):
         build(PruneWeights, {"criteria": "l1"})
     with pytest.raises(InvalidInput, match="amount is 2"):
         build(PruneWeights, {"amount": 2})
@@ -221,7 +221,7 @@ def test_a_pass_is_read_with_its_settings(text: str, chosen: Pass) -> None:
         ("prune_weights:amount=!!python/name:os.system", "the value of 'amount' is not YAML"),
         ("prune_weights:amount=2020-99-01", "the value of 'amount' is not YAML"),
         ("prune_weights:amount=0.5,amount=0.7", "'amount' is set twice"),
-        ("prune_weights:amuont=0.5", "did you mean 'amount'?"),
+        ("prune_weights:amuont=0.5", "did you mean amount?"),
         ("prune_weights:amount=", "amount is None"),
         ("prune_weights:amount=[0.1, 0.2]", "amount is [0.1, 0.2]"),
     ],

@@ -10,6 +10,16 @@ import onnx_ir as ir
 
 from lobo_fx.exporters.onnx.lowering import expand
 
+__all__ = [
+    "clean",
+    "fold_weight_transposes",
+    "list_constants",
+    "rename_initializers",
+    "share_transposed",
+    "shrink_biases",
+    "strip_metadata",
+]
+
 
 def clean(model: ir.Model) -> None:
     """Rewrites the model in place; its outputs stay the same."""

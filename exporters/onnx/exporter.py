@@ -29,6 +29,8 @@ from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["LARGEST_SINGLE_FILE", "OLDEST_OPSET", "OnnxExporter", "newest_opset"]
+
 LARGEST_SINGLE_FILE = 2**31 - 2**20
 """Bytes that fit one protobuf file; weights past that go to a file beside it."""
 

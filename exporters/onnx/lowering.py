@@ -17,6 +17,8 @@ import onnx_ir as ir
 from lobo_fx.exporters.onnx.own_operators import DOMAIN
 from lobo_fx.own_operators.formats import FORMATS, Format, unit
 
+__all__ = ["MICROSOFT", "expand"]
+
 MICROSOFT = "com.microsoft"
 _FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 1, 4
 """Accuracy levels of MatMulNBits; at its default ONNX Runtime is free to choose."""

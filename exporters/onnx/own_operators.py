@@ -16,6 +16,8 @@ from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
 from lobo_fx.own_operators.products import DYNAMIC_PRODUCT, PRODUCT
 from lobo_fx.own_operators.table import OWN
 
+__all__ = ["DOMAIN", "translations"]
+
 DOMAIN = "lobo_fx"
 
 

@@ -12,6 +12,8 @@ from lobo_fx.graph.layers import Layer, layer_of
 from lobo_fx.graph.operators import arguments, aten, is_call, set_argument
 from lobo_fx.graph.program import Program
 
+__all__ = ["with_plain_attention", "with_plain_products", "without_gradients"]
+
 
 def with_plain_products(program: Program) -> Program:
     """The program, its linear layers over weights stored as inputs × outputs as products with what is stored.

@@ -12,6 +12,8 @@ import enum
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
+__all__ = ["Axis", "AxisError", "Form", "Size", "concatenation", "product", "same", "total"]
+
 Size: TypeAlias = Any
 """Number of positions: an int, or a sympy expression where a dimension is free (the batch)."""
 

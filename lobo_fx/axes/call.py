@@ -15,6 +15,20 @@ from lobo_fx.axes.zeros import Sum, Zero, any_of
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.provenance import describe
 
+__all__ = [
+    "RULES",
+    "ZEROS",
+    "Axes",
+    "Call",
+    "Findings",
+    "Rule",
+    "axis_rule",
+    "lock_all",
+    "pointwise",
+    "rule_of",
+    "sizes_of",
+]
+
 Axes = tuple[Axis, ...]
 """One axis for each dimension of a tensor."""
 

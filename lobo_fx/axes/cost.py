@@ -13,6 +13,8 @@ from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.removal import Removal, kept_size
 from lobo_fx.graph.operators import CONVOLUTIONS, RECURRENT, TRANSPOSED_CONVOLUTIONS, arguments, aten
 
+__all__ = ["COSTS", "file_size_after", "macs_after", "parameters_after"]
+
 
 def parameters_after(inference: Inference, removal: Removal) -> int:
     """Number of parameters that stay; tied ones once."""

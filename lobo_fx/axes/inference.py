@@ -17,6 +17,8 @@ from lobo_fx.graph.operators import arguments
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 
+__all__ = ["Inference"]
+
 
 class Inference:
     """Axes of every value, parameter and buffer of a program.

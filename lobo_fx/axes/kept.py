@@ -9,6 +9,8 @@ import torch
 from lobo_fx.graph.facts import KeptIndices
 from lobo_fx.graph.program import ProgramModule
 
+__all__ = ["kept_indices", "names_of_tensors", "record", "restore"]
+
 
 def record(module: ProgramModule, names: Iterable[str], dim: int, mask: torch.Tensor) -> None:
     """Notes that only the positions where `mask` is True stay along `dim` of a stored tensor.

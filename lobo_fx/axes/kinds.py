@@ -10,6 +10,8 @@ from torch import fx
 from lobo_fx.axes.axis import Axis
 from lobo_fx.axes.zeros import Sum
 
+__all__ = ["KINDS", "is_stored", "kind", "mark_linear_layers"]
+
 KINDS = ("heads", "head_dim", "groups", "residual", "channels", "hidden", "width")
 """The most telling first: a leaf with several roles is of the first kind among them."""
 

@@ -11,6 +11,8 @@ from lobo_fx.axes.call import Axes
 from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.removal import project
 
+__all__ = ["Member", "members"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Member:

@@ -8,6 +8,8 @@ import torch
 
 from lobo_fx.axes.axis import Axis, Form, total
 
+__all__ = ["Removal", "kept", "kept_size", "positions", "project"]
+
 Removal = dict[Axis, torch.Tensor]
 """For each leaf from which positions go: a boolean vector, True where the position stays."""
 

@@ -16,6 +16,8 @@ from lobo_fx.axes.removal import Removal, kept, kept_size
 from lobo_fx.graph.operators import SPLITS, arguments, aten, set_argument
 from lobo_fx.graph.provenance import inherit
 
+__all__ = ["remove", "zero"]
+
 
 def zero(inference: Inference, removal: Removal) -> None:
     """Zeroes what surgery would remove: the reference that removal is compared with."""

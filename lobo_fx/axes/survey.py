@@ -17,6 +17,8 @@ from lobo_fx.terminal.tables import new_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+__all__ = ["AxisSummary", "Survey", "axis_table", "lock_table", "survey"]
+
 
 @dataclasses.dataclass(frozen=True)
 class AxisSummary:

@@ -9,6 +9,8 @@ import sympy
 
 from lobo_fx.axes.axis import Axis, AxisError, Form, Size, concatenation, product, total
 
+__all__ = ["cut", "unify"]
+
 
 def unify(first: Axis, second: Axis) -> Axis:
     """Makes two axes the same, in their common refinement.

@@ -18,6 +18,8 @@ from torch import fx
 from lobo_fx.axes.axis import Axis
 from lobo_fx.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten
 
+__all__ = ["MOVED", "Leaves", "Sum", "Zero", "Zeros", "all_of", "any_of", "mark_inexact_zeros"]
+
 Sum = tuple[fx.Node, Axis, tuple[fx.Node, ...]]
 """A node that sums over an axis, and the operands whose product is summed."""
 Leaves = frozenset[Axis]

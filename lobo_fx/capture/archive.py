@@ -24,6 +24,8 @@ from torch.export import ExportedProgram
 from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["PROGRAM_FILE", "read_pt2"]
+
 PROGRAM_FILE = "program.pt2"
 _ENTRY = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"

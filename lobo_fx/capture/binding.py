@@ -13,6 +13,8 @@ from torch.export import Dim
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import HOW_TO_PASS, Inputs, dynamic_shapes_of
 
+__all__ = ["check_arity", "free_batch", "in_order", "positional_names"]
+
 
 def check_arity(model: nn.Module, inputs: Inputs) -> None:
     """Refuses inputs that the model's forward can't bind, before tracing.

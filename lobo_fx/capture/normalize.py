@@ -16,6 +16,8 @@ from lobo_fx.graph.operators import aten, is_call, is_inplace
 from lobo_fx.graph.program import ProgramModule
 from lobo_fx.graph.tensors import fetch
 
+__all__ = ["drop_aliases", "drop_asserts", "inline_modes", "name_squeezed", "normalize"]
+
 _ASSERTS = frozenset(
     {
         aten._assert_scalar.default,

@@ -13,6 +13,8 @@ from lobo_fx.graph.program import Program
 from lobo_fx.measures.counts import rows
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["exported_program", "named_arrays", "with_rows"]
+
 
 def exported_program(program: Program) -> ExportedProgram:
     """The program as `torch.export` has it, in inference mode, free dimensions kept free.

@@ -28,6 +28,8 @@ from lobo_fx.graph.shapes import PropagationError, has_free_dimension, propagate
 from lobo_fx.sources.known_inputs import find_inputs
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["Model", "trace"]
+
 Model = nn.Module | ExportedProgram | str | Path
 
 

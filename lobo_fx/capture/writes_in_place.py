@@ -15,6 +15,8 @@ from lobo_fx.graph.program import ProgramModule
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.shapes import propagate, storage_of
 
+__all__ = ["Inverse", "remove_inplace"]
+
 Inverse = Callable[[fx.Graph, fx.Node, fx.Node, fx.Node], fx.Node]
 
 

@@ -11,6 +11,20 @@ import typer
 
 from lobo_fx.errors import LoboError
 
+__all__ = [
+    "MODEL_HELP",
+    "AsJson",
+    "Batch",
+    "Checkpoint",
+    "Command",
+    "ModelArgument",
+    "Rounds",
+    "Seed",
+    "Threads",
+    "app",
+    "command",
+]
+
 app = typer.Typer(
     name="lobo-fx",
     help="Makes trained PyTorch models smaller and faster on CPU, and proves it.",

@@ -12,6 +12,8 @@ import typer
 from lobo_fx.cli.app import AsJson, Batch, Rounds, Threads, command
 from lobo_fx.errors import InvalidInput
 
+__all__ = ["benchmark"]
+
 
 @command
 def benchmark(

@@ -11,6 +11,8 @@ from lobo_fx.cli.app import Batch, Checkpoint, ModelArgument, Rounds, Seed, Thre
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.notes import Note
 
+__all__ = ["compile"]
+
 
 @command
 def compile(

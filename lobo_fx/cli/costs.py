@@ -9,6 +9,8 @@ import typer
 
 from lobo_fx.cli.app import Checkpoint, ModelArgument, Seed, command
 
+__all__ = ["costs"]
+
 
 @command
 def costs(

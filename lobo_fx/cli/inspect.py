@@ -9,6 +9,8 @@ import typer
 
 from lobo_fx.cli.app import AsJson, Checkpoint, ModelArgument, Seed, command
 
+__all__ = ["inspect"]
+
 
 @command
 def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0, as_json: AsJson = False) -> None:

@@ -10,6 +10,8 @@ import typer
 
 from lobo_fx.cli.app import AsJson, command
 
+__all__ = ["passes"]
+
 
 @command
 def passes(as_json: AsJson = False) -> None:

@@ -17,6 +17,8 @@ from lobo_fx.graph.signature import Signature
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import track
 
+__all__ = ["Context", "Data", "Evaluate", "LossFunction"]
+
 _CPU = torch.device("cpu")
 Data = Iterable[Any]
 LossFunction = Callable[..., torch.Tensor]

@@ -14,6 +14,8 @@ from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import float_outputs
 from lobo_fx.plugins.registry import snake_case
 
+__all__ = ["EXACT_TOLERANCE", "Pass", "Promise", "exact_tolerance"]
+
 EXACT_TOLERANCE = 1e-4
 """Largest error of an exact pass, as a share of the output's largest magnitude (float32 rounding)."""
 

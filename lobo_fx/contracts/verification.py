@@ -20,6 +20,21 @@ from lobo_fx.graph.signature import Signature
 from lobo_fx.measures.counts import run_counted
 from lobo_fx.measures.fidelity import float_outputs, largest_error
 
+__all__ = [
+    "CHECKS",
+    "Evidence",
+    "Snapshot",
+    "check_finite",
+    "check_inputs_unchanged",
+    "check_model",
+    "check_outputs_unchanged",
+    "check_promise",
+    "first_nonfinite",
+    "snapshot",
+    "tag",
+    "verify",
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:

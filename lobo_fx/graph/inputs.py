@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.errors import InvalidInput
 
+__all__ = ["HOW_TO_PASS", "DynamicShapes", "Inputs", "as_inputs", "dynamic_shapes_of"]
+
 DynamicShapes = Any
 """`"batch"`, None, or a specification as `torch.export.export(dynamic_shapes=...)` takes it."""
 

@@ -15,7 +15,17 @@ from torch import fx
 from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
 
-__all__ = ["LAYERS", "LOOKUPS", "Layer", "LayerKind", "WeightUse", "is_constant", "layer_of", "layers", "weight_uses"]
+__all__ = [
+    "LAYERS",
+    "LOOKUPS",
+    "Layer",
+    "LayerKind",
+    "WeightUse",
+    "is_constant",
+    "layer_of",
+    "layers",
+    "weight_uses",
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,8 @@ from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["mask_weight", "masks", "restore_masks", "strip_masks", "weight_node", "without_masks"]
+
 _SUFFIX = "_mask"
 
 

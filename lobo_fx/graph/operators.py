@@ -8,6 +8,22 @@ from typing import Any
 import torch
 from torch import fx
 
+__all__ = [
+    "CONVOLUTIONS",
+    "RECURRENT",
+    "SPLITS",
+    "TRANSPOSED_CONVOLUTIONS",
+    "VALUE_PRESERVING",
+    "arguments",
+    "aten",
+    "is_call",
+    "is_inplace",
+    "named_values",
+    "set_argument",
+    "training_flag",
+    "works_on_codes",
+]
+
 aten = torch.ops.aten
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}

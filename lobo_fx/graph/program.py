@@ -20,6 +20,8 @@ from lobo_fx.graph.signature import Signature, signature_of
 from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["Program", "ProgramModule", "mark_always_training", "seal"]
+
 
 class ProgramModule(fx.GraphModule):
     """A graph as an `nn.Module`: trains, deep-copies, and takes inputs by position or by name.

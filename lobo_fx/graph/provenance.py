@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from lobo_fx.errors import InvalidInput, near
+from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.graph.node_facts import facts_of
+
+__all__ = ["check_patterns", "describe", "inherit", "module_name", "phrase", "source_line", "user_line"]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
 _LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
@@ -35,7 +37,7 @@ def check_patterns(patterns: Iterable[str], graph: fx.Graph) -> None:
     names = {module_name(node) for node in graph.nodes} - {""}
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise InvalidInput(f"'{pattern}' matches no module; {near(pattern, names)}")
+            raise InvalidInput(f"'{pattern}' matches no module; {suggestion(pattern, names)}")
 
 
 def source_line(node: fx.Node) -> str:

@@ -20,6 +20,20 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe, inherit
 from lobo_fx.graph.tensors import register
 
+__all__ = [
+    "Match",
+    "Op",
+    "Rejected",
+    "Rule",
+    "add_parameter",
+    "call",
+    "drop_unused",
+    "erase_dead",
+    "free_name",
+    "rename",
+    "rewrite",
+]
+
 
 class Op:
     """A pattern: a call of one of `targets` whose leading tensor arguments match `inputs`.

@@ -21,6 +21,18 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.graph.operators import arguments, is_call
 
+__all__ = [
+    "Dimension",
+    "PropagationError",
+    "TensorSpec",
+    "dimension_names",
+    "has_free_dimension",
+    "output_values",
+    "propagate",
+    "storage_of",
+    "tensor_specs",
+]
+
 Dimension = int | str
 
 

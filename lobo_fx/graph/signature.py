@@ -14,6 +14,8 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.shapes import Dimension, TensorSpec, dimension_names, output_values, tensor_specs
 
+__all__ = ["Signature", "signature_of"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Signature:

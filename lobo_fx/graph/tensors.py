@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+__all__ = ["fetch", "register"]
+
 
 def register(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
     """Registers a parameter or buffer under its dotted name, making plain modules on the way."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lobo_fx.graph.program import ProgramModule
 
+__all__ = ["mark_weights", "set_weight_names", "weight_names"]
+
 
 def mark_weights(module: ProgramModule) -> None:
     """Adds the names of the parameters to those noted, so that a weight is still known once it is quantized."""

@@ -16,6 +16,8 @@ from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.weight_names import weight_names
 from lobo_fx.own_operators.table import FLOPS, packed_weights
 
+__all__ = ["Measures", "measure", "rows", "run_counted", "weights"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Measures:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+__all__ = ["float_outputs", "largest_error", "signal_to_noise"]
+
 
 def float_outputs(outputs: Any) -> list[torch.Tensor]:
     """The floating-point tensors among a program's outputs, flat."""

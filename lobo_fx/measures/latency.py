@@ -20,6 +20,17 @@ from lobo_fx.terminal.tables import new_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+__all__ = [
+    "MEGABYTE",
+    "Benchmark",
+    "Latency",
+    "benchmark",
+    "benchmark_table",
+    "check_counts",
+    "interleave",
+    "random_arrays",
+]
+
 MEGABYTE = 1e6
 
 

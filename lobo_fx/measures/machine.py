@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+__all__ = ["cpu_name", "machine"]
+
 
 def cpu_name() -> str:
     """The CPU's model name, as far as the system tells it."""

@@ -14,6 +14,8 @@ import numpy as np
 from lobo_fx.errors import InvalidInput
 from lobo_fx.plugins.protocols import Arrays, Runtime
 
+__all__ = ["peak_memory", "peak_memory_now"]
+
 
 def peak_memory(path: Path, runtime: str, threads: int, arrays: Arrays) -> tuple[int, int]:
     """Peak memory in bytes of a fresh process: before it loads the file, and after it ran it.

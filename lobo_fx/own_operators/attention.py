@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+__all__ = ["ATTENTION", "attention", "attention_flops"]
+
 
 @torch.library.custom_op("lobo_fx::attention", mutates_args=())
 def attention(

@@ -9,6 +9,8 @@ import torch
 
 from lobo_fx.own_operators.formats import FORMATS, unpack
 
+__all__ = ["DECODE", "decode"]
+
 
 @torch.library.custom_op("lobo_fx::decode", mutates_args=())
 def decode(

@@ -11,6 +11,8 @@ import math
 
 import torch
 
+__all__ = ["FORMATS", "Format", "pack", "unit", "unpack"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+__all__ = ["dynamic_range", "integer_product", "round_blocks"]
+
 
 def round_blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
     """`x` as symmetric int8 with a scale for every `block_size` neighbours, and back to float."""

@@ -10,6 +10,8 @@ import torch
 
 from lobo_fx.own_operators.integers import integer_product
 
+__all__ = ["DYNAMIC_LSTM", "dynamic_lstm", "lstm_flops"]
+
 
 @torch.library.custom_op("lobo_fx::dynamic_lstm", mutates_args=())
 def dynamic_lstm(

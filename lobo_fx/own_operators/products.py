@@ -11,6 +11,8 @@ import torch
 from lobo_fx.own_operators.decode import decode
 from lobo_fx.own_operators.integers import integer_product, round_blocks
 
+__all__ = ["DYNAMIC_PRODUCT", "PRODUCT", "dynamic_product", "product", "product_flops"]
+
 
 @torch.library.custom_op("lobo_fx::product", mutates_args=())
 def product(

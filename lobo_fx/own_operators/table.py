@@ -15,6 +15,8 @@ from lobo_fx.own_operators.decode import DECODE, decode
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM, lstm_flops
 from lobo_fx.own_operators.products import DYNAMIC_PRODUCT, PRODUCT, product_flops
 
+__all__ = ["FLOPS", "OWN", "packed_weights", "quantizes_inputs"]
+
 OWN = frozenset({DECODE, PRODUCT, DYNAMIC_PRODUCT, DYNAMIC_LSTM, ATTENTION})
 
 FLOPS: dict[Any, Any] = {

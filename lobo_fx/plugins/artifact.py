@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+__all__ = ["Artifact"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:

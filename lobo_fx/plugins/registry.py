@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import re
 from collections import defaultdict
@@ -11,7 +10,9 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import InvalidInput, suggestion
+
+__all__ = ["EXPORTERS", "PASSES", "RUNTIMES", "Registry", "snake_case"]
 
 
 @dataclasses.dataclass
@@ -66,6 +67,18 @@ class Registry:
             raise InvalidInput(f"a {self.kind} called '{name}' is registered already")
         self.added[name] = plugin
 
+    def unregister(self, name: str) -> None:
+        """Takes a plug-in that was added for this process away again.
+
+        Raises:
+            InvalidInput: none was added under this name.
+        """
+        if name not in self.added:
+            raise InvalidInput(
+                f"no {self.kind} called '{name}' was registered in this process; {suggestion(name, self.added)}"
+            )
+        del self.added[name]
+
     def get(self, name: str, others: Iterable[str] = ()) -> Any:
         """The plug-in called `name`.
 
@@ -87,21 +100,6 @@ class Registry:
         except (ImportError, AttributeError) as error:
             origin = self._points[key].value
             raise InvalidInput(f"the {self.kind} '{name}' ({origin}) can't be imported: {error}") from error
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The known names nearest to a misspelt one, the nearest first, as words for a message; all where none is near."""
-    near = sorted(((_likeness(name, entry), entry) for entry in known), key=lambda pair: (-pair[0], pair[1]))
-    best = [entry for score, entry in near if score >= max(0.5, near[0][0] - 0.1)]
-    if best:
-        return f"did you mean {' or '.join(best[:3])}?"
-    return f"known: {', '.join(sorted(entry for _, entry in near)) or 'none'}"
-
-
-def _likeness(one: str, other: str) -> float:
-    """From 0 to 1; case, hyphens and underscores don't count."""
-    one, other = (re.sub(r"[\W_]", "", name).lower() for name in (one, other))
-    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def snake_case(name: str) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lobo_fx.report.records import Sheet
 
+__all__ = ["can_draw", "draw"]
+
 
 def can_draw() -> bool:
     """Whether matplotlib is installed."""

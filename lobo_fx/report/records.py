@@ -7,6 +7,8 @@ from typing import Any
 
 from lobo_fx.measures.counts import Measures
 
+__all__ = ["Row", "Sheet"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -28,6 +28,8 @@ from lobo_fx.report.records import Row, Sheet
 from lobo_fx.report.text import artifact_table, pass_table, sheet_table
 from lobo_fx.terminal.tables import escape, render, to_markdown
 
+__all__ = ["Report"]
+
 
 @dataclasses.dataclass
 class Report:

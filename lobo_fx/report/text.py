@@ -14,6 +14,8 @@ from lobo_fx.terminal.tables import new_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+__all__ = ["artifact_table", "pass_table", "sheet_table"]
+
 
 def pass_table(model: str, rows: Sequence[Row]) -> Table:
     """A line per pass."""

@@ -13,6 +13,8 @@ from lobo_fx.contracts.context import Data
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 
+__all__ = ["random_batches", "read_batches"]
+
 
 def read_batches(spec: str, batch: int = 1) -> Data:
     """Batches from `.npy`, `.npz` or `.safetensors` (an array per input, rows first), or `file.py:function`.

@@ -16,6 +16,8 @@ from lobo_fx.files import read_json
 from lobo_fx.sources.packages import import_package
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["load_checkpoint", "read_safetensors", "weights_in"]
+
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:
     """Fills in weights from files that hold tensors only.

@@ -12,6 +12,8 @@ from torch import nn
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import HOW_TO_PASS, Inputs
 
+__all__ = ["find_inputs"]
+
 
 def find_inputs(model: nn.Module) -> Inputs:
     """Example inputs that the model itself tells of, two rows of seeded random data.

@@ -17,6 +17,8 @@ from lobo_fx.sources.packages import check_name, import_package
 from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["is_config", "timm_model", "torchvision_model", "transformers_model"]
+
 
 def is_config(folder: Path) -> bool:
     return (folder / "config.json").is_file()

@@ -20,6 +20,8 @@ from lobo_fx.sources.checkpoints import load_checkpoint, weights_in
 from lobo_fx.sources.libraries import is_config, timm_model, torchvision_model, transformers_model
 from lobo_fx.sources.user_code import call_from_file
 
+__all__ = ["build", "weights_are_random"]
+
 
 def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Model, Inputs | None]:
     """Builds the model that a specification names.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from typing import Any
 
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.terminal.quiet import quiet
+
+__all__ = ["check_name", "import_package"]
 
 
 def import_package(module: str, package: str) -> Any:
@@ -22,6 +23,4 @@ def import_package(module: str, package: str) -> Any:
 
 def check_name(name: str | None, known: list[str], source: str) -> None:
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise InvalidInput(f"{source} has no model '{name}'{hint}")
+        raise InvalidInput(f"{source} has no model '{name}'; {suggestion(str(name), known)}")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+__all__ = ["declare_torchvision_operators"]
+
 _TORCHVISION_OPERATORS = ("nms", "qnms")
 _library: torch.library.Library | None = None
 

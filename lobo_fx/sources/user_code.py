@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import sys
 import traceback
@@ -11,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import InvalidInput, suggestion
+
+__all__ = ["call_from_file"]
 
 
 def call_from_file(path: Path, function: str) -> Any:
@@ -39,8 +40,7 @@ def call_from_file(path: Path, function: str) -> Any:
         except (Exception, SystemExit) as error:
             raise InvalidInput(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
     names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-    near = difflib.get_close_matches(function, names, n=1)
-    raise InvalidInput(f"{path} has no function '{function}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    raise InvalidInput(f"{path} has no function '{function}'; {suggestion(function, names)}")
 
 
 @contextlib.contextmanager

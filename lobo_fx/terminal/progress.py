@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
+__all__ = ["T", "spinner", "track"]
+
 T = TypeVar("T")
 
 

@@ -7,6 +7,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 
+__all__ = ["quiet"]
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:

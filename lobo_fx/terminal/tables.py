@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+__all__ = ["escape", "new_table", "render", "to_markdown"]
+
 
 def new_table(title: str, columns: list[str]) -> Table:
     """An empty table; the first column is text, the others are figures."""

@@ -18,6 +18,8 @@ from lobo_fx.graph.running import AS_IT_IS, Runner
 from lobo_fx.passes.fitting.linear_problem import count_rows, draw, gram
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["collect_grams", "gram_of", "shrink"]
+
 
 def collect_grams(program: Program, layers: Iterable[Layer], context: Context) -> dict[fx.Node, torch.Tensor]:
     """The sums by layer's node, (groups, columns, columns); layers without rows of inputs have none.

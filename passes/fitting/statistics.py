@@ -14,6 +14,8 @@ from lobo_fx.graph.layers import Layer, layers
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import watch
 
+__all__ = ["gradients", "input_norms"]
+
 
 def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
     """Mean gradient of the loss, and mean of its square over batches, by identity of the parameter."""

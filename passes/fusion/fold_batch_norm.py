@@ -16,6 +16,8 @@ from lobo_fx.graph.operators import aten, set_argument
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.rewriting import Match, Op, Rejected, add_parameter, drop_unused, free_name, rewrite
 
+__all__ = ["FoldBatchNorm"]
+
 
 @dataclasses.dataclass(frozen=True)
 class FoldBatchNorm(Pass):

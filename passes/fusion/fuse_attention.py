@@ -17,6 +17,8 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.rewriting import Match, Op, Rejected, call, rewrite
 from lobo_fx.own_operators.attention import ATTENTION
 
+__all__ = ["FuseAttention"]
+
 _VIEWS = frozenset({aten.view.default, aten.reshape.default, aten.unflatten.int, aten.flatten.using_ints})
 _COPIES = frozenset({aten.contiguous.default, aten.clone.default})
 

@@ -20,6 +20,8 @@ from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.operators import VALUE_PRESERVING, arguments, aten, is_call
 from lobo_fx.graph.program import Program
 
+__all__ = ["Bases", "Basis", "Values"]
+
 Values = Mapping[fx.Node, Any]
 _ATTENTION = aten.scaled_dot_product_attention.default
 _MOVES = (VALUE_PRESERVING - {aten.max_pool2d.default}) | {operator.getitem}

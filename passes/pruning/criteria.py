@@ -21,6 +21,23 @@ from lobo_fx.graph.layers import weight_uses
 from lobo_fx.graph.operators import aten
 from lobo_fx.passes.fitting.statistics import gradients, input_norms
 
+__all__ = [
+    "CRITERIA",
+    "Activation",
+    "BatchNormScale",
+    "Consensus",
+    "Criterion",
+    "Elementwise",
+    "Fisher",
+    "GeometricMedian",
+    "Lamp",
+    "Magnitude",
+    "Random",
+    "Scorer",
+    "Taylor",
+    "resolve",
+]
+
 Scorer = Callable[[Axis, Sequence[Member]], torch.Tensor]
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 """From a parameter to a score of each of its elements; a position's importance is their sum."""

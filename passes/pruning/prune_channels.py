@@ -21,7 +21,7 @@ from lobo_fx.axes.removal import Removal
 from lobo_fx.axes.surgery import remove, zero
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise, exact_tolerance
-from lobo_fx.errors import ContractError, InvalidInput, near
+from lobo_fx.errors import ContractError, InvalidInput, suggestion
 from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import check_patterns
@@ -30,6 +30,8 @@ from lobo_fx.measures.fidelity import largest_error
 from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.pruning.compensation import METHODS, fit
 from lobo_fx.passes.pruning.criteria import Criterion, Elementwise, resolve
+
+__all__ = ["SCOPES", "TARGET_TOLERANCE", "PruneChannels", "Widths", "parameters"]
 
 SCOPES = ("axis", "global", "isomorphic")
 TARGET_TOLERANCE = 0.02
@@ -294,7 +296,7 @@ class PruneChannels(Pass):
         for pattern, ratio in ratios.items():
             matched = [leaf for leaf, modules in makers.items() if fnmatch.filter(modules, pattern)]
             if not matched:
-                raise InvalidInput(f"'{pattern}' matches no module with a width to prune; {near(pattern, names)}")
+                raise InvalidInput(f"'{pattern}' matches no module with a width to prune; {suggestion(pattern, names)}")
             chosen |= dict.fromkeys(matched, ratio)
         return chosen
 

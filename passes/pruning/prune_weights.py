@@ -19,6 +19,8 @@ from lobo_fx.graph.operators import is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.passes.left_alone import note_left_alone
 
+__all__ = ["SCORES", "PruneWeights", "Score", "input_dims", "prunable_weights"]
+
 Score = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 # Score of each weight; the lowest go first. Squares rank as magnitudes within a layer and across layers.

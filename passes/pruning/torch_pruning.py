@@ -19,6 +19,8 @@ from lobo_fx.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, argum
 from lobo_fx.passes.fitting.statistics import gradients
 from lobo_fx.passes.pruning.criteria import Criterion, Scorer
 
+__all__ = ["TorchPruning"]
+
 _META = torch.device("meta")
 
 

@@ -19,6 +19,8 @@ from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.own_operators.decode import DECODE
 from lobo_fx.terminal.quiet import quiet
 
+__all__ = ["ComputeInFloat"]
+
 _NEW = "_in_float"
 """Stands in names until the old tensors are gone."""
 

@@ -24,6 +24,8 @@ from lobo_fx.passes.quantization.codes.stored import Stored, decode_for_readers,
 from lobo_fx.passes.quantization.codes.weights import Weight, as_product, find_weights
 from lobo_fx.passes.quantization.integers.targets import target_named
 
+__all__ = ["QuantizeDynamic"]
+
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeDynamic(Pass):

@@ -23,6 +23,8 @@ from lobo_fx.passes.quantization.codes.rounding import round_nearest
 from lobo_fx.passes.quantization.codes.stored import decode_for_readers, replace_reader, store
 from lobo_fx.passes.quantization.codes.weights import Weight, as_product, find_weights
 
+__all__ = ["QuantizeWeights"]
+
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _METHODS = ("auto", "round", "hqq", "gptq")
 

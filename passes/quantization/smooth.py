@@ -19,6 +19,8 @@ from lobo_fx.graph.running import watch
 from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.quantization.equalize import along, largest_along, own_layer, usable, weight_of
 
+__all__ = ["SmoothActivations"]
+
 _NORMS = frozenset({aten.layer_norm.default, aten.rms_norm.default})
 
 

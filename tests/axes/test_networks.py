@@ -25,7 +25,7 @@ from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import has_free_dimension
 
-NETWORKS = int(os.environ.get("LOBO_FX_NETWORKS", "300"))
+NETWORKS = int(os.environ.get("LOBO_FX_NETWORKS", "60"))
 TOLERANCE = 1e-9
 """In double precision: far above rounding, far below anything wrong."""
 

@@ -26,7 +26,7 @@ SPELLINGS: dict[str, Spelling] = {
     "einsum": lambda x, w, b: torch.einsum("bi,io->bo", x, w) + b,
     "weight on the left": lambda x, w, b: (w @ x.t()).t() + b,
     "scaled": lambda x, w, b: F.linear(x, w / 16, b),
-    "normalised": lambda x, w, b: F.linear(x, w / w.norm(dim=1, keepdim=True) * w.norm(dim=1, keepdim=True), b),
+    "normalised": lambda x, w, b: F.linear(x, w / w.square().sum(1, True).sqrt() * w.square().sum(1, True).sqrt(), b),
 }
 STORED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "linear": lambda w: w,

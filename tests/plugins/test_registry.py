@@ -165,3 +165,12 @@ def test_registries_do_not_share_what_is_added() -> None:
     first, second = Registry("a", "none.a"), Registry("b", "none.b")
     first.register("x", 1)
     assert second.names() == {}
+
+
+def test_what_was_registered_can_be_taken_away_again() -> None:
+    registry = Registry("pass", "lobo_fx.passes")
+    registry.register("mine", object)
+    registry.unregister("mine")
+    assert "mine" not in registry.names()
+    with pytest.raises(InvalidInput, match="no pass called 'mine' was registered"):
+        registry.unregister("mine")

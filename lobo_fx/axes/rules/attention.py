@@ -7,6 +7,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["attention"]
+
 
 @axis_rule(aten.scaled_dot_product_attention.default, zeros=MOVED)
 def attention(call: Call) -> Axes:

@@ -14,6 +14,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule, rule_of, sizes_of
 from lobo_fx.graph.operators import arguments
 from lobo_fx.graph.tensors import fetch
 
+__all__ = ["cond"]
+
 
 @axis_rule(torch.ops.higher_order.cond)
 def cond(call: Call) -> list[Axes]:
@@ -32,7 +34,9 @@ def _outputs(call: Call, read: Any, operands: Sequence[Any]) -> list[Axes]:
     Raises:
         AxisError: something in it has no rule, or its shapes are not known any more.
     """
-    graph = fetch(call.node.graph.owning_module, str(read.target)).graph
+    owner = call.node.graph.owning_module
+    assert owner is not None
+    graph = fetch(owner, str(read.target)).graph
     inside: dict[fx.Node, Any] = {}
     known = collections.ChainMap(inside, call.known)  # type: ignore[arg-type]
     feeds = iter(operands)

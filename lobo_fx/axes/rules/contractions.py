@@ -10,6 +10,8 @@ from lobo_fx.axes.kinds import is_stored
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["addmm", "baddbmm", "bmm", "contraction", "einsum", "matmul"]
+
 
 def contraction(signature: str, *names: str) -> Callable[[Call], Axes]:
     """A rule from a signature such as "m k, k n -> m n": equal letters are one axis, `...` is broadcast."""

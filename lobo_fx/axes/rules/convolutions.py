@@ -7,6 +7,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 
+__all__ = ["convolution", "transposed_convolution"]
+
 
 @axis_rule(*CONVOLUTIONS, zeros=MOVED)
 def convolution(call: Call) -> Axes:

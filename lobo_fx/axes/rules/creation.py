@@ -6,6 +6,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["constant", "positions", "random_like"]
+
 
 @axis_rule(
     *(aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format),

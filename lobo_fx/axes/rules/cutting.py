@@ -8,6 +8,8 @@ from lobo_fx.axes.unification import cut
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import SPLITS, aten
 
+__all__ = ["glu", "select", "select_scatter", "slice_", "slice_scatter", "split", "unbind"]
+
 
 @axis_rule(*SPLITS, zeros=MOVED)
 def split(call: Call) -> list[Axes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.graph.operators import aten
 
+__all__ = ["bilinear", "cdist", "cosine_similarity", "pairwise_distance"]
+
 
 @axis_rule(aten.cosine_similarity.default)
 def cosine_similarity(call: Call) -> Axes:

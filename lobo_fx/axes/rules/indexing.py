@@ -9,6 +9,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["embedding", "gather", "index", "index_select"]
+
 
 @axis_rule(aten.embedding.default, zeros=MOVED)
 def embedding(call: Call) -> Axes:

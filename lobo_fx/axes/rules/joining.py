@@ -7,6 +7,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["cat", "meshgrid", "stack"]
+
 
 @axis_rule(aten.cat.default, aten.concat.default, zeros=MOVED)
 def cat(call: Call) -> Axes:

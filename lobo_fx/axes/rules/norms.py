@@ -7,6 +7,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["channel_norm", "group_norm", "layer_norm", "softmax", "weight_norm"]
+
 
 @axis_rule(aten.batch_norm.default, aten.instance_norm.default, zeros=MOVED)
 def channel_norm(call: Call) -> Axes:

@@ -6,6 +6,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["ordered", "ranked", "triangle"]
+
 
 @axis_rule(
     aten.cumsum.default, aten.cumprod.default, aten.diff.default, aten.flip.default, aten.roll.default, zeros=MOVED

@@ -12,6 +12,8 @@ from lobo_fx.axes.kinds import is_stored
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["POINTWISE", "added", "converted", "getitem", "prelu"]
+
 # Element by element, though not tagged so, or with arguments that are no tensors.
 POINTWISE = (
     *(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default),

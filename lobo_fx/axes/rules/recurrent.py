@@ -12,6 +12,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["cell", "recurrent"]
+
 _GATES: dict[Any, int] = {
     **dict.fromkeys([aten.lstm.input, aten.lstm_cell.default], 4),
     **dict.fromkeys([aten.gru.input, aten.gru_cell.default], 3),

@@ -12,6 +12,8 @@ from lobo_fx.axes.call import Call, axis_rule
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["reduction"]
+
 
 def _reads_positions(node: fx.Node) -> bool:
     """Whether something reads the second result of `max(dim)`, which counts positions."""

@@ -7,6 +7,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["expand", "repeat", "repeat_interleave"]
+
 
 @axis_rule(aten.expand.default, aten.broadcast_to.default, zeros=MOVED)
 def expand(call: Call) -> Axes:

@@ -6,6 +6,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["embedding_bag", "into_rows", "one_hot", "scatter", "unpool"]
+
 
 @axis_rule(aten.index_add.default, aten.index_copy.default, aten.index_reduce.default, zeros=MOVED)
 def into_rows(call: Call) -> Axes:

@@ -12,6 +12,18 @@ from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = [
+    "channel_shuffle",
+    "col2im",
+    "grid_sampler",
+    "im2col",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "spatial",
+    "unfold",
+]
+
 
 @axis_rule(
     *(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default),

@@ -8,6 +8,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["as_complex", "as_real", "part", "transform"]
+
 _ONE = (
     aten.fft_fft.default,
     aten.fft_ifft.default,

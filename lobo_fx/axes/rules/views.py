@@ -10,6 +10,8 @@ from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
+__all__ = ["movedim", "permute", "reverse", "transpose", "view"]
+
 
 @axis_rule(
     *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int),

@@ -7,6 +7,8 @@ import torch
 from lobo_fx.own_operators.formats import Format
 from lobo_fx.passes.quantization.codes.rounding import Grid, Rounded, joined, least_squares_grid, rounded_on
 
+__all__ = ["round_compensated"]
+
 _DAMPING = 0.01
 _LAZY = 128
 """Columns after which GPTQ updates all that follow."""

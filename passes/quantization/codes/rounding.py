@@ -13,6 +13,17 @@ import torch
 
 from lobo_fx.own_operators.formats import Format
 
+__all__ = [
+    "Grid",
+    "Rounded",
+    "full_range",
+    "half_quadratic_grid",
+    "joined",
+    "least_squares_grid",
+    "round_nearest",
+    "rounded_on",
+]
+
 _SMALLEST_SCALE = 2.0**-100
 _FACTORS = tuple(1.08 - 0.06 * step for step in range(9))
 """Shares of the full range that are tried where codes are too few to hold all of it finely."""

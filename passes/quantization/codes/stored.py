@@ -17,6 +17,8 @@ from lobo_fx.own_operators.formats import Format, pack
 from lobo_fx.passes.quantization.codes.rounding import Rounded
 from lobo_fx.passes.quantization.codes.weights import Weight
 
+__all__ = ["Stored", "decode_for_readers", "replace_reader", "store"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Stored:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from lobo_fx.errors import InvalidInput, near
+from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.graph.layers import LAYERS, layer_of, weight_uses
 from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.operators import VALUE_PRESERVING, arguments, aten, is_call
@@ -319,5 +319,5 @@ def kernel_table(runtime: str) -> KernelTable:
         InvalidInput: none are known.
     """
     if runtime not in TABLES:
-        raise InvalidInput(f"no integer kernels of the runtime '{runtime}' are known; {near(runtime, TABLES)}")
+        raise InvalidInput(f"no integer kernels of the runtime '{runtime}' are known; {suggestion(runtime, TABLES)}")
     return TABLES[runtime]

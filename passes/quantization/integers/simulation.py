@@ -18,6 +18,8 @@ from lobo_fx.passes.quantization.integers.kernels import KernelTable, kernel_tab
 from lobo_fx.passes.quantization.integers.placement import Placement
 from lobo_fx.terminal.progress import track
 
+__all__ = ["Simulation", "first_batches", "rounded_by", "simulated"]
+
 _BATCHES, _ROWS = 8, 32
 """Calibration data that is held in memory at once: up to eight batches, no more once there are 32 rows."""
 

@@ -192,6 +192,6 @@ def test_an_operator_stands_in_one_line() -> None:
 def test_the_default_runtime_has_a_table_and_others_are_refused() -> None:
     assert kernel_table(RUNTIMES.default) is ONNX_RUNTIME
     with pytest.raises(
-        lobo_fx.InvalidInput, match="no integer kernels of the runtime 'onnxruntim' are known; near: onn"
+        lobo_fx.InvalidInput, match="no integer kernels of the runtime 'onnxruntim' are known; did you mean onn"
     ):
         kernel_table("onnxruntim")

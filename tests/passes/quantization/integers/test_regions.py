@@ -222,7 +222,7 @@ def overridden(**settings: Any) -> list[str]:
 def test_overrides_leave_modules_float() -> None:
     assert overridden() == ["first.weight", "fourth.weight", "head.weight", "second.weight", "third.weight"]
     assert overridden(overrides={"f*": "float", "head": "min_max"}) == ["head.weight", "second.weight", "third.weight"]
-    with pytest.raises(lobo_fx.InvalidInput, match=r"'firts' matches no module; near: first"):
+    with pytest.raises(lobo_fx.InvalidInput, match=r"'firts' matches no module; did you mean first"):
         overridden(overrides={"firts": "float"})
     with pytest.raises(lobo_fx.InvalidInput, match=r"overrides\['first'\] is 'int4'; it must be one of histogram"):
         QuantizeStatic(overrides={"first": "int4"})
