@@ -72,7 +72,7 @@ def model_and_inputs(name: str) -> tuple[nn.Module, Inputs]:
 def prune(program: Program, author: PruneChannels) -> Program:
     """Inference, scoring and surgery alone, without the checks that compile adds."""
     inference = Inference(program).run()
-    remove(inference, author.plan(inference, Context(program.signature)))
+    remove(inference, author.removal(inference, Context(program.signature)))
     return program
 
 

@@ -7,7 +7,9 @@ if not __name__.startswith("lobo_fx."):
     raise ImportError("import lobo_fx.passes, not passes: a module must exist only once")
 
 from lobo_fx.passes.fusion.fold_batch_norm import FoldBatchNorm
+from lobo_fx.passes.fusion.fold_weights import FoldWeights
 from lobo_fx.passes.fusion.fuse_attention import FuseAttention
+from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.prune_channels import PruneChannels
 from lobo_fx.passes.pruning.prune_weights import PruneWeights
 from lobo_fx.passes.quantization.compute_in_float import ComputeInFloat
@@ -22,10 +24,12 @@ __all__ = [
     "ComputeInFloat",
     "EqualizeLayers",
     "FoldBatchNorm",
+    "FoldWeights",
     "FuseAttention",
     "MixedPrecision",
     "PruneChannels",
     "PruneWeights",
+    "PruningPlan",
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",

@@ -36,13 +36,17 @@ STORED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def _inputs_first(weight: torch.Tensor) -> torch.Tensor:
+    return weight.T
+
+
 class Network(nn.Module):
     """A norm and three layers, all products in one spelling."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.spelling = SPELLINGS[name]
-        stored = STORED.get(name, lambda w: w.t())
+        stored = STORED.get(name, _inputs_first)
         generator = torch.Generator().manual_seed(3)
         self.norm = nn.LayerNorm(16)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()

@@ -1,0 +1,50 @@
+"""Widths of axes, and what is asked to choose them: likeness of axes, patterns of names, the best positions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from lobo_fx.axes import Axis
+from lobo_fx.axes.members import Member
+from lobo_fx.axes.removal import Removal
+
+__all__ = ["Widths", "best_positions", "likeness", "modules_above", "parameters", "specificity"]
+
+Widths = dict[Axis, int]
+"""How many positions of each leaf stay."""
+
+
+def best_positions(scores: Mapping[Axis, torch.Tensor], widths: Widths) -> Removal:
+    """Keeps the best of each leaf, as many as its width says."""
+    removal: Removal = {}
+    for leaf, stay in widths.items():
+        if stay < leaf.size:
+            removal[leaf] = torch.zeros(leaf.size, dtype=torch.bool)
+            removal[leaf][scores[leaf].argsort(descending=True, stable=True)[:stay]] = True
+    return removal
+
+
+def likeness(found: Sequence[Member]) -> tuple[tuple[str, int, int], ...]:
+    """What kinds of parameters a leaf runs through: leaves alike here play the same part."""
+    return tuple(sorted({(member.name.rpartition(".")[2], member.tensor.dim(), member.dim) for member in found}))
+
+
+def specificity(pattern: str) -> tuple[bool, int]:
+    """A name without wildcards is more specific than a pattern, and more letters are more than fewer."""
+    letters = re.sub(r"\[[^\]]*\]|[*?]", "", pattern)
+    return letters == pattern, len(letters)
+
+
+def modules_above(parameter: str) -> list[str]:
+    """`a.b.weight` → `a.b`, `a`."""
+    parts = parameter.split(".")[:-1]
+    return [".".join(parts[: at + 1]) for at in range(len(parts))]
+
+
+def parameters(found: Sequence[Member]) -> list[Member]:
+    """The members that training made, and so say what matters; buffers are only cut along."""
+    return [member for member in found if isinstance(member.tensor, nn.Parameter)]

@@ -1,0 +1,118 @@
+"""Plans of a removal: printed, compared, saved, applied to another checkpoint, refused for another model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lobo_fx
+from lobo_fx.contracts.context import Context
+from lobo_fx.passes import PruneChannels, PruningPlan
+
+IMAGES = torch.randn(2, 3, 8, 8)
+
+
+def network(seed: int = 0, width: int = 16) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 24, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 16, 5)
+    ).eval()
+
+
+def plan_of(model: nn.Module, **settings: Any) -> PruningPlan:
+    program = lobo_fx.trace(model, IMAGES)
+    return PruneChannels(**settings).plan_for(program, Context(program.signature))
+
+
+def shapes(model: nn.Module, pruning: PruneChannels) -> dict[str, list[int]]:
+    result = lobo_fx.compile(model, [pruning], example_inputs=IMAGES, progress=False)
+    return {name: list(tensor.shape) for name, tensor in result.module.state_dict().items()}
+
+
+def test_a_plan_says_what_stays_and_why_and_touches_nothing() -> None:
+    model = network()
+    plan = plan_of(model, ratio=0.5)
+    first, second = plan.cuts
+    assert (first.name, first.before, first.after, first.kind) == ("0.weight[0]", 16, 8, "channels")
+    assert first.members == ("0.weight[0]", "0.bias[0]", "2.weight[1]")
+    energy = sum(model.get_parameter(n).detach().square().flatten(1).sum(1) for n in ("0.weight",))
+    energy = energy + model.get_parameter("0.bias").detach().square()
+    energy = energy + model.get_parameter("2.weight").detach().square().sum((0, 2, 3))
+    assert set(first.kept) == set(energy.topk(8).indices.tolist())
+    assert second.after == 12 or second.after == 8 or second.after == 16
+    assert "0.weight[0]" in str(plan)
+    assert "l2" in str(plan)
+    assert plan == plan_of(network(), ratio=0.5) != plan_of(network(), ratio=0.25)
+
+
+def test_a_saved_plan_gives_another_checkpoint_the_same_structure(tmp_path: Path) -> None:
+    plan = plan_of(network(), ratio=0.5)
+    plan.save(tmp_path / "plan.json")
+    assert PruningPlan.load(tmp_path / "plan.json") == plan
+    other = network(seed=1)
+    found = shapes(other, PruneChannels(plan=tmp_path / "plan.json"))
+    assert found == shapes(network(), PruneChannels(0.5))
+    result = lobo_fx.compile(other, [PruneChannels(plan=plan)], example_inputs=IMAGES, progress=False)
+    kept = list(plan.cuts[0].kept)
+    assert torch.equal(result.module.get_parameter("0.bias"), other.get_parameter("0.bias")[kept])
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (lambda: network(width=32), r"0\.weight\[0\] is 32 wide, not 16"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(576, 5)),
+            r"no free axis that starts at 2\.weight\[0\]",
+        ),
+        (lambda: nn.Sequential(nn.Conv2d(3, 5, 3)), r"no free axis that starts at 0\.weight\[0\]"),
+    ],
+)
+def test_another_model_is_refused_with_the_first_difference(model: Any, complaint: str) -> None:
+    plan = plan_of(network(), ratio=0.5)
+    with pytest.raises(lobo_fx.InvalidInput, match=complaint):
+        shapes(model().eval(), PruneChannels(plan=plan))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"format": 2}', '{"format": 1, "cuts": 3}', '{"format": 1, "cuts": [{"name": "x"}]}']
+)
+def test_a_file_that_is_no_plan_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(lobo_fx.InvalidInput, match=r"plan\.json"):
+        PruneChannels(plan=tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("settings", [{"ratio": 0.5}, {"target": "macs"}, {"exclude": ["0"]}, {"steps": 2}])
+def test_a_plan_goes_with_nothing_that_says_how_much(settings: dict[str, Any]) -> None:
+    with pytest.raises(lobo_fx.InvalidInput, match=f"leave out {next(iter(settings))}"):
+        PruneChannels(plan=plan_of(network()), **settings)
+
+
+@pytest.mark.parametrize("patterns", [("*", "0"), ("0", "*"), ("*", "[0]", "0"), ("?", "*")])
+def test_the_most_specific_pattern_wins_whatever_the_order(patterns: tuple[str, ...]) -> None:
+    ranked = ["0", "[0]", "?", "*"]
+    shares = {"0": 0.25, "[0]": 0.5, "?": 0.75, "*": 0.875}
+    winner = min(patterns, key=ranked.index)
+    pruning = PruneChannels({pattern: shares[pattern] for pattern in patterns}, round_to=1)
+    if {"?", "*"} == set(patterns):
+        return  # neither has a letter: the one named first counts
+    result = lobo_fx.compile(network(), [pruning], example_inputs=IMAGES, progress=False)
+    assert len(result.module.get_parameter("0.bias")) == 16 * (1 - shares[winner])
+    assert any("is overridden by" in note for note in result.report.notes)
+
+
+def test_what_is_excluded_stays_whole() -> None:
+    assert shapes(network(), PruneChannels(0.5, exclude=["0"]))["0.weight"] == [16, 3, 3, 3]
+    assert shapes(network(), PruneChannels(0.5, exclude=["2.weight"]))["5.weight"] == [5, 384]
+    with pytest.raises(lobo_fx.InvalidInput, match="exclude: 'convolution' matches no module or parameter"):
+        shapes(network(), PruneChannels(0.5, exclude=["convolution"]))
+
+
+def test_a_missed_target_says_what_would_hit_it() -> None:
+    with pytest.raises(lobo_fx.InvalidInput, match=r"can't be hit .*; round_to=1 would hit it"):
+        shapes(network(), PruneChannels(target="parameters", keep=0.9, round_to=8))
