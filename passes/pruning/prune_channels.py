@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -279,7 +279,8 @@ class PruneChannels(Pass):
         """The first setting that would hit the target, as words for the message; empty where none would."""
         for name, value in (("round_to", 1), ("minimum", 1), ("scope", "global"), ("scope", "axis")):
             if getattr(self, name) != value:
-                other = dataclasses.replace(self, **{name: value})
+                changed: dict[str, Any] = {name: value}
+                other = dataclasses.replace(self, **changed)
                 if other._is_hit(other._hit(inference, scores, free)[1]):
                     return f"; {name}={value!r} would hit it"
         return ""
