@@ -48,12 +48,14 @@ class Survey:
     Attributes:
         axes: the free ones, widest coverage first.
         locks: parameters that no free axis covers, by reason.
+        half_locks: parameters that a free axis covers along some dimensions, by the reason that locks another.
         free_share: share of the parameters under a free axis.
         unknown: operators without a rule, with where they are called.
     """
 
     axes: tuple[AxisSummary, ...]
     locks: dict[str, int]
+    half_locks: dict[str, int]
     free_share: float
     unknown: dict[str, str]
 
@@ -66,19 +68,27 @@ def survey(inference: Inference) -> Survey:
     """Summarises what was inferred."""
     free = members(inference)
     locks: dict[str, int] = defaultdict(int)
+    half: dict[str, int] = defaultdict(int)
     covered = everything = 0
     for parameter in inference.program.module.parameters():
         everything += parameter.numel()
         leaves = [leaf for axis in inference.stored.get(id(parameter), ()) for leaf in axis.leaves() if leaf.size != 1]
         if any(not leaf.locks for leaf in leaves):
             covered += parameter.numel()
+            for reason in dict.fromkeys(next(iter(leaf.locks)) for leaf in leaves if leaf.locks):
+                half[reason] += parameter.numel()
         else:
             reasons = dict.fromkeys(reason for leaf in leaves for reason in leaf.locks)
             locks["; ".join(list(reasons)[:2]) or "no operator reads it"] += parameter.numel()
     axes = [_summary(leaf, found) for leaf, found in free.items()]
     axes.sort(key=lambda axis: -axis.parameters)
-    ranked = dict(sorted(locks.items(), key=lambda entry: -entry[1]))
-    return Survey(tuple(axes), ranked, covered / everything if everything else 0.0, dict(inference.unknown))
+    share = covered / everything if everything else 0.0
+    return Survey(tuple(axes), _ranked(locks), _ranked(half), share, dict(inference.unknown))
+
+
+def _ranked(reasons: dict[str, int]) -> dict[str, int]:
+    """The reasons that hold for most parameters first."""
+    return dict(sorted(reasons.items(), key=lambda entry: -entry[1]))
 
 
 def _summary(leaf: Axis, found: list[Member]) -> AxisSummary:
@@ -110,6 +120,8 @@ def lock_table(found: Survey) -> Table:
     table = new_table("locked", ["reason", "parameters"])
     for reason, count in found.locks.items():
         table.add_row(reason, f"{count:,}")
+    for reason, count in found.half_locks.items():
+        table.add_row(f"along one dimension: {reason}", f"{count:,}")
     for operator, where in found.unknown.items():
         table.add_row(f"{operator} has no axis rule: {where}", "")
     return table

@@ -48,7 +48,7 @@ def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0,
     found = survey(inference)
     typer.echo(f"{found.free_share:.1%} of the parameters can be pruned along {len(found.axes)} free axes")
     typer.echo(render(axis_table(found)))
-    if found.locks:
+    if found.locks or found.half_locks:
         typer.echo(render(lock_table(found)))
     shown = new_table("operators", ["operator", "count"])
     for name, count in operators.most_common():

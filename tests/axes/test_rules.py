@@ -1490,3 +1490,10 @@ def test_a_rule_that_says_nothing_of_zeros_promises_nothing(rules: dict[object, 
 
     assert inexact(None)
     assert not inexact(any_of("x", "weight"))
+
+
+def test_a_dimension_that_is_locked_beside_a_free_one_has_its_reason_in_the_survey() -> None:
+    net = Net(lambda m, x: m.b(m.a(x).relu()), rows(), a=nn.Linear(6, 8), b=nn.Linear(8, 5))
+    found = survey(infer(net))
+    assert found.half_locks == {"it is an input": 48, "it is an output": 40}
+    assert found.locks == {"it is an output": 5}
