@@ -14,6 +14,7 @@ from lobo_fx.plugins.registry import RUNTIMES
 from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
 
 declare_torchvision_operators()
+torch.set_num_threads(1)  # the workers of a parallel run share the cores
 
 
 @pytest.fixture(autouse=True, scope="session")

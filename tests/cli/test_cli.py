@@ -38,6 +38,12 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "net.py:make"
 
 
+@pytest.fixture(autouse=True)
+def _no_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory of fresh processes has tests of its own; here each would cost seconds."""
+    monkeypatch.setattr("lobo_fx.measures.latency.peak_memory", lambda *arguments: (1_000_000, 2_000_000))
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 

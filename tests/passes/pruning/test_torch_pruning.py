@@ -45,7 +45,13 @@ def kept_by_torch_pruning(model: nn.Module, ratio: float, head: str) -> dict[str
     return kept
 
 
-@pytest.mark.parametrize(("name", "head"), [("torchvision:vgg11_bn", "classifier.6"), ("torchvision:resnet50", "fc")])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        pytest.param("torchvision:vgg11_bn", "classifier.6", marks=pytest.mark.slow),  # 133 million parameters
+        ("torchvision:resnet50", "fc"),
+    ],
+)
 def test_the_channels_that_stay_are_those_of_torch_pruning(name: str, head: str) -> None:
     model, _ = build(name)
     assert isinstance(model, nn.Module)
