@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -262,3 +263,75 @@ def test_tests_stand_where_the_code_stands() -> None:
     for folder in folders:
         places = (CORE / folder, ROOT / folder)
         assert any(place.is_dir() for place in places), f"tests/{folder} mirrors nothing"
+
+
+# --- what is public ---------------------------------------------------------------------------------------
+
+PUBLIC = {
+    "lobo_fx": """
+        Artifact Context ContractError ExportError InvalidInput LoboError Pass Program Promise Report Result
+        TraceError __version__ axes compile exporters graph load measures passes plugins sources testing trace
+    """,
+    "lobo_fx.axes": """
+        Axis AxisError Call Inference KINDS MOVED all_of any_of axis_rule kind
+    """,
+    "lobo_fx.contracts.passbase": """
+        EXACT_TOLERANCE Pass Promise exact_tolerance
+    """,
+    "lobo_fx.errors": """
+        ContractError ExportError InvalidInput LoboError TraceError suggestion
+    """,
+    "lobo_fx.graph.layers": """
+        LAYERS LOOKUPS Layer LayerKind WeightUse is_constant layer_of layers weight_uses
+    """,
+    "lobo_fx.graph.operators": """
+        CONVOLUTIONS RECURRENT SPLITS TRANSPOSED_CONVOLUTIONS VALUE_PRESERVING arguments aten is_call is_inplace
+        named_values set_argument training_flag works_on_codes
+    """,
+    "lobo_fx.graph.rewriting": """
+        Match Op Rejected Rule add_parameter call drop_unused erase_dead free_name rename rewrite
+    """,
+    "lobo_fx.graph.running": """
+        AS_IT_IS Runner watch
+    """,
+    "lobo_fx.passes": """
+        ComputeInFloat EqualizeLayers FoldBatchNorm FoldWeights FuseAttention MixedPrecision PruneChannels
+        PruneWeights PruningPlan QuantizeDynamic QuantizeStatic QuantizeWeights SmoothActivations
+    """,
+    "lobo_fx.passes.pruning.criteria": """
+        Activation BatchNormScale CRITERIA Consensus Criterion Elementwise Fisher GeometricMedian Lamp Magnitude
+        Random Scorer Taylor resolve
+    """,
+    "lobo_fx.plugins.protocols": """
+        ArraySpec Arrays Exporter Runtime Session
+    """,
+    "lobo_fx.plugins.registry": """
+        EXPORTERS PASSES RUNTIMES Registry snake_case
+    """,
+    "lobo_fx.testing": """
+        assert_untouched check_pass
+    """,
+}
+"""The surface of users and pass authors: a name that goes, or comes, is a decision."""
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_public_names_are_these(module: str) -> None:
+    assert sorted(importlib.import_module(module).__all__) == PUBLIC[module].split()
+
+
+def test_every_module_says_what_is_public() -> None:
+    for name, path in module_files().items():
+        if path.name in ("__init__.py", "__main__.py"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        stated = [
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and [getattr(t, "id", "") for t in node.targets] == ["__all__"]
+        ]
+        assert stated, f"{name} has no __all__"
+        bound = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        bound |= {n.id for node in tree.body for n in ast.walk(node) if isinstance(n, ast.Name)}
+        bound |= {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
+        assert set(stated[0]) <= bound, f"{name} names what it does not have: {set(stated[0]) - bound}"
