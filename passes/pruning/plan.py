@@ -121,7 +121,10 @@ class PruningPlan:
         if content.get("format") != _FORMAT:
             raise InvalidInput(f"{path} is no pruning plan of format {_FORMAT}; PruningPlan.save writes one")
         try:
-            return cls(tuple(_cut(entry) for entry in content["cuts"]))
+            cuts = tuple(_cut(entry) for entry in content["cuts"])
+            if len({cut.members for cut in cuts}) < len(cuts):
+                raise ValueError("an axis is cut twice")
+            return cls(cuts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput(f"{path} is no pruning plan ({type(error).__name__}: {error})") from None
 
@@ -140,8 +143,8 @@ def _names(found: Sequence[Member]) -> tuple[str, ...]:
 def _cut(entry: Any) -> AxisCut:
     """A cut from JSON, its positions in range and in order."""
     before, kept = int(entry["before"]), tuple(map(int, entry["kept"]))
-    if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < before):
-        raise ValueError(f"positions of {entry['name']} are not in order, or not in range")
+    if not kept or list(kept) != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < before:
+        raise ValueError(f"positions of {entry['name']} are none, not in order, or not in range")
     names = tuple(map(str, entry["members"]))
     return AxisCut(str(entry["name"]), names, str(entry["kind"]), before, kept, str(entry["why"]))
 

@@ -65,7 +65,8 @@ class PruneChannels(Pass):
     Attributes:
         ratio: share of each axis to remove, in [0, 1), 0.5 where nothing else says how much; or shares by pattern of
             module names, for the output widths of the modules matched (`{"layer1.*": 0.3}`). Of several patterns that
-            match, the most specific counts: a name without wildcards before others, then more letters before fewer.
+            match, the most specific counts: a name without wildcards before others, then more letters before fewer;
+            of equal ones the first.
         importance: a criterion's name (`lobo_fx.passes.pruning.criteria.CRITERIA`), a criterion such as
             `Consensus(["l1", "taylor"])`, or a function that scores each element of a parameter.
         scope: `axis` removes the share from each axis; `global` ranks all axes together, each divided by its
@@ -152,12 +153,8 @@ class PruneChannels(Pass):
                 raise InvalidInput(f"exclude: '{pattern}' matches no module or parameter; {suggestion(pattern, names)}")
 
     def run(self, program: Program, context: Context) -> Program:
-        method = self.compensation
-        if method == "auto":
-            method = "none" if context.calibration_data is None else "reconstruct"
-        strip_masks(program)
-        if method != "none" and fold_weights(program, swapped=False):
-            propagate(program.module)
+        method = self._method(context)
+        program = self._prepared(program, method)
         original = program if method == "none" else program.clone()
         inference = Inference(program).run()
         for operator, where in inference.unknown.items():
@@ -180,6 +177,18 @@ class PruneChannels(Pass):
                 fit(program, original, context, method)
         if not kept_indices(program.module):
             context.note("prune_channels found nothing to remove")
+        return program
+
+    def _method(self, context: Context) -> str:
+        if self.compensation != "auto":
+            return self.compensation
+        return "none" if context.calibration_data is None else "reconstruct"
+
+    def _prepared(self, program: Program, method: str) -> Program:
+        """Masks become plain zeros, and weights that refitting needs stored are."""
+        strip_masks(program)
+        if method != "none" and fold_weights(program, swapped=False):
+            propagate(program.module)
         return program
 
     def _part(self, step: int, inference: Inference, whole: Mapping[str, int]) -> PruneChannels:
@@ -218,12 +227,15 @@ class PruneChannels(Pass):
         return PruningPlan.load(self.plan)
 
     def plan_for(self, program: Program, context: Context) -> PruningPlan:
-        """Decides what would go, and touches nothing; the plan of the first step where there are several.
+        """Decides what would go, as `run` does, and touches nothing.
 
         Raises:
-            InvalidInput: a pattern matches nothing, or the target can't be hit.
+            InvalidInput: a pattern matches nothing, the target can't be hit, or there are several steps: what goes in
+                the second depends on what the first left.
         """
-        inference = Inference(program).run()
+        if self.steps > 1:
+            raise InvalidInput("a plan is made in one step; leave steps out, or prune several times")
+        inference = Inference(self._prepared(program.clone(), self._method(context))).run()
         removal = self.removal(inference, context)
         named = self.importance if isinstance(self.importance, str) else type(self.importance).__name__
         how = (
@@ -245,7 +257,11 @@ class PruneChannels(Pass):
         """
         if self.plan is not None:
             return self._loaded_plan().removal(inference)
-        free = {leaf: found for leaf, found in members(inference).items() if self._may_go(leaf, found)}
+        everything = members(inference)
+        free = {leaf: found for leaf, found in everything.items() if self._may_go(leaf, found)}
+        for pattern in self.exclude:
+            if not any(_runs_through(found, pattern) for found in everything.values()):
+                context.note(f"exclude: '{pattern}' excludes nothing, since no axis that could go runs through it")
         ratio = self._ratio
         chosen = self._by_pattern(ratio, free, inference, context) if isinstance(ratio, Mapping) else None
         scorer = resolve(self.importance).scorer(inference, context)
@@ -289,8 +305,7 @@ class PruneChannels(Pass):
         """Whether an axis is of the kinds asked for, and runs through nothing that is excluded."""
         if self.kinds is not None and kind(leaf) not in self.kinds:
             return False
-        names = {name for member in found for name in (member.name, *modules_above(member.name))}
-        return not any(fnmatch.filter(names, pattern) for pattern in self.exclude)
+        return not any(_runs_through(found, pattern) for pattern in self.exclude)
 
     def _hit(
         self, inference: Inference, scores: Mapping[Axis, torch.Tensor], free: Mapping[Axis, Sequence[Member]]
@@ -401,6 +416,12 @@ class PruneChannels(Pass):
         for (pattern, winner), count in overridden.items():
             context.note(f"'{pattern}' is overridden by '{winner}', which is more specific, on {count} axes")
         return chosen
+
+
+def _runs_through(found: Sequence[Member], pattern: str) -> bool:
+    """Whether an axis runs through a parameter of this name, or of a module of this name."""
+    names = {name for member in found for name in (member.name, *modules_above(member.name))}
+    return bool(fnmatch.filter(names, pattern))
 
 
 def _are_kinds(kinds: object) -> bool:

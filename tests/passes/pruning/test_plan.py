@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,31 @@ def test_what_is_excluded_stays_whole() -> None:
 def test_a_missed_target_says_what_would_hit_it() -> None:
     with pytest.raises(lobo_fx.InvalidInput, match=r"can't be hit .*; round_to=1 would hit it"):
         shapes(network(), PruneChannels(target="parameters", keep=0.9, round_to=8))
+
+
+def test_a_plan_is_made_in_one_step() -> None:
+    with pytest.raises(lobo_fx.InvalidInput, match="a plan is made in one step"):
+        plan_of(network(), ratio=0.5, steps=2)
+
+
+def test_an_axis_that_would_vanish_or_is_cut_twice_is_no_plan(tmp_path: Path) -> None:
+    plan = plan_of(network(), ratio=0.5)
+    for cuts in ([dataclasses.replace(plan.cuts[0], kept=())], [plan.cuts[0], plan.cuts[0]]):
+        PruningPlan(tuple(cuts)).save(tmp_path / "plan.json")
+        with pytest.raises(lobo_fx.InvalidInput, match="is no pruning plan"):
+            PruningPlan.load(tmp_path / "plan.json")
+
+
+def test_an_exclusion_without_effect_is_noted() -> None:
+    result = lobo_fx.compile(network(), [PruneChannels(0.5, exclude=["1"])], example_inputs=IMAGES, progress=False)
+    assert any("'1' excludes nothing" in note for note in result.report.notes)
+
+
+def test_a_plan_of_weights_that_are_computed_fits_when_they_are_refitted() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 16)), nn.ReLU(), nn.Linear(16, 5)).eval()
+    rows = torch.randn(64, 6)
+    program = lobo_fx.trace(model, rows[:2])
+    plan = PruneChannels(0.5).plan_for(program, Context(program.signature, calibration_data=[rows]))
+    settings: dict[str, Any] = {"example_inputs": rows[:2], "calibration_data": [rows], "progress": False}
+    result = lobo_fx.compile(model, [PruneChannels(plan=plan)], **settings)
+    assert list(result.module.get_parameter("2.weight").shape) == [5, 8]
