@@ -273,7 +273,7 @@ PUBLIC = {
         TraceError __version__ axes compile exporters graph load measures passes plugins sources testing trace
     """,
     "lobo_fx.axes": """
-        Axis AxisError Call Inference KINDS MOVED all_of any_of axis_rule kind
+        Axis AxisError Call Inference KINDS MOVED NOWHERE all_of any_of axis_rule elementwise kind through
     """,
     "lobo_fx.contracts.passbase": """
         EXACT_TOLERANCE Pass Promise exact_tolerance

@@ -3,7 +3,8 @@
 `Inference(program).run()` finds the axes of a traced program; with `strict=True` an operator without a rule is an
 error instead of a lock. `kind` says what a leaf is used as. A rule for an operator of one's own is registered with
 `axis_rule`; it gets a `Call`, unifies axes of its arguments, and returns the output's. `zeros=` says where the
-output is zero if channels of its operands are; what a rule does not say is taken as not known:
+output is zero if channels of its operands are; what a rule does not say is taken as not known. `call.multiplies` says
+how many multiply-accumulates it takes:
 
     @axis_rule(torch.ops.mylib.scale.default, zeros=any_of("x", "weight"))
     def scale(call: Call) -> tuple[Axis, ...]:
@@ -18,6 +19,20 @@ from lobo_fx.axes.axis import Axis, AxisError
 from lobo_fx.axes.call import Call, axis_rule
 from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.kinds import KINDS, kind
-from lobo_fx.axes.zeros import MOVED, all_of, any_of
+from lobo_fx.axes.zeros import MOVED, NOWHERE, all_of, any_of, elementwise, through
 
-__all__ = ["KINDS", "MOVED", "Axis", "AxisError", "Call", "Inference", "all_of", "any_of", "axis_rule", "kind"]
+__all__ = [
+    "KINDS",
+    "MOVED",
+    "NOWHERE",
+    "Axis",
+    "AxisError",
+    "Call",
+    "Inference",
+    "all_of",
+    "any_of",
+    "axis_rule",
+    "elementwise",
+    "kind",
+    "through",
+]

@@ -11,13 +11,12 @@ from torch import fx
 
 from lobo_fx.axes.axis import Axis, AxisError, Size
 from lobo_fx.axes.unification import unify
-from lobo_fx.axes.zeros import Sum, Zero, any_of
+from lobo_fx.axes.zeros import Sum, Zeros, any_of, elementwise
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.provenance import describe
 
 __all__ = [
     "RULES",
-    "ZEROS",
     "Axes",
     "Call",
     "Findings",
@@ -27,6 +26,7 @@ __all__ = [
     "pointwise",
     "rule_of",
     "sizes_of",
+    "zeros_of",
 ]
 
 Axes = tuple[Axis, ...]
@@ -41,11 +41,13 @@ class Findings:
         sizes: arguments that hold sizes of axes, by node and name.
         frozen: arguments to be written out before sizes change, by node and name.
         sums: where values are summed over an axis.
+        products: axes whose sizes, multiplied, count the multiply-accumulates of a node; a node may have several.
     """
 
     sizes: dict[fx.Node, dict[str, Axis | Sequence[Axis]]] = dataclasses.field(default_factory=dict)
     frozen: dict[fx.Node, dict[str, object]] = dataclasses.field(default_factory=dict)
     sums: list[Sum] = dataclasses.field(default_factory=list)
+    products: list[tuple[Axis, ...]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,10 @@ class Call:
         """Declares that the product of operands is summed over an axis."""
         self.findings.sums.append((self.node, axis, operands))
 
+    def multiplies(self, *axes: Axis) -> None:
+        """Declares multiply-accumulates: as many as the product of the sizes of these axes."""
+        self.findings.products.append(axes)
+
     def freeze(self, name: str, value: object) -> None:
         """Declares what a left-out argument means now, to be written out before sizes change."""
         self.findings.frozen.setdefault(self.node, {})[name] = value
@@ -146,11 +152,11 @@ class Call:
 
 Rule = Callable[[Call], Any]
 RULES: dict[object, Rule] = {}
-ZEROS: dict[object, Zero] = {}
-"""By operator, where its output is zero; of an operator that is not here, nothing is known to be zero."""
+ZEROS: dict[object, Zeros] = {}
+"""By operator, where its output is zero; of a rule that is not here, nothing is known."""
 
 
-def axis_rule(*targets: object, zeros: Zero | str | None = None) -> Callable[[Rule], Rule]:
+def axis_rule(*targets: object, zeros: Zeros | str | None = None) -> Callable[[Rule], Rule]:
     """Registers the rule of one or more operators.
 
     The rule gets a `Call`, unifies and locks axes of its arguments, and returns the output's axes: a tuple of
@@ -160,8 +166,9 @@ def axis_rule(*targets: object, zeros: Zero | str | None = None) -> Callable[[Ru
     Args:
         *targets: operator overloads.
         zeros: where the output is zero if channels of its operands are: a name ("x": wherever that operand is),
-            `any_of("x", "weight")` (a product), `all_of("self", "other")` (a sum), or `MOVED` (values only move). Left
-            out, nothing is known to be zero: removing a channel is then reported as more than zeroing it.
+            `any_of("x", "weight")` (a product), `all_of("self", "other")` (a sum), `MOVED` (values only move),
+            `elementwise` (the operator is run on zeros), or `NOWHERE` (finite, but not zero). Left out, nothing is
+            known, not even that it is finite: removing a channel that it reads is reported as more than zeroing it.
 
     Raises:
         InvalidInput: an operator has a rule already.
@@ -205,8 +212,18 @@ def rule_of(node: fx.Node) -> Rule | None:
     """The rule of an operator: its own, or its family's."""
     if node.target in RULES:
         return RULES[node.target]
-    tagged = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-    return pointwise if tagged else None
+    return pointwise if _is_tagged_pointwise(node) else None
+
+
+def zeros_of(node: fx.Node) -> Zeros | None:
+    """What an operator says of zeros: its own statement, or its family's."""
+    if node.target in RULES:
+        return ZEROS.get(node.target)
+    return elementwise if _is_tagged_pointwise(node) else None
+
+
+def _is_tagged_pointwise(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
 def pointwise(call: Call) -> Axes:

@@ -9,7 +9,7 @@ from torch import fx
 
 import lobo_fx.axes.rules  # noqa: F401  fills the table
 from lobo_fx.axes.axis import Axis, AxisError
-from lobo_fx.axes.call import ZEROS, Axes, Call, Findings, lock_all, rule_of, sizes_of
+from lobo_fx.axes.call import Axes, Call, Findings, lock_all, rule_of, sizes_of, zeros_of
 from lobo_fx.axes.kinds import mark_linear_layers
 from lobo_fx.axes.zeros import mark_inexact_zeros
 from lobo_fx.errors import InvalidInput
@@ -55,7 +55,7 @@ class Inference:
                     lock_all(self.values.get(source), "it is an output")
             else:
                 self.values[node] = self._apply(node)
-        mark_inexact_zeros(self.program.graph, self.values, self.findings.sums, ZEROS)
+        mark_inexact_zeros(self.program.graph, self.values, self.findings.sums, zeros_of)
         mark_linear_layers(self.values, self.findings.sums)
         return self
 

@@ -9,165 +9,151 @@ channel does not run through.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
 from lobo_fx.axes.axis import Axis
-from lobo_fx.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten
+from lobo_fx.graph.operators import arguments
 
-__all__ = ["MOVED", "Leaves", "Sum", "Zero", "Zeros", "all_of", "any_of", "mark_inexact_zeros"]
+__all__ = [
+    "MOVED",
+    "NOWHERE",
+    "Leaves",
+    "Operands",
+    "Sum",
+    "Zeros",
+    "all_of",
+    "any_of",
+    "elementwise",
+    "mark_inexact_zeros",
+    "through",
+]
 
 Sum = tuple[fx.Node, Axis, tuple[fx.Node, ...]]
 """A node that sums over an axis, and the operands whose product is summed."""
 Leaves = frozenset[Axis]
-Zeros = Mapping[fx.Node, Leaves]
-"""By node: the leaves at whose zeroed positions its values are zero."""
+_NO_LEAVES: Leaves = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
-class Zero:
-    """Where an operator's output is zero, from where its operands are.
+class Operands:
+    """An operator call, as a statement about zeros sees it.
 
     Attributes:
-        operands: their names; none stands for all that the leaf runs through.
-        all: whether all of them must be zero, or any.
+        node: the call.
+        given: its arguments by schema name.
+        zeros: by node before it, the leaves at whose zeroed positions its values are zero.
+        carried: by node, the leaves that its axes are made of; the call's own among them.
     """
 
-    operands: tuple[str, ...]
-    all: bool
+    node: fx.Node
+    given: Mapping[str, Any]
+    zeros: Mapping[fx.Node, Leaves]
+    carried: Mapping[fx.Node, Leaves]
+
+    def zero_in(self, name: str) -> Leaves:
+        """The leaves at which an argument is zero: a number is zero at all of them, or at none."""
+        value = self.given.get(name)
+        if isinstance(value, fx.Node):
+            return self.zeros[value]
+        return self.carried[self.node] if value == 0 else _NO_LEAVES
 
 
-def any_of(*operands: str) -> Zero:
-    """Zero wherever one of these operands is: a product."""
-    return Zero(operands, all=False)
+Zeros = Callable[[Operands], Leaves]
+"""A statement of an operator: the leaves at whose zeroed positions its output is zero."""
 
 
-def all_of(*operands: str) -> Zero:
-    """Zero wherever each of these operands is: a sum."""
-    return Zero(operands, all=True)
+def any_of(*parts: str | Zeros) -> Zeros:
+    """Zero wherever one of these arguments (or statements) is: a product. Of nothing: nowhere."""
+    return lambda call: _NO_LEAVES.union(*(_zero_in(call, part) for part in parts))
 
 
-MOVED = Zero((), all=True)
+def all_of(*parts: str | Zeros) -> Zeros:
+    """Zero wherever each of these arguments (or statements) is: a sum; one left out adds nothing."""
+
+    def zeros(call: Operands) -> Leaves:
+        given = [part for part in parts if not isinstance(part, str) or call.given.get(part) is not None]
+        return call.carried[call.node].intersection(*(_zero_in(call, part) for part in given))
+
+    return zeros
+
+
+def through(*names: str) -> Zeros:
+    """Zero wherever each of these operands that the leaf runs through is; no names stand for all of them."""
+
+    def zeros(call: Operands) -> Leaves:
+        given = [call.given[name] for name in names] if names else call.node.all_input_nodes
+        operands = [operand for operand in given if isinstance(operand, fx.Node)]
+        somewhere = _NO_LEAVES.union(*(call.zeros[operand] for operand in operands))
+        return somewhere.difference(*(call.carried[operand] - call.zeros[operand] for operand in operands))
+
+    return zeros
+
+
+MOVED = through()
 """Values only move: zero wherever every operand that the leaf runs through is."""
+NOWHERE = any_of()
+"""Whatever zeroed channels make of it, the output is finite, and not known to be zero."""
 
-# f(0) = 0, element by element.
-_PRESERVING = frozenset(
-    getattr(aten, name).default
-    for name in (
-        *("relu", "gelu", "silu", "tanh", "neg", "abs", "hardswish", "hardtanh", "relu6", "elu", "selu", "celu"),
-        *("mish", "leaky_relu", "sqrt", "square", "sin", "tan", "sign", "round", "floor", "ceil", "erf", "dropout"),
-        *("clone", "contiguous", "detach", "alias", "feature_dropout", "expand_as", "type_as"),
-    )
-) | {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other}
-_PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar})
-_QUOTIENTS = frozenset({aten.div.Tensor, aten.div.Scalar, aten.true_divide.Tensor})
-_SUMS = frozenset({aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar})
-_WEIGHTED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default}
-_WEIGHTED |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
-_NORMS = frozenset({aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default})
-_NORMS |= {aten.instance_norm.default}
-_ZEROS = frozenset({aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default, aten.zero.default})
-# Not zero for zeros; what is computed element by element and tagged so need not be named here.
-_NONZERO = frozenset(
-    {
-        *(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default),
-        *(aten.logsumexp.default, aten.copy.default, aten.fill.Scalar, aten.fill.Tensor, aten.softplus.default),
-        *(aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.ScalarOther, aten.where.ScalarSelf),
-        *(aten.where.Scalar, aten.hardsigmoid.default, aten.log_sigmoid.default, aten.empty_like.default),
-        *(aten.ones_like.default, aten.full_like.default, aten.new_ones.default, aten.new_full.default),
-    }
-)
-# By argument: not finite where it is zero.
-_SINGULAR = dict.fromkeys(_QUOTIENTS, "other") | dict.fromkeys(
-    [aten.reciprocal.default, aten.rsqrt.default, aten.log.default, aten.log2.default, aten.log10.default], "self"
-)
-_PADS = frozenset({aten.constant_pad_nd.default, aten.pad.default})
-# The other tensor lends its shape or dtype, not its values.
-_BORROWING = frozenset(
-    {aten.expand_as.default, aten.type_as.default, aten.to.other, aten.view_as.default, aten.reshape_as.default}
-)
+
+def elementwise(call: Operands) -> Leaves:
+    """Each element is made of one element of each operand: the operator itself is asked what it makes of zeros.
+
+    It is run on a handful of numbers, with zeros for the operands that are zero at a leaf. Where that is not
+    finite (`log(0)`, `1 / 0`), or can't be run, zeroing a channel does not stand for removing it.
+    """
+    operands = [node for node in call.node.all_input_nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    leaves_of: dict[frozenset[fx.Node], set[Axis]] = defaultdict(set)
+    for leaf in call.carried[call.node]:
+        leaves_of[frozenset(node for node in operands if leaf in call.zeros[node])].add(leaf)
+    found: set[Axis] = set()
+    for zeroed, leaves in leaves_of.items():
+        made = _made_of_zeros(call.node, zeroed)
+        if made is None or (zeroed and not torch.isfinite(made).all()):
+            for leaf in leaves:
+                leaf.mark_inexact(f"{call.node.target} is not finite for a zeroed channel")
+        elif not made.any():
+            found |= leaves
+    return frozenset(found)
 
 
 def mark_inexact_zeros(
-    graph: fx.Graph, values: Mapping[fx.Node, Any], sums: list[Sum], declared: Mapping[object, Zero]
+    graph: fx.Graph, values: Mapping[fx.Node, Any], sums: list[Sum], statement_of: Callable[[fx.Node], Zeros | None]
 ) -> None:
-    """Marks axes inexact that are summed where zeroed positions are not zero, or divided by where they are.
+    """Marks axes inexact that are summed where zeroed positions are not zero, or where nobody knows.
 
     Args:
         graph: in order.
         values: the axes of every node.
         sums: where values are summed.
-        declared: where outputs are zero, by operator.
+        statement_of: where a call's outputs are zero; None where its operator does not say.
     """
     zeros: dict[fx.Node, Leaves] = {}
     carried: dict[fx.Node, Leaves] = {}
     for node in graph.nodes:
         carried[node] = frozenset(_leaves(values.get(node)))
-        zeros[node] = _zeros(node, zeros, carried, declared) & carried[node] if carried[node] else frozenset()
-        divisor = arguments(node).get(_SINGULAR[node.target]) if node.target in _SINGULAR else None
-        for leaf in zeros[divisor] if isinstance(divisor, fx.Node) else ():
-            leaf.mark_inexact(f"{node.target} is not finite for a zeroed channel")
+        zeros[node] = carried[node] if node.op == "get_attr" else _NO_LEAVES
+        if node.op != "call_function" or not any(carried[operand] for operand in (node, *node.all_input_nodes)):
+            continue
+        if statement := statement_of(node):
+            zeros[node] = statement(Operands(node, arguments(node), zeros, carried)) & carried[node]
+            continue
+        for leaf in _NO_LEAVES.union(*(carried[operand] for operand in node.all_input_nodes)):
+            leaf.mark_inexact(f"{node.target} does not say what it makes of zeroed channels")
     for node, axis, operands in sums:
-        zero = frozenset[Axis]().union(*(zeros[operand] for operand in operands))
+        zero = _NO_LEAVES.union(*(zeros.get(operand, _NO_LEAVES) for operand in operands))
         for leaf in axis.leaves():
             if leaf not in zero:
                 leaf.mark_inexact(f"{node.target} sums values over it that are not zero for a zeroed channel")
 
 
-def _zeros(node: fx.Node, zeros: Zeros, carried: Zeros, declared: Mapping[object, Zero]) -> Leaves:
-    if node.op != "call_function":
-        return carried[node] if node.op == "get_attr" else frozenset()
-    target, given = node.target, arguments(node)
-    nowhere: Leaves = frozenset()
-
-    def operand(name: str) -> Leaves:
-        value = given.get(name)
-        if isinstance(value, fx.Node):
-            return zeros[value]
-        return carried[node] if value in (0, None) else nowhere
-
-    if target in _PRODUCTS:
-        return operand("self") | operand("other")
-    if target in _QUOTIENTS:
-        return operand("self")
-    if target in _SUMS:
-        return operand("self") & operand("other")
-    if target in _WEIGHTED:
-        return (operand("weight") & operand("bias")) | (nowhere if given["bias"] else operand("input"))
-    if target in _NORMS:
-        kept = operand("input") if target is aten.rms_norm.default else nowhere
-        return kept | (operand("weight") if given["weight"] else nowhere)
-    if target is aten.scaled_dot_product_attention.default:
-        return operand("value")
-    if target in _ZEROS:
-        return carried[node]
-    if target in _NONZERO or (target in _PADS and given["value"]):
-        return nowhere
-    if target not in _PRESERVING and isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
-        return nowhere
-    rule = declared.get(target, MOVED if target in _PRESERVING else None)
-    if rule is None:
-        return nowhere
-    if rule.operands:
-        found = [operand(name) for name in rule.operands if given.get(name) is not None]
-        combine = frozenset.intersection if rule.all else frozenset.union
-        return combine(*found) if found else nowhere
-    moved = _moved(node, zeros, carried)
-    return moved & operand("self") if target in (aten.addmm.default, aten.baddbmm.default) else moved
-
-
-def _moved(node: fx.Node, zeros: Zeros, carried: Zeros) -> Leaves:
-    """Views, cuts, joins, products: zero wherever every tensor that the leaf runs through is."""
-    found: set[Axis] = set()
-    sources = [arguments(node)["self"]] if node.target in _BORROWING else node.all_input_nodes
-    for source in sources:
-        found |= zeros[source]
-    for source in sources:
-        found -= carried[source] - zeros[source]
-    return frozenset(found)
+def _zero_in(call: Operands, part: str | Zeros) -> Leaves:
+    return call.zero_in(part) if isinstance(part, str) else part(call)
 
 
 def _leaves(axes: Any) -> Iterator[Axis]:
@@ -177,3 +163,50 @@ def _leaves(axes: Any) -> Iterator[Axis]:
     elif isinstance(axes, (tuple, list)):
         for axis in axes:
             yield from _leaves(axis)
+
+
+_NUMBERS = (-2.5, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0, 7.0)
+"""What an operand may hold where it is not zeroed: of both signs, on both sides of one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stand:
+    """What stands for an operand: numbers or zeros, one alone for an operand of no dimensions."""
+
+    place: int
+    dtype: torch.dtype
+    alone: bool
+    zero: bool
+
+    def values(self) -> torch.Tensor:
+        numbers = torch.tensor(_NUMBERS).roll(self.place)  # no two operands are alike
+        numbers = (numbers > 0) if self.dtype == torch.bool else numbers.to(self.dtype)
+        numbers = torch.zeros_like(numbers) if self.zero else numbers
+        return numbers[0] if self.alone else numbers
+
+
+def _made_of_zeros(node: fx.Node, zeroed: frozenset[fx.Node]) -> torch.Tensor | None:
+    """What an operator makes of numbers, with zeros for some operands; None where it can't be run on them."""
+    places = {operand: place for place, operand in enumerate(node.all_input_nodes)}
+
+    def stand(operand: fx.Node) -> Any:
+        value = operand.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            return _Stand(places[operand], value.dtype, value.dim() == 0, operand in zeroed)
+        return 3  # a size
+
+    args = tuple(fx.map_arg(node.args, stand))
+    kwargs = tuple(sorted(fx.map_arg(node.kwargs, stand).items()))
+    return _run(node.target, args, kwargs)
+
+
+@functools.lru_cache(maxsize=1024)
+def _run(target: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> torch.Tensor | None:
+    values = [argument.values() if isinstance(argument, _Stand) else argument for argument in args]
+    named = {name: value.values() if isinstance(value, _Stand) else value for name, value in kwargs}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            made = target(*values, **named)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
+    return made if isinstance(made, torch.Tensor) else None

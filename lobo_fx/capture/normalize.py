@@ -12,11 +12,12 @@ from torch import fx
 
 from lobo_fx.capture.writes_in_place import remove_inplace
 from lobo_fx.graph.notes import Note, note_of
-from lobo_fx.graph.operators import aten, is_call, is_inplace
+from lobo_fx.graph.operators import arguments, aten, is_call, is_inplace
 from lobo_fx.graph.program import ProgramModule
+from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.tensors import fetch
 
-__all__ = ["drop_aliases", "drop_asserts", "inline_modes", "name_squeezed", "normalize"]
+__all__ = ["choose_by_mask", "drop_aliases", "drop_asserts", "inline_modes", "name_squeezed", "normalize"]
 
 _ASSERTS = frozenset(
     {
@@ -45,6 +46,7 @@ def normalize(module: ProgramModule) -> list[Note]:
     notes += remove_inplace(module)
     drop_aliases(module.graph)
     name_squeezed(module.graph)
+    choose_by_mask(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     return notes
@@ -60,6 +62,28 @@ def name_squeezed(graph: fx.Graph) -> None:
                 node.args[0],
                 [d for d, size in enumerate(source.shape) if isinstance(size, int) and size == 1],
             )
+
+
+def choose_by_mask(graph: fx.Graph) -> None:
+    """`x[mask] = number` is `where(mask, number, x)`: element by element, instead of an index that is not known."""
+    for node in graph.find_nodes(op="call_function", target=aten.index_put.default):
+        given = arguments(node)
+        x, value = given["self"], given["values"]
+        masks = [index for index in given["indices"] if index is not None]
+        if len(masks) != 1 or given["accumulate"] or given["indices"][0] is None:
+            continue
+        kept, number, mask = (operand.meta.get("val") for operand in (x, value, masks[0]))
+        if kept is None or number is None or mask is None:
+            continue
+        if mask.dtype == torch.bool and number.dim() == 0 and number.dtype == kept.dtype:
+            with graph.inserting_before(node):
+                aligned = masks[0]
+                for _ in range(kept.dim() - mask.dim()):
+                    aligned = graph.call_function(aten.unsqueeze.default, (aligned, -1))
+                    inherit(aligned, node)
+                chosen = graph.call_function(aten.where.self, (aligned, value, x))
+            inherit(chosen, node)
+            node.replace_all_uses_with(chosen)
 
 
 def inline_modes(module: ProgramModule) -> list[Note]:

@@ -7,6 +7,7 @@ little.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lobo_fx import InvalidInput
-from lobo_fx.axes import Axis, Call, Inference, any_of, axis_rule
+from lobo_fx.axes import NOWHERE, Axis, Call, Inference, any_of, axis_rule
 from lobo_fx.axes.call import Axes
 from lobo_fx.axes.members import members
 from lobo_fx.axes.removal import Removal
@@ -1399,7 +1400,7 @@ def test_strict_inference_accepts_what_has_rules() -> None:
 
 
 def test_a_rule_of_ones_own_frees_the_operator(rules: dict[object, Any]) -> None:
-    @axis_rule(torch.ops.lobo_fx_tests.halve.default)
+    @axis_rule(torch.ops.lobo_fx_tests.halve.default, zeros=any_of("x", "weight"))
     def scale(call: Call) -> Axes:
         *rest, channels = call.axes("x")
         return (*rest, call.unify(channels, call.axes("weight")[0]))
@@ -1489,7 +1490,66 @@ def test_a_rule_that_says_nothing_of_zeros_promises_nothing(rules: dict[object, 
         return any(leaf.inexact for leaf in members(infer(network)))
 
     assert inexact(None)
+    assert inexact(NOWHERE)
     assert not inexact(any_of("x", "weight"))
+
+
+@pytest.mark.parametrize(
+    ("function", "exact"),
+    [
+        (lambda h, other: h.sigmoid(), True),
+        (lambda h, other: h.square().add(1.0).log(), True),
+        (lambda h, other: h.abs().log(), False),
+        (lambda h, other: h.clamp(0.0, 1.0), True),
+        (lambda h, other: h.pow(2), True),
+        (lambda h, other: h.abs().pow(-0.5), False),
+        (lambda h, other: other / h, False),
+        (lambda h, other: h / other, True),
+        (lambda h, other: torch.atan2(h, other), True),
+        (lambda h, other: torch.xlogy(h, other.exp()), True),
+        (lambda h, other: torch.where(h > 0, h, h.reciprocal()), False),
+    ],
+)
+def test_an_operator_is_asked_what_it_makes_of_zeros(function: Callable[..., Tensor], exact: bool) -> None:
+    net = Net(lambda m, x: m.b(function(m.a(x), x[:, :1])), rows(), a=nn.Linear(6, 8), b=nn.Linear(8, 5))
+    (leaf,) = members(infer(net))
+    assert (not leaf.inexact) is exact
+
+
+@pytest.mark.parametrize(
+    ("function", "zero"),
+    [
+        (lambda h: h.clamp(0.0, 1.0), True),
+        (lambda h: h.clamp(0.5, 1.0), False),
+        (lambda h: torch.maximum(h, h.neg()), True),
+        (lambda h: torch.where(h > 0, h, 0.1 * h), True),
+        (lambda h: h.masked_fill(h < 1, 1.0), False),
+        (lambda h: h.masked_fill(h > 1, 1.0), True),
+        (lambda h: torch.rsub(h, 1.0), False),
+        (lambda h: torch.lerp(h, h.tanh(), 0.3), True),
+        (lambda h: nn.functional.softplus(h) - math.log(2), False),
+        (lambda h: torch.zeros_like(h), True),
+        (lambda h: h * torch.full_like(h, 3.0), True),
+        (lambda h: nn.functional.pad(h, (0, 0, 1, 1), value=1.0), False),
+        (lambda h: nn.functional.pad(h, (0, 0, 1, 1)), True),
+        (lambda h: h.max(-1, keepdim=True).indices * h, True),
+    ],
+)
+def test_what_stays_zero_may_be_summed(function: Callable[[Tensor], Tensor], zero: bool) -> None:
+    net = Net(lambda m, x: m.b(function(m.a(x)).sum(-1, keepdim=True)), rows(), a=nn.Linear(6, 8), b=nn.Linear(1, 5))
+    for leaf in members(infer(net)):
+        if leaf.size == 8:
+            assert (not leaf.inexact) is zero
+
+
+def test_a_mask_assigned_to_leaves_channels_free() -> None:
+    def assign(m: Any, x: Tensor) -> Tensor:
+        h = m.a(x)
+        h[h < 0] = 0.0
+        return m.b(h)
+
+    inference = infer(Net(assign, rows(), a=nn.Linear(6, 8), b=nn.Linear(8, 5)))
+    assert sizes(iter(members(inference))) == [8]
 
 
 def test_a_dimension_that_is_locked_beside_a_free_one_has_its_reason_in_the_survey() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from lobo_fx.axes.axis import product, total
 from lobo_fx.axes.call import Axes, Call, axis_rule
-from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 __all__ = ["attention"]
 
 
-@axis_rule(aten.scaled_dot_product_attention.default, zeros=MOVED)
+@axis_rule(aten.scaled_dot_product_attention.default, zeros="value")
 def attention(call: Call) -> Axes:
     """q[… h l e], k[… h s e], v[… h s d] → [… h l d]; grouped queries: h of q = h of k × repeats."""
     q, k, v = call.axes("query"), call.axes("key"), call.axes("value")
@@ -29,6 +28,8 @@ def attention(call: Call) -> Axes:
         batch = (*call.broadcast([q[:-3], k[:-3], v[:-3]]), heads) if len(q) > 3 else (heads,)
     else:
         batch = call.broadcast([q[:-2], k[:-2], v[:-2]])
+    call.multiplies(*q, k[-2])
+    call.multiplies(*q[:-1], k[-2], v[-1])
     for axis in batch:
         axis.mark("heads")
     k[-2].lock("attention takes a softmax over it")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from lobo_fx.axes.axis import Axis, AxisError
 from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.kinds import is_stored
-from lobo_fx.axes.zeros import MOVED
+from lobo_fx.axes.zeros import MOVED, all_of, any_of, through
 from lobo_fx.graph.operators import aten
 
 __all__ = ["addmm", "baddbmm", "bmm", "contraction", "einsum", "matmul"]
@@ -36,13 +36,17 @@ def contraction(signature: str, *names: str) -> Callable[[Call], Axes]:
         for letter, axis in letters.items():
             if letter not in output:
                 call.sums(axis, *operands)
+        if set(letters) - set(output):
+            call.multiplies(*batch, *letters.values())
         return (*batch, *(letters[letter] for letter in output if letter != "..."))
 
     rule.__doc__ = signature
     return rule
 
 
-axis_rule(aten.linear.default, zeros=MOVED)(contraction("... k, n k, n -> ... n", "input", "weight", "bias"))
+axis_rule(aten.linear.default, zeros=all_of(any_of("weight", through("input", "weight")), "bias"))(
+    contraction("... k, n k, n -> ... n", "input", "weight", "bias")
+)
 axis_rule(aten.mm.default, zeros=MOVED)(contraction("m k, k n -> m n", "self", "mat2"))
 
 
@@ -60,14 +64,14 @@ axis_rule(aten.mv.default, zeros=MOVED)(contraction("m k, k -> m", "self", "vec"
 axis_rule(aten.outer.default, zeros=MOVED)(contraction("m, n -> m n", "self", "vec2"))
 
 
-@axis_rule(aten.addmm.default, zeros=MOVED)
+@axis_rule(aten.addmm.default, zeros=all_of(through("mat1", "mat2"), "self"))
 def addmm(call: Call) -> Axes:
     """Self + mat1 · mat2, self broadcast."""
     result = contraction("m k, k n -> m n", "mat1", "mat2")(call)
     return call.broadcast([result, call.axes("self")])
 
 
-@axis_rule(aten.baddbmm.default, zeros=MOVED)
+@axis_rule(aten.baddbmm.default, zeros=all_of(through("batch1", "batch2"), "self"))
 def baddbmm(call: Call) -> Axes:
     """Self + batch1 · batch2, self broadcast."""
     result = contraction("b m k, b k n -> b m n", "batch1", "batch2")(call)
@@ -78,13 +82,16 @@ def baddbmm(call: Call) -> Axes:
 def matmul(call: Call) -> Axes:
     """The last dimension of one with the last but one of the other; the rest is broadcast."""
     a, b = call.axes("self"), call.axes("other")
-    call.sums(call.unify(a[-1], b[-2] if len(b) > 1 else b[0]), call.given["self"], call.given["other"])
+    summed = call.unify(a[-1], b[-2] if len(b) > 1 else b[0])
+    call.sums(summed, call.given["self"], call.given["other"])
     if not is_stored(call.given["self"]) and not is_stored(call.given["other"]):
         a[-1].mark("head_dim")
         for axis in a[:-2]:
             axis.mark("heads")
     batch = call.broadcast([a[:-2], b[:-2]]) if len(a) > 2 or len(b) > 2 else ()
-    return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
+    output = (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
+    call.multiplies(*output, summed)
+    return output
 
 
 @axis_rule(aten.einsum.default, zeros=MOVED)
@@ -117,4 +124,6 @@ def einsum(call: Call) -> Axes:
     batch = call.broadcast(rest) if rest else ()
     if batch and "." not in right:
         raise AxisError("einsum sums over its ellipsis")
+    if set(letters) - set(right):
+        call.multiplies(*batch, *letters.values())
     return tuple(axis for letter in right for axis in (batch if letter == "." else (letters[letter],)))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from lobo_fx.axes.axis import Axis, product
 from lobo_fx.axes.call import Axes, Call, axis_rule
-from lobo_fx.axes.zeros import MOVED
+from lobo_fx.axes.zeros import all_of, any_of, through
 from lobo_fx.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 
 __all__ = ["convolution", "transposed_convolution"]
 
+_PRODUCTS = all_of(any_of("weight", through("input", "weight")), "bias")
 
-@axis_rule(*CONVOLUTIONS, zeros=MOVED)
+
+@axis_rule(*CONVOLUTIONS, zeros=_PRODUCTS)
 def convolution(call: Call) -> Axes:
     """x[n (g·i) …], w[(g·o) i …] → [n (g·o) …]."""
     x, weight, groups = call.axes("input"), call.axes("weight"), call.given["groups"]
@@ -24,10 +26,12 @@ def convolution(call: Call) -> Axes:
         outputs = weight[0].find().size
         assert isinstance(outputs, int)
         call.unify(weight[0], product([group, call.fresh(outputs // groups)]))
-    return _convolved(call, x, weight, weight[0], batched)
+    output = _convolved(call, x, weight, weight[0], batched)
+    call.multiplies(*output, *weight[1:])
+    return output
 
 
-@axis_rule(*TRANSPOSED_CONVOLUTIONS, zeros=MOVED)
+@axis_rule(*TRANSPOSED_CONVOLUTIONS, zeros=_PRODUCTS)
 def transposed_convolution(call: Call) -> Axes:
     """x[n (g·i) …], w[(g·i) o …] → [n (g·o) …]."""
     x, weight, groups = call.axes("input"), call.axes("weight"), call.given["groups"]
@@ -41,6 +45,7 @@ def transposed_convolution(call: Call) -> Axes:
         group = _group(call, width)
         call.unify(channels, product([group, width]))
         outputs = product([group, weight[1]])
+    call.multiplies(*x, *weight[1:])  # each input position is multiplied with the kernel
     return _convolved(call, x, weight, outputs, batched)
 
 

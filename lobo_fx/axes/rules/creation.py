@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from lobo_fx.axes.call import Axes, Call, axis_rule
-from lobo_fx.axes.zeros import MOVED
+from lobo_fx.axes.zeros import NOWHERE, all_of
 from lobo_fx.graph.operators import aten
 
 __all__ = ["constant", "positions", "random_like"]
 
 
+@axis_rule(aten.zeros.default, aten.new_zeros.default, zeros=all_of())
+@axis_rule(aten.full.default, aten.new_full.default, zeros=all_of("fill_value"))
+@axis_rule(aten.scalar_tensor.default, zeros=all_of("s"))
 @axis_rule(
-    *(aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format),
-    *(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default),
-    aten.scalar_tensor.default,
-    zeros=MOVED,
+    *(aten.ones.default, aten.new_ones.default, aten.empty.memory_format, aten.new_empty.default),
+    zeros=NOWHERE,
 )
 def constant(call: Call) -> Axes:
     """The same value everywhere: positions can go."""
@@ -24,7 +25,7 @@ def constant(call: Call) -> Axes:
     return outputs
 
 
-@axis_rule(aten.randn_like.default, aten.rand_like.default, aten.bernoulli.default)
+@axis_rule(aten.randn_like.default, aten.rand_like.default, aten.bernoulli.default, zeros=NOWHERE)
 def random_like(call: Call) -> Axes:
     """Random values, a position as good as another; drawn for fewer positions they are other ones."""
     for axis in call.axes("self"):
@@ -35,7 +36,7 @@ def random_like(call: Call) -> Axes:
 @axis_rule(
     *(aten.arange.default, aten.arange.start, aten.arange.start_step, aten.eye.default, aten.eye.m),
     aten.linspace.default,
-    zeros=MOVED,
+    zeros=NOWHERE,
 )
 def positions(call: Call) -> Axes:
     """Values that count positions."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.axes.zeros import MOVED, NOWHERE, all_of, any_of
 from lobo_fx.graph.operators import aten
 
 __all__ = ["bilinear", "cdist", "cosine_similarity", "pairwise_distance"]
 
 
-@axis_rule(aten.cosine_similarity.default)
+@axis_rule(aten.cosine_similarity.default, zeros=NOWHERE)
 def cosine_similarity(call: Call) -> Axes:
     """x1[… c …], x2[… c …] → [… …]: three sums over c, each of what is zero for zeroed channels of both."""
     both = call.broadcast([call.axes("x1"), call.axes("x2")])
@@ -18,7 +19,7 @@ def cosine_similarity(call: Call) -> Axes:
     return tuple(axis for at, axis in enumerate(both) if at != dim)
 
 
-@axis_rule(aten.pairwise_distance.default)
+@axis_rule(aten.pairwise_distance.default, zeros=NOWHERE)
 def pairwise_distance(call: Call) -> Axes:
     """x1[… c], x2[… c] → […]; a small number is added to every difference, so a zeroed channel counts a little."""
     *rest, channels = call.broadcast([call.axes("x1"), call.axes("x2")])
@@ -26,7 +27,7 @@ def pairwise_distance(call: Call) -> Axes:
     return (*rest, call.fresh(1)) if call.given["keepdim"] else tuple(rest)
 
 
-@axis_rule(aten.cdist.default)
+@axis_rule(aten.cdist.default, zeros=NOWHERE)
 def cdist(call: Call) -> Axes:
     """x1[… p c], x2[… r c] → [… p r]."""
     *first, p, channels = call.axes("x1")
@@ -37,7 +38,7 @@ def cdist(call: Call) -> Axes:
     return (*(call.broadcast([tuple(first), tuple(second)]) if first or second else ()), p, r)
 
 
-@axis_rule(aten.bilinear.default)
+@axis_rule(aten.bilinear.default, zeros=all_of(any_of("weight", MOVED), "bias"))
 def bilinear(call: Call) -> Axes:
     """x1[… i], x2[… j], w[o i j], b[o] → [… o]."""
     *first, i = call.axes("input1")

@@ -6,13 +6,12 @@ import torch
 
 from lobo_fx.axes.axis import AxisError
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
-from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 __all__ = ["embedding", "gather", "index", "index_select"]
 
 
-@axis_rule(aten.embedding.default, zeros=MOVED)
+@axis_rule(aten.embedding.default, zeros="weight")
 def embedding(call: Call) -> Axes:
     """w[v d], i[…] → [… d]."""
     weight = call.axes("weight")
@@ -20,7 +19,7 @@ def embedding(call: Call) -> Axes:
     return (*call.axes("indices"), weight[1])
 
 
-@axis_rule(aten.index.Tensor, zeros=MOVED)
+@axis_rule(aten.index.Tensor, zeros="self")
 def index(call: Call) -> Axes:
     """Indexed dimensions are locked; the others stay, after the index's own where those are not adjacent."""
     x, indices = call.axes("self"), call.given["indices"]
@@ -39,7 +38,7 @@ def index(call: Call) -> Axes:
     return (*before, *shape, *after)
 
 
-@axis_rule(aten.index_select.default, zeros=MOVED)
+@axis_rule(aten.index_select.default, zeros="self")
 def index_select(call: Call) -> Axes:
     """One dimension is indexed."""
     x = list(call.axes("self"))
@@ -49,7 +48,7 @@ def index_select(call: Call) -> Axes:
     return tuple(x)
 
 
-@axis_rule(aten.gather.default, zeros=MOVED)
+@axis_rule(aten.gather.default, zeros="self")
 def gather(call: Call) -> Axes:
     """One dimension is indexed; the others are the index's own, where they are as long."""
     x, at, dim = call.axes("self"), call.axes("index"), call.given["dim"] % len(call.axes("self"))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from lobo_fx.axes.axis import product
 from lobo_fx.axes.call import Axes, Call, axis_rule
-from lobo_fx.axes.zeros import MOVED
+from lobo_fx.axes.zeros import MOVED, NOWHERE, all_of, any_of
 from lobo_fx.graph.operators import aten
 
 __all__ = ["channel_norm", "group_norm", "layer_norm", "softmax", "weight_norm"]
 
+# The mean that is taken away is not zero where the input is: only scale and bias can make an output zero.
+_SCALED = all_of(any_of("weight"), "bias")
 
-@axis_rule(aten.batch_norm.default, aten.instance_norm.default, zeros=MOVED)
+
+@axis_rule(aten.batch_norm.default, aten.instance_norm.default, zeros=_SCALED)
 def channel_norm(call: Call) -> Axes:
     """Dimension 1 carries weight, bias and running statistics; those of the input itself run over the others."""
     x = call.axes("input")
@@ -24,7 +27,8 @@ def channel_norm(call: Call) -> Axes:
     return x
 
 
-@axis_rule(aten.layer_norm.default, aten.rms_norm.default, zeros=MOVED)
+@axis_rule(aten.layer_norm.default, zeros=_SCALED)
+@axis_rule(aten.rms_norm.default, zeros=any_of("input", "weight"))
 def layer_norm(call: Call) -> Axes:
     """Statistics over the last dimensions, which carry weight and bias."""
     x = call.axes("input")
@@ -48,7 +52,7 @@ def weight_norm(call: Call) -> Axes:
     return call.broadcast([v, g])
 
 
-@axis_rule(aten.group_norm.default, zeros=MOVED)
+@axis_rule(aten.group_norm.default, zeros=_SCALED)
 def group_norm(call: Call) -> Axes:
     """Dimension 1 = groups × width, with statistics over the width."""
     x, groups = call.axes("input"), call.given["num_groups"]
@@ -68,7 +72,7 @@ def group_norm(call: Call) -> Axes:
     return x
 
 
-@axis_rule(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default, zeros=MOVED)
+@axis_rule(aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default, zeros=NOWHERE)
 def softmax(call: Call) -> Axes:
     """The normalised dimension is locked: each of its positions weighs on the others."""
     x = call.axes("self")

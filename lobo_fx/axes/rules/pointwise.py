@@ -9,7 +9,7 @@ from torch import fx
 
 from lobo_fx.axes.call import Axes, Call, axis_rule, pointwise
 from lobo_fx.axes.kinds import is_stored
-from lobo_fx.axes.zeros import MOVED
+from lobo_fx.axes.zeros import MOVED, NOWHERE, Leaves, Operands, elementwise
 from lobo_fx.graph.operators import aten
 
 __all__ = ["POINTWISE", "added", "converted", "getitem", "prelu"]
@@ -20,7 +20,7 @@ POINTWISE = (
     *(aten.feature_alpha_dropout.default, aten.clone.default, aten.contiguous.default, aten.to.dtype),
     *(aten.to.dtype_layout, aten.to.device, aten.detach.default),
     *(aten.alias.default, aten.rrelu.default, aten.zeros_like.default, aten.ones_like.default),
-    *(aten.full_like.default, aten.empty_like.default, aten.relu6.default, aten._to_copy.default),
+    *(aten.full_like.default, aten.relu6.default, aten._to_copy.default),
     *(aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.ScalarOther, aten.where.ScalarSelf),
     *(aten.where.Scalar, aten.hardswish.default, aten.hardsigmoid.default, aten.selu.default, aten.celu.default),
     *(aten.mish.default, aten.softplus.default, aten.copy.default, aten.fill.Scalar, aten.fill.Tensor),
@@ -28,10 +28,11 @@ POINTWISE = (
     *(aten.true_divide.Tensor, aten.float_power.Tensor_Scalar, aten.floor_divide.default),
     *(aten.expand_as.default, aten.nan_to_num.default, aten.log_sigmoid.default, aten.zero.default),
 )
-axis_rule(*POINTWISE, zeros=MOVED)(pointwise)
+axis_rule(*POINTWISE, zeros=elementwise)(pointwise)
+axis_rule(aten.empty_like.default, zeros=NOWHERE)(pointwise)
 
 
-@axis_rule(aten.add.Tensor, zeros=MOVED)
+@axis_rule(aten.add.Tensor, zeros=elementwise)
 def added(call: Call) -> Axes:
     """Broadcast; where two computed values of one rank meet, the axes that both have are residual."""
     axes = pointwise(call)
@@ -44,14 +45,20 @@ def added(call: Call) -> Axes:
     return axes
 
 
-@axis_rule(aten.to.other, aten.type_as.default, zeros=MOVED)
+@axis_rule(aten.to.other, aten.type_as.default, zeros="self")
 def converted(call: Call) -> Axes:
     """Only the dtype comes from the other tensor."""
     call.ignores("other")
     return call.axes("self")
 
 
-@axis_rule(operator.getitem, zeros=MOVED)
+def _of_values(call: Operands) -> Leaves:
+    """One of several results: positions, as `max_pool2d_with_indices` gives them, are not zero for zeros."""
+    value = call.node.meta["val"]
+    return MOVED(call) if value.is_floating_point() or value.is_complex() else frozenset()
+
+
+@axis_rule(operator.getitem, zeros=_of_values)
 def getitem(call: Call) -> Any:
     """The axes of one of several results."""
     source, index = call.node.args
@@ -60,7 +67,7 @@ def getitem(call: Call) -> Any:
     return call.of(source)[index]
 
 
-@axis_rule(aten.prelu.default, zeros=MOVED)
+@axis_rule(aten.prelu.default, zeros="self")
 def prelu(call: Call) -> Axes:
     """A slope per channel (dimension 1), or one for all."""
     x, weight = call.axes("self"), call.axes("weight")

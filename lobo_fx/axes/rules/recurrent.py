@@ -39,7 +39,10 @@ def recurrent(call: Call) -> list[Axes]:
     for layer in range(call.given["num_layers"]):
         for direction in range(directions):
             at = count * (layer * directions + direction)
-            _cell(call, [call.of(p) for p in parameters[at : at + count]], source, hidden)
+            own = [call.of(parameter) for parameter in parameters[at : at + count]]
+            _cell(call, own, source, hidden)
+            for matrix in own[:2]:
+                call.multiplies(*x[:-1], *matrix)
         source = concatenation([hidden] * directions) if directions > 1 else hidden
     for state in states:
         axes = call.of(state)
@@ -60,6 +63,8 @@ def _projected(call: Call, parameters: Sequence[fx.Node], states: Sequence[fx.No
             call.unify(axes[1], x[-1])
             axes = axes[:1]
         lock_all(axes, "it belongs to projected states")
+        if len(axes) == 2:
+            call.multiplies(*x[:-1], *call.of(parameter))
     for state in states:
         lock_all(call.of(state), "it belongs to projected states")
     sizes = [sizes_of(value) for value in call.node.meta["val"]]

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lobo_fx.axes.call import Call, axis_rule
-from lobo_fx.axes.zeros import MOVED
+from lobo_fx.axes.zeros import MOVED, NOWHERE
 from lobo_fx.graph.operators import aten
 
 __all__ = ["reduction"]
@@ -23,10 +23,11 @@ def _reads_positions(node: fx.Node) -> bool:
 _SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim}
 
 
+@axis_rule(aten.logsumexp.default, zeros=NOWHERE)
 @axis_rule(
     *(aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default, aten.amax.default),
     *(aten.amin.default, aten.var.dim, aten.var.correction, aten.std.dim, aten.std.correction),
-    *(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.logsumexp.default),
+    *(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim),
     *(aten.max.dim, aten.min.dim, aten.var_mean.correction, aten.prod.dim_int, aten.any.dim, aten.all.dim),
     *(aten.argmax.default, aten.argmin.default, aten.max.default, aten.min.default),
     zeros=MOVED,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
-from lobo_fx.axes.zeros import MOVED
+from lobo_fx.axes.zeros import NOWHERE, all_of
 from lobo_fx.graph.operators import aten
 
 __all__ = ["embedding_bag", "into_rows", "one_hot", "scatter", "unpool"]
 
 
-@axis_rule(aten.index_add.default, aten.index_copy.default, aten.index_reduce.default, zeros=MOVED)
+@axis_rule(aten.index_add.default, aten.index_copy.default, aten.index_reduce.default, zeros=all_of("self", "source"))
 def into_rows(call: Call) -> Axes:
     """One dimension is indexed; the others are the same in both tensors."""
     x, source = call.axes("self"), call.axes("source")
@@ -21,7 +21,7 @@ def into_rows(call: Call) -> Axes:
 @axis_rule(
     *(aten.scatter.src, aten.scatter.value, aten.scatter_add.default, aten.scatter_reduce.two),
     *(aten.scatter.reduce, aten.scatter.value_reduce),
-    zeros=MOVED,
+    zeros=all_of("self", "src", "value"),
 )
 def scatter(call: Call) -> Axes:
     """One dimension is indexed; the others are the index's own and the source's, where they are as long."""
@@ -37,7 +37,7 @@ def scatter(call: Call) -> Axes:
     return x
 
 
-@axis_rule(aten.max_unpool2d.default, aten.max_unpool3d.default, zeros=MOVED)
+@axis_rule(aten.max_unpool2d.default, aten.max_unpool3d.default, zeros="self")
 def unpool(call: Call) -> Axes:
     """Rows and channels stay; space is written to by position."""
     x, indices = call.axes("self"), call.axes("indices")
@@ -48,13 +48,13 @@ def unpool(call: Call) -> Axes:
     return (*kept, *(call.fixed(size, reason) for size in call.sizes()[-rank:]))
 
 
-@axis_rule(aten.one_hot.default)
+@axis_rule(aten.one_hot.default, zeros=NOWHERE)
 def one_hot(call: Call) -> Axes:
     """A new last dimension counts classes."""
     return (*call.axes("self"), call.fixed(call.sizes()[-1], "it counts classes"))
 
 
-@axis_rule(aten.embedding_bag.padding_idx, aten.embedding_bag.default)
+@axis_rule(aten.embedding_bag.padding_idx, aten.embedding_bag.default, zeros="weight")
 def embedding_bag(call: Call) -> list[Axes]:
     """w[v d], indices → [b d], and tensors that count."""
     rows, width = call.axes("weight")

@@ -9,7 +9,7 @@ from torch import fx
 
 from lobo_fx.axes.axis import Axis, concatenation, product
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
-from lobo_fx.axes.zeros import MOVED
+from lobo_fx.axes.zeros import MOVED, all_of
 from lobo_fx.graph.operators import aten
 
 __all__ = [
@@ -70,7 +70,7 @@ def grid_sampler(call: Call) -> Axes:
     return (rows, x[1], *(call.fixed(size, "it counts places sampled") for size in call.sizes()[2:]))
 
 
-@axis_rule(aten.constant_pad_nd.default, aten.pad.default, zeros=MOVED)
+@axis_rule(aten.constant_pad_nd.default, aten.pad.default, zeros=all_of("self", "value"))
 def pad(call: Call) -> Axes:
     """A free dimension is joined with constant positions before and after it; others that are padded are locked."""
     x, sizes = list(call.axes("self")), call.sizes()

@@ -7,7 +7,6 @@ from torch import fx
 
 from lobo_fx.axes.axis import Axis, AxisError, Size, product, total
 from lobo_fx.axes.call import Axes, Call, axis_rule
-from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
 
 __all__ = ["movedim", "permute", "reverse", "transpose", "view"]
@@ -17,7 +16,7 @@ __all__ = ["movedim", "permute", "reverse", "transpose", "view"]
     *(aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int),
     *(aten._unsafe_view.default, aten.view_as.default, aten.reshape_as.default, aten.squeeze.default),
     *(aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default),
-    zeros=MOVED,
+    zeros="self",
 )
 def view(call: Call) -> Axes:
     """Runs of dimensions with equal product of sizes are the same product of axes."""
@@ -67,14 +66,14 @@ def _equal(a: Size, b: Size) -> bool:
     return bool(a == b) or (not isinstance(a - b, int) and (a - b).expand() == 0)
 
 
-@axis_rule(aten.permute.default, zeros=MOVED)
+@axis_rule(aten.permute.default, zeros="self")
 def permute(call: Call) -> Axes:
     """Dimensions change places."""
     x = call.axes("self")
     return tuple(x[dim] for dim in call.given["dims"])
 
 
-@axis_rule(aten.transpose.int, aten.swapaxes.default, zeros=MOVED)
+@axis_rule(aten.transpose.int, aten.swapaxes.default, zeros="self")
 def transpose(call: Call) -> Axes:
     """Two dimensions change places."""
     x = list(call.axes("self"))
@@ -83,14 +82,14 @@ def transpose(call: Call) -> Axes:
     return tuple(x)
 
 
-@axis_rule(aten.t.default, aten.numpy_T.default, aten.mT.default, zeros=MOVED)
+@axis_rule(aten.t.default, aten.numpy_T.default, aten.mT.default, zeros="self")
 def reverse(call: Call) -> Axes:
     """The (last) two dimensions change places."""
     x = call.axes("self")
     return x[::-1] if call.node.target is not aten.mT.default else (*x[:-2], x[-1], x[-2])
 
 
-@axis_rule(aten.movedim.int, aten.movedim.intlist, zeros=MOVED)
+@axis_rule(aten.movedim.int, aten.movedim.intlist, zeros="self")
 def movedim(call: Call) -> Axes:
     """Dimensions move; the others keep their order."""
     x = call.axes("self")
