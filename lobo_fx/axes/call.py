@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -19,6 +19,7 @@ __all__ = [
     "RULES",
     "Axes",
     "Call",
+    "Entry",
     "Findings",
     "Rule",
     "axis_rule",
@@ -151,9 +152,17 @@ class Call:
 
 
 Rule = Callable[[Call], Any]
-RULES: dict[object, Rule] = {}
-ZEROS: dict[object, Zeros] = {}
-"""By operator, where its output is zero; of a rule that is not here, nothing is known."""
+
+
+class Entry(NamedTuple):
+    """What is registered of an operator: its rule, and where its output is zero; None where that is not known."""
+
+    rule: Rule
+    zeros: Zeros | None
+
+
+RULES: dict[object, Entry] = {}
+"""By operator overload."""
 
 
 def axis_rule(*targets: object, zeros: Zeros | str | None = None) -> Callable[[Rule], Rule]:
@@ -185,10 +194,8 @@ def axis_rule(*targets: object, zeros: Zeros | str | None = None) -> Callable[[R
     def register(rule: Rule) -> Rule:
         for target in targets:
             if target in RULES:
-                raise InvalidInput(f"{target} has an axis rule already: {RULES[target].__name__}")
-            RULES[target] = rule
-            if zeros is not None:
-                ZEROS[target] = any_of(zeros) if isinstance(zeros, str) else zeros
+                raise InvalidInput(f"{target} has an axis rule already: {RULES[target].rule.__name__}")
+            RULES[target] = Entry(rule, any_of(zeros) if isinstance(zeros, str) else zeros)
         return rule
 
     return register
@@ -210,20 +217,21 @@ def lock_all(axes: Any, reason: str) -> None:
 
 def rule_of(node: fx.Node) -> Rule | None:
     """The rule of an operator: its own, or its family's."""
-    if node.target in RULES:
-        return RULES[node.target]
-    return pointwise if _is_tagged_pointwise(node) else None
+    entry = _entry(node)
+    return entry.rule if entry else None
 
 
 def zeros_of(node: fx.Node) -> Zeros | None:
     """What an operator says of zeros: its own statement, or its family's."""
+    entry = _entry(node)
+    return entry.zeros if entry else None
+
+
+def _entry(node: fx.Node) -> Entry | None:
     if node.target in RULES:
-        return ZEROS.get(node.target)
-    return elementwise if _is_tagged_pointwise(node) else None
-
-
-def _is_tagged_pointwise(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+        return RULES[node.target]
+    tagged = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    return Entry(pointwise, elementwise) if tagged else None
 
 
 def pointwise(call: Call) -> Axes:

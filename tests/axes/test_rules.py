@@ -1405,7 +1405,7 @@ def test_a_rule_of_ones_own_frees_the_operator(rules: dict[object, Any]) -> None
         *rest, channels = call.axes("x")
         return (*rest, call.unify(channels, call.axes("weight")[0]))
 
-    assert rules[torch.ops.lobo_fx_tests.halve.default] is scale
+    assert rules[torch.ops.lobo_fx_tests.halve.default].rule is scale
     check(user_network, [7, 8])
 
 

@@ -18,7 +18,7 @@ from torch import nn
 import lobo_fx.axes.rules  # noqa: F401  fills the table that a test changes
 from lobo_fx.axes import Axis, Call
 from lobo_fx.axes.axis import product
-from lobo_fx.axes.call import RULES
+from lobo_fx.axes.call import RULES, Entry
 from lobo_fx.capture.tracing import trace
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
 
@@ -61,7 +61,7 @@ def test_a_wrong_rule_is_found(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         call.unify(channels, product([call.fixed(4, "they become space"), output]))
         return (n, output, *(call.fixed(length, "it is space") for length in space))
 
-    monkeypatch.setitem(RULES, torch.ops.aten.pixel_shuffle.default, wrong)
+    monkeypatch.setitem(RULES, torch.ops.aten.pixel_shuffle.default, Entry(wrong, None))
     outcome = zoo.Outcome("own:super-resolution")
     with pytest.raises(ValueError, match="permuted outputs differ"):
         zoo.check(outcome, export=False, largest=1e7)
