@@ -69,10 +69,10 @@ def model_and_inputs(name: str) -> tuple[nn.Module, Inputs]:
     return model.eval(), find_inputs(model) if inputs is None else inputs
 
 
-def prune(program: Program, author: PruneChannels) -> Program:
+def prune(program: Program, pass_: PruneChannels) -> Program:
     """Inference, scoring and surgery alone, without the checks that compile adds."""
     inference = Inference(program).run()
-    remove(inference, author.removal(inference, Context(program.signature)))
+    remove(inference, pass_.removal(inference, Context(program.signature)))
     return program
 
 
@@ -172,9 +172,9 @@ def compare(name: str, head: str, rounds: int, folder: Path) -> list[str]:
         theirs_seconds = best_of(3, lambda: copy.deepcopy(model), lambda twin: torch_pruning(twin, images, head))
         theirs = trace(torch_pruning(copy.deepcopy(model), images, head), inputs)
     kept = count(theirs.module) / count(original.module)
-    author = PruneChannels(target="parameters", keep=kept)
+    pass_ = PruneChannels(target="parameters", keep=kept)
     seconds = best_of(3, original.clone, lambda program: prune(program, HALF))
-    ours = lobo_fx.compile(model, [author], example_inputs=inputs, progress=False).program
+    ours = lobo_fx.compile(model, [pass_], example_inputs=inputs, progress=False).program
     files = {
         label: export(program, folder / f"{label}.onnx")
         for label, program in {"original": original, "theirs": theirs, "ours": ours}.items()

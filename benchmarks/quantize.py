@@ -143,10 +143,10 @@ def measure(name: str, rounds: int, folder: Path, statistics: bool = False) -> l
             sessions[label + suffix] = runtime.load(path, 1)
             files[label + suffix] = path
 
-    for label, author in OURS.items():
+    for label, pass_ in OURS.items():
         try:
             settings: dict[str, Any] = {"example_inputs": inputs, "calibration_data": batches, "progress": False}
-            result = lobo_fx.compile(model, [author], **settings)
+            result = lobo_fx.compile(model, [pass_], **settings)
             if program is None:
                 program = result.original
                 load("float", result.export_original(folder / "float.onnx").path)

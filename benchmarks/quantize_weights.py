@@ -93,9 +93,9 @@ def ours(model: nn.Module, tokens: torch.Tensor, folder: Path) -> dict[str, Writ
     """Each pass alone, and the float file first."""
     data = [torch.randint(VOCABULARY, (4, TOKENS)) for _ in range(8)]
     found: dict[str, Written] = {}
-    for label, (author, calibrated) in OURS.items():
+    for label, (pass_, calibrated) in OURS.items():
         result = lobo_fx.compile(
-            model, [author], example_inputs=tokens, calibration_data=data if calibrated else None, progress=False
+            model, [pass_], example_inputs=tokens, calibration_data=data if calibrated else None, progress=False
         )
         if not found:
             found["float"] = Written(result.export_original(folder / "float.onnx").path, 0.0)

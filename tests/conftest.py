@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +25,26 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tables measured by tests are theirs alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _translations() -> Iterator[None]:
+    """PyTorch parses its 550 ONNX translations anew for every export, half a second each; here once a worker.
+
+    Every export still gets lists of its own, since the exporter's own translations are added to them.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    parsed = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(*args: Any, **kwargs: Any) -> ONNXRegistry:
+        registry = copy.copy(parsed(*args, **kwargs))
+        registry.functions = {target: list(found) for target, found in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
         yield
 
 

@@ -45,7 +45,7 @@ def test_settings_may_be_shared_by_anchors() -> None:
 def test_built_in_recipes_read(name: str) -> None:
     chosen = resolve(name)
     assert chosen
-    assert all(isinstance(author, Pass) for author in chosen)
+    assert all(isinstance(entry, Pass) for entry in chosen)
 
 
 def test_what_built_in_recipes_hold() -> None:

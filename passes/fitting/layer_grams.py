@@ -50,6 +50,8 @@ def shrink(gram: torch.Tensor, rows: int) -> torch.Tensor:
         without its terms that vanish with many columns.
     """
     columns = gram.shape[-1]
+    # The share of the identity is 1 where the eigenvalues are as even as noise would make them, and goes to 0 as rows
+    # grow or a few directions stand out.
     diagonal = gram.diagonal(dim1=1, dim2=2)
     squared_trace, square = diagonal.sum(1).square(), gram.square().sum((1, 2))
     share = (square + squared_trace) / ((rows + 1) * (square - squared_trace / columns))

@@ -26,7 +26,7 @@ RIDGE = 1e-3
 """Share of the mean variance of the inputs that keeps a weight where it was: large enough for few rows, small enough
 not to be felt with many."""
 _ROWS = 65_536
-"""Most rows of a problem; of more, as many are drawn at random."""
+"""Most rows of a problem; of more, as many are drawn at random: XᵀX of a convolution over images takes seconds else."""
 
 
 class Moments:
@@ -40,6 +40,7 @@ class Moments:
         """Adds rows."""
         x, y = x.double(), y.double()
         self.count += x.shape[1]
+        # x: (groups, rows, inputs), y: (groups, rows, outputs); sums over rows, so that batches need not be kept
         self.x, self.y = self.x + x.sum(1), self.y + y.sum(1)
         self.xx, self.xy = self.xx + x.mT @ x, self.xy + x.mT @ y
 
@@ -63,7 +64,8 @@ class Moments:
 
     def weight(self, start: torch.Tensor) -> torch.Tensor:
         """argmin_W ‖(y − ȳ) − (x − x̄)·Wᵀ‖² + λ·‖W − start‖², by the normal equations."""
-        covariance = self.covariance
+        covariance = self.covariance  # (groups, inputs, inputs)
+        # Inputs that hardly vary have next to no variance of their own to scale the ridge by; their energy bounds it.
         energy = self.xx.diagonal(dim1=1, dim2=2).mean(1) / self.count
         scale = covariance.diagonal(dim1=1, dim2=2).mean(1).maximum(1e-9 * energy).clamp_min(1e-12)
         ridge = RIDGE * scale.view(-1, 1, 1) * torch.eye(covariance.shape[1], dtype=covariance.dtype)
@@ -131,9 +133,9 @@ def _windows(node: fx.Node, value: torch.Tensor, kernel: Sequence[int], chosen: 
     rank = len(kernel)
     strides, dilations = _each(given["stride"], rank), _each(given["dilation"], rank)
     spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
-    patches = nn.functional.pad(value, _padding(given["padding"], spans))
+    patches = nn.functional.pad(value, _padding(given["padding"], spans))  # (rows, channels, space …)
     for dim, (span, stride, dilation) in enumerate(zip(spans, strides, dilations, strict=True), 2):
-        patches = patches.unfold(dim, span, stride)[..., ::dilation]
+        patches = patches.unfold(dim, span, stride)[..., ::dilation]  # a view: nothing is copied until places are taken
     patches = patches.movedim(1, 1 + rank)  # (rows, places …, channels, kernel …)
     places = torch.unravel_index(chosen, patches.shape[: 1 + rank])
     return patches[places].flatten(1)

@@ -160,6 +160,7 @@ class _Fit:
         assert layer.read is not None
         parameter, readers = self.program.parameter(layer.read), self._readers(layer)
         moments = self.moments.setdefault(id(parameter), Moments())
+        # All readers of a shared weight add to the same sums: each fit answers to all of them that were met so far.
         bases = self._bases(layer)
         kernel = parameter.shape[2:]
         for pair in self.pairs:
@@ -167,7 +168,7 @@ class _Fit:
             for basis in bases:
                 basis.apply(pair.before[self.twins[layer.node.name]], target, self.kept[layer.node.name])
             chosen = draw(count_rows(layer, target), len(self.pairs) * len(readers), self.generator)
-            x = input_rows(layer, pair.after[layer.input], kernel, chosen)
+            x = input_rows(layer, pair.after[layer.input], kernel, chosen)  # (groups, rows, columns)
             moments.add(x, output_rows(layer, target, chosen))
         fitted = matrix_of(layer, parameter).double()
         if self.method == "reconstruct":
@@ -194,6 +195,7 @@ class _Fit:
         twin = self.twins.get(other.name) if other in pair.after else None
         if twin not in pair.before or pair.before[twin].shape != whole.shape:
             return target
+        # A residual sum: what the other term lost by pruning is made up for here, where the branch ends.
         lacking: torch.Tensor = pair.before[twin].index_select(dim, chosen) - pair.after[other]
         return target + (lacking if norm is None else lacking / self._gain(norm).view(-1, *[1] * (whole.dim() - 2)))
 
@@ -238,6 +240,7 @@ class _Fit:
         if moments.count < 2:
             return
         variance = moments.covariance.flatten()
+        # running_var is the unbiased variance in training; so it is here.
         self.program.parameter(given["running_mean"]).copy_(moments.mean_x.flatten())
         self.program.parameter(given["running_var"]).copy_(variance * moments.count / (moments.count - 1))
         if not aimed:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import itertools
-import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -22,7 +20,6 @@ from lobo_fx.axes.surgery import remove, zero
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise, exact_tolerance
 from lobo_fx.errors import ContractError, InvalidInput, suggestion
-from lobo_fx.graph.layers import weight_uses
 from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import check_patterns, module_name
@@ -32,23 +29,13 @@ from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.pruning.compensation import METHODS, fit
 from lobo_fx.passes.pruning.criteria import Criterion, Elementwise, resolve
 from lobo_fx.passes.pruning.plan import PruningPlan
-from lobo_fx.passes.pruning.widths import (
-    Widths,
-    best_positions,
-    likeness,
-    modules_above,
-    parameters,
-    specificity,
-)
+from lobo_fx.passes.pruning.search import SCOPES, Candidates, Patterns, Search, Target
+from lobo_fx.passes.pruning.widths import best_positions, modules_above, parameters
 
-__all__ = ["SCOPES", "TARGET_TOLERANCE", "PruneChannels"]
+__all__ = ["PruneChannels"]
 
-SCOPES = ("axis", "global", "isomorphic")
-TARGET_TOLERANCE = 0.02
 _HALF = 0.5
 """What `ratio` and `keep` are where they are left out."""
-_MOST_TRIED = 1000
-"""Widths tried to hit a target."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +118,7 @@ class PruneChannels(Pass):
             given = [name for name in self.settings if name not in ("plan", "compensation")]
             if given:
                 raise InvalidInput(f"plan= says what to remove; leave out {', '.join(given)}")
-            self._loaded_plan()
+            self._given_plan  # noqa: B018  refused here, before any work
         for name in ("steps", "round_to", "minimum"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
@@ -219,8 +206,10 @@ class PruneChannels(Pass):
     def _keep(self) -> float:
         return _HALF if self.keep is None else self.keep
 
-    def _loaded_plan(self) -> PruningPlan:
-        if isinstance(self.plan, PruningPlan):
+    @functools.cached_property
+    def _given_plan(self) -> PruningPlan | None:
+        """The plan to apply; a file is read once."""
+        if self.plan is None or isinstance(self.plan, PruningPlan):
             return self.plan
         if not isinstance(self.plan, (str, Path)):
             raise InvalidInput(f"plan is a {type(self.plan).__name__}; expected a PruningPlan, or the path of one")
@@ -236,13 +225,8 @@ class PruneChannels(Pass):
         if self.steps > 1:
             raise InvalidInput("a plan is made in one step; leave steps out, or prune several times")
         inference = Inference(self._prepared(program.clone(), self._method(context))).run()
-        removal = self.removal(inference, context)
-        named = self.importance if isinstance(self.importance, str) else type(self.importance).__name__
-        how = (
-            f"{self.target} to {self._keep}" if self.target else "by pattern" if self.ratio is not None else f"{_HALF}"
-        )
-        how = how if self.target or not isinstance(self.ratio, float) else f"{self.ratio} of each"
-        return PruningPlan.of(inference, removal, dict.fromkeys(removal, f"{named}, scope {self.scope}, {how}"))
+        removal, why = self._decide(inference, context)
+        return PruningPlan.of(inference, removal, why)
 
     def removal(self, inference: Inference, context: Context, strict: bool = True) -> Removal:
         """Decides what goes, and touches nothing.
@@ -255,120 +239,77 @@ class PruneChannels(Pass):
         Raises:
             InvalidInput: a pattern matches nothing, or the target can't be hit.
         """
-        if self.plan is not None:
-            return self._loaded_plan().removal(inference)
+        return self._decide(inference, context, strict)[0]
+
+    def _decide(
+        self, inference: Inference, context: Context, strict: bool = True
+    ) -> tuple[Removal, Mapping[Axis, str]]:
+        """What goes, and by axis the words that say why."""
+        if self._given_plan is not None:
+            return self._given_plan.removal(inference), {}
+        free = self._free(inference, context)
+        search = Search(self.scope, self.round_to, self.minimum)
+        how: dict[Axis, str]
+        if isinstance(self._ratio, Mapping):
+            ratios, patterns = self._ratio, self._matched(self._ratio, free, inference.program, context)
+            candidates = Candidates(free, self._scores(patterns.chosen, free, inference, context))
+            widths = search.widths({leaf: ratios[pattern] for leaf, pattern in patterns.chosen.items()})
+            how = {leaf: f"{ratios[pattern]} by '{pattern}'" for leaf, pattern in patterns.chosen.items()}
+        elif self.target is None:
+            candidates = Candidates(free, self._scores(free, free, inference, context))
+            widths = search.widths(search.shares(candidates, self._ratio))
+            how = dict.fromkeys(free, f"{self._ratio} of {'each' if self.scope == 'axis' else self.scope}")
+        else:
+            candidates = Candidates(free, self._scores(free, free, inference, context))
+            target = Target(self.target, self._keep)
+            widths, share = search.hit(candidates, inference, target)
+            if strict and not target.is_hit(share):
+                hint = search.setting_that_hits(candidates, inference, target)
+                raise InvalidInput(
+                    f"keep={self._keep} of the {self.target} can't be hit with round_to={self.round_to}, "
+                    f"minimum={self.minimum} and scope={self.scope!r}: the nearest possible is {share:.3f}"
+                    + (f"; {hint} would hit it" if hint else "")
+                )
+            how = dict.fromkeys(free, f"{self._keep} of the {self.target}")
+        named = self.importance if isinstance(self.importance, str) else type(self.importance).__name__
+        return best_positions(candidates.scores, widths), {leaf: f"{named}, {words}" for leaf, words in how.items()}
+
+    def _free(self, inference: Inference, context: Context) -> dict[Axis, list[Member]]:
+        """The free axes of the kinds asked for that run through nothing that is excluded."""
         everything = members(inference)
-        free = {leaf: found for leaf, found in everything.items() if self._may_go(leaf, found)}
         for pattern in self.exclude:
             if not any(_runs_through(found, pattern) for found in everything.values()):
                 context.note(f"exclude: '{pattern}' excludes nothing, since no axis that could go runs through it")
-        ratio = self._ratio
-        chosen = self._by_pattern(ratio, free, inference, context) if isinstance(ratio, Mapping) else None
-        scorer = resolve(self.importance).scorer(inference, context)
-        scores = {
-            leaf: scorer(leaf, parameters(found)) for leaf, found in free.items() if chosen is None or leaf in chosen
+        return {
+            leaf: found
+            for leaf, found in everything.items()
+            if (self.kinds is None or kind(leaf) in self.kinds)
+            and not any(_runs_through(found, pattern) for pattern in self.exclude)
         }
+
+    def _matched(
+        self, ratios: Iterable[str], free: Mapping[Axis, Sequence[Member]], program: Program, context: Context
+    ) -> Patterns:
+        patterns = Patterns(ratios, free, program.graph)
+        for (pattern, winner), count in patterns.overridden.items():
+            context.note(f"'{pattern}' is overridden by '{winner}', which is more specific, on {count} axes")
+        return patterns
+
+    def _scores(
+        self, leaves: Iterable[Axis], free: Mapping[Axis, Sequence[Member]], inference: Inference, context: Context
+    ) -> dict[Axis, torch.Tensor]:
+        """Importance of each position of each leaf.
+
+        Raises:
+            InvalidInput: the criterion gives anything but one finite number a position.
+        """
+        scorer = resolve(self.importance).scorer(inference, context)
+        scores = {leaf: scorer(leaf, parameters(free[leaf])) for leaf in leaves}
         for leaf, score in scores.items():
             if score.shape != (leaf.size,) or not bool(score.isfinite().all()):
                 names = ", ".join(member.name for member in free[leaf][:2])
                 raise InvalidInput(f"importance gives NaN, infinity or a wrong number of scores for '{names}'")
-        if chosen is not None:
-            return best_positions(scores, self._widths(chosen))
-        if self.target is None:
-            assert isinstance(ratio, (int, float))
-            return best_positions(scores, self._widths(self._shares(scores, free, ratio)))
-        widths, share = self._hit(inference, scores, free)
-        if strict and not self._is_hit(share):
-            raise InvalidInput(
-                f"keep={self._keep} of the {self.target} can't be hit with round_to={self.round_to}, "
-                f"minimum={self.minimum} and scope={self.scope!r}: the nearest possible is {share:.3f}"
-                f"{self._what_would_hit(inference, scores, free)}"
-            )
-        return best_positions(scores, widths)
-
-    def _is_hit(self, share: float) -> bool:
-        return abs(share - self._keep) <= TARGET_TOLERANCE * self._keep
-
-    def _what_would_hit(
-        self, inference: Inference, scores: Mapping[Axis, torch.Tensor], free: Mapping[Axis, Sequence[Member]]
-    ) -> str:
-        """The first setting that would hit the target, as words for the message; empty where none would."""
-        for name, value in (("round_to", 1), ("minimum", 1), ("scope", "global"), ("scope", "axis")):
-            if getattr(self, name) != value:
-                changed: dict[str, Any] = {name: value}
-                other = dataclasses.replace(self, **changed)
-                if other._is_hit(other._hit(inference, scores, free)[1]):
-                    return f"; {name}={value!r} would hit it"
-        return ""
-
-    def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
-        """Whether an axis is of the kinds asked for, and runs through nothing that is excluded."""
-        if self.kinds is not None and kind(leaf) not in self.kinds:
-            return False
-        return not any(_runs_through(found, pattern) for pattern in self.exclude)
-
-    def _hit(
-        self, inference: Inference, scores: Mapping[Axis, torch.Tensor], free: Mapping[Axis, Sequence[Member]]
-    ) -> tuple[Widths, float]:
-        """The widths whose cost comes nearest to the target, and the share that they keep.
-
-        One ratio for all axes is bisected first. Since all axes step to their next widths at once, the nearest such
-        widths are then improved by moving single axes, those widths first that are nearest to the target.
-        """
-        assert self.target is not None
-        keep = self._keep
-
-        def widths_at(ratio: float) -> Widths:
-            return self._widths(self._shares(scores, free, ratio))
-
-        cost = COSTS[self.target]
-        whole = cost(inference, {})
-        best: tuple[float, float, Widths] = (math.inf, 1.0, {})
-
-        def try_out(widths: Widths) -> float:
-            """The share that these widths keep; remembered where it is nearer than any before."""
-            nonlocal best
-            share = cost(inference, best_positions(scores, widths)) / whole
-            best = min(best, (abs(share - keep), share, widths), key=lambda entry: entry[0])
-            return share
-
-        low, high = 0.0, 1.0
-        try_out(widths_at(high))
-        for _ in range(24):
-            middle = (low + high) / 2
-            low, high = (middle, high) if try_out(widths_at(middle)) > keep else (low, middle)
-        frontier, seen = [best], {tuple(best[2].values())}
-        while frontier and best[0] > TARGET_TOLERANCE * keep / 2 and len(seen) < _MOST_TRIED:
-            _, _, widths = frontier.pop(min(range(len(frontier)), key=lambda at: frontier[at][0]))
-            for leaf, change in itertools.product(widths, (-1, 1)):
-                unit = self.round_to if leaf.size >= 2 * self.round_to else 1
-                moved = widths | {leaf: widths[leaf] + change * unit}
-                allowed = max(self.minimum, unit) <= moved[leaf] <= leaf.size
-                if allowed and tuple(moved.values()) not in seen:
-                    seen.add(tuple(moved.values()))
-                    share = try_out(moved)
-                    frontier.append((abs(share - keep), share, moved))
-        return best[2], best[1]
-
-    def _widths(self, shares: Mapping[Axis, float]) -> Widths:
-        """How many positions of each leaf stay, given the share to remove."""
-        return {leaf: self._width(leaf.size, share) for leaf, share in shares.items()}
-
-    def _shares(
-        self, scores: Mapping[Axis, torch.Tensor], free: Mapping[Axis, Sequence[Member]], ratio: float
-    ) -> dict[Axis, float]:
-        """The share to remove from each leaf."""
-        if self.scope == "axis":
-            return dict.fromkeys(scores, ratio)
-        ranked: dict[object, list[Axis]] = defaultdict(list)
-        for leaf in scores:
-            ranked["all" if self.scope == "global" else likeness(free[leaf])].append(leaf)
-        shares: dict[Axis, float] = {}
-        for leaves in ranked.values():
-            scaled = {leaf: scores[leaf] / scores[leaf].mean().clamp_min(1e-300) for leaf in leaves}
-            threshold = torch.cat(list(scaled.values())).quantile(ratio) if ratio else -math.inf
-            shares |= {leaf: float((score < threshold).double().mean()) for leaf, score in scaled.items()}
-        return shares
+        return scores
 
     def _check_removal(self, program: Program, context: Context) -> None:
         """Compares removal with zeroing now: fitting moves the outputs on purpose."""
@@ -378,44 +319,6 @@ class PruneChannels(Pass):
             if error > exact_tolerance(outputs):
                 raise ContractError(f"{self}: removing differs from zeroing by {error:.1e} of the output range")
         context.expected.clear()
-
-    def _width(self, size: int, ratio: float) -> int:
-        """How many positions of an axis stay."""
-        if not ratio:
-            return size
-        stay = size * (1 - ratio)
-        if size >= 2 * self.round_to:
-            stay = max(self.round_to, self.round_to * math.floor(stay / self.round_to + 0.5))
-        return min(size, max(self.minimum, 1, round(stay)))
-
-    def _by_pattern(
-        self,
-        ratios: Mapping[str, float],
-        free: Mapping[Axis, Sequence[Member]],
-        inference: Inference,
-        context: Context,
-    ) -> dict[Axis, float]:
-        """The share to remove from the output widths of the modules matched, by the most specific pattern."""
-        outputs = {str(u.read.target): u.output_dim for n in inference.program.graph.nodes for u in weight_uses(n)}
-        makers = {
-            leaf: {m.name.rpartition(".")[0] for m in found if m.dim == outputs.get(m.name, 0)}
-            for leaf, found in free.items()
-        }
-        chosen: dict[Axis, float] = {}
-        overridden: dict[tuple[str, str], int] = defaultdict(int)
-        for leaf, modules in makers.items():
-            matching = sorted((p for p in ratios if fnmatch.filter(modules, p)), key=specificity, reverse=True)
-            if matching:
-                chosen[leaf] = ratios[matching[0]]
-            for other in matching[1:]:
-                overridden[other, matching[0]] += 1
-        names = set().union(*makers.values())
-        for pattern in ratios:
-            if not any(fnmatch.filter(modules, pattern) for modules in makers.values()):
-                raise InvalidInput(f"'{pattern}' matches no module with a width to prune; {suggestion(pattern, names)}")
-        for (pattern, winner), count in overridden.items():
-            context.note(f"'{pattern}' is overridden by '{winner}', which is more specific, on {count} axes")
-        return chosen
 
 
 def _runs_through(found: Sequence[Member], pattern: str) -> bool:

@@ -24,12 +24,13 @@ from lobo_fx.exporters.onnx.exporter import OnnxExporter
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
+SLOW = (
+    *("own:lstm-tagger", "transformers:llama", "transformers:t5", "timm:test_convnext"),
+    "torchvision:shufflenet_v2_x0_5",
+)
 MODELS = [
-    *("own:lstm-tagger", "own:u-net", "own:super-resolution", "transformers:llama"),
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("transformers:t5", "timm:test_convnext", "torchvision:shufflenet_v2_x0_5")
-    ),
+    *("own:u-net", "own:super-resolution"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
 ]
 
 

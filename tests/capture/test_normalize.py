@@ -833,7 +833,7 @@ def body_of(steps: list[Step], returned: list[int], with_buffer: bool) -> Body:
 
 
 RANDOM = settings(
-    max_examples=50,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     database=None,

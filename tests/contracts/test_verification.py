@@ -70,19 +70,19 @@ class ExactRewrite(Rewrite):
     promise: ClassVar[Promise] = Promise.EXACT
 
 
-def verified(author: Pass, model: nn.Module | None = None, example_inputs: Any = None) -> lobo_fx.Result:
+def verified(pass_: Pass, model: nn.Module | None = None, example_inputs: Any = None) -> lobo_fx.Result:
     """Runs one pass under all checks of the compiler and of the test kit."""
     inputs = (X, torch.ones(3, 2)) if example_inputs is None else example_inputs
-    return check_pass(author, model or Model(), inputs)
+    return check_pass(pass_, model or Model(), inputs)
 
 
-def complaint(author: Pass, *words: str, model: nn.Module | None = None, example_inputs: Any = None) -> str:
+def complaint(pass_: Pass, *words: str, model: nn.Module | None = None, example_inputs: Any = None) -> str:
     """What the verifier says of a bad pass; it must name the pass."""
     model = model or Model()
     with assert_untouched(model), pytest.raises(ContractError) as error:
-        verified(author, model, example_inputs)
+        verified(pass_, model, example_inputs)
     message = str(error.value)
-    assert type(author).__name__ in message
+    assert type(pass_).__name__ in message
     for word in words:
         assert word in message, message
     return message
@@ -500,7 +500,7 @@ def test_an_infinite_weight_is_refused_and_an_infinite_mask_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "author",
+    "pass_",
     [
         PruneChannels({"u": 0.5}),
         QuantizeStatic(overrides={"u": "float"}),
@@ -508,8 +508,8 @@ def test_an_infinite_weight_is_refused_and_an_infinite_mask_is_not() -> None:
     ],
     ids=str,
 )
-def test_what_a_later_pass_refuses_stops_the_first(author: Pass) -> None:
+def test_what_a_later_pass_refuses_stops_the_first(pass_: Pass) -> None:
     ran: list[Program] = []
     with pytest.raises(InvalidInput, match=r"'u' matches no module.*up"):
-        lobo_fx.compile(Body(), [Rewrite(ran.append), author], example_inputs=X, calibration_data=[X], progress=False)
+        lobo_fx.compile(Body(), [Rewrite(ran.append), pass_], example_inputs=X, calibration_data=[X], progress=False)
     assert not ran

@@ -183,8 +183,8 @@ def quantized() -> Program:
         nn.Flatten(),
         nn.Linear(512, 10),
     )
-    author = QuantizeStatic(observer="min_max", kernels="all")
-    result = lobo_fx.compile(model, [author], example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
+    pass_ = QuantizeStatic(observer="min_max", kernels="all")
+    result = lobo_fx.compile(model, [pass_], example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
     return result.program
 
 

@@ -398,8 +398,6 @@ def test_the_fresh_process_runs_on_the_same_arrays(tmp_path: Path, monkeypatch: 
     arrays: dict[str, Array] = {"file": np.arange(6, dtype="f").reshape(2, 3), "b": np.array([7, 8])}
     base, peak = peak_memory(tmp_path / "any", "strict_runtime:Strict", 1, arrays)
     assert 0 < base <= peak
-    with pytest.raises(InvalidInput, match="AssertionError: other values"):
-        peak_memory(tmp_path / "any", "strict_runtime:Strict", 1, arrays | {"b": np.array([7, 9])})
 
 
 # Another runtime.
@@ -452,6 +450,7 @@ def test_a_second_runtime_can_be_plugged_in(monkeypatch: pytest.MonkeyPatch, tmp
         result.benchmark(runtime="tensorrt")
 
 
+@pytest.mark.slow
 def test_memory_of_a_second_runtime_is_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plugged_runtime.py").write_text(
         "from lobo_fx.plugins.protocols import ArraySpec\n"

@@ -10,8 +10,9 @@ from lobo_fx.passes.quantization.codes.rounding import Grid, Rounded, joined, le
 __all__ = ["round_compensated"]
 
 _DAMPING = 0.01
+"""Share of the mean diagonal that is added to XᵀX, as in the paper: it keeps the factor well conditioned."""
 _LAZY = 128
-"""Columns after which GPTQ updates all that follow."""
+"""Columns after which all that follow are updated at once (the paper's section 3.3): one large product is faster."""
 
 
 def round_compensated(matrix: torch.Tensor, number: Format, block_size: int, gram: torch.Tensor) -> Rounded:
@@ -32,10 +33,12 @@ def round_compensated(matrix: torch.Tensor, number: Format, block_size: int, gra
 
 
 def _compensate(matrix: torch.Tensor, number: Format, block_size: int, gram: torch.Tensor) -> Rounded:
+    # Rounding column i leaves an error e. The columns after it move by −e · U[i, i+1:] / U[i, i], with U the upper
+    # Cholesky factor of (XᵀX)⁻¹: of all changes to them, that one disturbs the layer's outputs least.
     columns = matrix.shape[1]
     step = block_size if block_size < columns else _LAZY
     weights = matrix.T.contiguous()  # a column of the matrix in a row of memory
-    frozen, inverse = weights == 0, _inverse_factor(gram)
+    frozen, inverse = weights == 0, _inverse_factor(gram)  # (columns, rows), (columns, columns)
     values = torch.zeros_like(weights)  # of what is frozen
     codes = torch.empty(weights.shape, dtype=torch.int8 if number.name == "int8" else torch.uint8)
     grids: list[Grid] = []
@@ -53,7 +56,7 @@ def _compensate(matrix: torch.Tensor, number: Format, block_size: int, gram: tor
         column_grid = Grid(number, scale, zero)
         for index in range(start, end):
             codes[index] = column_grid.codes(torch.where(frozen[index], values[index], weights[index]))
-            error = (weights[index] - column_grid.values(codes[index])) / inverse[index, index]
+            error = (weights[index] - column_grid.values(codes[index])) / inverse[index, index]  # (rows,)
             weights[index + 1 : end].addr_(inverse[index, index + 1 : end], error, alpha=-1)
             errors[index - start] = error
         weights[end:].addmm_(inverse[start:end, end:].T, errors, alpha=-1)

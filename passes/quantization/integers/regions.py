@@ -65,7 +65,7 @@ def cheapest_regions(
     wires = [node for node in graph.nodes if node not in choices and (table.passes(node) or table.fuses(node))]
     floating = sum(found.floating for found in choices.values())
     for node, found in choices.items():
-        net.add_edge("integer", node, capacity=found.floating)
+        net.add_edge("integer", node, capacity=found.floating)  # cut where the node is float
         net.add_edge(node, "float", capacity=found.integer * (1 + LEAST_GAIN) + penalties.get(node.name, 0))
     net.add_nodes_from(["integer", "float", *wires])
     known = {*choices, *wires}
@@ -75,6 +75,7 @@ def cheapest_regions(
             continue
         source = node if node in known and table.gives_integers(node) else "float"
         found = _conversion_cost(node, cost)
+        # One pipe each way, shared by all readers: a tensor is converted once, however many read it.
         to_float, to_integer = (node, "to float"), (node, "to integer")
         net.add_edge(source, to_float, capacity=found.integer)
         net.add_edge(to_integer, source, capacity=found.floating)

@@ -85,8 +85,8 @@ def words(rows: int = 2) -> torch.Tensor:
     return torch.randint(0, 11, (rows, 5))
 
 
-def prune(model: nn.Module, author: PruneChannels, x: torch.Tensor = ROWS, seed: int = 0) -> Result:
-    return check_pass(author, model, x, seed=seed)
+def prune(model: nn.Module, pass_: PruneChannels, x: torch.Tensor = ROWS, seed: int = 0) -> Result:
+    return check_pass(pass_, model, x, seed=seed)
 
 
 def arrays(module: nn.Module) -> dict[str, Array]:
@@ -399,8 +399,8 @@ def test_only_the_kinds_that_were_asked_for_are_pruned(kinds: tuple[str, ...]) -
 @pytest.mark.parametrize("steps", [1, 3])
 def test_targets_are_hit(target: str, steps: int) -> None:
     model = conv_net()
-    author = PruneChannels(target=target, keep=0.5, steps=steps, round_to=1)
-    result = prune(model, author, IMAGES)
+    pass_ = PruneChannels(target=target, keep=0.5, steps=steps, round_to=1)
+    result = prune(model, pass_, IMAGES)
     first, last = result.report.rows
     before, after = (row.bytes if target == "file_size" else getattr(row, target) for row in (first, last))
     assert before is not None
@@ -440,9 +440,9 @@ def test_more_bad_settings_are_refused(setting: dict[str, Any], words: str) -> N
 
 
 def test_a_target_that_minimum_widths_forbid_names_the_nearest() -> None:
-    author = PruneChannels(target="macs", keep=0.1, minimum=12, round_to=1)
+    pass_ = PruneChannels(target="macs", keep=0.1, minimum=12, round_to=1)
     with pytest.raises(InvalidInput, match=r"can't be hit .*minimum=12.*the nearest possible is 0\.\d+"):
-        prune(conv_net(), author, IMAGES)
+        prune(conv_net(), pass_, IMAGES)
 
 
 def test_a_criterion_without_its_data_is_refused_before_any_work() -> None:

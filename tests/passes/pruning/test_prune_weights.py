@@ -114,8 +114,8 @@ def test_squares_rank_as_magnitudes_do(scope: Any) -> None:
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_random_pruning_counts_exactly_and_depends_on_the_seed_alone(scope: Any) -> None:
     model = network()
-    author = PruneWeights(0.3, criterion="random", scope=scope)
-    one, same, other = (arrays(prune(model, author, seed=seed).module) for seed in (1, 1, 2))
+    pass_ = PruneWeights(0.3, criterion="random", scope=scope)
+    one, same, other = (arrays(prune(model, pass_, seed=seed).module) for seed in (1, 1, 2))
     zeros = sum(int((one[name] == 0).sum()) for name in PRUNABLE)
     sizes = [one[name].size for name in PRUNABLE]
     assert zeros == (round(0.3 * sum(sizes)) if scope == "global" else sum(round(0.3 * size) for size in sizes))

@@ -96,21 +96,21 @@ def test_outliers_move_into_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("author", "model", "x", "gain"),
+    ("pass_", "model", "x", "gain"),
     [
         (EqualizeLayers(), lambda: uneven(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), IMAGES, 0.5),
         (SmoothActivations(), Block, WORDS, 3),
     ],
     ids=["equalize", "smooth"],
 )
-def test_int8_is_better_for_it(author: Any, model: Callable[[], nn.Module], x: torch.Tensor, gain: float) -> None:
+def test_int8_is_better_for_it(pass_: Any, model: Callable[[], nn.Module], x: torch.Tensor, gain: float) -> None:
     def decibels(passes: list[Any]) -> float:
         torch.manual_seed(0)
         settings: dict[str, Any] = {"example_inputs": x, "calibration_data": [x], "progress": False}
         return lobo_fx.compile(model().eval(), passes, **settings).report.rows[-1].snr
 
     quantize = QuantizeStatic(kernels="all", observer="min_max")
-    assert decibels([author, quantize]) > decibels([quantize]) + gain
+    assert decibels([pass_, quantize]) > decibels([quantize]) + gain
 
 
 def test_bad_settings_are_refused() -> None:

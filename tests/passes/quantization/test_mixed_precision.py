@@ -38,10 +38,10 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.third(torch.tanh(self.second(outlier)))))
 
 
-def compiled(author: Any, **settings: Any) -> Result:
+def compiled(pass_: Any, **settings: Any) -> Result:
     torch.manual_seed(0)
     return lobo_fx.compile(
-        Net(), [author], example_inputs=ROWS, calibration_data=[ROWS[:16], ROWS[16:]], progress=False, **settings
+        Net(), [pass_], example_inputs=ROWS, calibration_data=[ROWS[:16], ROWS[16:]], progress=False, **settings
     )
 
 

@@ -68,8 +68,8 @@ def test_a_network_trains_between_prepare_and_convert(tmp_path: Path) -> None:
 
     result = lobo_fx.compile(model, [FoldBatchNorm()], example_inputs=x[:2], progress=False)
     context = Context(result.program.signature, show_progress=False)
-    author = QuantizeStatic(kernels="all")
-    prepared = prepare(result.program, author.place(result.program, context), context, training=True)
+    pass_ = QuantizeStatic(kernels="all")
+    prepared = prepare(result.program, pass_.place(result.program, context), context, training=True)
     assert all(parameter.requires_grad for parameter in prepared.parameters())
     before = prepared.state_dict()["0.weight"].clone()
     train(prepared, x, y, 2, 5e-4)

@@ -220,11 +220,11 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert measure(loaded.program, None).parameters == result.report.rows[-1].parameters
 
 
-@pytest.mark.parametrize("author", [QuantizeDynamic(), QuantizeWeights("int8", 16, compute="int8")])
-def test_gradients_pass_through_quantized_products(author: Pass) -> None:
+@pytest.mark.parametrize("pass_", [QuantizeDynamic(), QuantizeWeights("int8", 16, compute="int8")])
+def test_gradients_pass_through_quantized_products(pass_: Pass) -> None:
     """As if the layers were the linear ones that they stand for: rounding of inputs is passed straight through."""
     model = nn.Sequential(nn.LayerNorm(30), nn.Linear(30, 12)).eval()
-    quantized = lobo_fx.compile(model, [author], example_inputs=VECTORS, progress=False).module
+    quantized = lobo_fx.compile(model, [pass_], example_inputs=VECTORS, progress=False).module
     twin, stored = copy.deepcopy(model), quantized.state_dict()
     scale = stored["1.weight_scale"].repeat_interleave(16 if stored["1.weight_scale"].shape[1] > 1 else 30, 1)
     twin.get_parameter("1.weight").data = stored["1.weight"] * scale[:, :30]
@@ -463,8 +463,8 @@ def test_a_weight_that_two_lstms_and_an_embedding_share_is_stored_once(tmp_path:
 
 def test_without_vnni_weights_have_seven_bits() -> None:
     model = nn.Linear(32, 8)
-    author = QuantizeDynamic("x86-avx2")
-    result = lobo_fx.compile(model, [author], example_inputs=torch.randn(4, 32), progress=False)
+    pass_ = QuantizeDynamic("x86-avx2")
+    result = lobo_fx.compile(model, [pass_], example_inputs=torch.randn(4, 32), progress=False)
     codes = result.module.state_dict()["weight"]
     assert codes.abs().amax(1).eq(63).all()
     with pytest.raises(lobo_fx.InvalidInput, match="target is 'x87'; it must be one of auto, x86-vnni"):

@@ -605,8 +605,8 @@ def test_compensated_rounding_serves_the_outputs(target: str) -> None:
 def calibrated_on(data: Any) -> Result:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    author = QuantizeStatic(observer="min_max", kernels="all")
-    return lobo_fx.compile(model, [author], example_inputs=IMAGES, calibration_data=data, progress=False)
+    pass_ = QuantizeStatic(observer="min_max", kernels="all")
+    return lobo_fx.compile(model, [pass_], example_inputs=IMAGES, calibration_data=data, progress=False)
 
 
 def one_shot() -> Iterator[torch.Tensor]:

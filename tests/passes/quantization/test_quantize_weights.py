@@ -305,7 +305,7 @@ def reconstructed(rounded: Rounded, name: str, weight: torch.Tensor, block_size:
 # The file.
 
 
-@pytest.mark.parametrize("name", ["int4", "e4m3"])
+@pytest.mark.parametrize("name", ["int4", pytest.param("e4m3", marks=pytest.mark.slow)])
 def test_every_kind_of_layer_agrees_with_pytorch(name: Any, tmp_path: Path) -> None:
     model = seeded(EveryKind)
     result = quantize(model, TOKENS, QuantizeWeights(name))

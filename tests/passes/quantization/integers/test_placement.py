@@ -153,17 +153,17 @@ def compiled(model: nn.Module, pass_: Any, x: torch.Tensor = IMAGES, **settings:
 
 @pytest.mark.parametrize("kernels", ["all", "cheapest"])
 def test_what_was_placed_is_what_is_carried_out(kernels: Any) -> None:
-    author = QuantizeStatic(kernels=kernels)
+    pass_ = QuantizeStatic(kernels=kernels)
     program = lobo_fx.trace(net(), IMAGES)
-    placement = author.place(program, Context(program.signature, show_progress=False))
-    result = compiled(net(), author)
+    placement = pass_.place(program, Context(program.signature, show_progress=False))
+    result = compiled(net(), pass_)
     assert integers(result) - {"conv_transpose2d"} == set(placement.integer)
     reasons = {note.reason for note in result.report.notes}
     assert {f"stays float: {reason}" for reason in placement.floating.values()} <= reasons
 
 
-@pytest.mark.parametrize("author", [QuantizeStatic(), MixedPrecision(decibels=20)])
-def test_costs_are_opened_once_a_compilation(author: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pass_", [QuantizeStatic(), MixedPrecision(decibels=20)])
+def test_costs_are_opened_once_a_compilation(pass_: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from lobo_fx.passes.quantization import quantize_static
 
     opened: list[str | None] = []
@@ -173,7 +173,7 @@ def test_costs_are_opened_once_a_compilation(author: Any, monkeypatch: pytest.Mo
         return CostTable("test", {})
 
     monkeypatch.setattr(quantize_static, "open_table", open_table)
-    compiled(net(), author)
+    compiled(net(), pass_)
     assert opened == [None]
 
 

@@ -214,8 +214,8 @@ def test_a_shipped_table_decides(floating: float, integer: float, kinds: set[str
 
 
 def overridden(**settings: Any) -> list[str]:
-    author = QuantizeStatic(kernels="all", **settings)
-    result = lobo_fx.compile(Net().eval(), [author], example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
+    pass_ = QuantizeStatic(kernels="all", **settings)
+    result = lobo_fx.compile(Net().eval(), [pass_], example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
     return sorted(name for name, tensor in result.module.state_dict().items() if tensor.dtype == torch.int8)
 
 

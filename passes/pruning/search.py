@@ -1,0 +1,188 @@
+"""How wide each axis stays: by a share, by patterns of names, or so that a target is hit."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import fx
+
+from lobo_fx.axes import Axis, Inference
+from lobo_fx.axes.cost import COSTS
+from lobo_fx.axes.members import Member
+from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.graph.layers import weight_uses
+from lobo_fx.passes.pruning.widths import Widths, best_positions, likeness, specificity
+
+__all__ = ["SCOPES", "TARGET_TOLERANCE", "Candidates", "Patterns", "Search", "Target"]
+
+SCOPES = ("axis", "global", "isomorphic")
+TARGET_TOLERANCE = 0.02
+_BISECTIONS = 24  # to 6e-8 of the ratio, finer than one position of any axis
+_MOST_TRIED = 1000
+"""Widths tried to hit a target."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The axes that may be cut.
+
+    Attributes:
+        members: what each runs through.
+        scores: importance of its positions; the least important go first.
+    """
+
+    members: Mapping[Axis, Sequence[Member]]
+    scores: Mapping[Axis, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is to stay of a program.
+
+    Attributes:
+        of: what is counted, one of `COSTS`.
+        keep: the share of it that stays.
+    """
+
+    of: str
+    keep: float
+
+    def is_hit(self, share: float) -> bool:
+        """Whether a share that stays is near enough."""
+        return abs(share - self.keep) <= TARGET_TOLERANCE * self.keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Chooses widths.
+
+    Attributes:
+        scope: which axes are ranked together, one of `SCOPES`.
+        round_to: widths are multiples of this, where the axis is at least twice as wide.
+        minimum: no axis gets narrower.
+    """
+
+    scope: str
+    round_to: int
+    minimum: int
+
+    def widths(self, shares: Mapping[Axis, float]) -> Widths:
+        """How many positions of each leaf stay, given the share to remove."""
+        return {leaf: self._width(leaf.size, share) for leaf, share in shares.items()}
+
+    def _width(self, size: int, share: float) -> int:
+        if not share:
+            return size
+        stay = size * (1 - share)
+        if size >= 2 * self.round_to:
+            stay = max(self.round_to, self.round_to * math.floor(stay / self.round_to + 0.5))
+        return min(size, max(self.minimum, 1, round(stay)))
+
+    def shares(self, candidates: Candidates, ratio: float) -> dict[Axis, float]:
+        """The share to remove from each leaf, so that `ratio` of all positions that are ranked together go.
+
+        Scores of leaves that are ranked together are divided by each leaf's mean first: a layer of small weights is
+        not less important than one of large weights.
+        """
+        scores = candidates.scores
+        if self.scope == "axis":
+            return dict.fromkeys(scores, ratio)
+        ranked: dict[object, list[Axis]] = defaultdict(list)
+        for leaf in scores:
+            ranked["all" if self.scope == "global" else likeness(candidates.members[leaf])].append(leaf)
+        shares: dict[Axis, float] = {}
+        for leaves in ranked.values():
+            scaled = {leaf: scores[leaf] / scores[leaf].mean().clamp_min(1e-300) for leaf in leaves}
+            threshold = torch.cat(list(scaled.values())).quantile(ratio) if ratio else -math.inf
+            shares |= {leaf: float((score < threshold).double().mean()) for leaf, score in scaled.items()}
+        return shares
+
+    def hit(self, candidates: Candidates, inference: Inference, target: Target) -> tuple[Widths, float]:
+        """The widths whose cost comes nearest to the target, and the share that they keep.
+
+        One ratio for all axes is bisected first. Since all axes step to their next widths at once, the nearest such
+        widths are then improved by moving single axes, those widths first that are nearest to the target.
+        """
+        cost = COSTS[target.of]
+        whole = cost(inference, {})
+        best: tuple[float, float, Widths] = (math.inf, 1.0, {})
+
+        def try_out(widths: Widths) -> float:
+            """The share that these widths keep; remembered where it is nearer than any before."""
+            nonlocal best
+            share = cost(inference, best_positions(candidates.scores, widths)) / whole
+            best = min(best, (abs(share - target.keep), share, widths), key=lambda entry: entry[0])
+            return share
+
+        low, high = 0.0, 1.0
+        try_out(self.widths(self.shares(candidates, high)))
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            too_wide = try_out(self.widths(self.shares(candidates, middle))) > target.keep
+            low, high = (middle, high) if too_wide else (low, middle)
+        frontier, seen = [best], {tuple(best[2].values())}
+        while frontier and best[0] > TARGET_TOLERANCE * target.keep / 2 and len(seen) < _MOST_TRIED:
+            _, _, widths = frontier.pop(min(range(len(frontier)), key=lambda at: frontier[at][0]))
+            for moved in self._neighbours(widths):
+                if tuple(moved.values()) not in seen:
+                    seen.add(tuple(moved.values()))
+                    share = try_out(moved)
+                    frontier.append((abs(share - target.keep), share, moved))
+        return best[2], best[1]
+
+    def _neighbours(self, widths: Widths) -> Iterator[Widths]:
+        """The same widths with one axis a step wider or narrower."""
+        for leaf, change in itertools.product(widths, (-1, 1)):
+            unit = self.round_to if leaf.size >= 2 * self.round_to else 1
+            width = widths[leaf] + change * unit
+            if max(self.minimum, unit) <= width <= leaf.size:
+                yield widths | {leaf: width}
+
+    def setting_that_hits(self, candidates: Candidates, inference: Inference, target: Target) -> str:
+        """The first setting, as `name=value`, that hits a target which this search misses; empty where none does."""
+        others = (("round_to", 1), ("minimum", 1), *(("scope", scope) for scope in SCOPES))
+        for name, value in others:
+            changed = dataclasses.replace(self, **{name: value})  # type: ignore[arg-type]
+            if changed != self and target.is_hit(changed.hit(candidates, inference, target)[1]):
+                return f"{name}={value!r}"
+        return ""
+
+
+class Patterns:
+    """Which pattern of module names sets the width of which axis: the most specific of those that match.
+
+    Attributes:
+        chosen: by axis, the pattern that counts.
+        overridden: how many axes a less specific pattern would have set; by that pattern and the one that counts.
+    """
+
+    def __init__(self, patterns: Iterable[str], free: Mapping[Axis, Sequence[Member]], graph: fx.Graph) -> None:
+        """Matches patterns with the modules whose output widths the axes are.
+
+        Raises:
+            InvalidInput: a pattern matches no module with a width to prune.
+        """
+        patterns = list(patterns)
+        outputs = {str(use.read.target): use.output_dim for node in graph.nodes for use in weight_uses(node)}
+        self.chosen: dict[Axis, str] = {}
+        self.overridden: Counter[tuple[str, str]] = Counter()
+        modules: set[str] = set()
+        matched: set[str] = set()
+        for leaf, found in free.items():
+            makers = {m.name.rpartition(".")[0] for m in found if m.dim == outputs.get(m.name, 0)}
+            matching = sorted((p for p in patterns if fnmatch.filter(makers, p)), key=specificity, reverse=True)
+            modules |= makers
+            matched.update(matching)
+            if matching:
+                self.chosen[leaf] = matching[0]
+                self.overridden.update((other, matching[0]) for other in matching[1:])
+        for pattern in patterns:
+            if pattern not in matched:
+                near = suggestion(pattern, modules)
+                raise InvalidInput(f"'{pattern}' matches no module with a width to prune; {near}")
