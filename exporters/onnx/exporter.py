@@ -14,6 +14,8 @@ import torch
 from lobo_fx.capture.reexport import exported_program, named_arrays, with_rows
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean
+from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS
+from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.exporters.onnx.own_operators import translations
 from lobo_fx.exporters.onnx.preparation import with_plain_attention, with_plain_products, without_gradients
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
@@ -94,7 +96,7 @@ class OnnxExporter:
 
     def _translate(self, program: Program) -> Any:
         program = with_plain_products(with_plain_attention(program))
-        with without_gradients(program), quiet():
+        with without_gradients(program), quiet(), not_unrolled():
             exported = exported_program(program)
             try:
                 return torch.onnx.export(
@@ -102,7 +104,7 @@ class OnnxExporter:
                     dynamo=True,
                     verbose=False,
                     opset_version=self.opset,
-                    custom_translation_table={**translations(), **(self.translations or {})},
+                    custom_translation_table={**translations(), **RECURRENT_TRANSLATIONS, **(self.translations or {})},
                     input_names=[spec.name for spec in program.signature.inputs if spec],
                     output_names=[spec.name for spec in program.signature.outputs if spec],
                 )

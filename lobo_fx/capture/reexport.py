@@ -10,6 +10,7 @@ from torch.export import Dim, ExportedProgram
 from lobo_fx.errors import ExportError
 from lobo_fx.graph.inputs import Inputs, dynamic_shapes_of
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.measures.counts import rows
 from lobo_fx.terminal.quiet import quiet
 
@@ -33,7 +34,7 @@ def exported_program(program: Program) -> ExportedProgram:
 
     inputs = with_rows(program, max(2, rows(program)))
     shapes = dynamic_shapes_of(inputs, program.signature.names[: program.signature.positional], free)
-    with quiet(), program.inference():
+    with quiet(), not_unrolled(), program.inference():
         try:
             return torch.export.export(
                 program.module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False

@@ -24,6 +24,7 @@ from lobo_fx.graph.masks import restore_masks
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program, ProgramModule, mark_always_training, seal
 from lobo_fx.graph.provenance import describe, user_line
+from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.shapes import PropagationError, has_free_dimension, propagate
 from lobo_fx.sources.known_inputs import find_inputs
 from lobo_fx.terminal.quiet import quiet
@@ -81,7 +82,7 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
 
 def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False) -> ExportedProgram:
     """Runs `torch.export` in inference mode and says what went wrong in the user's terms."""
-    with _inference_mode(model), quiet(), contextlib.redirect_stderr(io.StringIO()):
+    with _inference_mode(model), quiet(), not_unrolled(), contextlib.redirect_stderr(io.StringIO()):
         try:
             return torch.export.export(
                 model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False

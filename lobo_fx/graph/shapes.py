@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
 from lobo_fx.graph.operators import arguments, is_call
+from lobo_fx.graph.recurrent import not_unrolled
 
 __all__ = [
     "Dimension",
@@ -102,7 +103,11 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
     values = [_refresh(node.meta.get("val"), mode, environment, symbols) for node in placeholders]
     interpreter = _FakeInterpreter(module, mode)
     interpreter.on_node = on_node
-    with mode, enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
+    with (
+        mode,
+        not_unrolled(),
+        enable_python_dispatcher(),
+    ):  # the Python forms of composite operators keep sizes symbolic
         interpreter.run(*values, enable_io_processing=False)
     for symbol in symbols.values():
         if environment.replacements.get(symbol, symbol) != symbol:

@@ -1,0 +1,100 @@
+"""Recurrent layers while shapes are followed: one operator whose outputs have known shapes.
+
+PyTorch follows a recurrent layer by unrolling it, and throws the steps away: 48 s for a bidirectional LSTM of two
+layers over 160 steps. What its outputs' shapes are needs none of that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch._decomp import decomposition_table
+
+from lobo_fx.graph.operators import RECURRENT
+
+__all__ = ["not_unrolled"]
+
+_LOCK = threading.Lock()
+_OF_THREAD = threading.local()
+_originals: dict[Any, tuple[dict[Any, Any], Callable[..., Any]]] = {}
+_users = 0
+
+
+@contextlib.contextmanager
+def not_unrolled() -> Iterator[None]:
+    """Within, and in this thread alone, recurrent operators on fake tensors give shapes without being unrolled."""
+    global _users
+    with _LOCK:
+        _users += 1
+        if _users == 1:
+            _replace()
+    before = getattr(_OF_THREAD, "active", False)
+    _OF_THREAD.active = True
+    try:
+        yield
+    finally:
+        _OF_THREAD.active = before
+        with _LOCK:
+            _users -= 1
+            if _users == 0:
+                _restore()
+
+
+def _replace() -> None:
+    # Fake tensors look for a Python kernel of the operator first, and for a decomposition then.
+    for target in RECURRENT:
+        _originals[target] = dict(target.py_kernels), decomposition_table[target]
+        for key, unrolled in target.py_kernels.items():
+            target.py_kernels[key] = _shaped(unrolled)
+        decomposition_table[target] = _shaped(decomposition_table[target])
+        target._dispatch_cache.clear()
+
+
+def _restore() -> None:
+    for target, (kernels, decomposition) in _originals.items():
+        target.py_kernels.update(kernels)
+        decomposition_table[target] = decomposition
+        target._dispatch_cache.clear()
+    _originals.clear()
+
+
+def _shaped(unrolled: Callable[..., Any]) -> Callable[..., Any]:
+    """What gives shapes in a thread that asked for it, and does as before in others."""
+
+    @functools.wraps(unrolled)
+    def shaped(*args: Any, **kwargs: Any) -> Any:
+        return _outputs(*args, **kwargs) if getattr(_OF_THREAD, "active", False) else unrolled(*args, **kwargs)
+
+    return shaped
+
+
+def _outputs(
+    x: torch.Tensor,
+    hx: torch.Tensor | Sequence[torch.Tensor],
+    params: Sequence[torch.Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Empty outputs of `aten.lstm.input` and its like: `[steps, rows, directions × hidden]`, and the last states."""
+    states = [hx] if isinstance(hx, torch.Tensor) else list(hx)
+    rows, directions = x.shape[0 if batch_first else 1], 2 if bidirectional else 1
+    layers = num_layers * directions
+    for state in states:
+        _check(state.shape[0] == layers and state.shape[1] == rows, "its states are of other rows or layers")
+    _check(params[0].shape[1] == x.shape[-1], "its input is not as wide as its weight")
+    _check(params[1].shape[1] == states[0].shape[2], "its states are not as wide as their weight")
+    every = x.new_empty((*x.shape[:-1], directions * states[0].shape[2]))
+    return every, *(state.new_empty(state.shape) for state in states)
+
+
+def _check(holds: Any, message: str) -> None:
+    torch._check(holds, lambda: message)  # type: ignore[no-untyped-call]

@@ -1,0 +1,116 @@
+"""Recurrent layers are never unrolled to follow shapes or to be exported, and give what PyTorch gives."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch._decomp import decomposition_table, decompositions
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import lobo_fx
+from lobo_fx import TraceError
+from lobo_fx.graph.operators import RECURRENT
+from lobo_fx.graph.recurrent import not_unrolled
+
+
+def _relu(*sizes: int, **settings: Any) -> nn.RNN:
+    return nn.RNN(*sizes, nonlinearity="relu", **settings)
+
+
+KINDS: dict[str, tuple[Callable[..., nn.Module], str]] = {
+    "lstm": (nn.LSTM, "LSTM"),
+    "gru": (nn.GRU, "GRU"),
+    "tanh": (nn.RNN, "RNN"),
+    "relu": (_relu, "RNN"),
+}
+
+
+@pytest.fixture
+def unrolling_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a recurrent layer is unrolled")
+
+    for name in ("one_layer_lstm", "one_layer_rnn"):
+        assert hasattr(decompositions, name)
+        monkeypatch.setattr(decompositions, name, fails)
+
+
+def _settings(layers: int, both: bool, bias: bool, first: bool) -> dict[str, Any]:
+    return {"num_layers": layers, "bidirectional": both, "bias": bias, "batch_first": first}
+
+
+EVERY = list(itertools.product(KINDS, itertools.starmap(_settings, itertools.product((1, 2), *[(False, True)] * 3))))
+QUICK = [
+    ("lstm", _settings(2, True, False, False)),
+    ("gru", _settings(2, True, True, False)),
+    ("tanh", _settings(2, False, True, True)),
+    ("relu", _settings(1, True, False, True)),
+]
+
+
+@pytest.mark.usefixtures("unrolling_fails")
+@pytest.mark.parametrize(
+    ("kind", "settings"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY)]
+)
+def test_a_file_has_one_node_a_layer_for_any_rows(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    make, operator = KINDS[kind]
+    model = make(6, 8, **settings).eval()
+    rows_at = 0 if settings["batch_first"] else 1
+    x = torch.randn(*(3, 7) if rows_at == 0 else (7, 3), 6)
+    free: dict[str, Any] = {} if rows_at == 0 else {"dynamic_shapes": ({1: torch.export.Dim("batch")},)}
+    result = lobo_fx.compile(model, [], example_inputs=x, progress=False, **free)
+    artifact = result.export(tmp_path / "model.onnx")
+    kinds = [node.op_type for node in onnx.load(artifact.path).graph.node]
+    assert kinds.count(operator) == settings["num_layers"]
+    more = torch.cat([x, x, x], rows_at)
+    session = onnxruntime.InferenceSession(artifact.path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: more.numpy()})
+    every, last = model(more)
+    expected = [every, *(last if isinstance(last, tuple) else [last])]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), other.detach(), rtol=0, atol=1e-6)
+
+
+def test_states_that_do_not_fit_are_refused() -> None:
+    """Twin: shapes that the operator itself would refuse are no shapes."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.GRU(6, 8, batch_first=True)
+            self.start = nn.Buffer(torch.zeros(1, 3, 8))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.gru(x, self.start, list(self.layer.parameters()), True, 1, 0.0, False, False, True)[0]
+
+    with pytest.raises(TraceError):
+        lobo_fx.trace(Fixed().eval(), torch.randn(3, 5, 6), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def test_pytorch_is_left_as_it_was_and_other_threads_are_not_touched() -> None:
+    before = {target: (dict(target.py_kernels), decomposition_table[target]) for target in RECURRENT}
+    unrolled: list[bool] = []
+    x, state = torch.randn(4, 2, 6), torch.zeros(1, 2, 8)
+    weights = [torch.randn(24, 6), torch.randn(24, 8)]
+
+    def other_thread() -> None:
+        with FakeTensorMode() as mode:
+            fakes: list[torch.Tensor] = [mode.from_tensor(tensor) for tensor in (x, state, *weights)]
+            made = torch.gru(fakes[0], fakes[1], fakes[2:], False, 1, 0.0, False, False, False)
+        unrolled.append(made[0].shape == (4, 2, 8))
+
+    with not_unrolled():
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        thread.join()
+    assert unrolled == [True]
+    assert before == {target: (dict(target.py_kernels), decomposition_table[target]) for target in RECURRENT}
