@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from lobo_fx.capture.binding import check_arity, free_batch, in_order, positional_names
 from lobo_fx.capture.disguised_layers import reveal_layers
 from lobo_fx.capture.normalize import normalize
+from lobo_fx.capture.recurrent_stacks import separate_layers
 from lobo_fx.errors import InvalidInput, TraceError
 from lobo_fx.graph.inputs import HOW_TO_PASS, DynamicShapes, Inputs, as_inputs
 from lobo_fx.graph.masks import restore_masks
@@ -170,7 +171,9 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
     mark_always_training(module.graph)
     try:
         propagate(module)
-        if reveal_layers(module):
+        changed = separate_layers(module.graph)
+        if reveal_layers(module) or changed:
+            module.graph.eliminate_dead_code()
             propagate(module)
     except PropagationError as error:
         raise TraceError(f"shapes can't be followed through {describe(error.node)}: {error.reason}") from error

@@ -1250,7 +1250,7 @@ def test_recurrent(kind: type[nn.Module], bias: bool, bidirectional: bool, layer
             out=nn.Linear(16 if bidirectional else 8, 5),
         )
 
-    check(make, [7, 8])
+    check(make, [7, *[8] * layers])
 
 
 @case(7, rows=False)

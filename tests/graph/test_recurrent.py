@@ -114,3 +114,26 @@ def test_pytorch_is_left_as_it_was_and_other_threads_are_not_touched() -> None:
         thread.join()
     assert unrolled == [True]
     assert before == {target: (dict(target.py_kernels), decomposition_table[target]) for target in RECURRENT}
+
+
+def test_a_stack_is_taken_apart_and_computes_what_it_did() -> None:
+    """States that are given, dropout between layers, and the last states of all layers."""
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(6, 8, 3, bidirectional=True, dropout=0.3)
+
+        def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> Any:
+            return self.layer(x, (h, c))
+
+    model, inputs = Stack().eval(), (torch.randn(5, 2, 6), torch.randn(6, 2, 8), torch.randn(6, 2, 8))
+    program = lobo_fx.trace(model, inputs, dynamic_shapes=None)
+    calls = [node for node in program.graph.nodes if node.target in RECURRENT]
+    assert len(calls) == 3
+    assert len(program.graph.find_nodes(op="call_function", target=torch.ops.aten.dropout.default)) == 2
+    (every, (h, c)), (own_every, (own_h, own_c)) = model(*inputs), program.module(*inputs)
+    for expected, found in ((every, own_every), (h, own_h), (c, own_c)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    trained = program.module.train()(*inputs)[0]
+    assert not torch.allclose(trained, every)

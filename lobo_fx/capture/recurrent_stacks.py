@@ -1,0 +1,85 @@
+"""Stacks of recurrent layers become one call a layer, so that each layer has a hidden width of its own."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+
+from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
+from lobo_fx.graph.provenance import inherit
+
+__all__ = ["separate_layers"]
+
+
+def separate_layers(graph: fx.Graph) -> bool:
+    """Takes apart every recurrent call of several layers; returns whether there was one.
+
+    Before: `lstm(x, [h, c], params of n layers)`. After: n calls, each on what the one before gave, with its slice of
+    `h` and `c`, and the dropout between layers as a node. States that start as zeros are made for each layer alone:
+    slices of one tensor would all have its width. Projected layers stay as they are.
+    """
+    stacks = [node for node in graph.nodes if is_call(node, *RECURRENT) and _is_plain_stack(node)]
+    for node in stacks:
+        _Stack(graph, node).take_apart()
+    return bool(stacks)
+
+
+def _is_plain_stack(node: fx.Node) -> bool:
+    """Whether it has several layers of two weights a direction, and its results are taken one by one."""
+    given = arguments(node)
+    own, directions = 4 if given["has_biases"] else 2, 2 if given["bidirectional"] else 1
+    plain = len(given["params"]) == own * directions * given["num_layers"]
+    return plain and given["num_layers"] > 1 and all(is_call(user, operator.getitem) for user in node.users)
+
+
+class _Stack:
+    """One recurrent call of several layers."""
+
+    def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
+        self.graph, self.node, self.given = graph, node, arguments(node)
+        self.directions = 2 if self.given["bidirectional"] else 1
+        self.layers: int = self.given["num_layers"]
+
+    def take_apart(self) -> None:
+        with self.graph.inserting_before(self.node):
+            every, finals = self._calls()
+            for user in list(self.node.users):
+                index = user.args[1]
+                assert isinstance(index, int)
+                result = every if index == 0 else self._new(aten.cat.default, finals[index - 1])
+                user.replace_all_uses_with(result)
+                self.graph.erase_node(user)
+        self.graph.erase_node(self.node)
+
+    def _calls(self) -> tuple[fx.Node, list[list[fx.Node]]]:
+        """The last layer's outputs, and by state the last ones of all layers."""
+        given, is_list = self.given, isinstance(self.given["hx"], (list, tuple))
+        states = list(given["hx"]) if is_list else [given["hx"]]
+        own = len(given["params"]) // self.layers
+        x, finals = given["input"], [[] for _ in states]  # type: ignore[var-annotated]
+        for layer in range(self.layers):
+            if layer and given["dropout"]:
+                x = self._new(aten.dropout.default, x, given["dropout"], given["train"])
+            start = [self._state(state, layer) for state in states]
+            params = list(given["params"][layer * own : (layer + 1) * own])
+            rest = (given["has_biases"], 1, 0.0, given["train"], given["bidirectional"], given["batch_first"])
+            call = self._new(self.node.target, x, start if is_list else start[0], params, *rest)
+            x = self._new(operator.getitem, call, 0)
+            for index, of_layers in enumerate(finals):
+                of_layers.append(self._new(operator.getitem, call, index + 1))
+        return x, finals
+
+    def _state(self, state: fx.Node, layer: int) -> fx.Node:
+        """Where one layer starts: `[directions, rows, hidden]`."""
+        if is_call(state, aten.zeros.default):
+            sizes = list(arguments(state)["size"])[1:]
+            return self.graph.call_function(aten.zeros.default, ([self.directions, *sizes],), dict(state.kwargs))
+        first = layer * self.directions
+        return self._new(aten.slice.Tensor, state, 0, first, first + self.directions)
+
+    def _new(self, target: Any, *args: Any) -> fx.Node:
+        node = self.graph.call_function(target, args)
+        inherit(node, self.node)
+        return node
