@@ -32,11 +32,13 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _translations() -> Iterator[None]:
-    """PyTorch parses its 550 ONNX translations anew for every export, half a second each; here once a worker.
+def _tables_built_once() -> Iterator[None]:
+    """Two tables that PyTorch builds anew for every export, half of its time here, are built once a worker.
 
-    Every export still gets lists of its own, since the exporter's own translations are added to them.
+    The one holds its 550 ONNX translations; every export gets lists of its own, since ours are added to them. The other
+    is `torch.ops` filled with all composite operators: filled once, it is full.
     """
+    from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     parsed = functools.cache(ONNXRegistry.from_torchlib)
@@ -48,6 +50,7 @@ def _translations() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        patch.setattr(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops))
         yield
 
 
