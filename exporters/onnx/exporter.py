@@ -14,10 +14,9 @@ import torch
 from lobo_fx.capture.reexport import exported_program, named_arrays, with_rows
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean
-from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS
-from lobo_fx.graph.recurrent import not_unrolled
-from lobo_fx.exporters.onnx.own_operators import translations
+from lobo_fx.exporters.onnx.placeholders import translations
 from lobo_fx.exporters.onnx.preparation import with_plain_attention, with_plain_products, without_gradients
+from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.parity import check_parity, is_quantized
 from lobo_fx.files import written_beside
@@ -25,6 +24,7 @@ from lobo_fx.graph.masks import without_masks
 from lobo_fx.graph.operators import is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.shapes import output_values
 from lobo_fx.measures.counts import rows
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from lobo_fx.exporters.onnx.own_operators import DOMAIN
+from lobo_fx.exporters.onnx.placeholders import DOMAIN
 from lobo_fx.own_operators.formats import FORMATS, Format, unit
 
 __all__ = ["MICROSOFT", "expand"]

@@ -265,7 +265,7 @@ def test_a_failed_unification_leaves_no_contradiction() -> None:
     assert b.find() is not f.find()
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(pairs())
 def test_unification_makes_positions_equal_and_contradicts_nothing(pair: tuple[Tree, Tree]) -> None:
     first, second = pair

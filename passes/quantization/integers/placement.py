@@ -18,7 +18,7 @@ from lobo_fx.graph.operators import aten
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.passes.quantization.integers.kernels import KernelTable, attention_kernel, conversion
-from lobo_fx.passes.quantization.integers.regions import cheapest_regions, is_converted
+from lobo_fx.passes.quantization.integers.minimum_cut import cheapest_regions, is_converted
 from lobo_fx.passes.quantization.integers.targets import Target
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 

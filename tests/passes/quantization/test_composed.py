@@ -271,7 +271,6 @@ FORMATS_OF_MODELS: dict[str, tuple[Pass, ...]] = {
     "e4m3": (QuantizeWeights("e4m3"),),
     "pruned": (PruneChannels(0.5, round_to=1), QuantizeStatic(kernels="all")),
 }
-QUICK = {("tiny:gpt2", "int4")}
 
 
 def model_and_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, Inputs]:
@@ -285,14 +284,9 @@ def model_and_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Mod
     return model, Inputs((torch.randn(MODELS[name]),))
 
 
-@pytest.mark.parametrize(
-    ("name", "format"),
-    [
-        pytest.param(name, format, marks=[] if (name, format) in QUICK else pytest.mark.slow)
-        for name in MODELS
-        for format in FORMATS_OF_MODELS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("format", FORMATS_OF_MODELS)
 def test_models_export_and_agree(name: str, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = model_and_inputs(name, monkeypatch)
     result = lobo_fx.compile(

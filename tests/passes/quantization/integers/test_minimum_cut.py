@@ -17,8 +17,8 @@ from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.passes import QuantizeStatic
 from lobo_fx.passes.quantization.integers.kernels import ONNX_RUNTIME
+from lobo_fx.passes.quantization.integers.minimum_cut import LEAST_GAIN, cheapest_regions
 from lobo_fx.passes.quantization.integers.placement import Choices, Observing, Request
-from lobo_fx.passes.quantization.integers.regions import LEAST_GAIN, cheapest_regions
 from lobo_fx.passes.quantization.integers.targets import TARGETS
 from lobo_fx.plugins.kernels import Cost, Kernel, MeasuresKernels, NoCost
 
