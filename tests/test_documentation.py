@@ -1,0 +1,107 @@
+"""The examples of README and of docstrings run, given what a reader is told to have: a model, images, a loader."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lobo_fx
+from lobo_fx import passes, testing
+from lobo_fx.axes import any_of, axis_rule, call
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.pipeline import Pipeline
+from lobo_fx.graph import rewriting
+from lobo_fx.passes.pruning.torch_pruning import TorchPruning
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [
+    ROOT / "README.md",
+    *sorted(path for folder in ("lobo_fx", "passes", "exporters") for path in (ROOT / folder).rglob("*.py")),
+]
+FENCED = re.compile(r"^( *)```python\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+EXAMPLES = {
+    f"{path.relative_to(ROOT)}:{index}": textwrap.dedent(block)
+    for path in SOURCES
+    for index, (_, block) in enumerate(FENCED.findall(path.read_text(encoding="utf-8")))
+}
+DOCTESTS = [path for path in SOURCES[1:] if ">>> " in path.read_text(encoding="utf-8")]
+
+
+def a_model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(128, 10))
+    return nn.Sequential(*layers).eval()
+
+
+class MyPass(passes.FoldBatchNorm):
+    """A pass that changes nothing here."""
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What examples take for granted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(call, "RULES", dict(call.RULES))
+    library = torch.library.Library("mylib", "DEF")
+    library.define("scale(Tensor x, Tensor weight) -> Tensor")
+    images = torch.randn(4, 3, 8, 8)
+    program = lobo_fx.trace(a_model(), images)
+    yield {
+        "torch": torch,
+        "lobo_fx": lobo_fx,
+        "aten": torch.ops.aten,
+        "model": a_model(),
+        "other_checkpoint": a_model(),
+        "images": images,
+        "loader": [images],
+        "accuracy": lambda module: 0.5,
+        "program": program,
+        "context": Context(program.signature, show_progress=False),
+        "check_pass": testing.check_pass,
+        "MyPass": MyPass,
+        "Op": rewriting.Op,
+        "rewrite": rewriting.rewrite,
+        "axis_rule": axis_rule,
+        "any_of": any_of,
+        "Context": Context,
+        "Pipeline": Pipeline,
+        "PruneChannels": passes.PruneChannels,
+        "TorchPruning": TorchPruning,
+    }
+    library._destroy()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_example_runs(example: str, names: dict[str, Any]) -> None:
+    if "other_checkpoint" in EXAMPLES[example]:
+        names["lobo_fx"] = _WithInputs(names["images"])
+    exec(compile(EXAMPLES[example], example, "exec"), names)
+
+
+class _WithInputs:
+    """`lobo_fx` for an example that leaves out the example inputs."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def compile(self, model: nn.Module, chosen: Any) -> Any:
+        return lobo_fx.compile(model, chosen, example_inputs=self.images, progress=False)
+
+
+@pytest.mark.parametrize("path", DOCTESTS, ids=lambda path: path.stem)
+def test_the_doctest_passes(path: Path) -> None:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    module = ".".join(parts if parts[0] == "lobo_fx" else ("lobo_fx", *parts))
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted
+    assert not found.failed
