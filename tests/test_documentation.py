@@ -51,8 +51,8 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     """What examples take for granted."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(call, "RULES", dict(call.RULES))
-    library = torch.library.Library("mylib", "DEF")
-    library.define("scale(Tensor x, Tensor weight) -> Tensor")
+    library = torch.library.Library("mylib", "DEF")  # type: ignore[no-untyped-call]
+    library.define("scale(Tensor x, Tensor weight) -> Tensor")  # type: ignore[no-untyped-call]
     images = torch.randn(4, 3, 8, 8)
     program = lobo_fx.trace(a_model(), images)
     yield {
