@@ -9,7 +9,7 @@ import sympy
 
 from lobo_fx.axes.axis import Axis, AxisError, Form, Size, concatenation, product, total
 
-__all__ = ["cut", "unify"]
+__all__ = ["split_at", "unify"]
 
 
 def unify(first: Axis, second: Axis) -> Axis:
@@ -127,11 +127,11 @@ def _unify_pieces(a: Axis, b: Axis) -> None:
         if x.find().size == y.find().size:
             unify(x, y)
         elif _smaller(x.find().size, y.find().size):
-            head, tail = cut(y, x.find().size)
+            head, tail = split_at(y, x.find().size)
             unify(x, head)
             right.insert(0, tail)
         else:
-            head, tail = cut(x, y.find().size)
+            head, tail = split_at(x, y.find().size)
             unify(head, y)
             left.insert(0, tail)
     _flatten(a)
@@ -148,20 +148,20 @@ def _cut_at(axis: Axis, sizes: Sequence[Size]) -> list[Axis]:
     """Cuts an axis into consecutive pieces of the given sizes."""
     pieces, rest = [], axis
     for size in itertools.islice(sizes, len(sizes) - 1):
-        head, rest = cut(rest, size)
+        head, rest = split_at(rest, size)
         pieces.append(head)
     return [*pieces, rest]
 
 
-def cut(axis: Axis, at: Size) -> tuple[Axis, Axis]:
+def split_at(axis: Axis, at: Size) -> tuple[Axis, Axis]:
     """The first `at` positions, and the others.
 
     Raises:
-        AxisError: the cut runs through a product.
+        AxisError: it runs through a product.
     """
     root = axis.find()
     if not isinstance(root.size, int) or not isinstance(at, int) or not 0 < at < root.size:
-        raise AxisError(f"{root} can't be cut at {at}")
+        raise AxisError(f"{root} can't be split at {at}")
     if root.form is Form.LEAF:
         head, tail = _refine(root, Form.CONCATENATION, [at, root.size - at])
         return head, tail
@@ -173,15 +173,15 @@ def cut(axis: Axis, at: Size) -> tuple[Axis, Axis]:
             if at == 0:
                 return concatenation(before), concatenation(root.parts[index:])
             if at < size:
-                head, tail = cut(part, at)
+                head, tail = split_at(part, at)
                 return concatenation([*before, head]), concatenation([tail, *root.parts[index + 1 :]])
             before.append(part)
             at -= size
-        raise AssertionError("the cut is inside the axis")
+        raise AssertionError("the place is inside the axis")
     outer, *inner = root.parts
     width = total(part.find().size for part in inner)
     rows = _divide(at, width)
     if rows is None:
-        raise AxisError(f"a cut at {at} runs through {root}")
-    head, tail = cut(outer, rows)
+        raise AxisError(f"a split at {at} runs through {root}")
+    head, tail = split_at(outer, rows)
     return product([head, *inner]), product([tail, *inner])

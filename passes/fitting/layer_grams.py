@@ -97,10 +97,10 @@ class _Grams:
         layer = self.layers[node]
         value = node.target(*args, **kwargs)  # type: ignore[operator]
         given = named_values(node, args, kwargs)
-        kernel = given[layer.kind.weight].shape[2:] if layer.kind.convolves else ()
+        window = given[layer.kind.weight].shape[2:] if layer.kind.convolves else ()
         chosen = draw(count_rows(layer, value), 1, self.generator)
         self.rows[node] = self.rows.get(node, 0) + len(chosen)
-        self.sums[node] = self.sums.get(node, 0) + gram(layer, given[layer.kind.input], kernel, chosen)
+        self.sums[node] = self.sums.get(node, 0) + gram(layer, given[layer.kind.input], window, chosen)
         return value
 
 

@@ -100,18 +100,18 @@ def count_rows(layer: Layer, output: torch.Tensor) -> int:
     return output.numel() // (columns * (layer.groups if layer.kind.group_dim is not None else 1))
 
 
-def input_rows(layer: Layer, value: torch.Tensor, kernel: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+def input_rows(layer: Layer, value: torch.Tensor, window: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
     """Chosen rows of the input that are multiplied with the matrix: (groups, rows, columns).
 
     Args:
         layer: a convolution, a linear layer, or a product with a matrix per group.
         value: the layer's input, with a batch.
-        kernel: sizes of a convolution's window; empty for other layers.
+        window: sizes of a convolution's weight along space; empty for other layers.
         chosen: indices among the rows of the layer's output.
     """
     if layer.kind.group_dim is not None:
         return value[:, chosen]
-    rows = _windows(layer.node, value, kernel, chosen) if layer.kind.convolves else _flat(value)[chosen]
+    rows = _windows(layer.node, value, window, chosen) if layer.kind.convolves else _flat(value)[chosen]
     return rows.view(len(rows), layer.groups, -1).transpose(0, 1)
 
 
@@ -127,16 +127,16 @@ def _flat(value: torch.Tensor) -> torch.Tensor:
     return value.reshape(-1, value.shape[-1])
 
 
-def _windows(node: fx.Node, value: torch.Tensor, kernel: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
-    """What the window of a convolution sees at chosen places: (places, channels × kernel), channels first."""
+def _windows(node: fx.Node, value: torch.Tensor, window: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+    """What the window of a convolution sees at chosen places: (places, channels × window), channels first."""
     given = arguments(node)
-    rank = len(kernel)
+    rank = len(window)
     strides, dilations = _each(given["stride"], rank), _each(given["dilation"], rank)
-    spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
+    spans = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, window, strict=True)]
     patches = nn.functional.pad(value, _padding(given["padding"], spans))  # (rows, channels, space …)
     for dim, (span, stride, dilation) in enumerate(zip(spans, strides, dilations, strict=True), 2):
         patches = patches.unfold(dim, span, stride)[..., ::dilation]  # a view: nothing is copied until places are taken
-    patches = patches.movedim(1, 1 + rank)  # (rows, places …, channels, kernel …)
+    patches = patches.movedim(1, 1 + rank)  # (rows, places …, channels, window …)
     places = torch.unravel_index(chosen, patches.shape[: 1 + rank])
     return patches[places].flatten(1)
 
@@ -160,9 +160,9 @@ def by_channel(value: torch.Tensor) -> torch.Tensor:
     return value.movedim(1, 0).flatten(1).unsqueeze(2).double()
 
 
-def gram(layer: Layer, value: torch.Tensor, kernel: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
+def gram(layer: Layer, value: torch.Tensor, window: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
     """XᵀX of chosen rows of a layer's input: (groups, columns, columns)."""
-    rows = input_rows(layer, value, kernel, chosen)
+    rows = input_rows(layer, value, window, chosen)
     return rows.mT @ rows
 
 

@@ -93,9 +93,9 @@ def _scaled(weight: torch.Tensor, scale: torch.Tensor, layer: Layer) -> torch.Te
     """The weight with each output channel multiplied by its scale."""
     if not layer.kind.mirrored:
         return weight.double() * scale.view([-1 if dim == layer.output_dim else 1 for dim in range(weight.dim())])
-    inputs, outputs, *kernel = weight.shape  # [i o/g …]: output channels are grouped along the inputs
-    grouped = weight.double().view(layer.groups, inputs // layer.groups, outputs, *kernel)
-    return (grouped * scale.view(layer.groups, 1, outputs, *[1] * len(kernel))).view_as(weight)
+    inputs, outputs, *window = weight.shape  # [i o/g …]: output channels are grouped along the inputs
+    grouped = weight.double().view(layer.groups, inputs // layer.groups, outputs, *window)
+    return (grouped * scale.view(layer.groups, 1, outputs, *[1] * len(window))).view_as(weight)
 
 
 def _is_tied(program: Program, weight: torch.Tensor) -> bool:

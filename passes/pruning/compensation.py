@@ -162,13 +162,13 @@ class _Fit:
         moments = self.moments.setdefault(id(parameter), Moments())
         # All readers of a shared weight add to the same sums: each fit answers to all of them that were met so far.
         bases = self._bases(layer)
-        kernel = parameter.shape[2:]
+        window = parameter.shape[2:]
         for pair in self.pairs:
             target = self._target(layer.node, pair)
             for basis in bases:
                 basis.apply(pair.before[self.twins[layer.node.name]], target, self.kept[layer.node.name])
             chosen = draw(count_rows(layer, target), len(self.pairs) * len(readers), self.generator)
-            x = input_rows(layer, pair.after[layer.input], kernel, chosen)  # (groups, rows, columns)
+            x = input_rows(layer, pair.after[layer.input], window, chosen)  # (groups, rows, columns)
             moments.add(x, output_rows(layer, target, chosen))
         fitted = matrix_of(layer, parameter).double()
         if self.method == "reconstruct":

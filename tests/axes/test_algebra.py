@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lobo_fx.axes.axis import Axis, AxisError, Form, concatenation, product, same
 from lobo_fx.axes.removal import Removal, kept, kept_size, project
-from lobo_fx.axes.unification import cut, unify
+from lobo_fx.axes.unification import split_at, unify
 
 Position = tuple[tuple[Axis, int], ...]
 """Which index of which leaves a position stands for; leaves of size 1 tell nothing."""
@@ -220,8 +220,8 @@ def test_a_qkv_with_heads_outside_ties_nothing_but_the_heads() -> None:
     heads, three, width = lines(4, 3, 5)
     fused = Axis(60)
     unify(fused, product([heads, three, width]))
-    q, rest = cut(three, 1)
-    k, v = cut(rest, 1)
+    q, rest = split_at(three, 1)
+    k, v = split_at(rest, 1)
     assert [part.find().size for part in (q, k, v)] == [1, 1, 1]
     assert [leaf.size for leaf in fused.leaves()] == [4, 1, 1, 1, 5]
 
@@ -232,7 +232,7 @@ def test_a_channel_shuffle_meets_a_concatenation() -> None:
     groups, width = lines(2, 4)
     unify(concatenation(halves), product([groups, width]))
     assert halves[0].find() is halves[1].find() is width.find()
-    head, tail = cut(product([width, groups]), 4)
+    head, tail = split_at(product([width, groups]), 4)
     assert [leaf.size for leaf in width.leaves()] == [2, 2]
     assert next(iter(head.leaves())) is next(iter(width.leaves()))
     assert next(iter(tail.leaves())) is list(width.leaves())[1]
@@ -318,7 +318,7 @@ def test_a_cut_gives_the_first_positions_and_the_others(tree: Tree, data: st.Dat
     size = tree.axis.find().size
     at = data.draw(st.integers(1, size - 1))
     try:
-        head, tail = cut(tree.axis, at)
+        head, tail = split_at(tree.axis, at)
     except AxisError:
         assert Form.PRODUCT in [part.form for part in tree.everything()]
     else:
@@ -329,12 +329,12 @@ def test_a_cut_gives_the_first_positions_and_the_others(tree: Tree, data: st.Dat
 @pytest.mark.parametrize("at", [0, 6, 7, -1])
 def test_a_cut_outside_is_refused(at: int) -> None:
     with pytest.raises(AxisError, match="can't be cut"):
-        cut(Axis(6), at)
+        split_at(Axis(6), at)
 
 
 def test_a_cut_of_a_product_on_a_row_cuts_its_outer_factor() -> None:
     outer, inner = lines(4, 3)
-    head, tail = cut(product([outer, inner]), 9)
+    head, tail = split_at(product([outer, inner]), 9)
     assert [leaf.size for leaf in outer.leaves()] == [3, 1]
     assert positions(head) == positions(product([outer, inner]))[:9]
     assert list(tail.leaves()) == [inner]
@@ -401,7 +401,7 @@ def test_a_lock_on_one_of_two_merged_leaves_holds_for_both() -> None:
 def test_a_refined_locked_leaf_stays_locked_in_all_parts() -> None:
     axis = Axis(6)
     axis.lock("why")
-    head, tail = cut(axis, 2)
+    head, tail = split_at(axis, 2)
     assert list(head.find().locks) == list(tail.find().locks) == ["why"]
     assert axis.locked
 
@@ -520,7 +520,7 @@ def test_free_sizes_of_different_names_differ() -> None:
 def test_free_sizes_are_not_cut_nor_compared() -> None:
     n, m = symbols()
     with pytest.raises(AxisError, match="can't be cut"):
-        cut(Axis(n), 2)
+        split_at(Axis(n), 2)
     with pytest.raises(AxisError, match="longer"):
         unify(concatenation([Axis(n), Axis(m)]), concatenation([Axis(m), Axis(n)]))
     a, b = lines(2, 3)

@@ -45,7 +45,7 @@ def transposed_convolution(call: Call) -> Axes:
         group = _group(call, width)
         call.unify(channels, product([group, width]))
         outputs = product([group, weight[1]])
-    call.multiplies(*x, *weight[1:])  # each input position is multiplied with the kernel
+    call.multiplies(*x, *weight[1:])  # each input position is multiplied with the window
     return _convolved(call, x, weight, outputs, batched)
 
 
@@ -59,13 +59,13 @@ def _group(call: Call, width: Axis) -> Axis:
 
 
 def _convolved(call: Call, x: Axes, weight: Axes, outputs: Axis, batched: bool) -> Axes:
-    """Space is locked, unless the kernel is 1 wide along it and leaves its size."""
+    """Space is locked, unless the window is 1 wide along it and leaves its size."""
     reason = "it is a spatial dimension of a convolution"
     first = 2 if batched else 1
     spatial = list(x[first:])
-    for d, (kernel, size) in enumerate(zip(weight[2:], call.sizes()[first:], strict=True)):
-        kernel.lock(reason)
-        if kernel.find().size != 1 or spatial[d].find().size != size:
+    for d, (window, size) in enumerate(zip(weight[2:], call.sizes()[first:], strict=True)):
+        window.lock(reason)
+        if window.find().size != 1 or spatial[d].find().size != size:
             spatial[d].lock(reason)
             spatial[d] = call.fixed(size, reason)
     if call.has("bias"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lobo_fx.axes.axis import Axis, AxisError, concatenation, product
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all
-from lobo_fx.axes.unification import cut
+from lobo_fx.axes.unification import split_at
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import SPLITS, aten
 
@@ -25,7 +25,7 @@ def _pieces(call: Call, dim: int) -> list[Axes]:
     rest, pieces = x[dim], []
     try:
         for size in sizes[:-1]:
-            head, rest = cut(rest, size)
+            head, rest = split_at(rest, size)
             pieces.append(head)
         pieces.append(rest)
     except AxisError as error:
@@ -86,9 +86,9 @@ def slice_(call: Call) -> Axes:
     head, piece = Axis(0), axis
     try:
         if start:
-            head, piece = cut(piece, start)
+            head, piece = split_at(piece, start)
         if piece.find().size != size:
-            piece = cut(piece, size)[0]
+            piece = split_at(piece, size)[0]
         call.counts("start", head)
         call.counts("end", concatenation([head, piece]))
     except AxisError as error:
@@ -116,8 +116,8 @@ def _replaces_run(call: Call, axis: Axis, source: Axis) -> bool:
         return False
     start = start + size if start < 0 else start
     try:
-        head, rest = cut(axis, start) if start else (Axis(0), axis)
-        piece = cut(rest, length)[0] if start + length < size else rest
+        head, rest = split_at(axis, start) if start else (Axis(0), axis)
+        piece = split_at(rest, length)[0] if start + length < size else rest
     except AxisError:
         return False
     call.unify(piece, source)
@@ -142,6 +142,6 @@ def glu(call: Call) -> Axes:
     dim = call.given["dim"] % len(x)
     size = x[dim].find().size
     assert isinstance(size, int)
-    head, tail = cut(x[dim], size // 2)
+    head, tail = split_at(x[dim], size // 2)
     x[dim] = call.unify(head, tail)
     return tuple(x)

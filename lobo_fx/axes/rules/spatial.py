@@ -150,8 +150,8 @@ def im2col(call: Call) -> Axes:
     """[… c h w] → [… (c·k·k) l]."""
     *rest, channels, height, width = call.axes("self")
     lock_all([height, width], "windows run over it")
-    kernel = [call.fixed(size, "it is a kernel dimension") for size in call.given["kernel_size"]]
-    return (*rest, product([channels, *kernel]), call.fixed(call.sizes()[-1], "it is a spatial dimension"))
+    window = [call.fixed(size, "it is a dimension of a window") for size in call.given["kernel_size"]]
+    return (*rest, product([channels, *window]), call.fixed(call.sizes()[-1], "it is a spatial dimension"))
 
 
 @axis_rule(aten.col2im.default, zeros=MOVED)
@@ -160,7 +160,7 @@ def col2im(call: Call) -> Axes:
     *rest, channels, windows = call.axes("self")
     *_, size, height, width = call.sizes()
     output = call.fresh(size)
-    kernel = [call.fixed(length, "it is a kernel dimension") for length in call.given["kernel_size"]]
-    call.unify(channels, product([output, *kernel]))
+    window = [call.fixed(length, "it is a dimension of a window") for length in call.given["kernel_size"]]
+    call.unify(channels, product([output, *window]))
     windows.lock("windows run over it")
     return (*rest, output, *(call.fixed(length, "it is a spatial dimension") for length in (height, width)))

@@ -51,7 +51,7 @@ class Weight:
 
     @property
     def shape(self) -> list[int]:
-        """Of what is stored: rows first; the kernel of a convolution keeps its dimensions."""
+        """Of what is stored: rows first; the window of a convolution keeps its dimensions."""
         sizes = [self.tensor.shape[dim] for dim in self.order]
         return [math.prod(sizes[: self.row_dims]), *sizes[self.row_dims :]]
 
