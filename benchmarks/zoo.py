@@ -56,7 +56,7 @@ from lobo_fx.terminal.quiet import quiet
 from lobo_fx.terminal.tables import new_table, to_markdown
 
 TITLE = "Half of every free axis removed, on whole model zoos"
-COMMAND = "python benchmarks/zoo.py --export --largest 7e8 --timeout 900 --memory 20 --output docs/zoo.md"
+COMMAND = "python benchmarks/zoo.py --export --largest 7e8 --timeout 1500 --memory 20 --output docs/zoo.md"
 EXACT = 1e-4
 EXACT_IN_DOUBLE = 1e-9
 """Largest error of an exact comparison, as a share of the output's range: rounding, and little more."""

@@ -16,7 +16,7 @@ from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean
 from lobo_fx.exporters.onnx.placeholders import translations
 from lobo_fx.exporters.onnx.preparation import with_plain_attention, with_plain_products, without_gradients
-from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS
+from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS, refuse_projections
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.parity import check_parity, is_quantized
 from lobo_fx.files import written_beside
@@ -77,6 +77,7 @@ class OnnxExporter:
         """
         program = without_masks(program)
         _check_outputs(program)
+        refuse_projections(program)
         with written_beside(path) as folder:
             model = self._translate(program)
             opset = model.model.opset_imports[""]

@@ -12,9 +12,12 @@ from typing import Any
 
 from onnxscript import opset18
 
-from lobo_fx.graph.operators import aten
+from lobo_fx.errors import ExportError
+from lobo_fx.graph.operators import arguments, aten
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import describe
 
-__all__ = ["RECURRENT_TRANSLATIONS"]
+__all__ = ["RECURRENT_TRANSLATIONS", "refuse_projections"]
 
 op: Any = opset18  # its types know nothing of the Python numbers that it takes
 
@@ -94,6 +97,22 @@ def _stacked(of_directions: Sequence[Any], gates: tuple[int, ...]) -> Any:
 
 def _joined(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else op.Concat(*values, axis=0)
+
+
+def refuse_projections(program: Program) -> None:
+    """Refuses what ONNX has no operator for.
+
+    Raises:
+        ExportError: an LSTM projects its states.
+    """
+    for node in program.graph.find_nodes(op="call_function", target=aten.lstm.input):
+        given = arguments(node)
+        own, directions = 4 if given["has_biases"] else 2, 2 if given["bidirectional"] else 1
+        if len(given["params"]) != own * directions * given["num_layers"]:
+            raise ExportError(
+                f"{describe(node)} projects its states (proj_size), which ONNX has no operator for; "
+                "leave proj_size out and put a linear layer after it"
+            )
 
 
 RECURRENT_TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -9,6 +9,7 @@ channel does not run through.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -113,12 +114,14 @@ def elementwise(call: Operands) -> Leaves:
         leaves_of[frozenset(node for node in operands if leaf in call.zeros[node])].add(leaf)
     found: set[Axis] = set()
     for zeroed, leaves in leaves_of.items():
-        made = _made_of_zeros(call.node, zeroed)
-        if made is None or (zeroed and not torch.isfinite(made).all()):
-            for leaf in leaves:
-                leaf.mark_inexact(f"{call.node.target} is not finite for a zeroed channel")
-        elif not made.any():
+        if not zeroed:
+            continue  # some numbers say nothing of all others
+        gives = _on_zeros(call.node, zeroed)
+        if gives is Gives.ZEROS:
             found |= leaves
+        elif gives is Gives.UNKNOWN:
+            for leaf in leaves:
+                leaf.mark_inexact(f"{call.node.target} is not finite for a zeroed channel, or can't be run on one")
     return frozenset(found)
 
 
@@ -166,27 +169,36 @@ def _leaves(axes: Any) -> Iterator[Axis]:
 
 
 _NUMBERS = (-2.5, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0, 7.0)
-"""What an operand may hold where it is not zeroed: of both signs, on both sides of one."""
+"""What an operand may hold where it is not zeroed: of both signs, on both sides of one. Zero is tried apart."""
+
+
+class Gives(enum.Enum):
+    """What an operator makes of zeros."""
+
+    ZEROS = enum.auto()
+    NUMBERS = enum.auto()
+    UNKNOWN = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stand:
-    """What stands for an operand: numbers or zeros, one alone for an operand of no dimensions."""
+    """What stands for an operand: numbers, or zeros; one after the other for an operand of no dimensions."""
 
     place: int
     dtype: torch.dtype
     alone: bool
-    zero: bool
+    zeroed: bool
 
-    def values(self) -> torch.Tensor:
+    def values(self, number: int, all_zero: bool, none_zero: bool) -> torch.Tensor:
         numbers = torch.tensor(_NUMBERS).roll(self.place)  # no two operands are alike
         numbers = (numbers > 0) if self.dtype == torch.bool else numbers.to(self.dtype)
-        numbers = torch.zeros_like(numbers) if self.zero else numbers
-        return numbers[0] if self.alone else numbers
+        if all_zero or (self.zeroed and not none_zero):
+            numbers = torch.zeros_like(numbers)
+        return numbers[number] if self.alone else numbers
 
 
-def _made_of_zeros(node: fx.Node, zeroed: frozenset[fx.Node]) -> torch.Tensor | None:
-    """What an operator makes of numbers, with zeros for some operands; None where it can't be run on them."""
+def _on_zeros(node: fx.Node, zeroed: frozenset[fx.Node]) -> Gives:
+    """What an operator gives where some of its operands are zero and the others are any numbers."""
     places = {operand: place for place, operand in enumerate(node.all_input_nodes)}
 
     def stand(operand: fx.Node) -> Any:
@@ -195,18 +207,36 @@ def _made_of_zeros(node: fx.Node, zeroed: frozenset[fx.Node]) -> torch.Tensor | 
             return _Stand(places[operand], value.dtype, value.dim() == 0, operand in zeroed)
         return 3  # a size
 
-    args = tuple(fx.map_arg(node.args, stand))
-    kwargs = tuple(sorted(fx.map_arg(node.kwargs, stand).items()))
-    return _run(node.target, args, kwargs)
+    args = tuple(map(_plain_layout, fx.map_arg(node.args, stand)))
+    kwargs = tuple((name, _plain_layout(value)) for name, value in sorted(fx.map_arg(node.kwargs, stand).items()))
+    try:
+        return _probed(node.target, args, kwargs)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return Gives.UNKNOWN
+
+
+def _plain_layout(argument: Any) -> Any:
+    """Numbers in a row have no other layout."""
+    return torch.contiguous_format if isinstance(argument, torch.memory_format) else argument
 
 
 @functools.lru_cache(maxsize=1024)
-def _run(target: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> torch.Tensor | None:
-    values = [argument.values() if isinstance(argument, _Stand) else argument for argument in args]
-    named = {name: value.values() if isinstance(value, _Stand) else value for name, value in kwargs}
-    try:
+def _probed(target: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Gives:
+    stands = [argument for argument in (*args, *dict(kwargs).values()) if isinstance(argument, _Stand)]
+
+    def run(number: int, all_zero: bool = False, none_zero: bool = False) -> torch.Tensor:
+        def value(argument: Any) -> Any:
+            return argument.values(number, all_zero, none_zero) if isinstance(argument, _Stand) else argument
+
         with torch.random.fork_rng(devices=[]):
-            made = target(*values, **named)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return None
-    return made if isinstance(made, torch.Tensor) else None
+            made: torch.Tensor = target(*map(value, args), **{name: value(own) for name, own in kwargs})
+        return made
+
+    is_zero = True
+    for number in range(len(_NUMBERS) if any(stand.alone for stand in stands) else 1):
+        on_zeros, on_numbers = run(number), run(number, none_zero=True)
+        if bool((~on_zeros.isfinite() & on_numbers.isfinite()).any()):  # infinite anyway is not the zeros' doing
+            return Gives.UNKNOWN
+        # Where all operands happen to be zero, `0 / 0` is the data's own fault, but `0 == 0` is one.
+        is_zero = is_zero and not on_zeros.any() and not run(number, all_zero=True).nan_to_num().any()
+    return Gives.ZEROS if is_zero else Gives.NUMBERS

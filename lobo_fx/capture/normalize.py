@@ -83,6 +83,7 @@ def choose_by_mask(graph: fx.Graph) -> None:
                     inherit(aligned, node)
                 chosen = graph.call_function(aten.where.self, (aligned, value, x))
             inherit(chosen, node)
+            chosen.meta["val"] = kept  # a mask assigned to after this one looks at it
             node.replace_all_uses_with(chosen)
 
 

@@ -168,12 +168,12 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
         owner = module.get_submodule(name.rpartition(".")[0])
         owner._buffers[name.rpartition(".")[2]] = buffers[id(buffer)]  # running it must not change the user's
     module.set_facts(notes=tuple(normalize(module)))
+    separate_layers(module.graph)
+    module.graph.eliminate_dead_code()
     mark_always_training(module.graph)
     try:
         propagate(module)
-        changed = separate_layers(module.graph)
-        if reveal_layers(module) or changed:
-            module.graph.eliminate_dead_code()
+        if reveal_layers(module):
             propagate(module)
     except PropagationError as error:
         raise TraceError(f"shapes can't be followed through {describe(error.node)}: {error.reason}") from error

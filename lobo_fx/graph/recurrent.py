@@ -92,7 +92,9 @@ def _outputs(
         _check(state.shape[0] == layers and state.shape[1] == rows, "its states are of other rows or layers")
     _check(params[0].shape[1] == x.shape[-1], "its input is not as wide as its weight")
     _check(params[1].shape[1] == states[0].shape[2], "its states are not as wide as their weight")
-    every = x.new_empty((*x.shape[:-1], directions * states[0].shape[2]))
+    steps, width = x.shape[1 if batch_first else 0], directions * states[0].shape[2]
+    every = x.new_empty((steps, rows, width))
+    every = every.transpose(0, 1) if batch_first else every  # as PyTorch lays it out: `contiguous` after it is no no-op
     return every, *(state.new_empty(state.shape) for state in states)
 
 

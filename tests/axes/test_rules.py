@@ -1508,6 +1508,7 @@ def test_a_rule_that_says_nothing_of_zeros_promises_nothing(rules: dict[object, 
         (lambda h, other: torch.atan2(h, other), True),
         (lambda h, other: torch.xlogy(h, other.exp()), True),
         (lambda h, other: torch.where(h > 0, h, h.reciprocal()), False),
+        (lambda h, other: h.masked_fill(h > 100, float("-inf")), True),
     ],
 )
 def test_an_operator_is_asked_what_it_makes_of_zeros(function: Callable[..., Tensor], exact: bool) -> None:
@@ -1533,6 +1534,14 @@ def test_an_operator_is_asked_what_it_makes_of_zeros(function: Callable[..., Ten
         (lambda h: nn.functional.pad(h, (0, 0, 1, 1), value=1.0), False),
         (lambda h: nn.functional.pad(h, (0, 0, 1, 1)), True),
         (lambda h: h.max(-1, keepdim=True).indices * h, True),
+        (lambda h: F.hardshrink(h.sigmoid() * 100, 10), False),
+        (lambda h: ((h.sigmoid() * 40) > 10).float(), False),
+        (lambda h: torch.fmod(h.cos() * 0.4, 0.5), False),
+        (lambda h: (h > torch.tensor(-1.0)).float(), False),
+        (lambda h: torch.minimum(h, torch.tensor(-1.0)), False),
+        (lambda h: torch.where(torch.tensor(True), h.sigmoid(), h), False),
+        (lambda h: (h == torch.zeros(1)).float(), False),
+        (lambda h: h.contiguous(memory_format=torch.preserve_format), True),
     ],
 )
 def test_what_stays_zero_may_be_summed(function: Callable[[Tensor], Tensor], zero: bool) -> None:
@@ -1546,6 +1555,7 @@ def test_a_mask_assigned_to_leaves_channels_free() -> None:
     def assign(m: Any, x: Tensor) -> Any:
         h = m.a(x)
         h[h < 0] = 0.0
+        h[h > 1] = 1.0
         return m.b(h)
 
     inference = infer(Net(assign, rows(), a=nn.Linear(6, 8), b=nn.Linear(8, 5)))

@@ -17,7 +17,7 @@ from torch._decomp import decomposition_table, decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lobo_fx
-from lobo_fx import TraceError
+from lobo_fx import ExportError, TraceError
 from lobo_fx.graph.operators import RECURRENT
 from lobo_fx.graph.recurrent import not_unrolled
 
@@ -137,3 +137,42 @@ def test_a_stack_is_taken_apart_and_computes_what_it_did() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     trained = program.module.train()(*inputs)[0]
     assert not torch.allclose(trained, every)
+
+
+def test_outputs_are_laid_out_as_pytorch_lays_them_out() -> None:
+    """A `contiguous` after a layer whose rows come first copies: it must stay in the graph."""
+
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(6, 8, 1, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            every = self.layer(x)[0]
+            return every.contiguous().view(every.shape[0], -1)
+
+    model, x = Viewed().eval(), torch.randn(3, 5, 6)
+    torch.testing.assert_close(lobo_fx.trace(model, x).module(x), model(x), rtol=0, atol=1e-6)
+
+
+def test_dropout_that_is_always_on_stays_on() -> None:
+    class Always(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(6, 8, 2)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            states = (torch.zeros(2, x.shape[1], 8),) * 2
+            return torch.lstm(x, states, list(self.layer.parameters()), True, 2, 0.5, True, False, False)[0]
+
+    x = torch.randn(4, 5, 6)
+    module = lobo_fx.trace(Always().eval(), x, dynamic_shapes=None).module.eval()
+    assert not torch.equal(module(x), module(x))
+
+
+def test_projected_states_are_refused_by_name(tmp_path: Path) -> None:
+    model = nn.LSTM(6, 8, proj_size=4, batch_first=True).eval()
+    result = lobo_fx.compile(model, [], example_inputs=torch.randn(3, 5, 6), progress=False)
+    with pytest.raises(ExportError, match="projects its states"):
+        result.export(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())

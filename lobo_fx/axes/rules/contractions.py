@@ -7,7 +7,7 @@ from collections.abc import Callable
 from lobo_fx.axes.axis import Axis, AxisError
 from lobo_fx.axes.call import Axes, Call, axis_rule
 from lobo_fx.axes.kinds import is_stored
-from lobo_fx.axes.zeros import MOVED, all_of, any_of, through
+from lobo_fx.axes.zeros import MOVED, all_of, through
 from lobo_fx.graph.operators import aten
 
 __all__ = ["addmm", "baddbmm", "bmm", "contraction", "einsum", "matmul"]
@@ -44,7 +44,7 @@ def contraction(signature: str, *names: str) -> Callable[[Call], Axes]:
     return rule
 
 
-axis_rule(aten.linear.default, zeros=all_of(any_of("weight", through("input", "weight")), "bias"))(
+axis_rule(aten.linear.default, zeros=all_of(through("input", "weight"), "bias"))(
     contraction("... k, n k, n -> ... n", "input", "weight", "bias")
 )
 axis_rule(aten.mm.default, zeros=MOVED)(contraction("m k, k n -> m n", "self", "mat2"))

@@ -9,7 +9,7 @@ from torch import fx
 
 from lobo_fx.axes.call import Axes, Call, axis_rule, pointwise
 from lobo_fx.axes.kinds import is_stored
-from lobo_fx.axes.zeros import MOVED, NOWHERE, Leaves, Operands, elementwise
+from lobo_fx.axes.zeros import MOVED, NOWHERE, Leaves, Operands, all_of, elementwise
 from lobo_fx.graph.operators import aten
 
 __all__ = ["POINTWISE", "added", "converted", "getitem", "prelu"]
@@ -19,17 +19,19 @@ POINTWISE = (
     *(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default),
     *(aten.feature_alpha_dropout.default, aten.clone.default, aten.contiguous.default, aten.to.dtype),
     *(aten.to.dtype_layout, aten.to.device, aten.detach.default),
-    *(aten.alias.default, aten.rrelu.default, aten.zeros_like.default, aten.ones_like.default),
-    *(aten.full_like.default, aten.relu6.default, aten._to_copy.default),
+    *(aten.alias.default, aten.rrelu.default, aten.ones_like.default),
+    *(aten.relu6.default, aten._to_copy.default),
     *(aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.ScalarOther, aten.where.ScalarSelf),
     *(aten.where.Scalar, aten.hardswish.default, aten.hardsigmoid.default, aten.selu.default, aten.celu.default),
     *(aten.mish.default, aten.softplus.default, aten.copy.default, aten.fill.Scalar, aten.fill.Tensor),
     *(aten.square.default, aten.lift_fresh.default, aten.__and__.Tensor, aten.__or__.Tensor),
     *(aten.true_divide.Tensor, aten.float_power.Tensor_Scalar, aten.floor_divide.default),
-    *(aten.expand_as.default, aten.nan_to_num.default, aten.log_sigmoid.default, aten.zero.default),
+    *(aten.expand_as.default, aten.nan_to_num.default, aten.log_sigmoid.default),
 )
 axis_rule(*POINTWISE, zeros=elementwise)(pointwise)
 axis_rule(aten.empty_like.default, zeros=NOWHERE)(pointwise)
+axis_rule(aten.zeros_like.default, aten.zero.default, zeros=all_of())(pointwise)
+axis_rule(aten.full_like.default, zeros=all_of("fill_value"))(pointwise)
 
 
 @axis_rule(aten.add.Tensor, zeros=elementwise)
