@@ -16,6 +16,7 @@ from lobo_fx.errors import ExportError
 from lobo_fx.graph.operators import arguments, aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.recurrent import Parameters
 
 __all__ = ["RECURRENT_TRANSLATIONS", "refuse_projections"]
 
@@ -70,18 +71,14 @@ def _translation(kind: _Kind) -> Callable[..., Any]:
             weight, recurrent, *biases = (_stacked(of_layer[at::own], kind.gates) for at in range(own))
             bias = op.Concat(*biases, axis=1) if biases else None
             starts = [op.Slice(state, [first], [first + directions], [0]) for state in states]
-            every, *last = _outputs(kind.operator(x, weight, recurrent, bias, None, *starts, **settings))
+            every, *last = kind.operator(x, weight, recurrent, bias, None, *starts, **settings)
             x = op.Reshape(op.Transpose(every, perm=[0, 2, 1, 3]), [0, 0, -1])  # directions side by side
-            finals.append(last[: len(states)])
+            finals.append(last)
         if batch_first:
             x = op.Transpose(x, perm=[1, 0, 2])
         return x, *(_joined(of_layers) for of_layers in zip(*finals, strict=True))
 
     return translate
-
-
-def _outputs(found: Any) -> Sequence[Any]:
-    return found if isinstance(found, Sequence) else (found,)
 
 
 def _stacked(of_directions: Sequence[Any], gates: tuple[int, ...]) -> Any:
@@ -106,9 +103,7 @@ def refuse_projections(program: Program) -> None:
         ExportError: an LSTM projects its states.
     """
     for node in program.graph.find_nodes(op="call_function", target=aten.lstm.input):
-        given = arguments(node)
-        own, directions = 4 if given["has_biases"] else 2, 2 if given["bidirectional"] else 1
-        if len(given["params"]) != own * directions * given["num_layers"]:
+        if Parameters.of(arguments(node)).is_projected:
             raise ExportError(
                 f"{describe(node)} projects its states (proj_size), which ONNX has no operator for; "
                 "leave proj_size out and put a linear layer after it"

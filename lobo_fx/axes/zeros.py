@@ -117,9 +117,9 @@ def elementwise(call: Operands) -> Leaves:
         if not zeroed:
             continue  # some numbers say nothing of all others
         gives = _on_zeros(call.node, zeroed)
-        if gives is Gives.ZEROS:
+        if gives is _Gives.ZEROS:
             found |= leaves
-        elif gives is Gives.UNKNOWN:
+        elif gives is _Gives.UNKNOWN:
             for leaf in leaves:
                 leaf.mark_inexact(f"{call.node.target} is not finite for a zeroed channel, or can't be run on one")
     return frozenset(found)
@@ -172,7 +172,7 @@ _NUMBERS = (-2.5, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0, 7.0)
 """What an operand may hold where it is not zeroed: of both signs, on both sides of one. Zero is tried apart."""
 
 
-class Gives(enum.Enum):
+class _Gives(enum.Enum):
     """What an operator makes of zeros."""
 
     ZEROS = enum.auto()
@@ -197,7 +197,7 @@ class _Stand:
         return numbers[number] if self.alone else numbers
 
 
-def _on_zeros(node: fx.Node, zeroed: frozenset[fx.Node]) -> Gives:
+def _on_zeros(node: fx.Node, zeroed: frozenset[fx.Node]) -> _Gives:
     """What an operator gives where some of its operands are zero and the others are any numbers."""
     places = {operand: place for place, operand in enumerate(node.all_input_nodes)}
 
@@ -212,7 +212,7 @@ def _on_zeros(node: fx.Node, zeroed: frozenset[fx.Node]) -> Gives:
     try:
         return _probed(node.target, args, kwargs)
     except (RuntimeError, TypeError, NotImplementedError):
-        return Gives.UNKNOWN
+        return _Gives.UNKNOWN
 
 
 def _plain_layout(argument: Any) -> Any:
@@ -221,7 +221,7 @@ def _plain_layout(argument: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _probed(target: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Gives:
+def _probed(target: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> _Gives:
     stands = [argument for argument in (*args, *dict(kwargs).values()) if isinstance(argument, _Stand)]
 
     def run(number: int, all_zero: bool = False, none_zero: bool = False) -> torch.Tensor:
@@ -236,7 +236,7 @@ def _probed(target: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tup
     for number in range(len(_NUMBERS) if any(stand.alone for stand in stands) else 1):
         on_zeros, on_numbers = run(number), run(number, none_zero=True)
         if bool((~on_zeros.isfinite() & on_numbers.isfinite()).any()):  # infinite anyway is not the zeros' doing
-            return Gives.UNKNOWN
+            return _Gives.UNKNOWN
         # Where all operands happen to be zero, `0 / 0` is the data's own fault, but `0 == 0` is one.
         is_zero = is_zero and not on_zeros.any() and not run(number, all_zero=True).nan_to_num().any()
-    return Gives.ZEROS if is_zero else Gives.NUMBERS
+    return _Gives.ZEROS if is_zero else _Gives.NUMBERS

@@ -9,6 +9,7 @@ from torch import fx
 
 from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
 from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.recurrent import Parameters
 
 __all__ = ["separate_layers"]
 
@@ -29,8 +30,7 @@ def separate_layers(graph: fx.Graph) -> bool:
 def _is_plain_stack(node: fx.Node) -> bool:
     """Whether it has several layers of two weights a direction, and its results are taken one by one."""
     given = arguments(node)
-    own, directions = 4 if given["has_biases"] else 2, 2 if given["bidirectional"] else 1
-    plain = len(given["params"]) == own * directions * given["num_layers"]
+    plain = not Parameters.of(given).is_projected
     return plain and given["num_layers"] > 1 and all(is_call(user, operator.getitem) for user in node.users)
 
 
@@ -39,7 +39,7 @@ class _Stack:
 
     def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
         self.graph, self.node, self.given = graph, node, arguments(node)
-        self.directions = 2 if self.given["bidirectional"] else 1
+        self.directions = Parameters.of(self.given).directions
         self.layers: int = self.given["num_layers"]
 
     def take_apart(self) -> None:

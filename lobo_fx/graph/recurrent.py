@@ -1,4 +1,4 @@
-"""Recurrent layers while shapes are followed: one operator whose outputs have known shapes.
+"""Recurrent layers: how their parameters lie, and their shapes, which are known without unrolling them.
 
 PyTorch follows a recurrent layer by unrolling it, and throws the steps away: 48 s for a bidirectional LSTM of two
 layers over 160 steps. What its outputs' shapes are needs none of that.
@@ -7,9 +7,10 @@ layers over 160 steps. What its outputs' shapes are needs none of that.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,29 @@ from torch._decomp import decomposition_table
 
 from lobo_fx.graph.operators import RECURRENT
 
-__all__ = ["not_unrolled"]
+__all__ = ["Parameters", "not_unrolled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """How the parameters of a recurrent call lie: by layer, by direction, then w_ih, w_hh and both biases.
+
+    Attributes:
+        directions: 2 where a layer also runs backwards.
+        each: how many parameters a direction of a layer has, without a projection.
+        is_projected: whether each has one more, which projects its states.
+    """
+
+    directions: int
+    each: int
+    is_projected: bool
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Parameters:
+        """From the arguments of the call, by schema name."""
+        directions, each = 2 if given["bidirectional"] else 1, 4 if given["has_biases"] else 2
+        return cls(directions, each, len(given["params"]) != each * directions * given["num_layers"])
+
 
 _LOCK = threading.Lock()
 _OF_THREAD = threading.local()

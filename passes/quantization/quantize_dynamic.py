@@ -15,6 +15,7 @@ from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.operators import arguments, aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.recurrent import Parameters
 from lobo_fx.own_operators.formats import FORMATS, Format
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
 from lobo_fx.own_operators.products import DYNAMIC_PRODUCT
@@ -90,10 +91,10 @@ def _quantize(program: Program, weight: Weight, number: Format) -> Stored:
 def _quantize_lstm(program: Program, node: fx.Node, stored: Mapping[fx.Node, Stored]) -> None:
     """Puts a call per layer in the place of an LSTM, where all its weights are codes; projections have no kernel."""
     given, graph = arguments(node), program.graph
-    layers, directions = given["num_layers"], 2 if given["bidirectional"] else 1
-    count = 4 if given["has_biases"] else 2
+    layout = Parameters.of(given)
+    layers, directions, count = given["num_layers"], layout.directions, layout.each
     cells = [given["params"][at : at + count] for at in range(0, len(given["params"]), count)]
-    if len(cells) != layers * directions or not all(read in stored for cell in cells for read in cell[:2]):
+    if layout.is_projected or not all(read in stored for cell in cells for read in cell[:2]):
         return
 
     def call(target: object, *args: object) -> fx.Node:

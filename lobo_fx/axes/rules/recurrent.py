@@ -11,6 +11,7 @@ from lobo_fx.axes.axis import Axis, concatenation, product
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
+from lobo_fx.graph.recurrent import Parameters
 
 __all__ = ["cell", "recurrent"]
 
@@ -26,13 +27,12 @@ _GATES: dict[Any, int] = {
 def recurrent(call: Call) -> list[Axes]:
     """Per layer and direction: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)]; the next reads all directions."""
     states = call.given["hx"] if call.node.target is aten.lstm.input else [call.given["hx"]]
-    parameters, biased = call.given["params"], call.given["has_biases"]
-    directions = 2 if call.given["bidirectional"] else 1
-    count = 4 if biased else 2
+    parameters, layout = call.given["params"], Parameters.of(call.given)
+    directions, count = layout.directions, layout.each
     x = call.axes("input")
     first = call.of(states[0])
-    if len(parameters) != count * directions * call.given["num_layers"]:
-        return _projected(call, parameters, states)
+    if layout.is_projected:
+        return _projected(call, layout, states)
     hidden = call.fresh(first[-1].find().size)
     hidden.mark("hidden")
     source = x[-1]
@@ -52,19 +52,19 @@ def recurrent(call: Call) -> list[Axes]:
     return [*outputs, *((*first[:-1], hidden) for _ in states)]
 
 
-def _projected(call: Call, parameters: Sequence[fx.Node], states: Sequence[fx.Node]) -> list[Axes]:
+def _projected(call: Call, layout: Parameters, states: Sequence[fx.Node]) -> list[Axes]:
     """An LSTM with projected states: what it reads may be cut, its own states stay."""
     x = call.axes("input")
-    own = 5 if call.given["has_biases"] else 3
-    first = own * (2 if call.given["bidirectional"] else 1)
-    for index, parameter in enumerate(parameters):
+    own = layout.each + 1
+    first = own * layout.directions
+    for index, parameter in enumerate(call.given["params"]):
         axes = call.of(parameter)
+        if len(axes) == 2:
+            call.multiplies(*x[:-1], *axes)
         if index < first and index % own == 0:
             call.unify(axes[1], x[-1])
             axes = axes[:1]
         lock_all(axes, "it belongs to projected states")
-        if len(axes) == 2:
-            call.multiplies(*x[:-1], *call.of(parameter))
     for state in states:
         lock_all(call.of(state), "it belongs to projected states")
     sizes = [sizes_of(value) for value in call.node.meta["val"]]
