@@ -96,3 +96,9 @@ def test_a_recurrent_network_costs_its_products() -> None:
     program = lobo_fx.trace(Recurrent(nn.GRU).eval(), SEQUENCES)
     products = 5 * 2 * 3 * 6 * (12 + 6 + 12 + 6) + 5 * 12 * 3
     assert COSTS["macs"](Inference(program).run(), {}) == products
+
+
+def test_projected_states_cost_all_three_products() -> None:
+    """By hand, 5 steps: gates from 12 inputs, gates from 4 projected states, and the projection of 6."""
+    program = lobo_fx.trace(nn.LSTM(12, 6, proj_size=4, batch_first=True).eval(), torch.randn(2, 5, 12))
+    assert COSTS["macs"](Inference(program).run(), {}) == 5 * (4 * 6 * 12 + 4 * 6 * 4 + 4 * 6)
