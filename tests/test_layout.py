@@ -118,6 +118,12 @@ def test_importing_the_package_imports_little_and_prints_nothing() -> None:
     assert loaded("import lobo_fx") <= loaded("import torch")
 
 
+def test_a_runtime_needs_no_pytorch() -> None:
+    """The process that measures a file's memory holds nothing else, and starts in a fraction of a second."""
+    code = "import lobo_fx.exporters.onnxruntime.runtime, lobo_fx.measures.memory, sys; assert 'torch' not in sys.modules"
+    assert "onnx" not in loaded(code)
+
+
 def test_the_probe_notices_an_import_and_a_print() -> None:
     assert "yaml" in loaded("import lobo_fx, yaml")
     with pytest.raises(AssertionError, match="printed"):

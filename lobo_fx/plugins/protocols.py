@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lobo_fx.graph.program import Program
-from lobo_fx.plugins.artifact import Artifact
+if TYPE_CHECKING:  # a process that only runs a file needs no PyTorch
+    from lobo_fx.graph.program import Program
+    from lobo_fx.plugins.artifact import Artifact
 
 __all__ = ["ArraySpec", "Arrays", "Exporter", "Runtime", "Session"]
 
