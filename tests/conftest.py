@@ -23,6 +23,11 @@ gc.set_threshold(100_000, 20, 20)
 torch.set_num_threads(1)  # the workers of a parallel run share the cores
 
 
+def pytest_collectstart() -> None:
+    """Data and networks that a test file makes while it is imported are the same in every run, alone or with others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tables measured by tests are theirs alone."""

@@ -120,7 +120,9 @@ def test_importing_the_package_imports_little_and_prints_nothing() -> None:
 
 def test_a_runtime_needs_no_pytorch() -> None:
     """The process that measures a file's memory holds nothing else, and starts in a fraction of a second."""
-    code = "import lobo_fx.exporters.onnxruntime.runtime, lobo_fx.measures.memory, sys; assert 'torch' not in sys.modules"
+    code = (
+        "import lobo_fx.exporters.onnxruntime.runtime, lobo_fx.measures.memory, sys; assert 'torch' not in sys.modules"
+    )
     assert "onnx" not in loaded(code)
 
 

@@ -203,6 +203,7 @@ def test_a_hugging_face_output_comes_back_as_one(saved_bert: tuple[Path, Result]
     assert_same_outputs(output, expected)
 
 
+@pytest.mark.slow
 def test_a_hugging_face_model_loads_where_only_its_outputs_are_known(saved_bert: tuple[Path, Result]) -> None:
     """A fresh process is told what to import, since a file must not choose that; with it the model loads."""
     folder, result = saved_bert

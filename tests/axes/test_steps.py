@@ -59,7 +59,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] 
 }
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+SLOW = ("gru cell", "rnn, relu")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in NETWORKS]
+)
 def test_half_of_the_width_goes(kind: str, tmp_path: Path) -> None:
     make, shapes = NETWORKS[kind]
     torch.manual_seed(0)

@@ -25,11 +25,11 @@ from lobo_fx.exporters.onnx.exporter import OnnxExporter
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 SLOW = (
-    *("own:lstm-tagger", "transformers:llama", "transformers:t5", "timm:test_convnext"),
+    *("own:super-resolution", "own:lstm-tagger", "transformers:llama", "transformers:t5", "timm:test_convnext"),
     "torchvision:shufflenet_v2_x0_5",
 )
 MODELS = [
-    *("own:u-net", "own:super-resolution"),
+    "own:u-net",
     *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
 ]
 

@@ -179,7 +179,9 @@ def test_timm_models_tell_by_their_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [bert, lambda: gpt2(use_cache=False), vit, whisper], ids=["bert", "gpt2", "vit", "whisper"]
+    "build",
+    [bert, vit, *(pytest.param(build, marks=pytest.mark.slow) for build in (lambda: gpt2(use_cache=False), whisper))],
+    ids=["bert", "vit", "gpt2", "whisper"],
 )
 def test_models_that_tell_trace_without_example_inputs(build: Callable[[], Any]) -> None:
     model = build().train()

@@ -156,7 +156,12 @@ MASKS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", MASKS)
+OFTEN = ("causal", "hides a row", "keys", "of a batch", "added matrix")
+
+
+@pytest.mark.parametrize(
+    "kind", [*OFTEN, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MASKS if kind not in OFTEN)]
+)
 def test_masks_of_any_kind(kind: str, tmp_path: Path) -> None:
     mask = MASKS[kind]
 
@@ -185,7 +190,7 @@ def test_masks_of_any_kind(kind: str, tmp_path: Path) -> None:
     assert artifact.parity < 1e-5
 
 
-@pytest.mark.parametrize("first", [1, 3, 7])
+@pytest.mark.parametrize("first", [3, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 7))])
 def test_a_mask_over_keys_serves_attentions_of_several_lengths(first: int, tmp_path: Path) -> None:
     class Crossed(nn.Module):
         def __init__(self) -> None:

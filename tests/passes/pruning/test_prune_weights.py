@@ -304,8 +304,14 @@ def test_masks_are_no_part_of_the_state_dict() -> None:
     assert result.report.rows[-1].parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("criterion", ["l1", "random"])
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    ("scope", "criterion"),
+    [
+        ("layer", "l1"),
+        ("global", "random"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("global", "l1"), ("layer", "random"))),
+    ],
+)
 def test_pruning_again_only_adds_zeros(scope: Any, criterion: Any) -> None:
     model = network()
     first = PruneWeights(0.3, criterion=criterion, scope=scope)

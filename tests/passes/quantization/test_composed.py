@@ -239,6 +239,7 @@ def test_masks_stay_through_quantization_and_training_before_it(pass_: Pass, tmp
     assert again.report.rows[-1].sparsity > 0.55
 
 
+@pytest.mark.slow
 def test_pruned_and_quantized_in_every_order_that_makes_sense(tmp_path: Path) -> None:
     model = Both().eval()
     size = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -340,10 +341,14 @@ def test_an_lstm_is_the_integer_arithmetic_it_stands_for(directions: int) -> Non
     assert signal_to_noise(twin, found) > 30
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("num_layers", [1, 2])
+FORMS = list(itertools.product([1, 2], [True, False], [True, False], [True, False]))
+"""Layers of an LSTM, whether it is bidirectional, whether the batch comes first, whether it has biases."""
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "bidirectional", "batch_first", "bias"),
+    [form if sum(form) % 2 else pytest.param(*form, marks=pytest.mark.slow) for form in FORMS],
+)
 def test_files_of_lstms_agree_with_pytorch(
     num_layers: int, bidirectional: bool, batch_first: bool, bias: bool, tmp_path: Path
 ) -> None:
