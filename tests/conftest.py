@@ -43,6 +43,7 @@ def _tables_built_once() -> Iterator[None]:
     The one holds its 550 ONNX translations; every export gets lists of its own, since ours are added to them. The other
     is `torch.ops` filled with all composite operators: filled once, it is full.
     """
+    import torch.ao.quantization.fx._decomposed  # noqa: F401  the table holds only operators that exist by then
     from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 

@@ -20,6 +20,8 @@ from lobo_fx.terminal.progress import track
 __all__ = ["Context", "Data", "Evaluate", "LossFunction"]
 
 _CPU = torch.device("cpu")
+_MANY = 64
+"""Rows of which a quarter is held out; a quarter of more would be missed by the fit and judge no better."""
 Data = Iterable[Any]
 LossFunction = Callable[..., torch.Tensor]
 Evaluate = Callable[[nn.Module], float]
@@ -93,6 +95,28 @@ class Context:
             yield self._bind("calibration_data", index, batch)
         if empty:
             raise InvalidInput("calibration_data is empty: it must yield at least one batch")
+
+    def split_batches(self, description: str = "calibrate") -> Iterator[tuple[Inputs, bool]]:
+        """Calibration data in two parts: what a fit may see, and what judges it; one batch in memory at a time.
+
+        Every fourth row is held out, of those after the first 64 every eighth. Where the batch of the program is not
+        free, a batch counts as a row.
+
+        Returns:
+            Batches, each with whether it is held out.
+
+        Raises:
+            InvalidInput: as `calibration_batches`.
+        """
+        seen = 0
+        for inputs in self.calibration_batches(description):
+            count = self.signature.count_rows(inputs)
+            held_out = [(seen + row) % (4 if seen + row < _MANY else 8) == 1 for row in range(count)]
+            seen += count
+            for part in (False, True):
+                rows = [row for row in range(count) if held_out[row] is part]
+                if rows:
+                    yield inputs if len(rows) == count else self.signature.take_rows(inputs, rows), part
 
     def training_batches(self, description: str = "train") -> Iterator[tuple[Inputs, Any]]:
         """Training data as inputs of the program, and the rest of each batch: its label, or all there is.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,30 @@ class Signature:
                 self.bind_batch(batch[0]) if self.is_nested(batch) else self.bind(tuple(batch[: len(self.names)]), {})
             )
         raise InvalidInput(f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or a dict")
+
+    @property
+    def batch(self) -> str | None:
+        """Name of the free dimension that counts rows; None where there is none, or rows can't be taken out."""
+        shapes = [spec.shape for spec in self.inputs if spec is not None]
+        name = next((str(shape[0]) for shape in shapes if shape and isinstance(shape[0], str)), "")
+        computed = [str(size) for shape in shapes for size in shape if not str(size).isidentifier()]
+        return name if name.isidentifier() and not any(name in size for size in computed) else None
+
+    def count_rows(self, inputs: Inputs) -> int:
+        """How many rows a batch has; one that rows can't be taken out of counts as one."""
+        for leaf, spec in zip(inputs.leaves, self.inputs, strict=True):
+            if spec is not None and self.batch in spec.shape:
+                return int(leaf.shape[spec.shape.index(self.batch)])
+        return 1
+
+    def take_rows(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
+        """Some rows of a batch whose rows `count_rows` counts."""
+        chosen = torch.tensor(rows, dtype=torch.long)
+        leaves, nesting = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        for index, spec in enumerate(self.inputs):
+            if spec is not None and self.batch in spec.shape:
+                leaves[index] = leaves[index].index_select(spec.shape.index(self.batch), chosen)
+        return Inputs(*pytree.tree_unflatten(leaves, nesting))
 
     def is_nested(self, batch: object) -> bool:
         """Whether a batch holds the inputs nested as its first entry, which is no nested input itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from lobo_fx.graph.layers import Layer
 from lobo_fx.graph.operators import arguments
 
 __all__ = [
+    "Means",
     "Moments",
     "by_channel",
     "count_rows",
@@ -22,27 +24,21 @@ __all__ = [
     "put_matrix",
 ]
 
-RIDGE = 1e-3
-"""Share of the mean variance of the inputs that keeps a weight where it was: large enough for few rows, small enough
-not to be felt with many."""
 _ROWS = 65_536
 """Most rows of a problem; of more, as many are drawn at random: XᵀX of a convolution over images takes seconds else."""
 
 
-class Moments:
-    """Sums that least squares of `y` (groups, rows, outputs) on `x` (groups, rows, inputs) needs."""
+class Means:
+    """Sums that the bias of a layer from `x` (groups, rows, inputs) to `y` (groups, rows, outputs) needs."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.x = self.y = self.xx = self.xy = torch.zeros(())
+        self.x = self.y = torch.zeros(())
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Adds rows."""
-        x, y = x.double(), y.double()
         self.count += x.shape[1]
-        # x: (groups, rows, inputs), y: (groups, rows, outputs); sums over rows, so that batches need not be kept
-        self.x, self.y = self.x + x.sum(1), self.y + y.sum(1)
-        self.xx, self.xy = self.xx + x.mT @ x, self.xy + x.mT @ y
+        self.x, self.y = self.x + x.sum(1, dtype=torch.double), self.y + y.sum(1, dtype=torch.double)
 
     @property
     def mean_x(self) -> torch.Tensor:
@@ -52,29 +48,83 @@ class Moments:
     def mean_y(self) -> torch.Tensor:
         return self.y / self.count
 
+    def bias(self, weight: torch.Tensor) -> torch.Tensor:
+        """ȳ − W·x̄."""
+        return self.mean_y - (weight @ self.mean_x.unsqueeze(2)).squeeze(2)
+
+
+class Moments(Means):
+    """What least squares of `y` (groups, rows, outputs) on `x` (groups, rows, inputs) needs.
+
+    Rows themselves as long as they are fewer than inputs, sums of their products from then on: the smaller of the two.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.xx = self.xy = torch.zeros(())
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Adds rows."""
+        super().add(x, y)
+        self.rows.append((x.double(), y.double()))
+        if self.count >= x.shape[2]:
+            for kept_x, kept_y in self.rows:
+                self.xx, self.xy = self.xx + kept_x.mT @ kept_x, self.xy + kept_x.mT @ kept_y
+            self.rows.clear()
+
     @property
     def covariance(self) -> torch.Tensor:
-        """Of the inputs with each other."""
+        """Of the inputs with each other, where rows are at least as many."""
         return self.xx / self.count - self.mean_x.unsqueeze(2) * self.mean_x.unsqueeze(1)
 
     @property
     def cross(self) -> torch.Tensor:
-        """Covariance of the inputs with the outputs."""
+        """Covariance of the inputs with the outputs, where rows are at least as many as inputs."""
         return self.xy / self.count - self.mean_x.unsqueeze(2) * self.mean_y.unsqueeze(1)
 
-    def weight(self, start: torch.Tensor) -> torch.Tensor:
-        """argmin_W ‖(y − ȳ) − (x − x̄)·Wᵀ‖² + λ·‖W − start‖², by the normal equations."""
-        covariance = self.covariance  # (groups, inputs, inputs)
-        # Inputs that hardly vary have next to no variance of their own to scale the ridge by; their energy bounds it.
-        energy = self.xx.diagonal(dim1=1, dim2=2).mean(1) / self.count
-        scale = covariance.diagonal(dim1=1, dim2=2).mean(1).maximum(1e-9 * energy).clamp_min(1e-12)
-        ridge = RIDGE * scale.view(-1, 1, 1) * torch.eye(covariance.shape[1], dtype=covariance.dtype)
-        solved: torch.Tensor = torch.linalg.solve(covariance + ridge, self.cross + ridge @ start.mT)
-        return solved.mT
+    def _centred(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows less their means, over √count: their products are covariances."""
+        x, y = (torch.cat(parts, 1) for parts in zip(*self.rows, strict=True))
+        root = math.sqrt(self.count)
+        return (x - self.mean_x.unsqueeze(1)) / root, (y - self.mean_y.unsqueeze(1)) / root
 
-    def bias(self, weight: torch.Tensor) -> torch.Tensor:
-        """ȳ − W·x̄."""
-        return self.mean_y - (weight @ self.mean_x.unsqueeze(2)).squeeze(2)
+    def weight(self, start: torch.Tensor, ridge: float) -> torch.Tensor:
+        """argmin_W ‖(y − ȳ) − (x − x̄)·Wᵀ‖² + λ·‖W − start‖², by the normal equations.
+
+        Where rows are fewer than inputs, these are solved for a combination of rows that is added to the start.
+
+        Args:
+            start: (groups, outputs, inputs).
+            ridge: λ as a share of the mean variance of the inputs.
+        """
+        if not self.rows:
+            covariance = self.covariance  # (groups, inputs, inputs)
+            added = self._ridge(covariance.diagonal(dim1=1, dim2=2), self.xx.diagonal(dim1=1, dim2=2), ridge)
+            root = torch.linalg.cholesky(covariance + added * torch.eye(covariance.shape[1], dtype=covariance.dtype))
+            return torch.cholesky_solve(self.cross + added * start.mT, root).mT
+        x, y = self._centred()  # (groups, rows, inputs), (groups, rows, outputs)
+        variance = x.square().sum(1)
+        added = self._ridge(variance, self.count * (variance + self.mean_x.square()), ridge)
+        root = torch.linalg.cholesky(x @ x.mT + added * torch.eye(x.shape[1], dtype=x.dtype))
+        return start + torch.cholesky_solve(y - x @ start.mT, root).mT @ x
+
+    def _ridge(self, variance: torch.Tensor, squares: torch.Tensor, share: float) -> torch.Tensor:
+        """λ by group: of the variances of the inputs and of the sums of their squares, both (groups, inputs)."""
+        # Inputs that hardly vary have next to no variance of their own to scale the ridge by; their energy bounds it.
+        scale = variance.mean(1).maximum(1e-9 * squares.mean(1) / self.count).clamp_min(1e-12)
+        return share * scale.view(-1, 1, 1)
+
+    def gain(self, weight: torch.Tensor) -> torch.Tensor:
+        """By what to damp each output of a weight, (groups, outputs), to come nearest to what it should be."""
+        if self.rows:
+            x, y = self._centred()
+            given = x @ weight.mT
+            product, square = (given * y).sum(1), given.square().sum(1)
+        else:
+            product = (weight * self.cross.mT).sum(2)
+            square = ((weight @ self.covariance) * weight).sum(2)
+        return torch.where(square > 0, product / square, 1.0).clamp(0.0, 1.0)
 
 
 def matrix_of(layer: Layer, weight: torch.Tensor) -> torch.Tensor:

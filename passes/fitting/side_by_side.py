@@ -20,16 +20,20 @@ class Pair:
 
     Attributes:
         leaves: of the batch.
+        held_out: whether no fit may see it.
         before: by node of the first program.
         after: by node of the second.
     """
 
     leaves: Sequence[Any]
+    held_out: bool = False
     before: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
     after: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
 
 
-def side_by_side(first: Runner, second: Runner, pairs: Sequence[Pair], show_progress: bool) -> Iterator[fx.Node]:
+def side_by_side(
+    first: Runner, second: Runner, pairs: Sequence[Pair], description: str, show_progress: bool
+) -> Iterator[fx.Node]:
     """Every node of the second program, once its inputs are known and before it is run itself.
 
     What is done to a node's parameters then is what the nodes after it see. Activations of all batches are in memory
@@ -39,6 +43,7 @@ def side_by_side(first: Runner, second: Runner, pairs: Sequence[Pair], show_prog
         first: runs the program to follow; its nodes have the names of the second's, which may have more.
         second: runs the program that is refitted.
         pairs: filled in and emptied on the way.
+        description: of the progress bar.
         show_progress: whether to draw a progress bar.
     """
     twins = {node.name: node for node in first.graph.nodes}
@@ -57,7 +62,7 @@ def side_by_side(first: Runner, second: Runner, pairs: Sequence[Pair], show_prog
         for own, value in zip(values, found, strict=True):
             own[node] = value
 
-    for node, twin in track(order, "fit", show_progress):
+    for node, twin in track(order, description, show_progress):
         if node.op == "output":
             return
         if twin is not None:

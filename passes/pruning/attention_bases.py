@@ -58,12 +58,14 @@ class _Heads:
 
     Attributes:
         layer: the linear layer.
+        value: the query, key or value, (rows, heads, tokens, dimensions).
         index: (heads,) which heads stay.
         channels: (heads, dimensions) which of the original's outputs.
         stay: (dimensions,) which dimensions stay, the same in every head.
     """
 
     layer: fx.Node
+    value: fx.Node
     index: torch.Tensor
     channels: torch.Tensor
     stay: torch.Tensor
@@ -112,7 +114,7 @@ class Bases:
         if not torch.equal(query.stay, key.stay) or not torch.equal(query.index, key.index):
             return []
         query_root, query_back = _roots(self._moments(query, batches))
-        key_root, key_back = _roots(self._moments(key, batches, about=(1,)))  # softmax ignores what all keys share
+        key_root, key_back = _roots(self._moments(key, batches, about=(2,)))  # softmax ignores what all keys share
         left, scale, right = torch.linalg.svd(query_root @ key_root)
         width = query.width
         root = scale[:, None, :width].sqrt()
@@ -128,7 +130,7 @@ class Bases:
         reader = self._reader(attention, heads, batches[0])
         if reader is None:
             return []
-        moments = self._moments(heads, batches, about=(0, 1))  # the mean becomes the reader's bias
+        moments = self._moments(heads, batches, about=(0, 2))  # the mean becomes the reader's bias
         root, back = _roots(moments)
         left = torch.linalg.svd(root @ reader)[0]
         size = moments.diagonal(dim1=1, dim2=2).mean().sqrt()
@@ -149,7 +151,7 @@ class Bases:
         heads, stay = kept.any(1), kept.any(0)
         if not torch.equal(kept, heads[:, None] & stay):
             return None
-        return _Heads(layer, heads.nonzero().flatten(), channels[heads], stay)
+        return _Heads(layer, node, heads.nonzero().flatten(), channels[heads], stay)
 
     def _reader(self, attention: fx.Node, heads: _Heads, values: Values) -> torch.Tensor | None:
         """(heads, dimensions, outputs) the weights of the linear layer that reads the heads."""
@@ -173,11 +175,13 @@ class Bases:
         return found[heads.index]
 
     def _moments(self, heads: _Heads, batches: Sequence[Values], about: tuple[int, ...] = ()) -> torch.Tensor:
-        """(heads, dimensions, dimensions) second moments, about the mean over some dimensions of (rows, tokens)."""
+        """(heads, dimensions, dimensions) second moments, about the mean over rows (0) or tokens (2)."""
         total = torch.zeros(())
         for values in batches:
-            output = self._ahead(heads.layer, dict(values)).flatten(0, -3)[..., heads.channels].double()
-            rows = (output - output.mean(about, keepdim=True) if about else output).flatten(0, 1).movedim(0, 1)
+            output = self._ahead(heads.value, dict(values))[
+                :, heads.index
+            ].double()  # (rows, heads, tokens, dimensions)
+            rows = (output - output.mean(about, keepdim=True) if about else output).movedim(1, 0).flatten(1, 2)
             total = total + rows.mT @ rows
         return total
 

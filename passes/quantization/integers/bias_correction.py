@@ -32,7 +32,7 @@ def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_pro
     pairs = [Pair(batch.leaves) for batch in batches]
     floating, quantized = simulated(prepared, ()), simulated(prepared)
     with torch.no_grad():
-        for node in side_by_side(floating, quantized, pairs, show_progress):
+        for node in side_by_side(floating, quantized, pairs, "correct biases", show_progress):
             layer = layer_of(node)
             if layer is None or layer.bias is None:
                 continue
