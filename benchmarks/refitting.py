@@ -34,6 +34,7 @@ from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.machine import machine
 from lobo_fx.passes import FoldWeights, PruneChannels
 from lobo_fx.passes.pruning.compensation import METHODS, Split, attempts, chosen
+from lobo_fx.sources.known_inputs import find_inputs
 from lobo_fx.sources.models import build
 from lobo_fx.terminal.quiet import quiet
 from lobo_fx.terminal.tables import new_table, render, to_markdown
@@ -76,12 +77,12 @@ def network(name: str, statistics_of: str) -> tuple[nn.Module, Callable[[int, in
     """A network with random weights, and what gives rows for it by count and seed."""
     torch.manual_seed(0)
     if name.startswith("transformers:"):
-        model, inputs = build_tiny(name.partition(":")[2])
+        tiny, inputs = build_tiny(name.partition(":")[2])
         like = inputs.tensors[0]
-        return model.eval(), lambda count, seed: texts(count, seed, like)
-    model, own = build(name)
+        return tiny.eval(), lambda count, seed: texts(count, seed, like)
+    model, _ = build(name)
     assert isinstance(model, nn.Module)
-    size = SIZE if name not in FIXED else own.tensors[0].shape[-1]
+    size = SIZE if name not in FIXED else find_inputs(model).tensors[0].shape[-1]
     if statistics_of == "set":
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:

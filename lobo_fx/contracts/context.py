@@ -17,7 +17,7 @@ from lobo_fx.graph.signature import Signature
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import track
 
-__all__ = ["Context", "Data", "Evaluate", "LossFunction"]
+__all__ = ["Context", "Data", "Evaluate", "LossFunction", "is_held_out"]
 
 _CPU = torch.device("cpu")
 _MANY = 64
@@ -25,6 +25,11 @@ _MANY = 64
 Data = Iterable[Any]
 LossFunction = Callable[..., torch.Tensor]
 Evaluate = Callable[[nn.Module], float]
+
+
+def is_held_out(row: int) -> bool:
+    """Whether a row of the calibration data, counted over all batches, is kept from fits, to judge them."""
+    return row % (4 if row < _MANY else 8) == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +116,26 @@ class Context:
         seen = 0
         for inputs in self.calibration_batches(description):
             count = self.signature.count_rows(inputs)
-            held_out = [(seen + row) % (4 if seen + row < _MANY else 8) == 1 for row in range(count)]
+            held_out = [is_held_out(seen + row) for row in range(count)]
             seen += count
             for part in (False, True):
                 rows = [row for row in range(count) if held_out[row] is part]
                 if rows:
                     yield inputs if len(rows) == count else self.signature.take_rows(inputs, rows), part
+
+    def fitting_batches(self, description: str = "calibrate") -> Iterator[Inputs]:
+        """Calibration data without the rows that are held out."""
+        return (inputs for inputs, held_out in self.split_batches(description) if not held_out)
+
+    def held_out_batches(self, rows: int = 32) -> list[Inputs]:
+        """The first rows of the calibration data that no fit sees, as batches; none where no row can be held out."""
+        found: list[Inputs] = []
+        quiet = dataclasses.replace(self, show_progress=False)
+        for inputs, held_out in quiet.split_batches():
+            found += [inputs] if held_out else []
+            if sum(map(self.signature.count_rows, found)) >= rows:
+                break
+        return found
 
     def training_batches(self, description: str = "train") -> Iterator[tuple[Inputs, Any]]:
         """Training data as inputs of the program, and the rest of each batch: its label, or all there is.

@@ -15,7 +15,7 @@ from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.weight_names import mark_weights
 from lobo_fx.measures.counts import measure
-from lobo_fx.measures.fidelity import signal_to_noise
+from lobo_fx.measures.judge import Judge, Verdict
 from lobo_fx.report.records import Row
 from lobo_fx.terminal.progress import spinner
 
@@ -31,6 +31,7 @@ class Pipeline:
         context: what passes may use; its notes and sheets gather what they have to say.
         program: the program as the last pass left it.
         rows: a row for the original, then one for every pass.
+        judge: measures decibels, on held-out rows of the calibration data, or the example inputs where there are none.
         first: the original's outputs on the example inputs.
         last: likewise of `program`.
 
@@ -46,6 +47,7 @@ class Pipeline:
     context: Context
     program: Program
     rows: list[Row]
+    judge: Judge
     first: Snapshot
     last: Snapshot
 
@@ -62,8 +64,11 @@ class Pipeline:
                 mark(node, made_by="")
         context = dataclasses.replace(context, original=original)
         first = snapshot(original)
-        row = Row.of("original", measure(original, first.macs), math.inf, score_of(context.evaluate, original), 0.0)
-        return cls(original, context, original.clone(), [row], first, first)
+        batches = context.held_out_batches() if context.calibration_data is not None else []
+        same, score = Verdict(math.inf, math.inf), score_of(context.evaluate, original)
+        row = Row.of("original", measure(original, first.macs), same, score, 0.0)
+        judge = Judge(original, batches or [original.example_inputs])
+        return cls(original, context, original.clone(), [row], judge, first, first)
 
     def go_on_from(self, program: Program, rows: Sequence[Row]) -> None:
         """Takes up a program that earlier passes made of the original, with the rows that it has so far."""
@@ -88,9 +93,9 @@ class Pipeline:
             program = _rewritten(pass_, self.program, context)
             after = verify(pass_, self.last, program, context)
         mark_weights(program.module)
-        noise = signal_to_noise(self.first.outputs, after.outputs)
+        verdict = self.judge(program)
         score, seconds = score_of(context.evaluate, program), time.perf_counter() - start
-        self.rows.append(Row.of(str(pass_), measure(program, after.macs), noise, score, seconds))
+        self.rows.append(Row.of(str(pass_), measure(program, after.macs), verdict, score, seconds))
         self.program, self.last = program, after
         return program
 

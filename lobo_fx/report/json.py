@@ -51,7 +51,8 @@ def vars_of(record: Any) -> dict[str, Any]:
 def row_from_json(saved: Mapping[str, Any]) -> Row:
     """A row."""
     score = None if saved["score"] is None else float(saved["score"])
-    return Row(**{**saved, "snr": float(saved["snr"]), "score": score})
+    decibels = {name: float(saved[name]) for name in ("snr", "worst") if name in saved}
+    return Row(**{**saved, **decibels, "score": score})
 
 
 def sheet_from_json(saved: Mapping[str, Any]) -> Sheet:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from lobo_fx.measures.counts import Measures
+from lobo_fx.measures.judge import Verdict
 
 __all__ = ["Row", "Sheet"]
 
@@ -21,7 +23,10 @@ class Row:
         sparsity: share of the parameters that are zero.
         macs: multiply-accumulates of one row of the batch.
         bytes: memory of parameters and buffers.
-        snr: signal-to-noise ratio of the outputs against the original's, in decibels.
+        snr: signal-to-noise ratio of the outputs against the original's, in decibels, on held-out rows of the
+            calibration data, or the example inputs where there are none.
+        worst: the same, of the output (or what is concatenated into one) where it is lowest.
+        worst_part: its name; empty where there is one output.
         score: what `evaluate` returned, if it was given.
         seconds: time the pass and its verification took.
     """
@@ -35,11 +40,14 @@ class Row:
     snr: float
     score: float | None
     seconds: float
+    worst: float = math.inf
+    worst_part: str = ""
 
     @classmethod
-    def of(cls, name: str, measures: Measures, snr: float, score: float | None, seconds: float) -> Row:
-        m = measures
-        return cls(name, m.parameters, m.nonzero, m.sparsity, m.macs, m.bytes, snr, score, seconds)
+    def of(cls, name: str, measures: Measures, verdict: Verdict, score: float | None, seconds: float) -> Row:
+        m, v = measures, verdict
+        counts = (m.parameters, m.nonzero, m.sparsity, m.macs, m.bytes)
+        return cls(name, *counts, v.whole, score, seconds, v.worst, v.part)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,9 @@ __all__ = ["artifact_table", "pass_table", "sheet_table"]
 def pass_table(model: str, rows: Sequence[Row]) -> Table:
     """A line per pass."""
     scored = any(row.score is not None for row in rows)
+    parted = any(row.worst_part for row in rows)
     columns = ["pass", "params", "non-zero", "sparsity", "MACs", "MB in memory", "SNR dB"]
+    columns += ["worst output dB"] if parted else []
     table = new_table(model, [*columns, *(["score"] if scored else []), "seconds"])
     for row in rows:
         cells = [
@@ -32,6 +34,8 @@ def pass_table(model: str, rows: Sequence[Row]) -> Table:
             f"{row.bytes / MEGABYTE:.2f}",
             "=" if row.snr == math.inf else f"{row.snr:.1f}",
         ]
+        if parted:
+            cells.append(f"{row.worst:.1f} ({row.worst_part})" if row.worst_part and row.worst < math.inf else "=")
         if scored:
             cells.append("not measured" if row.score is None else f"{row.score:.4g}")
         table.add_row(*cells, f"{row.seconds:.1f}")

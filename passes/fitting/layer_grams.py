@@ -82,7 +82,7 @@ class _Grams:
         """The sums over all batches."""
         runner = Runner(self.program.module, instead=self._add)
         with quiet():
-            for inputs in context.calibration_batches():
+            for inputs in context.fitting_batches():
                 runner(inputs)
         for node, total in self.sums.items():
             if not bool(total.isfinite().all()):

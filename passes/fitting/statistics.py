@@ -67,7 +67,7 @@ def input_norms(inference: Inference, context: Context) -> dict[str, torch.Tenso
             sums[name] = sums.get(name, torch.zeros_like(energy)) + energy
 
     watchers = {source: functools.partial(see, source) for source in readers}
-    watch(program.module, context.calibration_batches("activations"), watchers)
+    watch(program.module, context.fitting_batches("activations"), watchers)
     shapes = {
         str(layer.read.target): _beside(program, layer) for found in readers.values() for layer in found if layer.read
     }

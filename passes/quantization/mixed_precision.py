@@ -42,8 +42,8 @@ class MixedPrecision(Pass):
     order, least sensitive first, as far as the budget goes. With `kernels="cheapest"`, every layer pays for its noise
     in microseconds, at the lowest price that keeps the budget, and the cheapest regions are cut anew; layers left
     float are stored as int8 unless that alone breaks the budget. The sensitivities are a table of the report.
-    Decibels are measured on the result, on the first calibration batches: the fewer those are, the further other
-    data may fall short.
+    Decibels are measured on the result, on calibration rows that no fit saw, in the worst output (or what is
+    concatenated into one): the fewer those rows are, the further other data may fall short.
 
     Attributes:
         decibels: signal-to-noise ratio of the outputs that must stay; 30 where no budget is given.

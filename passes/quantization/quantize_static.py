@@ -19,6 +19,7 @@ from lobo_fx.passes.fusion.fold_batch_norm import FoldBatchNorm
 from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.fusion.fuse_attention import FuseAttention
 from lobo_fx.passes.quantization.integers.calibration import calibrate, convert, prepare
+from lobo_fx.passes.quantization.integers.drowning import drowned
 from lobo_fx.passes.quantization.integers.kernels import kernel_table
 from lobo_fx.passes.quantization.integers.placement import Choices, Observing, Placement, Request, attention_kernels
 from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
@@ -123,7 +124,7 @@ class QuantizeStatic(Pass):
         table = open_table(self.costs) if self.kernels == "cheapest" else None
         if table is not None:
             program = FuseAttention().fuse(program, context, _slower_when_fused(program.graph, table, context))
-        return program, self._choices(program.graph, table, context)
+        return program, self._choices(program, table, context)
 
     def place(self, program: Program, context: Context) -> Placement:
         """Decides where integers run in a program whose batch norms are folded.
@@ -132,7 +133,7 @@ class QuantizeStatic(Pass):
         `convert` what was trained (`lobo_fx.passes.quantization.integers.calibration`).
         """
         table = open_table(self.costs) if self.kernels == "cheapest" else None
-        placement = self._choices(program.graph, table, context).place()
+        placement = self._choices(program, table, context).place()
         placement.note(program.graph, context)
         return placement
 
@@ -157,12 +158,13 @@ class QuantizeStatic(Pass):
             program.module.set_facts(estimated=True)  # the whole file is to confirm the choice
         return store_rest(program, placement, context) if stored else program
 
-    def _choices(self, graph: fx.Graph, table: CostTable | None, context: Context) -> Choices:
+    def _choices(self, program: Program, table: CostTable | None, context: Context) -> Choices:
         """What could run as integers, with its costs where they decide."""
         request = self._request()
-        for pattern in request.unmatched(graph):
+        for pattern in request.unmatched(program.graph):
             context.note(f"overrides: nothing that '{pattern}' matches is left to be overridden")
-        choices = Choices.find(graph, request)
+        choices = Choices.find(program.graph, request)
+        choices = choices.without(drowned(program, choices.kernels, request.table, context))
         if table is not None:
             measure_missing(table, choices.priced, context)
         return dataclasses.replace(choices, costs=table)

@@ -97,5 +97,5 @@ def _largest_outputs(program: Program, norms: list[fx.Node], context: Context) -
 
     if norms:
         watchers = {norm: functools.partial(see, norm) for norm in norms}
-        watch(program.module, context.calibration_batches(), watchers)
+        watch(program.module, context.fitting_batches(), watchers)
     return found

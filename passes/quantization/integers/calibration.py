@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import fx
 
 from lobo_fx.contracts.context import Context
-from lobo_fx.errors import InvalidInput
+from lobo_fx.contracts.passbase import exact_tolerance
+from lobo_fx.errors import ContractError, InvalidInput
+from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.running import AS_IT_IS, Runner
 from lobo_fx.graph.tensors import fetch
 from lobo_fx.graph.weight_names import mark_weights
+from lobo_fx.measures.fidelity import largest_error
 from lobo_fx.passes.quantization.integers.naming import name_weights, stored_operands
 from lobo_fx.passes.quantization.integers.placement import Placement
 from lobo_fx.terminal.quiet import quiet
@@ -25,7 +31,7 @@ _LARGEST_BIAS = 2**30
 
 
 def prepare(program: Program, placement: Placement, context: Context, training: bool = False) -> fx.GraphModule:
-    """Inserts observers where integers are to run. Changes the program's graph; batch norms must be folded.
+    """Inserts observers where integers are to run. Changes the program's graph; batch norms that can be are folded.
 
     Training on quantized values: `prepare(..., training=True)`, a loop of your own over the module that it returns,
     then `convert`.
@@ -35,6 +41,9 @@ def prepare(program: Program, placement: Placement, context: Context, training: 
         placement: says where, and with which observers (`QuantizeStatic.place`).
         context: for notes.
         training: whether they are fake quantizers, to be trained with before `convert`.
+
+    Raises:
+        ContractError: inserting observers changed what the program computes.
     """
     with quiet():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e, prepare_qat_pt2e
@@ -42,7 +51,13 @@ def prepare(program: Program, placement: Placement, context: Context, training: 
         from lobo_fx.passes.quantization.integers.annotation import Annotator
 
         insert = prepare_qat_pt2e if training else prepare_pt2e
-        prepared: fx.GraphModule = insert(program.module, Annotator(placement, training))
+        before = program.run()
+        with _norms_hidden(program.module) as modules:
+            prepared: fx.GraphModule = insert(program.module, Annotator(placement, training))
+            modules.append(prepared)
+    error = largest_error(before, _unobserved(prepared)(program.example_inputs))
+    if error > exact_tolerance(before):
+        raise ContractError(f"torchao's prepare moved the outputs by {error:.1e} of their range, before any rounding")
     if not any(node.op == "call_module" for node in prepared.graph.nodes):
         context.note("quantize_static runs nothing as integers")
     return prepared
@@ -74,7 +89,7 @@ def calibrate(prepared: fx.GraphModule, context: Context) -> None:
     ]
     try:
         with torch.no_grad(), quiet():
-            for batch, inputs in enumerate(context.calibration_batches()):  # noqa: B007  read by check
+            for batch, inputs in enumerate(context.fitting_batches()):  # noqa: B007  read by check
                 prepared(*inputs.args, **inputs.kwargs)
     finally:
         for hook in hooks:
@@ -92,10 +107,43 @@ def convert(program: Program, prepared: fx.GraphModule) -> Program:
 
         widen_weight_scales(prepared)
         sources = stored_operands(prepared)
-        converted = convert_pt2e(prepared)
+        with _norms_hidden(prepared) as modules:
+            converted = convert_pt2e(prepared)
+            modules.append(converted)
     program = program.with_graph_module(converted)
     name_weights(program.module, sources)
     return program
+
+
+def _norm(*args: Any) -> torch.Tensor:
+    """A batch norm that torchao does not know for one."""
+    return aten.batch_norm.default(*args)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _norms_hidden(module: fx.GraphModule) -> Iterator[list[fx.GraphModule]]:
+    """Keeps torchao from folding the batch norms that are left; those of modules put into the list come back after.
+
+    It would fold them into convolutions that are read elsewhere too, have another norm or share their weight.
+    """
+    modules = [module]
+
+    def exchange(before: Any, after: Any) -> None:
+        for changed in modules:
+            for node in changed.graph.find_nodes(op="call_function", target=before):
+                node.target = after
+            changed.recompile()
+
+    exchange(aten.batch_norm.default, _norm)
+    try:
+        yield modules
+    finally:
+        exchange(_norm, aten.batch_norm.default)
+
+
+def _unobserved(prepared: fx.GraphModule) -> Runner:
+    """Runs a graph with observers that see and do nothing."""
+    return Runner(prepared, instead=lambda node, args, _: args[0] if node.op == "call_module" else AS_IT_IS)
 
 
 def widen_weight_scales(prepared: fx.GraphModule) -> None:

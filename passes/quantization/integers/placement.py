@@ -153,6 +153,11 @@ class Choices:
         conversions = frozenset(kernel for kernel in found if kernel is not None)
         return cls(graph, request, kernels, floating, overridden, conversions)
 
+    def without(self, reasons: Mapping[str, str]) -> Choices:
+        """The same with some operators left float, with the reason by name of the node."""
+        kernels = {name: kernel for name, kernel in self.kernels.items() if name not in reasons}
+        return dataclasses.replace(self, kernels=kernels, floating={**self.floating, **reasons})
+
     @property
     def priced(self) -> list[Kernel]:
         """All kernels whose costs decide."""

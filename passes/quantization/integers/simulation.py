@@ -13,7 +13,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import AS_IT_IS, Runner
-from lobo_fx.measures.fidelity import signal_to_noise
+from lobo_fx.measures.judge import Judge
 from lobo_fx.passes.quantization.integers.kernels import KernelTable, kernel_table
 from lobo_fx.passes.quantization.integers.placement import Placement
 from lobo_fx.terminal.progress import track
@@ -27,7 +27,7 @@ _BATCHES, _ROWS = 8, 32
 def first_batches(context: Context) -> list[Inputs]:
     """As many calibration batches as are held in memory at once."""
     found: list[Inputs] = []
-    for batch in dataclasses.replace(context, show_progress=False).calibration_batches():
+    for batch in dataclasses.replace(context, show_progress=False).fitting_batches():
         found.append(batch)
         if len(found) == _BATCHES or sum(len(tensor) for batch in found for tensor in batch.tensors[:1]) >= _ROWS:
             break
@@ -70,33 +70,28 @@ class Simulation:
     Args:
         prepared: with observers that have seen data.
         placement: where they were put.
-        context: its first calibration batches are what outputs are compared on.
+        context: outputs are compared on held-out rows of its calibration data.
         original: what outputs are compared with.
     """
 
     def __init__(self, prepared: fx.GraphModule, placement: Placement, context: Context, original: Program) -> None:
         table = kernel_table(placement.runtime)
         self.prepared = prepared
-        self.batches = first_batches(context)
+        self.judge = Judge(original, context.held_out_batches() or first_batches(context))
         self.layers = {
             node.name: observers
             for node in prepared.graph.nodes
             if node.name in placement.integer and (observers := _observers_of(node, table))
         }
-        self.reference = self._outputs(original)
 
     def run(self, layers: Collection[str]) -> float:
-        """Signal-to-noise ratio with these layers quantized, in decibels."""
+        """Signal-to-noise ratio with these layers quantized, in decibels, in the worst part of the outputs."""
         runner = simulated(self.prepared, {observer for layer in layers for observer in self.layers[layer]})
-        return signal_to_noise(self.reference, [runner(batch) for batch in self.batches])
+        return self.judge.verdict(runner).worst
 
     def of(self, program: Program) -> float:
-        """Signal-to-noise ratio of another program, in decibels."""
-        return signal_to_noise(self.reference, self._outputs(program))
-
-    def _outputs(self, program: Program) -> list[Any]:
-        runner = Runner(program.module)
-        return [runner(batch) for batch in self.batches]
+        """Signal-to-noise ratio of another program, in decibels, in its worst part."""
+        return self.judge(program).worst
 
     def sensitivities(self, show_progress: bool) -> dict[str, float]:
         """Signal-to-noise ratio with each layer quantized alone."""

@@ -1,0 +1,116 @@
+"""How far a program's outputs are from the original's: as a whole, and in the part that is furthest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.operators import VALUE_PRESERVING, arguments, aten, is_call
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import module_name
+from lobo_fx.graph.running import Runner
+from lobo_fx.measures.fidelity import signal_to_noise
+
+__all__ = ["Judge", "Verdict"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Signal-to-noise ratios in decibels.
+
+    Attributes:
+        whole: over all outputs.
+        worst: of the worst part.
+        part: its name: an output, with the module whose values are concatenated into it; empty where there is one part.
+    """
+
+    whole: float
+    worst: float
+    part: str = ""
+
+
+class Judge:
+    """Compares programs with the original on the same rows.
+
+    Every output is a part, and so is what is concatenated into one (boxes and scores): in the whole, large values hide
+    small ones.
+
+    Args:
+        original: what others are compared with; not changed afterwards.
+        batches: what they run on.
+    """
+
+    def __init__(self, original: Program, batches: Sequence[Inputs]) -> None:
+        self.batches = batches
+        self.reference: list[Any] = []
+        self.parts: list[list[Mapping[str, torch.Tensor]]] = []  # by batch and output: by name, which elements
+        for inputs in batches:
+            values: dict[fx.Node, Any] = {}
+            self.reference.append(_flat(Runner(original.module, values.__setitem__)(inputs)))
+            self.parts.append([_parts(node, spec.name, values) for node, spec in _outputs(original)])
+
+    def __call__(self, program: Program) -> Verdict:
+        """Runs a program and compares its outputs."""
+        return self.verdict(Runner(program.module))
+
+    def verdict(self, runner: Runner) -> Verdict:
+        """Compares the outputs of what runs in the program's place."""
+        found = [_flat(runner(inputs)) for inputs in self.batches]
+        whole = signal_to_noise(self.reference, found)
+        names = list(dict.fromkeys(name for parts in self.parts for output in parts for name in output))
+        if len(names) < 2:
+            return Verdict(whole, whole)
+        by_part = {
+            name: signal_to_noise(*(self._of(name, outputs) for outputs in (self.reference, found))) for name in names
+        }
+        worst = min(by_part, key=lambda name: by_part[name])
+        return Verdict(whole, by_part[worst], worst)
+
+    def _of(self, name: str, outputs: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """The elements of one part, of every batch."""
+        return [
+            tensor[parts[name]]
+            for batch, known in zip(outputs, self.parts, strict=True)
+            for tensor, parts in zip(batch, known, strict=True)
+            if name in parts
+        ]
+
+
+def _flat(outputs: Any) -> list[torch.Tensor]:
+    """The tensors among a graph's flat outputs."""
+    return [value for value in outputs if isinstance(value, torch.Tensor)]
+
+
+def _outputs(program: Program) -> list[tuple[fx.Node, Any]]:
+    """The nodes of the outputs that are tensors, each with its specification."""
+    (nodes,) = program.graph.output_node().args
+    specifications = program.signature.outputs
+    return [(node, spec) for node, spec in zip(nodes, specifications, strict=True) if spec is not None]  # type: ignore[arg-type]
+
+
+def _parts(node: fx.Node, name: str, values: Mapping[fx.Node, Any]) -> dict[str, torch.Tensor]:
+    """By name, which elements of an output are whose: boolean tensors of its shape."""
+    sources: list[fx.Node] = []
+
+    def labels(of: fx.Node) -> torch.Tensor:
+        """For every element of a value, the number of the source that it comes from."""
+        if is_call(of, aten.cat.default):
+            given = arguments(of)
+            return torch.cat([labels(source) for source in given["tensors"]], given["dim"])
+        if is_call(of, *VALUE_PRESERVING - {aten.max_pool2d.default}) and len(of.all_input_nodes) == 1:
+            moved = {source: labels(source) for source in of.all_input_nodes}
+            args, kwargs = fx.node.map_arg((of.args, of.kwargs), lambda source: moved[source])
+            return torch.as_tensor(of.target(*args, **kwargs))  # type: ignore[operator]
+        sources.append(of)
+        return torch.full_like(values[of], len(sources) - 1, dtype=torch.long)
+
+    found = labels(node)
+    if len(sources) == 1:
+        return {name: torch.ones_like(found, dtype=torch.bool)}
+    named = [module_name(source) or source.name for source in sources]
+    return {f"{name}, {named[index]}": found == index for index in range(len(sources))}

@@ -1,0 +1,107 @@
+"""What one scale would drown: inputs of a join, and channels of an output, far smaller than what they share it with.
+
+A concatenation of boxes in pixels and of scores below one has one scale; rounded to it, every score is zero, while the
+whole keeps its decibels. Inside a network the next layer may hardly notice; where values are joined or leave it, they
+are not to be lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import fx
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.graph.operators import VALUE_PRESERVING, aten, is_call
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import module_name
+from lobo_fx.graph.running import watch
+from lobo_fx.passes.quantization.integers.kernels import KernelTable
+from lobo_fx.passes.quantization.integers.simulation import first_batches
+
+__all__ = ["DECIBELS", "drowned"]
+
+DECIBELS = 20.0
+"""What every part must keep after rounding to the shared scale: a tenth of its size in noise."""
+_STEPS = 255
+
+
+def drowned(program: Program, able: Iterable[str], table: KernelTable, context: Context) -> Mapping[str, str]:
+    """Operators that are to stay float, since their one scale would drown a part: the reason by name of the node.
+
+    Args:
+        program: in float.
+        able: names of the nodes that could run as integers.
+        table: the integer kernels.
+        context: its first calibration batches are measured.
+    """
+    names = set(able)
+    nodes = [node for node in program.graph.nodes if node.name in names and table.gives_integers(node)]
+    joins = [node for node in nodes if is_call(node, aten.cat.default)]
+    last = [node for node in nodes if node not in joins and _leaves(table.end(node))]
+    if not joins and not last:
+        return {}
+    sums: dict[fx.Node, _Parts] = {}
+    watched = {source: True for join in joins for source in join.all_input_nodes} | {table.end(n): False for n in last}
+    for node, whole in watched.items():
+        sums[node] = _Parts(whole)
+    watch(program.module, first_batches(context), {node: parts.add for node, parts in sums.items()})
+    found: dict[str, str] = {}
+    for node in nodes:
+        ends = node.all_input_nodes if node in joins else [table.end(node)]
+        if not all(end in sums and sums[end].count for end in ends):
+            continue
+        low, high = min(0.0, *(sums[end].low for end in ends)), max(0.0, *(sums[end].high for end in ends))
+        noise = ((high - low) / _STEPS) ** 2 / 12
+        for end in ends:
+            worst = sums[end].least_energy
+            if worst > 0 and noise > 0 and 10 * math.log10(worst / noise) < DECIBELS:
+                part = f"what '{module_name(end) or end.name}' gives" if node in joins else "a channel of the output"
+                found[node.name] = (
+                    f"one scale would leave {part}, of size {math.sqrt(worst):.2g} in a range of {high - low:.2g}, "
+                    f"{10 * math.log10(worst / noise):.0f} dB"
+                )
+                break
+    return found
+
+
+def _leaves(node: fx.Node) -> bool:
+    """Whether a value reaches the outputs as it is, or through operators that read nothing else and keep its shape."""
+
+    def alone(user: fx.Node) -> bool:
+        return len(user.all_input_nodes) == 1 and str(user.meta["val"].shape) == str(node.meta["val"].shape)
+
+    return any(
+        user.op == "output" or ((is_call(user, *VALUE_PRESERVING) or alone(user)) and _leaves(user))
+        for user in node.users
+    )
+
+
+class _Parts:
+    """Range and energy of a value: of the whole, or of each of its channels."""
+
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole
+        self.low = self.high = 0.0
+        self.count = 0
+        self.energy = torch.zeros(())
+
+    def add(self, value: torch.Tensor) -> None:
+        """Looks at the value for one batch, channels in dimension 1."""
+        if not value.numel():
+            return
+        self.low, self.high = min(self.low, float(value.min())), max(self.high, float(value.max()))
+        squares = value.double().square()
+        others = [dim for dim in range(value.dim()) if dim != 1 or self.whole]
+        mean = squares.mean(others) if value.dim() > 1 or self.whole else squares.mean()
+        self.energy = (self.energy * self.count + mean) / (self.count + 1)
+        self.count += 1
+
+    @property
+    def least_energy(self) -> float:
+        """Mean square of the smallest channel that is not zero throughout."""
+        alive = self.energy.flatten()
+        alive = alive[alive > 0]
+        return float(alive.min()) if len(alive) else 0.0

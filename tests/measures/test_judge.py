@@ -1,0 +1,79 @@
+"""Decibels of the whole and of its worst part, against plain arithmetic on slices of the outputs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lobo_fx
+from lobo_fx.capture.tracing import trace
+from lobo_fx.measures.fidelity import signal_to_noise
+from lobo_fx.measures.judge import Judge
+
+ROWS = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Detector(nn.Module):
+    """Boxes a thousand times larger than scores, joined, moved, and given out beside a number for each row."""
+
+    def __init__(self, moved: bool, joined: bool) -> None:
+        super().__init__()
+        self.moved, self.joined = moved, joined
+        self.box, self.score = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        box, score = 1000 * self.box(x), self.score(x)
+        if not self.joined:
+            return box, score
+        both = torch.cat([box, score], 1)
+        return both.flatten(2).transpose(1, 2) if self.moved else both
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_worst_part_is_not_hidden_by_the_whole(moved: bool, joined: bool) -> None:
+    torch.manual_seed(0)
+    model = Detector(moved, joined).eval()
+    program = trace(model, ROWS[:2])
+    judge = Judge(program, [program.signature.bind_batch(ROWS[:4]), program.signature.bind_batch(ROWS[4:])])
+    changed = program.clone()
+    with torch.no_grad():
+        changed.module.get_parameter("score.weight").mul_(0.5)
+    verdict = judge(changed)
+    whole, found = model(ROWS), changed.run(program.signature.bind_batch(ROWS))
+    assert verdict.whole == pytest.approx(signal_to_noise(whole, found), abs=1e-3)
+    before, after = ((value if joined else value[1]) for value in (whole, found))
+    part = (..., slice(4, None)) if moved and joined else (slice(None), slice(4 if joined else 0, None))
+    assert verdict.worst == pytest.approx(signal_to_noise(before[part], after[part]), abs=1e-3)
+    assert verdict.whole > verdict.worst + 30
+    assert verdict.part == ("output, score" if joined else "output_1")
+    same = judge(program)
+    assert same.whole == same.worst == float("inf")
+
+
+def test_one_output_is_one_part() -> None:
+    program = trace(nn.Conv2d(3, 4, 1).eval(), ROWS[:2])
+    changed = program.clone()
+    with torch.no_grad():
+        changed.module.get_parameter("weight").mul_(0.9)
+    verdict = Judge(program, [program.example_inputs])(changed)
+    assert verdict.whole == verdict.worst < 30
+    assert verdict.part == ""
+
+
+def test_the_report_measures_on_held_out_rows_and_names_the_worst_output() -> None:
+    torch.manual_seed(0)
+    model = Detector(moved=False, joined=True).eval()
+    pruning = lobo_fx.passes.PruneWeights(0.5)
+    data = [ROWS, 3 * ROWS]
+    result = lobo_fx.compile(model, [pruning], example_inputs=ROWS[:2], calibration_data=data, progress=False)
+    row, rows = result.report.rows[-1], torch.cat(data)[[1, 5, 9]]
+    assert row.snr == pytest.approx(signal_to_noise(model(rows), result.module(rows)), abs=1e-3)
+    assert row.worst_part in ("output, score", "output, mul", "output, ")
+    assert "worst output dB" in str(result)
+    loaded = lobo_fx.Report.from_json(json.loads(result.report.to_json()))
+    assert loaded.rows[-1] == row
