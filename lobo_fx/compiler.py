@@ -12,6 +12,7 @@ from lobo_fx.contracts.verification import check_model
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import DynamicShapes
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.recipe import PassSpec, resolve
 from lobo_fx.report.report import Report
 from lobo_fx.result import Result
@@ -20,6 +21,7 @@ from lobo_fx.terminal.progress import spinner
 __all__ = ["compile"]
 
 
+@random_state_kept
 def compile(
     model: Model | Program | Result,
     passes: PassSpec | Iterable[PassSpec] = (),

@@ -18,8 +18,9 @@ from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import check_writable
 from lobo_fx.graph.facts import KeptIndices
-from lobo_fx.graph.notes import Note
+from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.program import Program, ProgramModule
+from lobo_fx.graph.randomness import drawing, random_state_kept
 from lobo_fx.measures.latency import Benchmark, benchmark, check_counts
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.plugins.protocols import Exporter
@@ -29,6 +30,8 @@ from lobo_fx.terminal.progress import spinner
 from lobo_fx.version import __version__
 
 __all__ = ["Result", "load"]
+
+_DRAWS = "draws random numbers, other ones in a file than in PyTorch: outputs made of them were not compared"
 
 
 @dataclasses.dataclass
@@ -70,6 +73,7 @@ class Result:
     def __str__(self) -> str:
         return str(self.report)
 
+    @random_state_kept
     def export(
         self, path: str | Path, exporter: str | Exporter = EXPORTERS.default, *, confirm: bool = True
     ) -> Artifact:
@@ -114,19 +118,21 @@ class Result:
             self.pipeline, self.program, self.report.rows = trial, trial.program, trial.rows
             self.passes.append((pass_.name, pass_.settings))
             self._note(
-                f"integer kernels taken back: the file took {found.compiled:.2f} times the original's latency, "
-                f"in float it takes {found.floating:.2f} times; weights stay int8"
+                Note(
+                    f"integer kernels taken back: the file took {found.compiled:.2f} times the original's latency, "
+                    f"in float it takes {found.floating:.2f} times; weights stay int8"
+                )
             )
             return self._write(self.program, artifact.path, exporter)
         if found.compiled > 1:
-            self._note(f"the compiled file is slower than the original: {found.compiled:.2f} times its latency")
+            self._note(_slower(found.compiled))
         return artifact
 
-    def _note(self, sentence: str) -> None:
-        note = Note(sentence)
+    def _note(self, note: Note) -> None:
         if note not in self.report.notes:
             self.report.notes.append(note)
 
+    @random_state_kept
     def export_original(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
         """Writes the model as it was before compilation, to compare with.
 
@@ -144,7 +150,10 @@ class Result:
         writer = _exporter(exporter)
         check_writable(path)
         with spinner(f"export {path.name}", self.progress):
-            return writer.export(program, path, self.metadata())
+            artifact = writer.export(program, path, self.metadata())
+        for node in drawing(program.module):
+            self._note(note_of(node, _DRAWS))
+        return artifact
 
     def metadata(self) -> dict[str, str]:
         """What was done to the model, for the file's own metadata."""
@@ -155,6 +164,7 @@ class Result:
             "torch.version": str(torch.__version__),
         }
 
+    @random_state_kept
     def benchmark(
         self,
         *,
@@ -205,9 +215,10 @@ class Result:
             )
         self.report.benchmark = measured
         if len(files) > 1 and (ratio := measured.ratio("compiled", "p50")) > 1:
-            self._note(f"the compiled file is slower than the original: {ratio:.2f} times its latency")
+            self._note(_slower(ratio))
         return measured
 
+    @random_state_kept
     def save(self, folder: str | Path) -> Path:
         """Saves program and report; `lobo_fx.load` reads them without ever running a pickle.
 
@@ -217,6 +228,7 @@ class Result:
         return saving.write(saving.Saved(self.program, self.report, self.passes), Path(folder))
 
 
+@random_state_kept
 def load(folder: str | Path) -> Result:
     """Loads what `Result.save` wrote: a module that runs, trains and exports, without the model's class.
 
@@ -231,6 +243,10 @@ def load(folder: str | Path) -> Result:
     """
     saved = saving.read(Path(folder))
     return Result(saved.program, None, saved.report, saved.passes)
+
+
+def _slower(ratio: float) -> Note:
+    return Note(f"the compiled file is slower than the original: {ratio:.2f} times its latency")
 
 
 def _exporter(exporter: str | Exporter) -> Exporter:

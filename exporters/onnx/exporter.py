@@ -178,15 +178,15 @@ def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
         session = OnnxRuntime().load(path, threads=1 if shared else 0)
     except Exception as error:
         raise ExportError(f"the exported file is not valid for ONNX Runtime: {error}") from error
-    worst = 0.0
+    errors = []
     for count in sorted({rows(program), rows(program) + 1}):
         inputs = with_rows(program, count)
         try:
             found = session.run(named_arrays(program, inputs))
         except Exception as error:
             raise ExportError(f"ONNX Runtime can't run the exported file with {count} rows: {error}") from error
-        worst = max(worst, check_parity(program, inputs, found))
-    return worst, {"kernels": kernels(path)} if is_quantized(program) else {}
+        errors.append(check_parity(program, inputs, found))
+    return max(errors), {"kernels": kernels(path)} if is_quantized(program) else {}
 
 
 def _explain(program: Program, error: Exception) -> str:

@@ -25,6 +25,7 @@ from lobo_fx.graph.masks import restore_masks
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program, ProgramModule, mark_always_training, seal
 from lobo_fx.graph.provenance import describe, user_line
+from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.shapes import PropagationError, has_free_dimension, propagate
 from lobo_fx.sources.known_inputs import find_inputs
@@ -35,6 +36,7 @@ __all__ = ["Model", "trace"]
 Model = nn.Module | ExportedProgram | str | Path
 
 
+@random_state_kept
 def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicShapes = "batch") -> Program:
     """Captures a model as a normalised graph that shares its parameters; buffers are its own.
 
@@ -170,7 +172,7 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
     module.set_facts(notes=tuple(normalize(module)))
     separate_layers(module.graph)
     module.graph.eliminate_dead_code()
-    mark_always_training(module.graph)
+    mark_always_training(module)
     try:
         propagate(module)
         if reveal_layers(module):

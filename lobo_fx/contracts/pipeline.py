@@ -13,6 +13,7 @@ from lobo_fx.contracts.verification import Snapshot, snapshot, verify
 from lobo_fx.errors import ContractError, InvalidInput, LoboError
 from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.graph.weight_names import mark_weights
 from lobo_fx.measures.counts import measure
 from lobo_fx.measures.judge import Judge, Verdict
@@ -52,6 +53,7 @@ class Pipeline:
     last: Snapshot
 
     @classmethod
+    @random_state_kept
     def start(cls, original: Program, context: Context) -> Pipeline:
         """Measures the original, and copies it: passes never change what was given.
 
@@ -70,6 +72,7 @@ class Pipeline:
         judge = Judge(original, batches or [original.example_inputs])
         return cls(original, context, original.clone(), [row], judge, first, first)
 
+    @random_state_kept
     def go_on_from(self, program: Program, rows: Sequence[Row]) -> None:
         """Takes up a program that earlier passes made of the original, with the rows that it has so far."""
         self.program, self.last, self.rows = program.clone(), snapshot(program), list(rows)
@@ -79,6 +82,7 @@ class Pipeline:
         context = dataclasses.replace(self.context, notes=list(self.context.notes), sheets=list(self.context.sheets))
         return dataclasses.replace(self, context=context, program=self.program.clone(), rows=list(self.rows))
 
+    @random_state_kept
     def run(self, pass_: Pass) -> Program:
         """Runs a pass on the program as it is now, verifies what it returns, and adds a row.
 

@@ -14,6 +14,7 @@ from lobo_fx.errors import ContractError, InvalidInput
 from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.randomness import Draw, drawing, drawn
 from lobo_fx.graph.running import Runner
 from lobo_fx.graph.shapes import PropagationError, propagate
 from lobo_fx.graph.signature import Signature
@@ -43,6 +44,7 @@ class Snapshot:
     signature: Signature
     outputs: Any
     macs: int | None
+    drawn: tuple[Draw, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Evidence:
 def snapshot(program: Program) -> Snapshot:
     """Runs the program on its example inputs."""
     outputs, macs = run_counted(program)
-    return Snapshot(program.signature, outputs, macs)
+    return Snapshot(program.signature, outputs, macs, drawn(program.module))
 
 
 def check_inputs_unchanged(evidence: Evidence) -> str | None:
@@ -92,7 +94,12 @@ def check_finite(evidence: Evidence) -> str | None:
 
 
 def check_promise(evidence: Evidence) -> str | None:
-    """An exact pass leaves the outputs as they were, a masked one as it said, to rounding."""
+    """An exact pass leaves the outputs as they were, a masked one as it said, to rounding.
+
+    Outputs made of other random numbers say nothing of the pass.
+    """
+    if evidence.before.drawn != evidence.after.drawn:
+        return None
     exact = evidence.pass_.promise is Promise.EXACT
     expected = [evidence.before.outputs] if exact else evidence.expected
     error = max((largest_error(outputs, evidence.after.outputs) for outputs in expected), default=0.0)
@@ -135,7 +142,21 @@ def verify(pass_: Pass, before: Snapshot, program: Program, context: Context) ->
     for check in CHECKS:
         if complaint := check(evidence):
             raise ContractError(f"{pass_} broke its contract: {complaint}")
+    if before.drawn != after.drawn:
+        _note_other_draws(program, context)
     return after
+
+
+def _note_other_draws(program: Program, context: Context) -> None:
+    """Says that outputs before and after the pass can't be compared."""
+    reason = (
+        "draws other random numbers than before this pass, so the outputs could not be compared with those before, "
+        "and the signal-to-noise ratio counts the difference of the draws"
+    )
+    for node in (operators := drawing(program.module)):
+        context.note(reason, node)
+    if not operators:
+        context.note(f"the program {reason}")
 
 
 def tag(graph: fx.Graph, pass_: str) -> None:

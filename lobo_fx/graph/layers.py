@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import torch
 from torch import fx
 
 from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
+from lobo_fx.graph.randomness import may_draw
 
 __all__ = [
     "LAYERS",
@@ -218,12 +218,7 @@ def is_constant(node: object) -> bool:
         seen.add(source)
         if source.op == "call_function" and not source.all_input_nodes:
             return False
-        if _draws(source):
+        if may_draw(source):
             return False
         ahead += source.all_input_nodes
     return True
-
-
-def _draws(node: fx.Node) -> bool:
-    """Whether an operator's result is random."""
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags

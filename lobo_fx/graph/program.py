@@ -16,6 +16,7 @@ from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.operators import arguments, is_inplace, set_argument, training_flag
+from lobo_fx.graph.randomness import seeded
 from lobo_fx.graph.signature import Signature, signature_of
 from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.terminal.quiet import quiet
@@ -77,9 +78,10 @@ class ProgramModule(fx.GraphModule):
         return self.program_facts.signature
 
 
-def mark_always_training(graph: fx.Graph) -> None:
+def mark_always_training(module: nn.Module) -> None:
     """Notes which nodes train even in a graph traced for inference, so that `eval()` leaves them alone."""
-    for node in graph.nodes:
+    graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
+    for node in [node for graph in graphs for node in graph.nodes]:
         flag = training_flag(node)
         if flag is not None and arguments(node)[flag] is True:
             mark(node, always_training=True)
@@ -137,9 +139,12 @@ class Program:
         return cast("torch.Tensor", fetch(self.module, str(node.target)))
 
     def run(self, inputs: Inputs | None = None) -> Any:
-        """Calls the module in inference mode (eval, no gradients) on `inputs` (default: the examples)."""
+        """Calls the module in inference mode (eval, no gradients) on `inputs` (default: the examples).
+
+        A model that draws random numbers draws the same ones in every run.
+        """
         inputs = self.example_inputs if inputs is None else inputs
-        with torch.no_grad(), self.inference(), self._kept_buffers():
+        with torch.no_grad(), self.inference(), self._kept_buffers(), seeded(self.module):
             return self.module(*inputs.args, **inputs.kwargs)
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.randomness import seeded
 
 __all__ = ["AS_IT_IS", "Runner", "watch"]
 
@@ -33,8 +34,9 @@ class Runner(fx.Interpreter):
         self.see, self.instead = see, instead
 
     def __call__(self, inputs: Inputs) -> Any:
-        """The outputs for one batch, flat."""
-        with torch.no_grad():
+        """The outputs for one batch, flat; what the graph draws at random is the same in every run."""
+        assert isinstance(self.module, fx.GraphModule)
+        with torch.no_grad(), seeded(self.module):
             return self.run(*inputs.leaves, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:

@@ -22,7 +22,7 @@ class Artifact:
         files: all files that belong to it (external data beside the model).
         bytes: their size on disk when they were written.
         parity: largest difference between the runtime's outputs and PyTorch's, as a share of the output
-            range, over the batches that were compared.
+            range, over the batches that were compared; NaN where every output is random.
         details: what the exporter says of it (opset, kernels that run as integers, ...).
     """
 

@@ -69,7 +69,7 @@ def benchmark_from_json(saved: Mapping[str, Any]) -> Benchmark:
 def artifact_from_json(saved: Mapping[str, Any]) -> Artifact:
     """A file that was written."""
     files = tuple(Path(file) for file in saved["files"])
-    artifact = Artifact(Path(saved["path"]), files, saved["bytes"], saved["parity"], saved["details"])
+    artifact = Artifact(Path(saved["path"]), files, saved["bytes"], float(saved["parity"]), saved["details"])
     if saved["gzip_bytes"] is not None:
         vars(artifact)["gzip_bytes"] = saved["gzip_bytes"]  # as the cached property would
     return artifact

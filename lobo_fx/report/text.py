@@ -62,7 +62,7 @@ def artifact_table(artifacts: Mapping[str, Artifact]) -> Table:
             f"{artifact.bytes / MEGABYTE:.2f}",
             f"{artifact.bytes / first:.2f}" if "original" in artifacts else "not measured",
             "not measured" if gzipped is None else f"{gzipped / MEGABYTE:.2f}",
-            f"{artifact.parity:.1e}",
+            "not compared" if math.isnan(artifact.parity) else f"{artifact.parity:.1e}",
             ", ".join(f"{count} {name}" for name, count in artifact.details.get("kernels", {}).items()),
         )
     return table

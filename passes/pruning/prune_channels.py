@@ -23,6 +23,7 @@ from lobo_fx.errors import ContractError, InvalidInput, suggestion
 from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import check_patterns, module_name
+from lobo_fx.graph.randomness import drawn
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.fidelity import largest_error
 from lobo_fx.passes.fusion.fold_weights import fold_weights
@@ -343,6 +344,11 @@ def _cut(program: Program, inference: Inference, removal: Removal, context: Cont
     zero(inference, removal)
     if reasons := {reason for leaf in removal for reason in leaf.inexact}:
         context.note(f"removal is more than zeroing on some axes: {'; '.join(sorted(reasons))}")
-    else:
-        context.expect(program.run())
+        remove(inference, removal)
+        return
+    expected, numbers = program.run(), drawn(program.module)
     remove(inference, removal)
+    if numbers:  # a removed channel's are drawn no more, and others follow in their place
+        propagate(program.module)
+    if drawn(program.module) == numbers:
+        context.expect(expected)

@@ -1,0 +1,92 @@
+"""Operators that draw random numbers: which do, what they draw, and runs that draw the same.
+
+Two runs of a program that draws can only be compared if both draw the same numbers. The user's own random numbers are
+none of the compiler's business, so what a run draws never moves the global generator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from lobo_fx.graph.node_facts import facts_of
+from lobo_fx.graph.operators import arguments, training_flag
+from lobo_fx.graph.shapes import dimension_names, tensor_specs
+from lobo_fx.graph.tensors import fetch
+from lobo_fx.process import Shared
+
+__all__ = ["Draw", "drawing", "drawn", "draws", "made_of_draws", "may_draw", "random_state_kept", "seeded"]
+
+Draw = tuple[str, ...]
+"""What decides how many numbers a call draws, and in which order: its operator, and the shapes it reads and gives."""
+
+_SHARES = ("dropout", "dropout_p")
+"""Arguments that say what share of an operator's values it drops."""
+_LOCK = threading.RLock()
+
+random_state_kept = Shared(lambda: torch.random.fork_rng(devices=[]))
+"""Torch's global generator is left as it was found, whatever is drawn within."""
+
+
+def may_draw(node: fx.Node) -> bool:
+    """Whether an operator's result is random in any mode."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether an operator draws in inference: dropout does not, unless it always trains."""
+    if not may_draw(node) or (training_flag(node) is not None and not facts_of(node).always_training):
+        return False
+    return all(arguments(node).get(share) != 0 for share in _SHARES)
+
+
+def drawing(module: fx.GraphModule) -> list[fx.Node]:
+    """The operators that draw in inference, in a graph and its branches."""
+    return [node for inside in _calls(module).values() for node in inside]
+
+
+def made_of_draws(module: fx.GraphModule) -> set[fx.Node]:
+    """The nodes of a graph whose values depend on what is drawn."""
+    found = set(_calls(module))
+    for node in module.graph.nodes:
+        if not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _calls(module: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
+    """By call that draws, the operators that do: the call itself, or those of a branch."""
+    found = {}
+    for node in module.graph.nodes:
+        stored = [fetch(module, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
+        inside = [n for branch in stored if isinstance(branch, fx.GraphModule) for n in drawing(branch)]
+        if operators := [node] * draws(node) + inside:
+            found[node] = operators
+    return found
+
+
+def drawn(module: fx.GraphModule) -> tuple[Draw, ...]:
+    """What a run in inference draws, from shapes as they were last propagated; equal where two graphs draw alike."""
+    names = dimension_names(module.graph)
+
+    def draw(call: fx.Node) -> Draw:
+        values = pytree.tree_leaves([n.meta.get("val") for n in (*call.all_input_nodes, call)])
+        return (str(call.target), *map(str, tensor_specs([""] * len(values), values, names)))
+
+    return tuple(map(draw, _calls(module)))
+
+
+@contextlib.contextmanager
+def seeded(module: fx.GraphModule) -> Iterator[None]:
+    """Every run of a module in inference draws the same numbers, and the global generator does not move."""
+    if not _calls(module):
+        yield
+        return
+    with _LOCK, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
