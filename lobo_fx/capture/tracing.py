@@ -28,6 +28,7 @@ from lobo_fx.graph.provenance import describe, user_line
 from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.shapes import PropagationError, has_free_dimension, propagate
+from lobo_fx.graph.tensors import register
 from lobo_fx.sources.known_inputs import find_inputs
 from lobo_fx.terminal.quiet import quiet
 
@@ -167,8 +168,8 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
     torch.nn.Module.train(module, False)
     for name, buffer in module.named_buffers(remove_duplicate=False):
         buffers.setdefault(id(buffer), buffer.detach().clone())
-        owner = module.get_submodule(name.rpartition(".")[0])
-        owner._buffers[name.rpartition(".")[2]] = buffers[id(buffer)]  # running it must not change the user's
+        # running it must not change the user's; what was no buffer there (`self.scale = tensor`) is in no state dict
+        register(module, name, buffers[id(buffer)], persistent=name in exported.state_dict)
     module.set_facts(notes=tuple(normalize(module)))
     separate_layers(module.graph)
     module.graph.eliminate_dead_code()

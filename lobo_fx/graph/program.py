@@ -131,6 +131,11 @@ class Program:
         """This program with another graph, for instance what a library's transform returned."""
         if not isinstance(module, ProgramModule):
             module = ProgramModule(module, module.graph)
+        lasting = self.module.state_dict(keep_vars=True).keys()
+        outside = {name for name, _ in self.module.named_buffers(remove_duplicate=False)} - lasting
+        for name, buffer in module.named_buffers(remove_duplicate=False):
+            if name in outside:  # a plain GraphModule forgets what is outside the state dict
+                register(module, name, buffer, persistent=False)
         module.program_facts = self.module.program_facts
         return dataclasses.replace(self, module=module)
 

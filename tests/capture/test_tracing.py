@@ -17,7 +17,9 @@ from torch.utils import _pytree as pytree
 
 import lobo_fx
 from lobo_fx.capture.tracing import trace
+from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput, LoboError, TraceError
+from lobo_fx.passes import QuantizeStatic
 from lobo_fx.testing import assert_untouched
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -406,3 +408,36 @@ def test_words_that_name_no_dynamic_shapes_are_refused() -> None:
 def test_a_model_without_weights_is_refused() -> None:
     with pytest.raises(InvalidInput, match="meta device and holds no weights"):
         trace(nn.Linear(4, 3, device="meta"), torch.randn(2, 4))
+
+
+class Constants(nn.Module):
+    """Tensors outside the state dict: plain attributes, an index, a buffer that is not persistent; and one inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.inner = nn.Linear(8, 3), nn.Module()
+        self.scale = torch.tensor([1.0, 2.0, 3.0])
+        self.inner.shift = torch.ones(3)
+        self.register_buffer("table", torch.arange(3.0), persistent=False)
+        self.register_buffer("kept", torch.full((3,), 2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)[:, [2, 1, 0]] * self.scale + self.inner.shift
+        found: torch.Tensor = y + self.table * self.kept * torch.tensor([1.0, 2.0, 3.0])
+        return found
+
+
+@pytest.mark.parametrize("passes", [[], [QuantizeStatic(kernels="all")]], ids=["traced", "quantized"])
+def test_constants_are_in_no_state_dict_and_are_saved_all_the_same(passes: list[Pass], tmp_path: Path) -> None:
+    model, x = Constants(), torch.randn(4, 8)
+    result = lobo_fx.compile(model, passes, example_inputs=x, calibration_data=[x], progress=False)
+    loaded = lobo_fx.load(result.save(tmp_path / "saved"))
+    for module in (result.module, copy.deepcopy(result.module), loaded.module):
+        names = module.state_dict().keys()
+        assert {name for name in names if not name.startswith("layer.")} == {"kept"}
+        assert torch.equal(module(x), result.module(x))
+    if not passes:
+        result.module.load_state_dict({name: 2 * tensor for name, tensor in model.state_dict().items()})
+        twice = copy.deepcopy(model)
+        twice.load_state_dict(result.module.state_dict())
+        torch.testing.assert_close(result.module(x), twice(x))
