@@ -1,4 +1,4 @@
-"""Changes of the process's own state (random numbers, warnings, streams) that are always taken back."""
+"""The process's own state (random numbers, warnings, what torch.export keeps): threads take turns, or share it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-__all__ = ["Shared"]
+__all__ = ["CAPTURE", "Shared"]
+
+CAPTURE = threading.RLock()
+"""Held while a library captures a program, or follows its shapes: what torch.export keeps meanwhile, and what silences
+it, is the process's, and fails or stays behind where two threads are at it."""
 
 
 class Shared(contextlib.ContextDecorator):

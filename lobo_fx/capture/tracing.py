@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.shapes import PropagationError, has_free_dimension, propagate
 from lobo_fx.graph.tensors import register
 from lobo_fx.sources.known_inputs import find_inputs
-from lobo_fx.terminal.quiet import quiet
+from lobo_fx.terminal.quiet import no_errors_printed, quiet
 
 __all__ = ["Model", "trace"]
 
@@ -86,7 +85,7 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
 
 def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False) -> ExportedProgram:
     """Runs `torch.export` in inference mode and says what went wrong in the user's terms."""
-    with _inference_mode(model), quiet(), not_unrolled(), contextlib.redirect_stderr(io.StringIO()):
+    with _inference_mode(model), quiet(), not_unrolled(), no_errors_printed():
         try:
             return torch.export.export(
                 model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False

@@ -17,6 +17,7 @@ import torch
 from torch._decomp import decomposition_table
 
 from lobo_fx.graph.operators import RECURRENT
+from lobo_fx.process import CAPTURE, Shared
 
 __all__ = ["Parameters", "not_unrolled"]
 
@@ -42,33 +43,27 @@ class Parameters:
         return cls(directions, each, len(given["params"]) != each * directions * given["num_layers"])
 
 
-_LOCK = threading.Lock()
 _OF_THREAD = threading.local()
 _originals: dict[Any, tuple[dict[Any, Any], Callable[..., Any]]] = {}
-_users = 0
 
 
 @contextlib.contextmanager
 def not_unrolled() -> Iterator[None]:
-    """Within, and in this thread alone, recurrent operators on fake tensors give shapes without being unrolled."""
-    global _users
-    with _LOCK:
-        _users += 1
-        if _users == 1:
-            _replace()
+    """Within, and in this thread alone, recurrent operators on fake tensors give shapes without being unrolled.
+
+    One thread at a time.
+    """
     before = getattr(_OF_THREAD, "active", False)
-    _OF_THREAD.active = True
-    try:
-        yield
-    finally:
-        _OF_THREAD.active = before
-        with _LOCK:
-            _users -= 1
-            if _users == 0:
-                _restore()
+    with CAPTURE, _REPLACED:
+        _OF_THREAD.active = True
+        try:
+            yield
+        finally:
+            _OF_THREAD.active = before
 
 
-def _replace() -> None:
+@contextlib.contextmanager
+def _replaced() -> Iterator[None]:
     # Fake tensors look for a Python kernel of the operator first, and for a decomposition then.
     for target in RECURRENT:
         _originals[target] = dict(target.py_kernels), decomposition_table[target]
@@ -76,14 +71,15 @@ def _replace() -> None:
             target.py_kernels[key] = _shaped(unrolled)
         decomposition_table[target] = _shaped(decomposition_table[target])
         target._dispatch_cache.clear()
-
-
-def _restore() -> None:
+    yield
     for target, (kernels, decomposition) in _originals.items():
         target.py_kernels.update(kernels)
         decomposition_table[target] = decomposition
         target._dispatch_cache.clear()
     _originals.clear()
+
+
+_REPLACED = Shared(_replaced)
 
 
 def _shaped(unrolled: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,6 +86,7 @@ class _FakeInterpreter(fx.Interpreter):
         return args[0]
 
 
+@not_unrolled()
 def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | None = None) -> None:
     """Sets `meta["val"]` of every node to a fake tensor, from the placeholders' shapes.
 
@@ -103,11 +104,7 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
     values = [_refresh(node.meta.get("val"), mode, environment, symbols) for node in placeholders]
     interpreter = _FakeInterpreter(module, mode)
     interpreter.on_node = on_node
-    with (
-        mode,
-        not_unrolled(),
-        enable_python_dispatcher(),
-    ):  # the Python forms of composite operators keep sizes symbolic
+    with mode, enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
         interpreter.run(*values, enable_io_processing=False)
     for symbol in symbols.values():
         if environment.replacements.get(symbol, symbol) != symbol:

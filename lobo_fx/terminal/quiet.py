@@ -4,20 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["quiet"]
+from lobo_fx.process import CAPTURE
+
+__all__ = ["no_errors_printed", "quiet"]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences warnings and log records below ERROR while a library works; errors still come through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    """Silences warnings and log records below ERROR while a library works; errors still come through.
+
+    One thread at a time.
+    """
+    with CAPTURE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
             yield
-    finally:
-        logging.disable(before)
+        finally:
+            logging.disable(before)
+
+
+@contextlib.contextmanager
+def no_errors_printed() -> Iterator[None]:
+    """Drops what this thread writes to standard error: a library that raises an error prints part of it there."""
+    with CAPTURE, contextlib.redirect_stderr(_ForOtherThreads(sys.stderr)):
+        yield
+
+
+class _ForOtherThreads:
+    """A stream that drops what the thread that made it writes, and hands on the rest."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.silent = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.silent else int(self.stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
