@@ -54,9 +54,10 @@ def check_pass(pass_: Pass, model: nn.Module, example_inputs: Any, *, export: bo
 
 @contextlib.contextmanager
 def assert_untouched(model: nn.Module) -> Iterator[None]:
-    """Asserts that a block leaves a model's weights, buffers, modes and gradients flags as they were."""
+    """Asserts that a block leaves a model's weights, buffers, modes, attributes and gradient flags as they were."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
+    attributes = [dict(vars(module)) for module in model.modules()]
     trained = [parameter.requires_grad for parameter in model.parameters()]
     yield
     after = model.state_dict()
@@ -64,4 +65,7 @@ def assert_untouched(model: nn.Module) -> Iterator[None]:
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), f"'{name}' was changed"
     assert modes == [module.training for module in model.modules()], "a module's training mode was changed"
+    for module, own in zip(model.modules(), attributes, strict=True):
+        changed = sorted(name for name in {*own, *vars(module)} if own.get(name) is not vars(module).get(name))
+        assert not changed, f"attributes of a {type(module).__name__} were changed: {', '.join(changed)}"
     assert trained == [parameter.requires_grad for parameter in model.parameters()], "requires_grad was changed"

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import traceback
 import warnings
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from lobo_fx.terminal.quiet import no_errors_printed, quiet
 __all__ = ["Model", "trace"]
 
 Model = nn.Module | ExportedProgram | str | Path
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
 @random_state_kept
@@ -128,20 +131,25 @@ def _hint(error: Exception, inputs: Inputs) -> str:
 
 @contextlib.contextmanager
 def _inference_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every submodule's own mode comes back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    config: Any = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
-    if cached:
-        config.use_cache = False  # past keys and values are no part of one call
-    try:
+    """Eval mode for a while; whatever `forward` sets, and every submodule's own mode, is then as it was."""
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)  # a scripted module has it elsewhere
+            for attribute in [vars(module), *vars(module).values()]:
+                if type(attribute) in _CONTAINERS:
+                    stack.callback(_put_back, attribute, copy.copy(attribute))
+        model.eval()
+        config: Any = getattr(model, "config", None)
+        if getattr(config, "use_cache", None):
+            stack.callback(setattr, config, "use_cache", config.use_cache)
+            config.use_cache = False  # past keys and values are no part of one call
         yield
-    finally:
-        if cached:
-            config.use_cache = cached
-        for module, training in modes.items():
-            module.training = training
+
+
+def _put_back(container: Any, before: Any) -> None:
+    """Gives a dictionary, list or set the entries that it had."""
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(before)
 
 
 def _from_exported(exported: ExportedProgram, example_inputs: object) -> Program:

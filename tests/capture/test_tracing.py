@@ -441,3 +441,41 @@ def test_constants_are_in_no_state_dict_and_are_saved_all_the_same(passes: list[
         twice = copy.deepcopy(model)
         twice.load_state_dict(result.module.state_dict())
         torch.testing.assert_close(result.module(x), twice(x))
+
+
+class Remembering(nn.Module):
+    """Sets what it can of itself, and of what it holds, while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls, self.seen, self.names = nn.Linear(4, 4), 0, [1.0], {"first"}
+        self.register_buffer("total", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cache, self.calls = x * 2, self.calls + 1
+        self.layer.last = x
+        self.total = self.total + 1
+        self.seen.append(2.0)
+        self.names.add("second")
+        found: torch.Tensor = self.layer(x) + self.cache
+        return found
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_forward_sets_is_not_left_on_the_users_model(training: bool) -> None:
+    model, x = nn.Sequential(Remembering(), nn.Dropout()).train(training), torch.randn(2, 4)
+    model[1].eval()
+    with assert_untouched(model):
+        program = trace(model, x)
+    assert (model[0].calls, model[0].seen, model[0].names) == (0, [1.0], {"first"})
+    assert not hasattr(model[0], "cache")
+    assert torch.equal(program.run(), model.eval()(x))
+
+
+def test_the_test_kit_sees_an_attribute_that_is_left() -> None:
+    model = Remembering()
+    with (
+        pytest.raises(AssertionError, match="attributes of a Remembering were changed: cache"),
+        assert_untouched(model),
+    ):
+        model.cache = torch.ones(1)
