@@ -724,3 +724,14 @@ def test_free_dimensions_with_arithmetic_between_them_are_accepted(tmp_path: Pat
     result.save(tmp_path)
     x = torch.randn(5, 12)
     assert torch.equal(lobo_fx.load(tmp_path).module(x), Halves()(x))
+
+
+def test_a_pickle_is_refused_and_copies_and_state_dicts_are_not(tmp_path: Path) -> None:
+    result = lobo_fx.compile(convnet().eval(), example_inputs=IMAGES, progress=False)
+    for refused in (result.module, result):
+        with pytest.raises(InvalidInput, match=r"result\.save\(folder\)"):
+            torch.save(refused, io.BytesIO())
+    torch.save(result.module.state_dict(), tmp_path / "weights.pt")
+    for twin in (copy.deepcopy(result.module), copy.copy(result.module)):
+        twin.load_state_dict(torch.load(tmp_path / "weights.pt"))
+        assert torch.equal(twin(IMAGES), result.module(IMAGES))

@@ -15,10 +15,9 @@ from torch import fx
 
 from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.operators import aten
-from lobo_fx.graph.program import Program, ProgramModule
+from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.tensors import fetch, register
-from lobo_fx.terminal.quiet import quiet
 
 __all__ = ["mask_weight", "masks", "restore_masks", "strip_masks", "weight_node", "without_masks"]
 
@@ -97,10 +96,7 @@ def without_masks(program: Program) -> Program:
     """The program without masks, sharing the weights; the program itself keeps them."""
     if not masks(program):
         return program
-    with quiet():  # torch warns of its own pytree specifications
-        graph = copy.deepcopy(program.graph)
-    twin = ProgramModule(program.module, graph)
-    bare = dataclasses.replace(program, module=twin)
+    bare = dataclasses.replace(program, module=copy.copy(program.module))
     strip_masks(bare)
     return bare
 

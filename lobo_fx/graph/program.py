@@ -6,11 +6,12 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import fx, nn
 
+from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.facts import ProgramFacts
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.node_facts import facts_of, mark
@@ -50,6 +51,22 @@ class ProgramModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
         with quiet():  # torch warns of its own pytree specifications
             return cast("ProgramModule", super().__deepcopy__(memo))
+
+    def __copy__(self) -> ProgramModule:
+        """The same tensors under a graph of its own: a mode switched in one is not switched in the other."""
+        with quiet():  # torch warns of its own pytree specifications
+            return ProgramModule(self, copy.deepcopy(self.graph))
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses: torch pickles the code of a graph alone, without what is known of its nodes, and can't read it back.
+
+        Raises:
+            InvalidInput: says what saves a program.
+        """
+        raise InvalidInput(
+            "a compiled module can't be pickled: save it with result.save(folder), and read it back with "
+            "lobo_fx.load(folder); its state_dict() can be saved as any other"
+        )
 
     def _deepcopy_init(self) -> Callable[..., None]:
         return ProgramModule.__init__
