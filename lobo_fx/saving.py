@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,15 @@ from lobo_fx.capture.archive import PROGRAM_FILE
 from lobo_fx.capture.reexport import exported_program
 from lobo_fx.capture.tracing import trace
 from lobo_fx.errors import InvalidInput, LoboError
-from lobo_fx.files import check_folder, make_folder, read_json, written_beside
+from lobo_fx.files import (
+    check_folder,
+    check_named_by_content,
+    is_leftover,
+    make_folder,
+    name_by_content,
+    read_json,
+    written_beside,
+)
 from lobo_fx.graph.masks import restore_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.weight_names import set_weight_names, weight_names
@@ -25,6 +34,7 @@ from lobo_fx.report.report import Report
 __all__ = ["MANIFEST_FILE", "Saved", "check_target", "read", "write"]
 
 MANIFEST_FILE = "lobo_fx.json"
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +53,9 @@ class Saved:
 
 
 def write(saved: Saved, folder: Path) -> Path:
-    """Writes `program.pt2` and `lobo_fx.json` into `folder`, which is made if missing.
+    """Writes the program, named by its content, and `lobo_fx.json`, which names it, into `folder`.
+
+    The folder is made if missing. A folder saved before holds the old result until the moment it holds the new one.
 
     Raises:
         InvalidInput: the folder holds something else, or can't be made or written to.
@@ -51,18 +63,20 @@ def write(saved: Saved, folder: Path) -> Path:
     check_target(folder)
     module = saved.program.module
     manifest = {
-        "format": 1,
+        "format": _FORMAT,
         "passes": saved.passes,
         "weights": weight_names(module),
         "kept_indices": kept_indices(module),
         "output_types": sorted(_types(saved.program.signature.structure)),
         "report": saved.report.as_json(),
     }
-    text = json.dumps(manifest, indent=1, default=str)
+    archive = io.BytesIO()  # torch aborts the interpreter where the disk is full
+    torch.export.save(exported_program(saved.program), archive)
     make_folder(folder)
-    with written_beside(folder / PROGRAM_FILE) as draft:
-        torch.export.save(exported_program(saved.program), draft / PROGRAM_FILE)
-        (draft / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    with written_beside(folder / MANIFEST_FILE) as draft:
+        (draft / PROGRAM_FILE).write_bytes(archive.getbuffer())
+        manifest["program"] = name_by_content(draft / PROGRAM_FILE).name
+        (draft / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
     return folder
 
 
@@ -73,7 +87,9 @@ def check_target(folder: Path) -> None:
         InvalidInput: it holds files, but no saved program; or it can't be made or written to.
     """
     check_folder(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+    if not folder.is_dir() or (folder / MANIFEST_FILE).is_file():
+        return
+    if not all(is_leftover(entry, MANIFEST_FILE, PROGRAM_FILE) for entry in folder.iterdir()):
         raise InvalidInput(f"the folder {folder} holds other files; give a new or an empty one")
 
 
@@ -87,15 +103,17 @@ def read(folder: Path) -> Saved:
     if not file.is_file():
         raise InvalidInput(f"{folder} was not written by Result.save: it has no {MANIFEST_FILE}")
     manifest = read_json(file)
-    if manifest.get("format") != 1:
-        raise InvalidInput(f"{folder} has format {manifest.get('format')}; this version reads format 1")
+    if manifest.get("format") != _FORMAT:
+        raise InvalidInput(f"{folder} has format {manifest.get('format')}; this version reads format {_FORMAT}")
     try:
         for name in manifest["output_types"]:
             if name.rpartition(".")[0] not in sys.modules:
                 raise InvalidInput(f"the outputs are of type {name}; import {name.rpartition('.')[0]} first, then load")
         report = Report.from_json(manifest["report"])
         passes = [(name, dict(settings)) for name, settings in manifest["passes"]]
-        program = trace(folder / PROGRAM_FILE)
+        archive = folder / Path(manifest["program"]).name
+        check_named_by_content(archive)
+        program = trace(archive)
         restore_masks(program)
         set_weight_names(program.module, manifest["weights"])
         restore(program.module, manifest["kept_indices"])

@@ -1,10 +1,12 @@
-"""Shared by all tests: operators that torchvision's wheels lack beside a CPU-only torch, and a fixed seed."""
+"""Shared by all tests: operators that torchvision's wheels lack beside a CPU-only torch, a fixed seed, and killing."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import gc
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,3 +78,30 @@ def free_integers(tmp_path: Path) -> Callable[[], str]:
         return str(path)
 
     return write
+
+
+def _killed_after(steps: int, work: Callable[[], object]) -> bool:
+    """Runs `work` in a process that is killed after so many files were moved; whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        moved, replace = 0, os.replace
+
+        def move(source: Any, target: Any) -> None:
+            nonlocal moved
+            if moved == steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+            moved += 1
+
+        os.replace = move  # type: ignore[assignment]
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1] != 0
+
+
+@pytest.fixture(name="killed_after")
+def killed_after_fixture() -> Callable[[int, Callable[[], object]], bool]:
+    """Runs work in a process that is killed after so many files were moved; says whether it came to that."""
+    return _killed_after

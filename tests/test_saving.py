@@ -29,6 +29,8 @@ from lobo_fx.measures.counts import measure
 from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeStatic
 from lobo_fx.saving import MANIFEST_FILE
 
+PROGRAM_NAME = r"program\.[0-9a-f]{16}\.pt2"
+Killing = Callable[[int, Callable[[], object]], bool]
 Entries = list[tuple[str, bytes]]
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(7))
 TOKENS = torch.arange(10).view(2, 5)
@@ -74,6 +76,12 @@ def compiled(kind: str) -> tuple[Result, torch.Tensor]:
         convnet(), passes[kind], example_inputs=IMAGES[:2], calibration_data=[IMAGES], progress=False
     )
     return result, IMAGES
+
+
+def program_file(folder: Path) -> Path:
+    """The only program in a saved folder; its name holds its checksum."""
+    (found,) = folder.glob("program.*.pt2")
+    return found
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -124,7 +132,7 @@ def test_a_loaded_program_is_independent_of_the_saved_one(tmp_path: Path) -> Non
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     result, _ = compiled("tied")
     result.save(tmp_path)
-    with zipfile.ZipFile(tmp_path / PROGRAM_FILE) as archive:
+    with zipfile.ZipFile(program_file(tmp_path)) as archive:
         sizes = [entry.file_size for entry in archive.infolist() if "/data/weights/weight_" in entry.filename]
     assert sizes.count(12 * 8 * 4) == 1
     loaded = lobo_fx.load(tmp_path)
@@ -285,7 +293,7 @@ def test_saving_again_replaces_and_leaves_no_draft(tmp_path: Path) -> None:
     compiled("float")[0].save(tmp_path)
     result, inputs = compiled("folded")
     result.save(tmp_path)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([MANIFEST_FILE, PROGRAM_FILE])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [MANIFEST_FILE, program_file(tmp_path).name]
     assert_same_outputs(lobo_fx.load(tmp_path).module(inputs), result.module(inputs))
 
 
@@ -297,10 +305,63 @@ def test_a_failed_save_leaves_the_old_files_alone(tmp_path: Path, monkeypatch: p
     def full_disk(*args: Any, **kwargs: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch.export, "save", full_disk)
-    with pytest.raises(InvalidInput, match=r"can't write .*program\.pt2: no space left"):
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(InvalidInput, match=r"can't write .*lobo_fx\.json: no space left"):
         result.save(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("limit", [10, 10_000])
+def test_a_full_disk_is_an_error_and_no_abort(limit: int, tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk, in a process of its own."""
+    code = (
+        "import resource, signal, sys, torch, lobo_fx\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "result = lobo_fx.compile(torch.nn.Linear(64, 64), example_inputs=torch.randn(2, 64), progress=False)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+        "try:\n"
+        "    result.save(sys.argv[1])\n"
+        "except lobo_fx.InvalidInput as error:\n"
+        "    print(error)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path), str(limit)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "File too large" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_leaves_the_old_result_or_the_new_one(tmp_path: Path, killed_after: Killing) -> None:
+    old, inputs = compiled("float")
+    new, _ = compiled("folded")
+    seen = []
+    for steps in range(3):
+        old.save(tmp_path)
+        killed = killed_after(steps, lambda: new.save(tmp_path))
+        loaded = lobo_fx.load(tmp_path)
+        expected = old if killed else new
+        assert_same_outputs(loaded.module(inputs), expected.module(inputs))
+        seen.append((killed, [name for name, _ in loaded.passes]))
+    assert seen == [(True, []), (True, []), (False, ["fold_batch_norm"])]
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_what_a_killed_first_save_left_is_no_obstacle(steps: int, tmp_path: Path, killed_after: Killing) -> None:
+    result, inputs = compiled("float")
+    assert killed_after(steps, lambda: result.save(tmp_path))
+    assert list(tmp_path.iterdir())
+    result.save(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [MANIFEST_FILE, program_file(tmp_path).name]
+    assert_same_outputs(lobo_fx.load(tmp_path).module(inputs), result.module(inputs))
+
+
+def test_the_program_of_another_result_is_refused(tmp_path: Path) -> None:
+    result, _ = compiled("float")
+    result.save(tmp_path / "one")
+    compiled("folded")[0].save(tmp_path / "other")
+    program_file(tmp_path / "one").write_bytes(program_file(tmp_path / "other").read_bytes())
+    with pytest.raises(InvalidInput, match=r"program\.\w+\.pt2 is damaged or was replaced"):
+        lobo_fx.load(tmp_path / "one")
 
 
 def test_save_needs_a_folder(tmp_path: Path) -> None:
@@ -333,11 +394,13 @@ def test_a_damaged_manifest_is_refused(damage: str, tmp_path: Path) -> None:
         lobo_fx.load(tmp_path)
 
 
-@pytest.mark.parametrize("missing", [PROGRAM_FILE, MANIFEST_FILE])
-def test_half_a_folder_is_refused(missing: str, tmp_path: Path) -> None:
+def test_half_a_folder_is_refused(tmp_path: Path) -> None:
     compiled("float")[0].save(tmp_path)
-    (tmp_path / missing).unlink()
-    with pytest.raises(InvalidInput, match=missing):
+    program_file(tmp_path).unlink()
+    with pytest.raises(InvalidInput, match=rf"no file .*{PROGRAM_NAME}"):
+        lobo_fx.load(tmp_path)
+    (tmp_path / MANIFEST_FILE).unlink()
+    with pytest.raises(InvalidInput, match=MANIFEST_FILE):
         lobo_fx.load(tmp_path)
 
 
@@ -364,11 +427,12 @@ def test_a_program_with_a_flipped_bit_is_refused(good: Entries, tmp_path: Path) 
     [
         (None, "was not written by Result.save"),
         ("{}", "format None"),
+        ('{"format": 1}', "format 1"),
         ('{"format": 99}', "format 99"),
         ("not json", "no JSON file"),
         ("[]", "holds a list"),
-        ('{"format": 1}', "is damaged"),
-        ('{"format": 1, "weights": [], "passes": [], "report": {"passes": [{"unknown": 1}]}}', None),
+        ('{"format": 2}', "is damaged"),
+        ('{"format": 2, "weights": [], "passes": [], "report": {"passes": [{"unknown": 1}]}}', None),
     ],
 )
 def test_a_folder_that_is_not_ours_is_refused(
@@ -417,7 +481,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Entries:
     """The entries of a sound archive."""
     folder = tmp_path_factory.mktemp("good")
     compiled("float")[0].save(folder)
-    with zipfile.ZipFile(folder / PROGRAM_FILE) as archive:
+    with zipfile.ZipFile(program_file(folder)) as archive:
         return [(name, archive.read(name)) for name in archive.namelist()]
 
 

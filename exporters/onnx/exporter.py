@@ -19,7 +19,7 @@ from lobo_fx.exporters.onnx.preparation import with_plain_attention, with_plain_
 from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS, refuse_projections
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.parity import check_parity, is_quantized
-from lobo_fx.files import written_beside
+from lobo_fx.files import followed, name_by_content, written_beside
 from lobo_fx.graph.masks import without_masks
 from lobo_fx.graph.operators import is_call
 from lobo_fx.graph.program import Program
@@ -69,13 +69,13 @@ class OnnxExporter:
             raise InvalidInput(f"opset is {self.opset!r}; it must be from {OLDEST_OPSET} to {newest}")
 
     def export(self, program: Program, path: Path, metadata: Mapping[str, str]) -> Artifact:
-        """Writes `path` (and `path` + ".data" where weights are stored apart).
+        """Writes `path`, and where weights are stored apart a file beside it, which `path` names by its content.
 
         Raises:
             InvalidInput: the path can't be written to.
             ExportError: an operator has no ONNX form, or the file disagrees with PyTorch; nothing is left.
         """
-        program = without_masks(program)
+        path, program = followed(path), without_masks(program)
         _check_outputs(program)
         refuse_projections(program)
         with written_beside(path) as folder:
@@ -88,12 +88,13 @@ class OnnxExporter:
             external = self._stored_apart(program)
             with quiet():
                 model.save(folder / path.name, external_data=external)
+                _name_weights(folder / path.name)
             parity, details = _check(program, folder / path.name)
             written = sorted(folder.iterdir())
             size = sum(file.stat().st_size for file in written)
-        files = tuple(path.absolute().parent / file.name for file in written)
+        files = tuple(path.parent / file.name for file in written)
         details["opset"] = opset
-        return Artifact(path.absolute(), files, size, parity, details)
+        return Artifact(path, files, size, parity, details)
 
     def _translate(self, program: Program) -> Any:
         program = with_plain_products(with_plain_attention(program))
@@ -117,6 +118,22 @@ class OnnxExporter:
             return self.external_data
         tensors = [*program.module.parameters(), *program.module.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > LARGEST_SINGLE_FILE
+
+
+def _name_weights(path: Path) -> None:
+    """Names the file of weights beside `path`, if there is one, by its content: an older `path` keeps its own."""
+    import onnx_ir as ir
+
+    data = path.with_name(f"{path.name}.data")
+    if not data.exists():
+        return
+    name, model = name_by_content(data).name, ir.load(path)
+    for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
+        if isinstance(held := value.const_value, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                name, held.offset, held.length, held.dtype, shape=held.shape, name=held.name, base_dir=path.parent
+            )
+    ir.save(model, path)
 
 
 def _check_outputs(program: Program) -> None:

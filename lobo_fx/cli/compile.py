@@ -13,6 +13,8 @@ from lobo_fx.graph.notes import Note
 
 __all__ = ["compile"]
 
+ORIGINAL_FILE, MODEL_FILE = "original.onnx", "model.onnx"
+
 
 @command
 def compile(
@@ -35,7 +37,7 @@ def compile(
 ) -> None:
     """Compile a model, export it and the original, and measure both in turn."""
     import lobo_fx
-    from lobo_fx.files import make_folder
+    from lobo_fx.files import check_writable, make_folder
     from lobo_fx.recipe import read_pass, resolve
     from lobo_fx.saving import check_target
     from lobo_fx.sources.batches import read_batches
@@ -45,6 +47,9 @@ def compile(
         raise InvalidInput("give --recipe, or one or more --pass; `lobo-fx passes` lists both")
     chosen = resolve(recipe) if recipe else [read_pass(text) for text in passes or []]
     check_target(output / "program")
+    if output.is_dir():
+        for name in (ORIGINAL_FILE, MODEL_FILE):
+            check_writable(output / name)
     data = None if calibration_data is None else read_batches(calibration_data, batch)
     built, inputs = build(model, checkpoint, seed)
     notes = []
@@ -64,15 +69,15 @@ def compile(
     result.report.model = model
     result.report.notes[:0] = map(Note, notes)
     make_folder(output)
-    result.export_original(output / "original.onnx")
-    result.export(output / "model.onnx")
+    result.export_original(output / ORIGINAL_FILE)
+    result.export(output / MODEL_FILE)
     for artifact in result.report.artifacts.values():
         artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
     result.benchmark(threads=threads, batch=batch, rounds=rounds)
     result.save(output / "program")
     result.report.save(output)
     typer.echo(str(result))
-    typer.echo(f"written to {output}: model.onnx, original.onnx, program/, report.md, report.csv, report.json")
+    typer.echo(f"written to {output}: {MODEL_FILE}, {ORIGINAL_FILE}, program/, report.md, report.csv, report.json")
 
 
 def _random_data(built: Any, inputs: Any, batches: int, seed: int) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lobo_fx.files import write_files
+from lobo_fx.files import check_folder, write_files
 from lobo_fx.graph.notes import Note, gathered, notes_from_json
 from lobo_fx.measures.latency import Benchmark, benchmark_table
 from lobo_fx.measures.machine import machine
@@ -114,16 +115,16 @@ class Report:
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `report.md`, `report.csv` and `report.json` into `folder`, which is made if missing.
 
+        `report.json` is the last to be replaced and holds the SHA-256 of the others under `files`.
         Each sheet is drawn in a picture of its own where matplotlib is installed.
 
         Raises:
             InvalidInput: the folder can't be made or written to; older reports are left as they were.
         """
-        files: dict[str, str | bytes] = {
-            "report.md": self.to_markdown(),
-            "report.csv": self.to_csv(),
-            "report.json": self.to_json(),
-        }
+        check_folder(Path(folder))
+        files = {"report.md": self.to_markdown().encode(), "report.csv": self.to_csv().encode()}
         if can_draw():
             files |= {f"{sheet.title}.png": draw(sheet) for sheet in self.sheets}
-        return write_files(Path(folder), files)
+        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        saved = json.dumps(self.as_json() | {"files": checksums}, indent=2)
+        return write_files(Path(folder), {**files, "report.json": saved})

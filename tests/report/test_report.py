@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -191,7 +192,9 @@ def test_saving_writes_the_three_formats(report: Report, tmp_path: Path) -> None
     assert [path.name for path in written] == ["report.md", "report.csv", "report.json"]
     assert written[0].read_text(encoding="utf-8") == report.to_markdown()
     assert written[1].read_text(encoding="utf-8") == report.to_csv()
-    assert json.loads(written[2].read_text(encoding="utf-8")) == json.loads(report.to_json())
+    saved = json.loads(written[2].read_text(encoding="utf-8"))
+    assert saved.pop("files") == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written[:2]}
+    assert saved == json.loads(report.to_json())
     assert report.save(folder) == written
 
 

@@ -298,23 +298,50 @@ def test_weights_go_to_a_file_beside_on_request(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 300), nn.ReLU(), nn.Linear(300, 3))
     result = compiled(Function(model))
     artifact = result.export(tmp_path / "big.onnx", OnnxExporter(external_data=True))
-    assert listing(tmp_path) == {"big.onnx", "big.onnx.data"}
-    assert set(artifact.files) == {tmp_path / "big.onnx", tmp_path / "big.onnx.data"}
+    (weights,) = tmp_path.glob("big.onnx.*.data")
+    assert listing(tmp_path) == {"big.onnx", weights.name}
+    assert set(artifact.files) == {tmp_path / "big.onnx", weights}
     assert artifact.path == tmp_path / "big.onnx"
     assert artifact.bytes == sum((tmp_path / name).stat().st_size for name in listing(tmp_path))
-    assert (tmp_path / "big.onnx.data").stat().st_size >= 4 * (4 * 300 + 300 * 3)
+    assert weights.stat().st_size >= 4 * (4 * 300 + 300 * 3)
     assert (tmp_path / "big.onnx").stat().st_size < 4000
     content = onnx.load(artifact.path, load_external_data=False)
     places = {e.value for w in content.graph.initializer for e in w.external_data if e.key == "location"}
-    assert places == {"big.onnx.data"}
+    assert places == {weights.name}
     expected = result.module(ROWS).detach().numpy()
     np.testing.assert_allclose(run_file(artifact, x=ROWS)[0], expected, rtol=0, atol=1e-5)
     together = result.export(tmp_path / "small.onnx")
     assert together.files == (tmp_path / "small.onnx",)
     # without its weights the file is worth nothing
-    (tmp_path / "big.onnx.data").unlink()
-    with pytest.raises(Exception, match=r"big\.onnx\.data"):
+    weights.unlink()
+    with pytest.raises(Exception, match=weights.name):
         run_file(artifact, x=ROWS)
+
+
+def test_a_kill_leaves_the_old_model_or_the_new_one(
+    tmp_path: Path, killed_after: Callable[[int, Callable[[], object]], bool]
+) -> None:
+    """One structure, two sets of weights: a mixture would load and compute nonsense."""
+    apart = OnnxExporter(external_data=True)
+    old, new = (compiled(Function(nn.Linear(4, 300))) for _ in range(2))
+    artifact = old.export(tmp_path / "model.onnx", apart)
+    killed, steps = True, 0
+    while killed:
+        killed = killed_after(steps, lambda: new.export(artifact.path, apart))
+        expected = (old if killed else new).module(ROWS).detach().numpy()
+        np.testing.assert_allclose(run_file(artifact, x=ROWS)[0], expected, rtol=0, atol=1e-5)
+        steps += killed
+    assert steps >= 2, "it was killed before the weights moved, and between them and the model"
+    assert len(listing(tmp_path)) == 2, "weights that nothing refers to are left"
+
+
+def test_links_stay_links(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link.onnx").symlink_to("store/real.onnx")
+    artifact = compiled(nn.Linear(4, 3)).export(tmp_path / "link.onnx", OnnxExporter(external_data=True))
+    assert (tmp_path / "link.onnx").is_symlink()
+    assert artifact.path == tmp_path / "store" / "real.onnx"
+    assert artifact.path.is_file()
 
 
 # Operators that ONNX does not have.

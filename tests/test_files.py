@@ -1,0 +1,194 @@
+"""Files are written whole or not at all, what belongs together stays together, and what is no file is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lobo_fx.errors import InvalidInput
+from lobo_fx.files import (
+    check_folder,
+    check_named_by_content,
+    check_writable,
+    make_folder,
+    name_by_content,
+    write_files,
+    written_beside,
+)
+
+Killing = Callable[[int, Callable[[], object]], bool]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def write(path: Path, content: str = "new", apart: str | None = None) -> None:
+    """A file, and where asked for one beside it that the first one names."""
+    with written_beside(path) as draft:
+        named = []
+        if apart is not None:
+            (draft / "weights.data").write_text(apart)
+            named = [name_by_content(draft / "weights.data").name]
+        (draft / path.name).write_text("\n".join([content, *named]))
+
+
+def read(path: Path) -> tuple[str, str]:
+    """What the file says, and what stands in the file that it names."""
+    content, name = path.read_text().split("\n")
+    return content, (path.parent / name).read_text()
+
+
+def test_a_kill_leaves_the_old_pair_or_the_new_one(tmp_path: Path, killed_after: Killing) -> None:
+    path = tmp_path / "model"
+    write(path, "old", "old weights")
+    seen = []
+    for steps in range(3):
+        killed = killed_after(steps, lambda: write(path, "new", "new weights"))
+        seen.append((killed, read(path)))
+    assert seen == [
+        (True, ("old", "old weights")),
+        (True, ("old", "old weights")),
+        (False, ("new", "new weights")),
+    ]
+    assert len(names(tmp_path)) == 2, "the old weights and the drafts of killed processes are gone"
+
+
+def test_the_draft_of_a_living_process_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with written_beside(path) as slow:
+        write(path, "quick")
+        (slow / "model").write_text("slow")
+    assert path.read_text() == "slow"
+    assert names(tmp_path) == ["model"]
+
+
+def test_data_that_the_older_file_does_not_name_is_somebody_elses(tmp_path: Path) -> None:
+    write(tmp_path / "model", "old", "old weights")
+    write(tmp_path / "other", "old", "other weights")
+    strangers = ["model.data", "weights.0123456789abcdef.data"]
+    for name in strangers:
+        (tmp_path / name).write_text("kept")
+    write(tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "new"
+    assert read(tmp_path / "other") == ("old", "other weights")
+    assert len(names(tmp_path)) == 5
+    assert all((tmp_path / name).read_text() == "kept" for name in strangers)
+
+
+def test_weights_that_did_not_change_stay(tmp_path: Path) -> None:
+    write(tmp_path / "model", "old", "weights")
+    before = names(tmp_path)
+    write(tmp_path / "model", "new", "weights")
+    assert read(tmp_path / "model") == ("new", "weights")
+    assert names(tmp_path) == before
+
+
+def test_content_that_is_not_what_the_name_says_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.data").write_text("weights")
+    file = name_by_content(tmp_path / "weights.data")
+    check_named_by_content(file)
+    with pytest.raises(InvalidInput, match="no file"):
+        check_named_by_content(tmp_path / "weights.data")
+    file.write_text("other")
+    with pytest.raises(InvalidInput, match="damaged or was replaced"):
+        check_named_by_content(file)
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "real").write_text("old")
+    (tmp_path / "link").symlink_to("store/real")
+    write(tmp_path / "link", "new", "weights")
+    assert (tmp_path / "link").is_symlink()
+    assert read(tmp_path / "store" / "real") == ("new", "weights")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(InvalidInput, match="leads in a circle"):
+        write(tmp_path / "circle")
+
+
+def test_a_pipe_and_a_device_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(InvalidInput, match="a device or a pipe"):
+            check_writable(tmp_path / name)
+        with pytest.raises(InvalidInput, match="a device or a pipe"):
+            write_files(tmp_path, {name: "text"})
+    with pytest.raises(InvalidInput, match="a device or a pipe"):
+        check_writable(Path("/dev/null"))
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_null_character_is_refused() -> None:
+    for check in (check_writable, check_folder):
+        with pytest.raises(InvalidInput, match="null character"):
+            check(Path("a\0b"))
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), RuntimeError("broken")])
+def test_a_failure_leaves_the_older_files(error: Exception, tmp_path: Path) -> None:
+    write(tmp_path / "model.onnx")
+    expected = InvalidInput if isinstance(error, OSError) else RuntimeError
+
+    def fail() -> None:
+        with written_beside(tmp_path / "model.onnx") as draft:
+            (draft / "model.onnx").write_text("half")
+            raise error
+
+    with pytest.raises(expected, match=str(error)):
+        fail()
+    assert names(tmp_path) == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "new"
+
+
+def test_a_place_that_can_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match="does not exist; create it first"):
+        write(tmp_path / "missing" / "model.onnx")
+    with pytest.raises(InvalidInput, match="is a folder"):
+        write(tmp_path)
+
+    def read_only(*args: Any, **kwargs: Any) -> str:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", read_only)
+    with pytest.raises(InvalidInput, match=r"can't write .*model\.onnx: Read-only file system"):
+        write(tmp_path / "model.onnx")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux")
+def test_the_folder_of_processes_can_not_be_written_to() -> None:
+    with pytest.raises(InvalidInput, match="can't write"):
+        write(Path("/proc/model.onnx"))
+    with pytest.raises(InvalidInput, match="can't make the folder"):
+        make_folder(Path("/proc/new/folder"))
+
+
+def test_a_folder_is_checked_without_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_folder(tmp_path / "a" / "b")
+    assert names(tmp_path) == []
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="file is a file"):
+        check_folder(tmp_path / "file" / "b")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InvalidInput, match="a is not writable"):
+        check_folder(tmp_path / "a" / "c")
+
+
+def test_texts_are_written_beside_and_moved(tmp_path: Path) -> None:
+    texts = {"a.txt": "über", "b.txt": ""}
+    assert write_files(tmp_path / "new", texts) == [tmp_path / "new" / "a.txt", tmp_path / "new" / "b.txt"]
+    assert names(tmp_path / "new") == ["a.txt", "b.txt"]
+    assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "über"
+    with pytest.raises(UnicodeEncodeError):
+        write_files(tmp_path / "new", {"a.txt": "replaced", "b.txt": "\ud800"})
+    assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "über"
+    assert names(tmp_path / "new") == ["a.txt", "b.txt"]
