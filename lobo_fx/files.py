@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from lobo_fx.errors import InvalidInput
 __all__ = [
     "check_folder",
     "check_named_by_content",
+    "check_unpacked_size",
     "check_writable",
+    "file_name",
     "followed",
     "is_leftover",
     "make_folder",
@@ -35,6 +38,10 @@ __all__ = [
     "written_beside",
 ]
 
+_UNPACKED_TIMES, _UNPACKED_BYTES = 20, 2**26
+"""How much larger than the file an archive may unpack, and what any may."""
+
+_LONGEST_NAME = 60
 _DRAFT = ".draft-"
 _DIGITS = 16
 _NAMED_BY_CONTENT = re.compile(rf".+\.[0-9a-f]{{{_DIGITS}}}\.[^.]+", re.DOTALL)
@@ -71,6 +78,30 @@ def check_writable(path: Path) -> None:
 def _check_characters(path: Path) -> None:
     if "\0" in str(path):
         raise InvalidInput(f"{str(path)!r} holds a null character, which no path may")
+
+
+def file_name(title: str) -> str:
+    """A title as the name of a file: letters, digits, spaces, "-" and "_" stay, so that it leads nowhere else."""
+    return "".join(character if character.isalnum() or character in " _" else "-" for character in title)[
+        :_LONGEST_NAME
+    ]
+
+
+def check_unpacked_size(path: Path) -> None:
+    """Refuses an archive that unpacks to far more than it holds, before it is unpacked.
+
+    Raises:
+        InvalidInput: gives both sizes.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked, packed = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+    if unpacked > max(_UNPACKED_BYTES, _UNPACKED_TIMES * packed):
+        raise InvalidInput(
+            f"{path} has {packed / 1e6:.1f} MB and unpacks to {unpacked / 1e6:.0f} MB; refused. "
+            "If it is yours, write it uncompressed"
+        )
 
 
 def check_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from lobo_fx.files import (
     check_folder,
     check_named_by_content,
     check_writable,
+    file_name,
     make_folder,
     name_by_content,
     write_files,
@@ -124,6 +125,12 @@ def test_a_pipe_and_a_device_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="a device or a pipe"):
         check_writable(Path("/dev/null"))
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_title_leads_to_no_other_folder(tmp_path: Path) -> None:
+    assert file_name("refitting of layer_1") == "refitting of layer_1"
+    assert file_name("../a/b.c\0\n") == "---a-b-c--"
+    assert write_files(tmp_path, {f"{file_name('../' * 200)}.txt": ""})[0].resolve().parent == tmp_path
 
 
 def test_a_null_character_is_refused() -> None:

@@ -24,7 +24,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import InvalidInput, Result
-from lobo_fx.capture.archive import PROGRAM_FILE, read_pt2
+from lobo_fx.capture.archive import PROGRAM_FILE, _is_arithmetic, read_pt2
 from lobo_fx.measures.counts import measure
 from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeStatic
 from lobo_fx.saving import MANIFEST_FILE
@@ -725,6 +725,13 @@ def test_an_operator_that_opens_files_is_refused(good: Entries, tmp_path: Path) 
         "eval('1')",
         "Symbol('__import__(\"os\")')",
         "not an expression (",
+        "9**9**9**9",
+        "Pow(Integer(9), Pow(Integer(9), Integer(9)))",
+        "Pow(Pow(Pow(Integer(9), Integer(99)), Integer(99)), Integer(99))",
+        "Integer('" + 2000 * "9" + "')",
+        "Mul(" + ", ".join(100 * ["Symbol('s0')"]) + ")",
+        "1 << 99",
+        500 * "(" + "1" + 500 * ")",
     ],
 )
 def test_a_size_that_is_more_than_arithmetic_is_refused(
@@ -737,6 +744,27 @@ def test_a_size_that_is_more_than_arithmetic_is_refused(
 
     message = refuses(write(tmp_path / "bad.pt2", edited(good, "models/model.json", plant)), marker)
     assert "not arithmetic" in message
+
+
+def test_small_powers_are_arithmetic() -> None:
+    """Areas and square roots of free sizes, as torch writes them."""
+    assert _is_arithmetic("Mul(Integer(3), Pow(Symbol('s0', positive=True, integer=True), Integer(2)))")
+    assert _is_arithmetic("FloorDiv(Pow(Add(Symbol('s0'), Integer(-1)), Integer(-1)), Integer(4))")
+    assert _is_arithmetic("Pow(Symbol('s0'), Rational(1, 2))")
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(good: Entries, tmp_path: Path) -> None:
+    path = tmp_path / "large.pt2"
+    for size, refused in ((50 * 10**6, False), (100 * 10**6, True)):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in good:
+                archive.writestr(name, data)
+            archive.writestr(f"{good[0][0].partition('/')[0]}/data/weights/weight_99", bytes(size))
+        if not refused:
+            assert read_pt2(path).example_inputs is not None
+            continue
+        with pytest.raises(InvalidInput, match=r"large\.pt2 has 0\.1 MB and unpacks to 100 MB"):
+            read_pt2(path)
 
 
 ENUM = {

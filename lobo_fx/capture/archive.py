@@ -10,6 +10,7 @@ import ast
 import contextlib
 import io
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ import torch
 from torch.export import ExportedProgram
 
 from lobo_fx.errors import InvalidInput, LoboError
+from lobo_fx.files import check_unpacked_size
 from lobo_fx.terminal.quiet import quiet
 
 __all__ = ["PROGRAM_FILE", "read_pt2"]
@@ -41,6 +43,8 @@ _TARGET = re.compile(
 # Contexts of output types that make torch import a module by name.
 _IMPORTING = ("default_factory", "__enum__")
 
+_NUMBERS = frozenset({"Integer", "Rational", "Float"})
+
 # Names that torch's size expressions call, and the syntax they are made of.
 _FUNCTIONS = frozenset(
     {"Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "PythonMod", "Max", "Min"}
@@ -49,8 +53,10 @@ _FUNCTIONS |= {"FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "Abs", "Eq", "Ne
 _FUNCTIONS |= {"Unequality", "LessThan", "GreaterThan", "StrictLessThan", "StrictGreaterThan"}
 _SYNTAX = (
     *(ast.Expression, ast.Call, ast.Name, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare),
-    *(ast.operator, ast.unaryop, ast.cmpop, ast.Load),
+    *(ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.UAdd, ast.USub, ast.cmpop, ast.Load),
 )
+_SIZE_BITS, _MOST_BITS = 64, 4096
+"""What a free size may need, and what the value of a size expression may: computing it takes no time."""
 
 
 def read_pt2(path: Path) -> ExportedProgram:
@@ -92,6 +98,7 @@ def _tie(program: ExportedProgram) -> None:
 def _copy_inspected(path: Path, copy: Path) -> None:
     if not zipfile.is_zipfile(path):
         raise InvalidInput(f"{path} is not an archive written by torch.export.save")
+    check_unpacked_size(path)
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as written:
         _inspect(path, archive)
         for entry in archive.infolist():
@@ -150,16 +157,41 @@ def _check_model(path: Path, model: Any) -> None:
 def _is_arithmetic(expression: str) -> bool:
     """Whether a size expression, which torch evaluates as Python, only calls arithmetic on symbols and numbers."""
     try:
-        nodes = list(ast.walk(ast.parse(expression, mode="eval")))
-    except SyntaxError:
+        tree = ast.parse(expression, mode="eval")
+        nodes = list(ast.walk(tree))
+        called = [node.func for node in nodes if isinstance(node, ast.Call)]
+        constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+        return (
+            all(isinstance(node, _SYNTAX) for node in nodes)
+            and all(isinstance(function, ast.Name) and function.id in _FUNCTIONS for function in called)
+            and all(isinstance(value, (int, float, str)) for value in constants)
+            and all(value.isidentifier() or value.isdecimal() for value in constants if isinstance(value, str))
+            and _bits(tree.body) <= _MOST_BITS
+        )
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    called = [node.func for node in nodes if isinstance(node, ast.Call)]
-    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    return (
-        all(isinstance(node, _SYNTAX) for node in nodes)
-        and all(isinstance(function, ast.Name) and function.id in _FUNCTIONS for function in called)
-        and all(text.isidentifier() or text.isdecimal() for text in texts)
-    )
+
+
+def _bits(node: ast.AST) -> float:
+    """No fewer than the bits that the value of a size expression needs."""
+    if isinstance(node, ast.Constant):
+        return 4 * len(str(node.value)) if isinstance(node.value, (int, str)) else _SIZE_BITS
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id == "Symbol":
+            return _SIZE_BITS
+        if node.func.id == "Pow":
+            base, exponent = node.args
+            return _bits(base) * _largest(exponent)
+    return sum(map(_bits, ast.iter_child_nodes(node)))
+
+
+def _largest(exponent: ast.AST) -> float:
+    """The largest number in an exponent; one that is computed has no bound."""
+    called = [node.func for node in ast.walk(exponent) if isinstance(node, ast.Call)]
+    computed = any(isinstance(node, ast.BinOp) for node in ast.walk(exponent))
+    if computed or any(not isinstance(name, ast.Name) or name.id not in _NUMBERS for name in called):
+        return math.inf
+    return max(1.0, *(abs(float(node.value)) for node in ast.walk(exponent) if isinstance(node, ast.Constant)))
 
 
 def _items(value: Any, inside_strings: bool = False) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lobo_fx.files import check_folder, write_files
+from lobo_fx.files import check_folder, file_name, write_files
 from lobo_fx.graph.notes import Note, gathered, notes_from_json
 from lobo_fx.measures.latency import Benchmark, benchmark_table
 from lobo_fx.measures.machine import machine
@@ -124,7 +124,7 @@ class Report:
         check_folder(Path(folder))
         files = {"report.md": self.to_markdown().encode(), "report.csv": self.to_csv().encode()}
         if can_draw():
-            files |= {f"{sheet.title}.png": draw(sheet) for sheet in self.sheets}
+            files |= {f"{file_name(sheet.title)}.png": draw(sheet) for sheet in self.sheets}
         checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         saved = json.dumps(self.as_json() | {"files": checksums}, indent=2)
         return write_files(Path(folder), {**files, "report.json": saved})

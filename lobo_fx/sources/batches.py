@@ -11,6 +11,7 @@ import torch
 
 from lobo_fx.contracts.context import Data
 from lobo_fx.errors import InvalidInput
+from lobo_fx.files import check_unpacked_size
 from lobo_fx.graph.inputs import Inputs
 
 __all__ = ["random_batches", "read_batches"]
@@ -52,10 +53,13 @@ def _read_arrays(path: Path) -> Mapping[str, torch.Tensor]:
 
         return read_safetensors(path)
     try:
+        check_unpacked_size(path)
         with path.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    except InvalidInput:
+        raise
     except Exception as error:
         raise InvalidInput(f"{path} can't be read as plain arrays: {error}") from error
 

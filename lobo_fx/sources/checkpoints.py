@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lobo_fx.errors import InvalidInput
-from lobo_fx.files import read_json
+from lobo_fx.files import check_unpacked_size, read_json
 from lobo_fx.sources.packages import import_package
 from lobo_fx.terminal.quiet import quiet
 
@@ -129,8 +129,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_pt(path: Path) -> dict[str, Any]:
     try:
+        check_unpacked_size(path)
         with quiet():
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except InvalidInput:
+        raise
     except Exception as error:
         # torch names the global that a pickle asks for; anything else is no checkpoint
         if not isinstance(error, pickle.UnpicklingError) or "GLOBAL" not in str(error):
