@@ -153,7 +153,10 @@ def _check_outputs(program: Program) -> None:
 
 
 def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None:
-    """Names free dimensions as the program does, and writes what was done into the file's metadata."""
+    """Names free dimensions as the program does, and writes what was done into the file's metadata.
+
+    A size that is computed from free ones gets the name of where it stands: a file's names are identifiers.
+    """
     renamed: dict[str, str] = {}
     for values, specs in (
         (model.graph.inputs, program.signature.inputs),
@@ -162,8 +165,8 @@ def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None
         for value, spec in zip(values, [spec for spec in specs if spec], strict=True):
             for index, size in enumerate(spec.shape):
                 if isinstance(size, str):
-                    renamed.setdefault(str(value.shape[index]), size)
-                    value.shape[index] = size
+                    name = size if size.isidentifier() else re.sub(r"\W", "_", f"{spec.name}_size_{index}")
+                    value.shape[index] = renamed.setdefault(str(value.shape[index]), name)
     for value in [value for node in model.graph for value in node.outputs]:
         if value.shape is not None and value.shape.is_dynamic():  # a new shape: the old one may be frozen
             sizes = [size if isinstance(size, int) else renamed.get(str(size), size) for size in value.shape]

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from lobo_fx.capture.binding import check_arity, free_batch, in_order, positional_names
 from lobo_fx.capture.disguised_layers import reveal_layers
+from lobo_fx.capture.free_dimensions import read_free_dimensions
 from lobo_fx.capture.normalize import normalize
 from lobo_fx.capture.recurrent_stacks import separate_layers
 from lobo_fx.errors import InvalidInput, TraceError
@@ -177,6 +178,7 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
         buffers.setdefault(id(buffer), buffer.detach().clone())
         # running it must not change the user's; what was no buffer there (`self.scale = tensor`) is in no state dict
         register(module, name, buffers[id(buffer)], persistent=name in exported.state_dict)
+    module.set_facts(free_dimensions=read_free_dimensions(exported, module.graph))
     module.set_facts(notes=tuple(normalize(module)))
     separate_layers(module.graph)
     module.graph.eliminate_dead_code()

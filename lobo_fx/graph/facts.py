@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lobo_fx.graph.notes import Note
+from lobo_fx.graph.shapes import FreeDimension
 from lobo_fx.graph.signature import Signature
 
 __all__ = ["KeptIndices", "ProgramFacts"]
@@ -21,6 +22,7 @@ class ProgramFacts:
 
     Attributes:
         signature: what calls are checked against; None until tracing is done.
+        free_dimensions: names and bounds, in the order of `lobo_fx.graph.shapes.free_symbols`.
         notes: what tracing left as it was.
         weight_names: names under which the original had its parameters.
         kept: what structured pruning left of each tensor that it cut.
@@ -28,6 +30,7 @@ class ProgramFacts:
     """
 
     signature: Signature | None = None
+    free_dimensions: tuple[FreeDimension, ...] = ()
     notes: tuple[Note, ...] = ()
     weight_names: tuple[str, ...] = ()
     kept: KeptIndices = dataclasses.field(default_factory=dict)

@@ -138,7 +138,7 @@ class Program:
     @property
     def signature(self) -> Signature:
         """Names, dtypes and shapes of inputs and outputs, from the last shape propagation."""
-        return signature_of(self.module)
+        return signature_of(self.module, self.module.program_facts.free_dimensions)
 
     def clone(self) -> Program:
         """An independent copy: no tensor is shared."""
@@ -195,4 +195,4 @@ class Program:
 
 def seal(module: ProgramModule) -> None:
     """Fixes the signature that calls of `module` are checked against."""
-    module.set_facts(signature=signature_of(module))
+    module.set_facts(signature=signature_of(module, module.program_facts.free_dimensions))

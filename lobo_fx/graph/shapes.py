@@ -7,7 +7,7 @@ that hard-codes a free dimension is caught rather than silently remembered.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -24,9 +24,12 @@ from lobo_fx.graph.recurrent import not_unrolled
 
 __all__ = [
     "Dimension",
+    "FreeDimension",
     "PropagationError",
     "TensorSpec",
     "dimension_names",
+    "expression",
+    "free_symbols",
     "has_free_dimension",
     "output_values",
     "propagate",
@@ -43,6 +46,21 @@ class PropagationError(Exception):
     def __init__(self, node: fx.Node, reason: str) -> None:
         super().__init__(reason)
         self.node, self.reason = node, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeDimension:
+    """What is known of a free dimension beside its place.
+
+    Attributes:
+        name: as the user gave it, empty where none was given.
+        lowest: the smallest size allowed; None where nothing is known to be too small.
+        highest: the largest one, likewise.
+    """
+
+    name: str = ""
+    lowest: int | None = None
+    highest: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +138,14 @@ def _refresh(value: Any, mode: FakeTensorMode, environment: ShapeEnv, symbols: d
     def dimension(size: int | torch.SymInt) -> int | torch.SymInt:
         if isinstance(size, int):
             return size
-        expression = size.node.expr
-        for symbol in sorted(expression.free_symbols - set(symbols), key=str):
-            hint = size.node.shape_env.backed_var_to_val[symbol]
+        formula = expression(size)
+        for symbol in sorted(formula.free_symbols - set(symbols), key=str):
+            hint = size.node.shape_env.backed_var_to_val.get(symbol)
+            if hint is None:  # of a program from a file, where an input holds nothing but multiples of it
+                (hint,) = sympy.solve(formula - size.node.hint, symbol)
             source = ConstantSource(f"dimension_{len(symbols)}")
             symbols[symbol] = environment.create_symbol(int(hint), source, DimDynamic.DYNAMIC, None)
-        return environment.create_symintnode(expression.xreplace(symbols), hint=int(size.node.hint))
+        return environment.create_symintnode(formula.xreplace(symbols), hint=int(size.node.hint))
 
     with mode:
         return torch.empty(
@@ -153,21 +173,35 @@ def has_free_dimension(value: object) -> bool:
     return isinstance(value, torch.Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
 
 
-def dimension_names(graph: fx.Graph) -> dict[sympy.Symbol, sympy.Symbol]:
-    """Readable names of the free dimensions: the first one at position 0 is `batch`."""
-    names: dict[sympy.Symbol, sympy.Symbol] = {}
-    for node in graph.nodes:
+def free_symbols(graph: fx.Graph) -> dict[sympy.Symbol, torch.SymInt]:
+    """The symbols of the inputs' free dimensions, in order, each with the size that it stands in first."""
+    values = [node.meta.get("val") for node in graph.find_nodes(op="placeholder")]
+    sizes: list[Any] = [size for value in values if isinstance(value, torch.Tensor) for size in value.shape]
+    found: dict[sympy.Symbol, torch.SymInt] = {}
+    for size in sizes:
+        for symbol in sorted(expression(size).free_symbols, key=str):
+            found.setdefault(symbol, size)
+    return found
+
+
+def dimension_names(graph: fx.Graph, known: Sequence[FreeDimension] = ()) -> dict[sympy.Symbol, sympy.Symbol]:
+    """Readable names of the free dimensions: as given; of the others the first one at position 0 is `batch`.
+
+    Args:
+        graph: shapes propagated.
+        known: what is known of each of its `free_symbols`; names of their own are then kept.
+    """
+    free = free_symbols(graph)
+    names = {symbol: dimension.name for symbol, dimension in zip(free, known, strict=False) if dimension.name}
+    for node in graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")
-        if node.op != "placeholder" or not isinstance(value, torch.Tensor):
-            continue
-        for position, size in enumerate(value.shape):
-            for symbol in sorted(_expression(size).free_symbols - set(names), key=str):
-                taken = {str(name) for name in names.values()}
-                name = "batch" if position == 0 else f"{node.target}_{position}"
-                if name in taken:
-                    name = f"{node.target}_{position}"
-                names[symbol] = sympy.Symbol(name)
-    return names
+        for position, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+            for symbol in sorted(expression(size).free_symbols - set(names), key=str):
+                name = "batch" if position == 0 and "batch" not in names.values() else f"{node.target}_{position}"
+                while name in names.values():
+                    name += "_in"
+                names[symbol] = name
+    return {symbol: sympy.Symbol(names[symbol]) for symbol in free}
 
 
 def tensor_specs(
@@ -182,13 +216,14 @@ def tensor_specs(
     )
 
 
-def _expression(size: int | torch.SymInt) -> Any:
+def expression(size: int | torch.SymInt) -> Any:
+    """A size as sympy has it."""
     return sympy.Integer(size) if isinstance(size, int) else size.node.expr
 
 
 def _dimension(size: int | torch.SymInt, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Dimension:
-    expression = _expression(size)
-    return int(expression) if expression.is_number else str(expression.xreplace(symbols))
+    value = expression(size)
+    return int(value) if value.is_number else str(value.xreplace(symbols))
 
 
 def output_values(graph: fx.Graph) -> list[Any]:

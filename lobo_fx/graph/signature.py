@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
-from lobo_fx.graph.shapes import Dimension, TensorSpec, dimension_names, output_values, tensor_specs
+from lobo_fx.graph.shapes import Dimension, FreeDimension, TensorSpec, dimension_names, output_values, tensor_specs
 
 __all__ = ["Signature", "signature_of"]
 
@@ -143,12 +143,12 @@ def _fits(size: int, dimension: Dimension, free: dict[str, int]) -> bool:
     return not dimension.isidentifier() or free.setdefault(dimension, size) == size
 
 
-def signature_of(module: fx.GraphModule) -> Signature:
-    """Reads the signature off a graph whose shapes are propagated."""
+def signature_of(module: fx.GraphModule, known: Sequence[FreeDimension] = ()) -> Signature:
+    """Reads the signature off a graph whose shapes are propagated; free dimensions are called as they are known."""
     graph = module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     input_names = [str(node.target) for node in placeholders]  # a node's own name avoids Python's builtins
-    symbols = dimension_names(graph)
+    symbols = dimension_names(graph, known)
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     args_spec, _ = info.in_spec.children()
     structure = info.out_spec

@@ -97,8 +97,4 @@ def _recurrent_flops(x: Any, w_ih: Any, w_hh: Any, *args: Any, out_shape: Any = 
 
 def rows(program: Program, inputs: Inputs | None = None) -> int:
     """Rows of the batch in `inputs` (default: the examples); 1 where the batch is fixed."""
-    leaves = (inputs or program.example_inputs).leaves
-    for leaf, spec in zip(leaves, program.signature.inputs, strict=True):
-        if spec and spec.shape and spec.shape[0] == "batch":
-            return int(leaf.shape[0])
-    return 1
+    return program.signature.count_rows(inputs or program.example_inputs)

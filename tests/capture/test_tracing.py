@@ -152,7 +152,7 @@ def test_a_static_single_row_stays_single() -> None:
 def test_the_specification_of_torch_export() -> None:
     model = convnet().eval()
     program = trace(model, IMAGES, dynamic_shapes=({0: Dim.AUTO, 2: Dim("height", min=4, max=64)},))
-    assert str(program.signature) == "input: float32[batch, 3, input_2, 8]"
+    assert str(program.signature) == "input: float32[batch, 3, height, 8]"
     images = torch.randn(3, 3, 20, 8)
     assert equal(model(images), program.module(images))
     with pytest.raises(InvalidInput):
