@@ -18,7 +18,8 @@ from lobo_fx.errors import ExportError
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.operators import works_on_codes
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.randomness import made_of_draws
+from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.randomness import drawing, made_of_draws
 from lobo_fx.graph.running import AS_IT_IS, Runner
 from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_noise
 from lobo_fx.own_operators.integers import dynamic_range
@@ -30,6 +31,7 @@ __all__ = [
     "ROUNDING_MARGIN",
     "SAMPLE",
     "STEP_SHARE",
+    "check_draws",
     "check_parity",
     "is_quantized",
     "rounding_noise",
@@ -66,10 +68,8 @@ def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> float:
     if [t.shape for t in expected] != [t.shape for t in tensors]:
         shapes = f"{[list(t.shape) for t in tensors]}, PyTorch {[list(t.shape) for t in expected]}"
         raise ExportError(f"the runtime gives shapes {shapes}; no file was written")
-    random = made_of_draws(program.module)
-    leaves = pytree.tree_leaves(program.graph.output_node().args[0])
-    given = [n for n in leaves if isinstance(n, fx.Node) and isinstance(n.meta["val"], torch.Tensor)]
-    certain = [place for place, node in enumerate(given) if node not in random]
+    random = _random_outputs(program)
+    certain = [place for place in range(len(expected)) if place not in random]
     if not certain:
         return math.nan
     expected, tensors = [expected[place] for place in certain], [tensors[place] for place in certain]
@@ -91,6 +91,36 @@ def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> float:
             f"{needed:.1f} dB or better; no file was written"
         )
     return error
+
+
+def check_draws(program: Program, inputs: Inputs, first: list[Any], second: list[Any]) -> None:
+    """Refuses a file that gives the same twice where the program draws random numbers.
+
+    Args:
+        program: what was exported.
+        inputs: what the file ran on, twice.
+        first: the runtime's outputs, numpy arrays in order.
+        second: those of the other run.
+
+    Raises:
+        ExportError: names the operators that draw.
+    """
+    still = [place for place in _random_outputs(program) if bool((first[place] == second[place]).all())]
+    if not still:
+        return
+    with torch.no_grad(), program.inference():
+        runs = [pytree.tree_leaves(program.module(*inputs.args, **inputs.kwargs)) for _ in range(2)]
+    one, other = ([leaf for leaf in run if isinstance(leaf, torch.Tensor)] for run in runs)
+    if any(not torch.equal(one[place], other[place]) for place in still):
+        names = ", ".join(map(describe, drawing(program.module)))
+        raise ExportError(f"the runtime draws no random numbers where the model does ({names}); no file was written")
+
+
+def _random_outputs(program: Program) -> list[int]:
+    """Which of the tensors that a program returns depend on random numbers."""
+    random, leaves = made_of_draws(program.module), pytree.tree_leaves(program.graph.output_node().args[0])
+    given = [n for n in leaves if isinstance(n, fx.Node) and isinstance(n.meta["val"], torch.Tensor)]
+    return [place for place, node in enumerate(given) if node in random]
 
 
 def is_quantized(program: Program) -> bool:

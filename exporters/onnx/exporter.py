@@ -15,15 +15,21 @@ from lobo_fx.capture.reexport import exported_program, named_arrays, with_rows
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean
 from lobo_fx.exporters.onnx.placeholders import translations
-from lobo_fx.exporters.onnx.preparation import with_plain_attention, with_plain_products, without_gradients
+from lobo_fx.exporters.onnx.preparation import (
+    with_drawn_dropout,
+    with_plain_attention,
+    with_plain_products,
+    without_gradients,
+)
 from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS, refuse_projections
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
-from lobo_fx.exporters.parity import check_parity, is_quantized
+from lobo_fx.exporters.parity import check_draws, check_parity, is_quantized
 from lobo_fx.files import followed, name_by_content, written_beside
 from lobo_fx.graph.masks import without_masks
 from lobo_fx.graph.operators import is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.randomness import drawing
 from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.shapes import output_values
 from lobo_fx.measures.counts import rows
@@ -97,7 +103,7 @@ class OnnxExporter:
         return Artifact(path, files, size, parity, details)
 
     def _translate(self, program: Program) -> Any:
-        program = with_plain_products(with_plain_attention(program))
+        program = with_plain_products(with_plain_attention(with_drawn_dropout(program)))
         with without_gradients(program), quiet(), not_unrolled():
             exported = exported_program(program)
             try:
@@ -206,6 +212,8 @@ def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
         except Exception as error:
             raise ExportError(f"ONNX Runtime can't run the exported file with {count} rows: {error}") from error
         errors.append(check_parity(program, inputs, found))
+        if drawing(program.module):
+            check_draws(program, inputs, found, session.run(named_arrays(program, inputs)))
     return max(errors), {"kernels": kernels(path)} if is_quantized(program) else {}
 
 

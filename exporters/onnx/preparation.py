@@ -11,8 +11,36 @@ from torch import fx
 from lobo_fx.graph.layers import Layer, layer_of
 from lobo_fx.graph.operators import arguments, aten, is_call, set_argument
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.randomness import draws
 
-__all__ = ["with_plain_attention", "with_plain_products", "without_gradients"]
+__all__ = ["with_drawn_dropout", "with_plain_attention", "with_plain_products", "without_gradients"]
+
+
+def with_drawn_dropout(program: Program) -> Program:
+    """The program, its dropout that always trains as a product with drawn numbers: ONNX Runtime leaves dropout out.
+
+    Before: `dropout(x, p, True)`; after: `x * (bernoulli(1 - p) / (1 - p))`.
+    """
+    if not any(_is_drawn_dropout(node) for node in program.graph.nodes):
+        return program
+    program = program.clone()
+    graph = program.graph
+    for node in filter(_is_drawn_dropout, list(graph.nodes)):
+        x, kept = node.args[0], 1 - arguments(node)["p"]
+        with graph.inserting_before(node):
+            shares = graph.call_function(aten.full_like.default, (x, kept))
+            drawn = graph.call_function(aten.bernoulli.default, (shares,))
+            scaled = graph.call_function(aten.div.Tensor, (drawn, kept or 1.0))
+            product = graph.call_function(aten.mul.Tensor, (x, scaled))
+        product.meta.update(node.meta)
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
+    program.module.recompile()
+    return program
+
+
+def _is_drawn_dropout(node: fx.Node) -> bool:
+    return is_call(node, aten.dropout.default) and draws(node)
 
 
 def with_plain_products(program: Program) -> Program:

@@ -413,6 +413,9 @@ def test_a_model_without_weights_is_refused() -> None:
 class Constants(nn.Module):
     """Tensors outside the state dict: plain attributes, an index, a buffer that is not persistent; and one inside."""
 
+    table: torch.Tensor
+    kept: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.inner = nn.Linear(8, 3), nn.Module()
@@ -446,6 +449,8 @@ def test_constants_are_in_no_state_dict_and_are_saved_all_the_same(passes: list[
 class Remembering(nn.Module):
     """Sets what it can of itself, and of what it holds, while it runs."""
 
+    total: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.calls, self.seen, self.names = nn.Linear(4, 4), 0, [1.0], {"first"}
@@ -463,12 +468,13 @@ class Remembering(nn.Module):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_what_forward_sets_is_not_left_on_the_users_model(training: bool) -> None:
-    model, x = nn.Sequential(Remembering(), nn.Dropout()).train(training), torch.randn(2, 4)
+    own, x = Remembering(), torch.randn(2, 4)
+    model = nn.Sequential(own, nn.Dropout()).train(training)
     model[1].eval()
     with assert_untouched(model):
         program = trace(model, x)
-    assert (model[0].calls, model[0].seen, model[0].names) == (0, [1.0], {"first"})
-    assert not hasattr(model[0], "cache")
+    assert (own.calls, own.seen, own.names) == (0, [1.0], {"first"})
+    assert not hasattr(own, "cache")
     assert torch.equal(program.run(), model.eval()(x))
 
 
