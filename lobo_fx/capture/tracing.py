@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import traceback
-import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,8 +166,7 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
         from torch.export.passes import move_to_device_pass
 
         exported = move_to_device_pass(exported, "cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         traced = exported.module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
     module = ProgramModule(traced, traced.graph)

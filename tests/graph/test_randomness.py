@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnxruntime
 import pytest
@@ -141,17 +141,21 @@ def test_other_draws_are_a_note_and_no_failure() -> None:
     assert {(note.made_by, note.operator) for note in notes} == {("draw_more", "aten.randn_like.default")}
 
 
-class AtTheEnd(nn.Sequential):
+class AtTheEnd(nn.Module):
     """Draws in the shape of its outputs, which no pass changes."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = super().forward(x)
+        y: torch.Tensor = self.layers(x)
         return y + torch.randn_like(y)
 
 
 def test_pruning_around_draws_is_checked_and_pruning_what_is_drawn_is_noted() -> None:
-    around = check_pass(PruneChannels(0.5), AtTheEnd(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), X)
-    assert around.module.get_parameter("0.weight").shape == (8, 8)
+    around = check_pass(PruneChannels(0.5), AtTheEnd(), X)
+    assert around.module.get_parameter("layers.0.weight").shape == (8, 8)
     assert not around.report.notes
     for steps in (1, 2):
         pass_ = PruneChannels(0.5, steps=steps, round_to=1)
@@ -208,7 +212,8 @@ def test_a_file_all_of_whose_outputs_are_random_has_no_parity(tmp_path: Path) ->
 )
 def test_the_users_random_numbers_do_not_move(pass_: Pass, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-    data = torch.utils.data.DataLoader(list(X), batch_size=2, shuffle=True)
+    rows = torch.utils.data.TensorDataset(X)
+    data: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(rows, batch_size=2, shuffle=True)
     before = torch.get_rng_state()
     result = lobo_fx.compile(
         model, [pass_], example_inputs=X, calibration_data=data, evaluate=lambda _: float(torch.rand(1)), progress=False
