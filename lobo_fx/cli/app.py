@@ -58,7 +58,10 @@ def command(function: Command) -> Command:
         except LoboError as error:
             from rich.console import Console
 
-            Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            from lobo_fx.terminal.tables import printable
+
+            said = f"error: {printable(str(error))}"
+            Console(stderr=True).print(said, style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
 
     app.command()(guarded)

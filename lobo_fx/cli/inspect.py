@@ -20,7 +20,7 @@ def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0,
     from lobo_fx.capture.tracing import trace
     from lobo_fx.measures.counts import measure, run_counted
     from lobo_fx.sources.models import build
-    from lobo_fx.terminal.tables import new_table, render
+    from lobo_fx.terminal.tables import new_table, printable, render
 
     built, inputs = build(model, checkpoint, seed)
     program = trace(built, inputs)
@@ -44,7 +44,7 @@ def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0,
     typer.echo(f"{model}: {measures.parameters:,} parameters, {(measures.macs or 0) / 1e6:,.1f}M MACs a row")
     for label in ("inputs", "outputs", "notes"):
         for line in facts[label]:  # type: ignore[attr-defined]
-            typer.echo(f"{label.removesuffix('s')}: {line}")
+            typer.echo(printable(f"{label.removesuffix('s')}: {line}"))
     found = survey(inference)
     typer.echo(f"{found.free_share:.1%} of the parameters can be pruned along {len(found.axes)} free axes")
     typer.echo(render(axis_table(found)))

@@ -27,9 +27,11 @@ from lobo_fx.report.json import (
 )
 from lobo_fx.report.records import Row, Sheet
 from lobo_fx.report.text import artifact_table, pass_table, sheet_table
-from lobo_fx.terminal.tables import escape, render, to_markdown
+from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 
 __all__ = ["Report"]
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclasses.dataclass
@@ -58,7 +60,9 @@ class Report:
             tables.append(artifact_table(self.artifacts))
         if self.benchmark:
             tables.append(benchmark_table(self.benchmark))
-        return "".join(render(table) for table in tables) + "".join(f"note: {note}\n" for note in gathered(self.notes))
+        return "".join(render(table) for table in tables) + "".join(
+            f"note: {printable(note)}\n" for note in gathered(self.notes)
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain data, raw numbers; `from_json` reads it back."""
@@ -90,11 +94,11 @@ class Report:
         return json.dumps(self.as_json(), indent=2)
 
     def to_csv(self) -> str:
-        """The rows, with raw numbers."""
+        """The rows, with raw numbers; text that a spreadsheet would compute has an apostrophe before it."""
         stream = io.StringIO()
         writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in self.rows)
+        writer.writerows(map(_cells, self.rows))
         return stream.getvalue()
 
     def to_markdown(self) -> str:
@@ -128,3 +132,12 @@ class Report:
         checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         saved = json.dumps(self.as_json() | {"files": checksums}, indent=2)
         return write_files(Path(folder), {**files, "report.json": saved})
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    """A row for spreadsheets, to which a text that starts so is a formula."""
+    cells = dataclasses.asdict(row)
+    return {
+        name: f"'{cell}" if str(cell).startswith(_FORMULA) and isinstance(cell, str) else cell
+        for name, cell in cells.items()
+    }

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
+from lobo_fx.terminal.tables import printable
+
 __all__ = ["T", "spinner", "track"]
 
 T = TypeVar("T")
@@ -20,7 +22,7 @@ def track(items: Iterable[T], description: str, show: bool = True) -> Iterator[T
     if not show or not console.is_terminal:
         yield from items
         return
-    yield from rich_track(iter(items), description, total=_length(items), console=console, transient=True)
+    yield from rich_track(iter(items), printable(description), total=_length(items), console=console, transient=True)
 
 
 def _length(items: Iterable[object]) -> int | None:
@@ -40,5 +42,5 @@ def spinner(description: str, show: bool = True) -> Iterator[None]:
     if not show or not console.is_terminal:
         yield
         return
-    with console.status(description):
+    with console.status(printable(description)):
         yield

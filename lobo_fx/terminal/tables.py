@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["escape", "new_table", "render", "to_markdown"]
+__all__ = ["escape", "new_table", "printable", "render", "to_markdown"]
+
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {ord("\t"): " ", ord("\n"): "\n"}
+"""What a terminal would obey instead of showing it."""
+
+
+def printable(text: str) -> str:
+    """A text without control characters, which names in files and models may hold; lines stay."""
+    return text.translate(_CONTROLS)
 
 
 def new_table(title: str, columns: list[str]) -> Table:
@@ -45,7 +53,7 @@ def escape(text: str) -> str:
         ("`", "\\`"),
     ):
         text = text.replace(old, new)
-    return text
+    return printable(text)
 
 
 def render(table: Table, width: int = 180) -> str:
@@ -54,4 +62,4 @@ def render(table: Table, width: int = 180) -> str:
 
     stream = io.StringIO()
     Console(file=stream, width=width, color_system=None, markup=False, emoji=False, highlight=False).print(table)
-    return stream.getvalue()
+    return printable(stream.getvalue())

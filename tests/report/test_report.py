@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import PruneWeights, QuantizeStatic
 from lobo_fx.report.records import Row
-from lobo_fx.terminal.tables import escape, new_table, render, to_markdown
+from lobo_fx.terminal.tables import escape, new_table, printable, render, to_markdown
 
 NAMES = ["a|b", "<script>alert(1)</script>", "**bold** *it*", "`code`", "back\\slash", "a&lt;b", "[link](javascript:x)"]
 
@@ -353,3 +354,26 @@ def test_a_compilation_reports_a_row_per_pass_and_what_it_wrote(tmp_path: Path) 
     assert "QuantizeStatic(kernels='all')" in report.to_markdown()
     result.save(tmp_path / "saved")
     assert [r.name for r in lobo_fx.load(tmp_path / "saved").report.rows] == [r.name for r in report.rows]
+
+
+# Names that others chose.
+
+
+def test_control_characters_reach_no_terminal() -> None:
+    """An escape sequence in a name would move the cursor, hide lines or set the window's title."""
+    hostile = "a\x1b[2Jb\x9b1mc\x07d\re\x00f"
+    report = Report(hostile, [row(hostile)], [Note(f"{hostile}\tnote")])
+    for text in (str(report), report.to_markdown()):
+        assert not [c for c in text if c != "\n" and unicodedata.category(c) == "Cc"]
+        assert "2Jb1mcdef" in text
+    assert "ef note" in str(report)
+    assert printable("naïve → 日本 👩‍🔬\n") == "naïve → 日本 👩‍🔬\n"
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_a_spreadsheet_computes_no_name(name: str) -> None:
+    report = Report("m", [row(name, snr=-3.5), row(f"a{name}")])
+    first, second = csv.DictReader(io.StringIO(report.to_csv()))
+    assert first["name"] == f"'{name}"
+    assert second["name"] == f"a{name}"
+    assert float(first["snr"]) == -3.5
