@@ -72,8 +72,8 @@ def compile(
         raise InvalidInput(f"evaluate is a {type(evaluate).__name__}; expected a function from a module to a score")
     if loss_fn is not None and not callable(loss_fn):
         raise InvalidInput(f"loss_fn is a {type(loss_fn).__name__}; expected a function of outputs and labels")
-    if not isinstance(seed, int):
-        raise InvalidInput(f"seed is {seed!r}; it must be a whole number")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InvalidInput(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1")
     with spinner("trace", progress):
         program = _program(model, example_inputs, dynamic_shapes)
         check_model(program)

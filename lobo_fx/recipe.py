@@ -87,6 +87,8 @@ def read_recipe(text: str, source: str) -> list[Pass]:
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise InvalidInput(f"{source}:1: nested too deeply for a recipe") from None
     except yaml.YAMLError as error:
         line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 1
         raise InvalidInput(f"{source}:{line}: not YAML: {getattr(error, 'problem', error)}") from None
@@ -126,7 +128,7 @@ def read_pass(text: str) -> Pass:
         try:
             # YAML reads 2:4 as a number to base 60
             settings[key] = value if _N_OF_M.fullmatch(value) else yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = getattr(error, "problem", error)
             raise InvalidInput(f"'{text}': the value of '{key}' is not YAML: {reason}") from None
     return build(PASSES.get(name.strip()), settings)
@@ -165,7 +167,7 @@ def _pass_of(node: yaml.Node, source: str) -> Pass:
             lines[key.value] = _line(key)
         try:
             settings = _value(body)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{source}:{_line(body)}: {getattr(error, 'problem', error)}") from None
     if not isinstance(name, yaml.ScalarNode):
         raise InvalidInput(f"{source}:{_line(node)}: a pass is a name, or 'name: {{setting: value}}'")

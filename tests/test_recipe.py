@@ -230,3 +230,11 @@ def test_a_pass_that_can_not_be_read(text: str, complaint: str) -> None:
     with pytest.raises(InvalidInput) as error:
         read_pass(text)
     assert complaint in str(error.value)
+
+
+def test_deep_nesting_is_refused() -> None:
+    deep = "[" * 3000 + "]" * 3000
+    with pytest.raises(InvalidInput, match=r"deep\.yaml:1: nested too deeply"):
+        read_recipe(f"passes: {deep}", "deep.yaml")
+    with pytest.raises(InvalidInput, match="'observer' is not YAML"):
+        read_pass(f"quantize_static:observer={deep}")

@@ -191,7 +191,7 @@ def _largest(exponent: ast.AST) -> float:
     computed = any(isinstance(node, ast.BinOp) for node in ast.walk(exponent))
     if computed or any(not isinstance(name, ast.Name) or name.id not in _NUMBERS for name in called):
         return math.inf
-    return max(1.0, *(abs(float(node.value)) for node in ast.walk(exponent) if isinstance(node, ast.Constant)))
+    return max(1.0, *(abs(float(str(node.value))) for node in ast.walk(exponent) if isinstance(node, ast.Constant)))
 
 
 def _items(value: Any, inside_strings: bool = False) -> Iterator[tuple[str, Any]]:

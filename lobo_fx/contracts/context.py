@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.inputs import Inputs
+from lobo_fx.errors import InvalidInput, LoboError
+from lobo_fx.graph.inputs import Inputs, check_tensors
 from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import user_line
 from lobo_fx.graph.signature import Signature
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import track
 
-__all__ = ["Context", "Data", "Evaluate", "LossFunction", "is_held_out"]
+__all__ = ["Context", "Data", "Evaluate", "LossFunction", "is_held_out", "users_code"]
 
 _CPU = torch.device("cpu")
 _MANY = 64
@@ -30,6 +34,23 @@ Evaluate = Callable[[nn.Module], float]
 def is_held_out(row: int) -> bool:
     """Whether a row of the calibration data, counted over all batches, is kept from fits, to judge them."""
     return row % (4 if row < _MANY else 8) == 1
+
+
+@contextlib.contextmanager
+def users_code(name: str) -> Iterator[None]:
+    """Says of an error in what the user passed to the compiler whose code failed, and where.
+
+    Raises:
+        InvalidInput: names the argument, and the line of the user's file.
+    """
+    try:
+        yield
+    except LoboError:
+        raise
+    except Exception as error:
+        line = user_line("".join(traceback.format_tb(error.__traceback__)))
+        where = f" at {line}" if line else ""
+        raise InvalidInput(f"{name} failed{where}: {type(error).__name__}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +116,7 @@ class Context:
         if self.calibration_data is None:
             raise InvalidInput("calibration_data= is needed: a DataLoader or a list of batches")
         empty = True
-        for index, batch in enumerate(track(self.calibration_data, description, self.show_progress)):
+        for index, batch in self._read("calibration_data", description):
             empty = False
             yield self._bind("calibration_data", index, batch)
         if empty:
@@ -146,7 +167,7 @@ class Context:
         if self.train_data is None:
             raise InvalidInput("train_data= is needed: batches of inputs and labels")
         empty = True
-        for index, batch in enumerate(track(self.train_data, description, self.show_progress)):
+        for index, batch in self._read("train_data", description):
             empty = False
             if isinstance(batch, Mapping):
                 rest = [value for name, value in batch.items() if name not in self.signature.names]
@@ -173,20 +194,62 @@ class Context:
                 continue
             if not isinstance(value, Iterable):
                 raise InvalidInput(f"{need} is a {type(value).__name__}; expected a DataLoader or a list of batches")
-            if iter(value) is value:
+            with users_code(need):
+                one_shot, first = iter(value) is value, next(iter(value), value)
+            if one_shot:
                 raise InvalidInput(
                     f"{need} is a one-shot iterator ({type(value).__name__}); pass a DataLoader or a list, "
                     "which can be read again"
                 )
-            if (first := next(iter(value), value)) is value:
+            if first is value:
                 raise InvalidInput(f"{need} is empty: it must yield at least one batch")
             self._bind(need, 0, first)
+
+    def _read(self, source: str, description: str) -> Iterator[tuple[int, object]]:
+        """The user's batches, numbered; what goes wrong in the user's loader is said to be the loader's."""
+        batches = enumerate(track(getattr(self, source), description, self.show_progress))
+        while True:
+            with users_code(source):
+                found = next(batches, None)
+            if found is None:
+                return
+            yield found
+
+    def loss(self, outputs: object, labels: object) -> torch.Tensor:
+        """The user's loss, which can be differentiated.
+
+        Raises:
+            InvalidInput: `loss_fn` fails, or gives no scalar that depends on the outputs.
+        """
+        assert self.loss_fn is not None
+        with users_code("loss_fn"):
+            loss = self.loss_fn(outputs, labels)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise InvalidInput("loss_fn must return a scalar tensor that depends on the outputs")
+        return loss
+
+    def score(self, program: Program) -> float | None:
+        """The user's score of a copy, which `evaluate` may switch to training or change at will; None without one.
+
+        Raises:
+            InvalidInput: `evaluate` fails, or returns no number.
+        """
+        if self.evaluate is None:
+            return None
+        with users_code("evaluate"):
+            score = self.evaluate(program.clone().module)
+        if not isinstance(score, (int, float)):
+            raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")
+        if math.isnan(score):
+            raise InvalidInput("evaluate returned NaN, which is no better or worse than any score")
+        return float(score)
 
     def _bind(self, source: str, index: int, batch: object) -> Inputs:
         try:
             inputs = self.signature.bind_batch(batch)
         except InvalidInput as error:
             raise InvalidInput(f"{source}, batch {index}: {error}") from None
+        check_tensors(inputs, f"{source}, batch {index}")
         for tensor in inputs.tensors:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise InvalidInput(f"{source}, batch {index} holds NaN or infinity")

@@ -7,10 +7,10 @@ import math
 import time
 from collections.abc import Sequence
 
-from lobo_fx.contracts.context import Context, Evaluate
+from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.contracts.verification import Snapshot, snapshot, verify
-from lobo_fx.errors import ContractError, InvalidInput, LoboError
+from lobo_fx.errors import ContractError, LoboError
 from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.randomness import random_state_kept
@@ -20,7 +20,7 @@ from lobo_fx.measures.judge import Judge, Verdict
 from lobo_fx.report.records import Row
 from lobo_fx.terminal.progress import spinner
 
-__all__ = ["Pipeline", "score_of"]
+__all__ = ["Pipeline"]
 
 
 @dataclasses.dataclass
@@ -67,7 +67,7 @@ class Pipeline:
         context = dataclasses.replace(context, original=original)
         first = snapshot(original)
         batches = context.held_out_batches() if context.calibration_data is not None else []
-        same, score = Verdict(math.inf, math.inf), score_of(context.evaluate, original)
+        same, score = Verdict(math.inf, math.inf), context.score(original)
         row = Row.of("original", measure(original, first.macs), same, score, 0.0)
         judge = Judge(original, batches or [original.example_inputs])
         return cls(original, context, original.clone(), [row], judge, first, first)
@@ -98,7 +98,7 @@ class Pipeline:
             after = verify(pass_, self.last, program, context)
         mark_weights(program.module)
         verdict = self.judge(program)
-        score, seconds = score_of(context.evaluate, program), time.perf_counter() - start
+        score, seconds = context.score(program), time.perf_counter() - start
         self.rows.append(Row.of(str(pass_), measure(program, after.macs), verdict, score, seconds))
         self.program, self.last = program, after
         return program
@@ -114,17 +114,3 @@ def _rewritten(pass_: Pass, program: Program, context: Context) -> Program:
     if not isinstance(rewritten, Program):
         raise ContractError(f"{pass_} returned a {type(rewritten).__name__}; run must return the program")
     return rewritten
-
-
-def score_of(evaluate: Evaluate | None, program: Program) -> float | None:
-    """The user's score of a copy, which `evaluate` may switch to training or change at will.
-
-    Raises:
-        InvalidInput: it is no number.
-    """
-    if evaluate is None:
-        return None
-    score = evaluate(program.clone().module)
-    if not isinstance(score, (int, float)):
-        raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")
-    return float(score)

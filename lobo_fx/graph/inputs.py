@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.errors import InvalidInput
 
-__all__ = ["HOW_TO_PASS", "DynamicShapes", "Inputs", "as_inputs", "dynamic_shapes_of"]
+__all__ = ["HOW_TO_PASS", "DynamicShapes", "Inputs", "as_inputs", "check_tensors", "dynamic_shapes_of"]
 
 DynamicShapes = Any
 """`"batch"`, None, or a specification as `torch.export.export(dynamic_shapes=...)` takes it."""
@@ -51,7 +51,7 @@ def as_inputs(value: object) -> Inputs:
     """Reads a tensor, a tuple or list, or a dict of keyword inputs.
 
     Raises:
-        InvalidInput: `value` is anything else, or holds no tensor.
+        InvalidInput: `value` is anything else, or holds no tensor, or one that can't be computed with.
     """
     if isinstance(value, Inputs):
         inputs = value
@@ -65,7 +65,26 @@ def as_inputs(value: object) -> Inputs:
         raise InvalidInput(f"example_inputs is a {type(value).__name__}. {HOW_TO_PASS}")
     if not inputs.tensors:
         raise InvalidInput(f"example_inputs holds no tensor. {HOW_TO_PASS}")
+    check_tensors(inputs, "example_inputs")
     return inputs
+
+
+def check_tensors(inputs: Inputs, source: str) -> None:
+    """Refuses tensors that hold no values to compute with, or not as an array.
+
+    Raises:
+        InvalidInput: a tensor is on the meta device, sparse or nested, or has no rows.
+    """
+    for tensor in inputs.tensors:
+        if tensor.is_meta:
+            raise InvalidInput(f"{source} holds a tensor on the meta device, which has no values")
+        if tensor.layout != torch.strided:
+            kind = str(tensor.layout).removeprefix("torch.")
+            raise InvalidInput(f"{source} holds a tensor of layout {kind}; make it dense with .to_dense()")
+        if tensor.dim() and not tensor.shape[0]:
+            raise InvalidInput(
+                f"{source} holds a tensor of shape {list(tensor.shape)}: without rows nothing can be verified"
+            )
 
 
 def dynamic_shapes_of(inputs: Inputs, names: Sequence[str], describe: Callable[[Any], Any]) -> Any:

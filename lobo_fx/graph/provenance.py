@@ -18,7 +18,7 @@ from lobo_fx.graph.node_facts import facts_of
 __all__ = ["check_patterns", "describe", "inherit", "module_name", "phrase", "source_line", "user_line"]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
-_LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 
 
 def module_name(node: fx.Node) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ class CostTable:
         costs: by `Kernel.key`.
         path: where it is kept; None keeps it in memory only, as what was shipped from another machine is.
         shipped: whether it was read from a file of the user's.
+        damaged: whether what was kept at `path` is no table; it is measured again, and replaced.
         failures: why kernels could not be measured, by `Kernel.key`; not kept, since another version may measure them.
     """
 
@@ -37,6 +39,7 @@ class CostTable:
     costs: dict[str, Cost]
     path: Path | None = None
     shipped: bool = False
+    damaged: bool = False
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -45,8 +48,10 @@ class CostTable:
         machine = f"{cpu_name()}, {runtime}"
         folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lobo-fx" / "costs"
         path = folder / ("".join(c if c.isalnum() else "-" for c in machine) + ".json")
-        known = cls.load(path).costs if path.is_file() else {}
-        return cls(machine, known, path)
+        try:
+            return cls(machine, cls.load(path).costs if path.is_file() else {}, path)
+        except InvalidInput:
+            return cls(machine, {}, path, damaged=True)
 
     @classmethod
     def load(cls, path: str | Path) -> CostTable:
@@ -59,12 +64,15 @@ class CostTable:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             costs = {key: Cost(float(pair[0]), float(pair[1])) for key, pair in content["costs"].items()}
+            for key, cost in costs.items():
+                if not all(0 <= time < math.inf for time in (cost.floating, cost.integer)):
+                    raise ValueError(f"'{key}' costs {cost.floating} and {cost.integer} microseconds")
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}")
             return cls(str(content["machine"]), costs, shipped=True)
         except OSError as error:
             raise InvalidInput(f"can't read the cost table {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise InvalidInput(f"{path} is no cost table ({error}); measure one with CostTable.save") from None
 
     def save(self, path: str | Path) -> None:

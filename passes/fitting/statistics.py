@@ -25,13 +25,10 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
     second = {id(p): torch.zeros_like(p) for p in parameters}
     count = 0
     for inputs, labels in context.training_batches("gradients"):
-        assert context.loss_fn is not None
         if not parameters:
             raise InvalidInput("all parameters are frozen: no gradient can be taken")
         with torch.enable_grad():
-            loss = context.loss_fn(module(*inputs.args, **inputs.kwargs), labels)
-            if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                raise InvalidInput("loss_fn must return a scalar tensor that depends on the outputs")
+            loss = context.loss(module(*inputs.args, **inputs.kwargs), labels)
             if not bool(loss.isfinite()):
                 raise InvalidInput(f"loss_fn gives {float(loss.detach())} on batch {count} of train_data")
             found = torch.autograd.grad(loss, parameters, allow_unused=True)

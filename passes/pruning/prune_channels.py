@@ -115,7 +115,8 @@ class PruneChannels(Pass):
             raise InvalidInput(f"target={self.target!r} chooses the ratio itself; leave ratio out, keep= says how much")
         if not self.target and self.keep is not None:
             raise InvalidInput("keep says how much of a target stays; give target= too, or ratio= alone")
-        if isinstance(self.exclude, str) or not all(isinstance(pattern, str) for pattern in self.exclude):
+        listed = isinstance(self.exclude, Sequence) and not isinstance(self.exclude, (str, bytes))
+        if not listed or not all(isinstance(pattern, str) for pattern in self.exclude):
             raise InvalidInput(f"exclude is {self.exclude!r}; it must be a list of patterns of names")
         if self.plan is not None:
             given = [name for name in self.settings if name not in ("plan", "compensation")]

@@ -80,9 +80,9 @@ class MixedPrecision(Pass):
 
     def run(self, program: Program, context: Context) -> Program:
         program, choices = self.quantizer.simplify(program, context)
-        evaluate = context.evaluate if self.drop is not None else None
+        score = None if self.drop is None else context.score(program)
         budget = DECIBELS if self.decibels is None else self.decibels
-        least = evaluate(program.clone().module) - (self.drop or 0.0) if evaluate else budget
+        least = budget if score is None else score - (self.drop or 0.0)
         whole, original = choices.place(), program.clone()
         whole.note(program.graph, context)
         prepared = prepare(program.clone(), whole, context)
@@ -100,7 +100,8 @@ class MixedPrecision(Pass):
         @functools.cache
         def within(index: int, stored: bool) -> bool:
             made = quantized(index, stored, dataclasses.replace(context, notes=[], show_progress=False))
-            return (evaluate(made.module) if evaluate else simulation.of(made)) >= least
+            found = simulation.of(made) if score is None else context.score(made)
+            return found is not None and found >= least
 
         for stored in (True, False):  # int8 as storage alone may cost too much
             chosen = _first(functools.partial(within, stored=stored), len(placements))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import fx
@@ -99,6 +100,8 @@ class QuantizeStatic(Pass):
                 known = (*_OBSERVERS, "float")
                 raise InvalidInput(f"overrides['{pattern}'] is {choice!r}; it must be one of {', '.join(known)}")
         if self.costs is not None:
+            if not isinstance(self.costs, (str, Path)):
+                raise InvalidInput(f"costs is {self.costs!r}; it must be the path of a cost table")
             CostTable.load(self.costs)
 
     def check(self, program: Program) -> None:

@@ -1,17 +1,21 @@
-"""Calibration data in two parts: what a fit may see, and what judges it."""
+"""Calibration data in two parts; and of what goes wrong in the user's own code, whose it was and where."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import lobo_fx
+from lobo_fx import InvalidInput
 from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
+from lobo_fx.passes import MixedPrecision, PruneChannels, QuantizeStatic
 
 
 class Two(nn.Module):
@@ -75,3 +79,108 @@ def test_rows_of_a_computed_size_are_not_taken_apart() -> None:
         (4, False),
         (4, True),
     ]
+
+
+ROWS = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+def fail(*given: object) -> Any:
+    raise RuntimeError("out of luck")
+
+
+class Loader:
+    """Batches of which one can't be read."""
+
+    def __init__(self, sound: int) -> None:
+        self.sound = sound
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(self.sound):
+            yield ROWS, torch.zeros(8, dtype=torch.long)
+        fail()
+
+
+TAYLOR = PruneChannels(0.5, importance="taylor", round_to=1)
+LABELLED = [(ROWS, torch.zeros(8, dtype=torch.long))]
+FAILURES: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "calibration_data": ([QuantizeStatic(kernels="all")], {"calibration_data": Loader(1)}),
+    "train_data": ([TAYLOR], {"train_data": Loader(1), "loss_fn": nn.functional.cross_entropy}),
+    "loss_fn": ([TAYLOR], {"train_data": LABELLED, "loss_fn": fail}),
+    "evaluate": ([], {"evaluate": fail}),
+}
+
+
+@pytest.mark.parametrize("argument", FAILURES)
+def test_an_error_in_the_users_code_names_it_and_its_line(argument: str) -> None:
+    passes, given = FAILURES[argument]
+    with pytest.raises(
+        InvalidInput, match=rf"{argument} failed at .*test_context\.py:\d+: .*RuntimeError: out of luck"
+    ):
+        lobo_fx.compile(network(), passes, example_inputs=ROWS, progress=False, **given)
+
+
+def test_a_loader_that_fails_at_once_is_refused_before_work() -> None:
+    with pytest.raises(InvalidInput, match=r"calibration_data failed at .*test_context\.py"):
+        lobo_fx.compile(network(), example_inputs=ROWS, calibration_data=Loader(0), progress=False)
+
+
+def test_a_function_called_wrongly_is_not_blamed_on_our_line() -> None:
+    wrong: Any = lambda: 1.0  # noqa: E731
+    with pytest.raises(InvalidInput, match=r"evaluate failed: TypeError: .* takes 0 positional"):
+        lobo_fx.compile(network(), example_inputs=ROWS, evaluate=wrong, progress=False)
+
+
+@pytest.mark.parametrize("scores", [[math.nan], [1.0, math.nan]], ids=["first", "later"])
+def test_a_score_that_is_not_a_number_is_refused(scores: list[float]) -> None:
+    given = iter(scores)
+    mixed = MixedPrecision(drop=0.01, quantizer=QuantizeStatic(kernels="all"))
+    with pytest.raises(InvalidInput, match="evaluate returned NaN"):
+        lobo_fx.compile(
+            network(),
+            [mixed],
+            example_inputs=ROWS,
+            calibration_data=[ROWS],
+            evaluate=lambda module: next(given, math.nan),
+            progress=False,
+        )
+
+
+@pytest.mark.parametrize("seed", [True, -1, 2**63, 2**64, 1.0, "0"])
+def test_a_seed_is_a_whole_number_of_63_bits(seed: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"seed is .*it must be a whole number"):
+        lobo_fx.compile(network(), example_inputs=ROWS, seed=seed, progress=False)
+
+
+UNFIT: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
+    "no rows": (lambda: torch.randn(0, 6), "without rows nothing can be verified"),
+    "meta": (lambda: torch.randn(8, 6, device="meta"), "meta device"),
+    "sparse": (lambda: ROWS.to_sparse(), "layout sparse_coo; make it dense"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_tensors_that_hold_nothing_to_compute_with_are_refused(name: str) -> None:
+    make, words = UNFIT[name]
+    with pytest.raises(InvalidInput, match=f"example_inputs holds a tensor .*{words}"):
+        lobo_fx.compile(network(), example_inputs=make(), progress=False)
+    with pytest.raises(InvalidInput, match=f"calibration_data, batch 0 holds a tensor .*{words}"):
+        lobo_fx.compile(network(), example_inputs=ROWS, calibration_data=[make()], progress=False)
+
+
+def test_an_empty_dimension_that_counts_no_rows_is_no_fault() -> None:
+    """A cache of keys before the first step."""
+    result = lobo_fx.compile(
+        Joined(), example_inputs=(torch.ones(2, 0, 3), torch.ones(2, 1, 3)), dynamic_shapes=None, progress=False
+    )
+    assert result.module(torch.ones(2, 0, 3), torch.ones(2, 1, 3)).shape == (2, 1, 3)
+
+
+class Joined(nn.Module):
+    """Appends a step to a cache."""
+
+    def forward(self, cache: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        return torch.cat([cache, step], 1) * 2

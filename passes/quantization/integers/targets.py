@@ -51,6 +51,6 @@ def target_named(name: str) -> Target:
     Raises:
         InvalidInput: there is none.
     """
-    if name != "auto" and name not in TARGETS:
+    if name not in ("auto", *TARGETS):
         raise InvalidInput(f"target is {name!r}; it must be one of auto, {', '.join(TARGETS)}")
     return TARGETS[target_of_this_machine() if name == "auto" else name]

@@ -839,3 +839,9 @@ def test_one_scale_drowns_no_part(joined: bool, boxes: float) -> None:
     assert bool(drowned) == (boxes > 1)
     if drowned:
         assert ("'score' gives" if joined else "a channel of the output") in drowned[0]
+
+
+@pytest.mark.parametrize("settings", [{"costs": 5}, {"costs": True}, {"target": []}], ids=str)
+def test_settings_of_another_type_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=f"{next(iter(settings))} is .*it must be"):
+        QuantizeStatic(**settings)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import lobo_fx
+from lobo_fx.errors import InvalidInput
 from lobo_fx.exporters.onnxruntime.kernel_costs import measure_kernels
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.measures.kernel_costs import CostTable
@@ -21,6 +22,7 @@ from lobo_fx.passes.quantization.integers.minimum_cut import LEAST_GAIN, cheapes
 from lobo_fx.passes.quantization.integers.placement import Choices, Observing, Request
 from lobo_fx.passes.quantization.integers.targets import TARGETS
 from lobo_fx.plugins.kernels import Cost, Kernel, MeasuresKernels, NoCost
+from lobo_fx.plugins.registry import RUNTIMES
 
 REQUEST = Request(ONNX_RUNTIME, TARGETS["x86-vnni"], Observing("min_max"))
 
@@ -249,3 +251,28 @@ def test_targets_choose_the_integers(target: str, dtype: torch.dtype, limit: int
     assert activations
     assert {node.args[-1] for node in activations} == {dtype}
     result.export(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("content", ["half a tab", "{}", '{"format": 1, "machine": "m", "costs": {"k": [NaN, 1]}}'])
+def test_a_damaged_table_is_measured_again_and_replaced(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    table = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version)
+    assert table.path is not None
+    table.path.parent.mkdir(parents=True)
+    table.path.write_text(content)
+    with pytest.raises(InvalidInput, match="is no cost table"):
+        CostTable.load(table.path)
+
+    def notes() -> list[str]:
+        rows = torch.ones(2, 4)
+        model = nn.Sequential(nn.Linear(4, 4))
+        result = lobo_fx.compile(
+            model, [QuantizeStatic()], example_inputs=rows, calibration_data=[rows], progress=False
+        )
+        return [note for note in result.report.notes if "damaged" in note]
+
+    assert notes() == [f"the cost table kept in {table.path} is damaged: measured again"]
+    assert CostTable.load(table.path).costs
+    assert notes() == []
