@@ -108,9 +108,14 @@ class Search:
 
         One ratio for all axes is bisected first. Since all axes step to their next widths at once, the nearest such
         widths are then improved by moving single axes, those widths first that are nearest to the target.
+
+        Raises:
+            InvalidInput: the program has nothing of what is to be kept.
         """
         cost = COSTS[target.of]
         whole = cost(inference, {})
+        if not whole:
+            raise InvalidInput(f"target={target.of!r}: the model has none, so no share of it can be kept")
         best: tuple[float, float, Widths] = (math.inf, 1.0, {})
 
         def try_out(widths: Widths) -> float:

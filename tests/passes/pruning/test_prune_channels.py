@@ -518,3 +518,12 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
             loss_fn=lambda outputs, labels: (outputs * torch.nan).sum(),
             progress=False,
         )
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("target", ["macs", "parameters", "file_size"])
+def test_a_target_of_which_a_model_has_none_is_refused(target: str, steps: int) -> None:
+    with pytest.raises(InvalidInput, match=f"target='{target}': the model has none"):
+        lobo_fx.compile(
+            nn.ReLU(), [PruneChannels(target=target, steps=steps)], example_inputs=torch.ones(2, 3), progress=False
+        )
