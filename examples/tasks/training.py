@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -127,8 +128,10 @@ def train(recipe: Recipe, train_split: Split, test_split: Split, path: Path) -> 
         spent += _clocks() - start
         print(f"{path.stem}: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.4f}", flush=True)
         state = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
+        saved = io.BytesIO()  # torch aborts the interpreter where the disk is full
+        torch.save(state | {"spent": spent}, saved)
         with written_beside(checkpoint) as folder:
-            torch.save(state | {"spent": spent}, folder / checkpoint.name)
+            (folder / checkpoint.name).write_bytes(saved.getbuffer())
     facts = {
         "accuracy": f"{accuracy(module, test_split):.4f}",
         "seconds": f"{spent[0]:.0f}",
