@@ -170,8 +170,7 @@ def _output_names(structure: pytree.TreeSpec, count: int, taken: Iterable[str]) 
     A name that an input or an earlier output has gets `_out` after it: a file needs them to differ.
     """
     tree = pytree.tree_unflatten(list(range(count)), structure)
-    paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
-    names = [".".join(_key(entry) for entry in path) for path in paths]
+    names = [".".join(path) for path in _paths(tree, structure)]
     if count == 1 and names[0] in ("", "0"):
         return ["output"]
     known, unique = set(taken), []
@@ -181,6 +180,22 @@ def _output_names(structure: pytree.TreeSpec, count: int, taken: Iterable[str]) 
         known.add(name)
         unique.append(name)
     return unique
+
+
+def _paths(tree: Any, structure: pytree.TreeSpec) -> list[tuple[str, ...]]:
+    """The keys that lead to each leaf; of a type that was registered without them, its context if that has them."""
+    if structure.is_leaf():
+        return [()]
+    node = pytree.SUPPORTED_NODES[structure.type]
+    children, context = node.flatten_fn(tree)
+    if node.flatten_with_keys_fn is not None:
+        keys = [_key(key) for key, _ in node.flatten_with_keys_fn(tree)[0]]
+    elif isinstance(context, (list, tuple)) and len(context) == len(children):
+        keys = list(map(str, context))
+    else:
+        keys = list(map(str, range(len(children))))
+    below = [_paths(child, spec) for child, spec in zip(children, structure.children(), strict=True)]
+    return [(key, *path) for key, paths in zip(keys, below, strict=True) for path in paths]
 
 
 def _key(entry: Any) -> str:
