@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.export import Dim
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import HOW_TO_PASS, Inputs, dynamic_shapes_of
 
-__all__ = ["check_arity", "free_batch", "in_order", "positional_names"]
+__all__ = ["check_arity", "free_batch", "gathered_named", "in_order"]
 
 
 def check_arity(model: nn.Module, inputs: Inputs) -> None:
@@ -31,14 +33,6 @@ def check_arity(model: nn.Module, inputs: Inputs) -> None:
         ) from None
 
 
-def positional_names(model: nn.Module, count: int) -> list[str]:
-    """Names of the first `count` parameters of the model's forward; `*rest` for those that it gathers."""
-    parameters = list(inspect.signature(model.forward).parameters.values())[:count]
-    names = [parameter.name for parameter in parameters]
-    gathered = [p.name for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL]
-    return [*names[: names.index(gathered[0])], f"*{gathered[0]}"] if gathered else names
-
-
 def in_order(model: nn.Module, inputs: Inputs) -> Inputs:
     """Keyword inputs in the order of the model's forward."""
     known = list(inspect.signature(model.forward).parameters)
@@ -47,7 +41,37 @@ def in_order(model: nn.Module, inputs: Inputs) -> Inputs:
     return Inputs(inputs.args, {name: inputs.kwargs[name] for name in names})
 
 
-def free_batch(inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Any]:
+@contextlib.contextmanager
+def gathered_named(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Has a model with `forward(**kwargs)` state the names it is given, for a while.
+
+    `torch.export` frees no dimension of an input that the signature of `forward` does not name.
+    """
+    forward, before = model.forward, vars(model).get("forward")
+    signature = inspect.signature(forward)
+    stated = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(stated) == len(signature.parameters):
+        yield
+        return
+
+    @functools.wraps(forward)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    gathered = [name for name in inputs.kwargs if name not in signature.parameters]
+    stated += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in gathered]
+    named.__signature__ = signature.replace(parameters=stated)  # type: ignore[attr-defined]
+    model.forward = named
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
+
+
+def free_batch(inputs: Inputs, forward: Callable[..., Any]) -> tuple[Inputs, Any]:
     """Inputs with at least two rows, and a specification for `torch.export` that leaves the batch free.
 
     `torch.export` treats a size of 1 as a constant, so a single row is repeated. Only tensors whose
@@ -55,7 +79,7 @@ def free_batch(inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Any]:
 
     Args:
         inputs: as the model takes them.
-        names: of the positional inputs, as the model's forward has them.
+        forward: the model's.
     """
     rows = next((tensor.shape[0] for tensor in inputs.tensors if tensor.dim()), 0)
 
@@ -66,4 +90,4 @@ def free_batch(inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, Any]:
         inputs = inputs.map(lambda t: t.repeat(2, *[1] * (t.dim() - 1)) if carries_batch(t) else t)
         rows = 2
     batch = Dim("batch")
-    return inputs, dynamic_shapes_of(inputs, names, lambda leaf: {0: batch} if carries_batch(leaf) else None)
+    return inputs, dynamic_shapes_of(inputs, forward, lambda leaf: {0: batch} if carries_batch(leaf) else None)

@@ -40,7 +40,7 @@ def exported_program(program: Program) -> ExportedProgram:
         } or None
 
     inputs = with_rows(program, max(2, rows(program)))
-    shapes = dynamic_shapes_of(inputs, program.signature.names[: program.signature.positional], free)
+    shapes = dynamic_shapes_of(inputs, program.module.forward, free)
     with quiet(), not_unrolled(), program.inference():
         try:
             exported = torch.export.export(

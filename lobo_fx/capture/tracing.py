@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from lobo_fx.capture.binding import check_arity, free_batch, in_order, positional_names
+from lobo_fx.capture.binding import check_arity, free_batch, gathered_named, in_order
 from lobo_fx.capture.disguised_layers import reveal_layers
 from lobo_fx.capture.free_dimensions import read_free_dimensions
 from lobo_fx.capture.normalize import normalize
@@ -73,7 +73,7 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
         raise InvalidInput(f"{type(model).__name__} is on the meta device and holds no weights; load them first")
     if dynamic_shapes != "batch":
         return _program(_export(model, inputs, dynamic_shapes), inputs)
-    batched, specification = free_batch(inputs, positional_names(model, len(inputs.args)))
+    batched, specification = free_batch(inputs, model.forward)
     try:
         program = _program(_export(model, batched, specification, doubled=batched is not inputs), inputs)
         if any(has_free_dimension(n.meta.get("val")) for n in program.graph.find_nodes(op="placeholder")):
@@ -88,7 +88,7 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
 
 def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False) -> ExportedProgram:
     """Runs `torch.export` in inference mode and says what went wrong in the user's terms."""
-    with _inference_mode(model), quiet(), not_unrolled(), no_errors_printed():
+    with _inference_mode(model), gathered_named(model, inputs), quiet(), not_unrolled(), no_errors_printed():
         try:
             return torch.export.export(
                 model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False
@@ -139,10 +139,11 @@ def _inference_mode(model: nn.Module) -> Iterator[None]:
                 if type(attribute) in _CONTAINERS:
                     stack.callback(_put_back, attribute, copy.copy(attribute))
         model.eval()
-        config: Any = getattr(model, "config", None)
-        if getattr(config, "use_cache", None):
-            stack.callback(setattr, config, "use_cache", config.use_cache)
-            config.use_cache = False  # past keys and values are no part of one call
+        configs = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
+        for config in configs:
+            if getattr(config, "use_cache", None) is True:
+                stack.callback(setattr, config, "use_cache", True)
+                config.use_cache = False  # past keys and values are no part of one call
         yield
 
 

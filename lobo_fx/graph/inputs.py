@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -87,11 +88,14 @@ def check_tensors(inputs: Inputs, source: str) -> None:
             )
 
 
-def dynamic_shapes_of(inputs: Inputs, names: Sequence[str], describe: Callable[[Any], Any]) -> Any:
-    """A `torch.export` specification: what `describe` says of each leaf, nested as the inputs are."""
+def dynamic_shapes_of(inputs: Inputs, forward: Callable[..., Any], describe: Callable[[Any], Any]) -> dict[str, Any]:
+    """A `torch.export` specification: what `describe` says of each leaf, nested as `forward` binds the inputs.
+
+    What `*args` gathers is a tuple under that name; what `**kwargs` gathers keeps its own names.
+    """
     args, kwargs = pytree.tree_map(describe, (inputs.args, dict(inputs.kwargs)))
-    if names and names[-1].startswith("*"):
-        *names, rest = names
-        args, gathered = args[: len(names)], {rest[1:]: tuple(args[len(names) :])}
-        return dict(zip(names, args, strict=True)) | gathered | kwargs
-    return dict(zip(names, args, strict=True)) | kwargs if kwargs else args
+    signature = inspect.signature(forward)
+    bound = dict(signature.bind(*args, **kwargs).arguments)
+    gathered = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+    named: dict[str, Any] = bound.pop(gathered, {})
+    return bound | named

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import lobo_fx
 from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput, LoboError, TraceError
+from lobo_fx.graph.inputs import Inputs
 from lobo_fx.passes import QuantizeStatic
 from lobo_fx.testing import assert_untouched
 
@@ -61,6 +63,21 @@ def test_every_submodule_keeps_its_own_mode() -> None:
     with assert_untouched(model):
         trace(model, IMAGES)
     assert [module.training for module in model] == [True, False, True, True]
+
+
+def test_caches_are_off_in_every_part_of_a_model_and_on_again_afterwards() -> None:
+    class Part(nn.Module):
+        def __init__(self, cached: bool) -> None:
+            super().__init__()
+            self.config = types.SimpleNamespace(use_cache=cached)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return (x, object()) if self.config.use_cache else (x + 1,)
+
+    model = nn.Sequential(Part(True), nn.Flatten(), nn.Sequential(Part(True), Part(False)))
+    model.forward = lambda x: [part(x) for part in model.modules() if isinstance(part, Part)]  # type: ignore[method-assign]
+    assert len(trace(model, torch.randn(2, 3)).signature.outputs) == 3
+    assert [part.config.use_cache for part in model.modules() if isinstance(part, Part)] == [True, True, False]
 
 
 def test_a_model_that_can_not_be_traced_keeps_its_mode_too() -> None:
@@ -200,6 +217,41 @@ def test_inputs_taken_as_star_arguments_keep_the_batch_free(count: int) -> None:
     assert equal(Gather()(*parts), program.module(*parts))
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_inputs_taken_by_name_through_star_arguments_keep_the_batch_free(count: int) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return x * scale
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wrapped = Scaled()
+
+        def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
+            return self.wrapped(*args, **kwargs)
+
+    model, given = Wrapper(), {"x": torch.randn(2, 3), "scale": torch.randn(2, 3)}
+    names = list(given)
+    inputs = Inputs(tuple(given[name] for name in names[:count]), {name: given[name] for name in names[count:]})
+    result = lobo_fx.compile(model, example_inputs=inputs, progress=False)
+    assert "forward" not in vars(model)
+    assert not result.report.notes
+    assert [spec.shape for spec in result.program.signature.inputs if spec] == [("batch", 3)] * 2
+    parts = torch.randn(5, 3), torch.randn(5, 3)
+    by_name = dict(zip(names[count:], parts[count:], strict=True))
+    assert equal(parts[0] * parts[1], result.module(*parts[:count], **by_name))
+
+
+def test_inputs_named_by_no_parameter_can_be_freed_by_name() -> None:
+    class Wrapper(nn.Module):
+        def forward(self, **kwargs: torch.Tensor) -> torch.Tensor:
+            return kwargs["x"] + 1
+
+    program = trace(Wrapper(), {"x": torch.randn(2, 3)}, {"x": {1: Dim("width", min=2)}})
+    assert str(program.signature) == "x: float32[2, width]"
+
+
 def test_an_input_without_the_batch_keeps_its_size() -> None:
     class Table(nn.Module):
         def forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -241,6 +293,41 @@ def test_outputs_nest_as_the_model_nests_them(name: str) -> None:
     assert pytree.tree_structure(found) == pytree.tree_structure(compute(x))
     assert equal(compute(x), found)
     assert [spec.name for spec in program.signature.outputs if spec] == names
+
+
+class Keyless(dict[str, Any]):
+    """An output as diffusers has them: registered without the paths of its keys."""
+
+
+class Sealed(Keyless):
+    """The context does not say the keys."""
+
+
+torch.utils._pytree.register_pytree_node(
+    Keyless,
+    lambda found: (list(found.values()), list(found)),
+    lambda values, keys: Keyless(zip(keys, values, strict=True)),
+)
+torch.utils._pytree.register_pytree_node(
+    Sealed,
+    lambda found: (list(found.values()), None),
+    lambda values, _: Sealed(zip(["sample", "parts"], values, strict=True)),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [(Keyless, ["sample", "parts.0", "parts.1"]), (Sealed, ["output_0", "output_1.0", "output_1.1"])],
+)
+def test_outputs_of_a_type_registered_without_key_paths(kind: type[Keyless], names: list[str], tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> Keyless:
+            return kind(sample=x + 1, parts=(x * 2, x * 3))
+
+    result = lobo_fx.compile(Model(), example_inputs=torch.randn(2, 3), progress=False)
+    assert [spec.name for spec in result.program.signature.outputs if spec] == names
+    result.export(tmp_path / "model.onnx")
+    assert isinstance(result.module(torch.randn(2, 3)), kind)
 
 
 def test_recurrent_layers_trace_with_a_free_batch() -> None:

@@ -123,21 +123,20 @@ def test_inputs_that_forward_cannot_take(inputs: Inputs, complaint: str) -> None
 
 def test_one_row_is_doubled_so_that_the_batch_stays_free() -> None:
     row, shared = torch.randn(1, 3), torch.randn(5)
-    inputs, _ = free_batch(Inputs((row,), {"shared": shared}), ["row"])
+    inputs, _ = free_batch(Inputs((row,), {"shared": shared}), lambda row, shared: row)
     assert torch.equal(inputs.args[0], torch.cat([row, row]))
     assert inputs.kwargs["shared"] is shared
 
 
 def test_more_rows_stay_as_they_are() -> None:
-    inputs, specification = free_batch(Inputs((LEFT, torch.randn(3, 2))), ["left", "right"])
+    inputs, specification = free_batch(Inputs((LEFT, torch.randn(3, 2))), lambda left, right: left)
     assert inputs.args[0] is LEFT
-    free, fixed = specification
-    assert list(free) == [0]
-    assert fixed is None
+    assert list(specification["left"]) == [0]
+    assert specification["right"] is None
 
 
 def test_only_the_batch_is_doubled_where_a_table_has_as_few_rows() -> None:
-    inputs, _ = free_batch(Inputs((torch.randn(1, 3), torch.randn(4, 3))), ["x", "table"])
+    inputs, _ = free_batch(Inputs((torch.randn(1, 3), torch.randn(4, 3))), lambda x, table: x)
     assert [tuple(tensor.shape) for tensor in inputs.tensors] == [(2, 3), (4, 3)]
 
 
