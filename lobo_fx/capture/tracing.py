@@ -62,7 +62,11 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
         return _from_exported(model, example_inputs)
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model is a {type(model).__name__}; expected an nn.Module, an ExportedProgram or a path")
-    inputs = find_inputs(model) if example_inputs is None else as_inputs(example_inputs)
+    if example_inputs is None:
+        program = trace(model, find_inputs(model), dynamic_shapes)
+        program.module.set_facts(notes=(*program.notes, *_lengths_chosen(program)))
+        return program
+    inputs = as_inputs(example_inputs)
     check_arity(model, inputs)
     inputs = in_order(model, inputs)
     if isinstance(dynamic_shapes, str) and dynamic_shapes != "batch":
@@ -84,6 +88,18 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
     program = _program(_export(model, inputs, None), inputs)
     program.module.set_facts(notes=(*program.notes, Note(f"the batch size is fixed: {reason}")))
     return program
+
+
+def _lengths_chosen(program: Program) -> list[Note]:
+    """What to know of text and audio whose length no user gave: the program takes that length alone."""
+    return [
+        Note(
+            f"'{spec.name}' has a fixed length of {spec.shape[1]}, chosen for want of example inputs: for another one "
+            f"pass example_inputs=, for any dynamic_shapes={{'{spec.name}': {{0: Dim('batch'), 1: Dim.AUTO}}, ...}}"
+        )
+        for spec in program.signature.inputs
+        if spec is not None and len(spec.shape) == 2 and isinstance(spec.shape[1], int)
+    ]
 
 
 def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False) -> ExportedProgram:

@@ -487,6 +487,19 @@ def test_tracing_twice_gives_the_same_graph() -> None:
     assert str(trace(model, IMAGES).graph) == str(trace(copy.deepcopy(model), IMAGES).graph)
 
 
+def test_a_length_that_nobody_gave_is_noted() -> None:
+    class Text(nn.Module):
+        main_input_name, config = "input_ids", types.SimpleNamespace(vocab_size=9)
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return input_ids + 1
+
+    (note,) = trace(Text()).notes
+    assert note.startswith("'input_ids' has a fixed length of 16, chosen for want of example inputs")
+    assert not trace(Text(), {"input_ids": torch.zeros(2, 16, dtype=torch.long)}).notes
+    assert not trace(Text(), dynamic_shapes={"input_ids": {0: Dim.AUTO, 1: Dim.AUTO}}).notes
+
+
 def test_words_that_name_no_dynamic_shapes_are_refused() -> None:
     with pytest.raises(InvalidInput, match=r"dynamic_shapes is 'static'; it must be 'batch', None"):
         trace(nn.Linear(4, 3), torch.randn(2, 4), "static")
