@@ -81,7 +81,9 @@ class OnnxExporter:
             InvalidInput: the path can't be written to.
             ExportError: an operator has no ONNX form, or the file disagrees with PyTorch; nothing is left.
         """
-        path, program = followed(path), without_masks(program)
+        path = followed(path)
+        _check_weights(program)
+        program = without_masks(program)
         _check_outputs(program)
         refuse_projections(program)
         with written_beside(path) as folder:
@@ -140,6 +142,20 @@ def _name_weights(path: Path) -> None:
                 name, held.offset, held.length, held.dtype, shape=held.shape, name=held.name, base_dir=path.parent
             )
     ir.save(model, path)
+
+
+def _check_weights(program: Program) -> None:
+    """Refuses weights that ONNX Runtime has few kernels for on CPU.
+
+    Raises:
+        ExportError: a parameter is bfloat16 or float64.
+    """
+    for name, parameter in program.module.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float64):
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise ExportError(
+                f"'{name}' is {dtype}, which ONNX Runtime does not compute in on CPU: compile model.float() instead"
+            )
 
 
 def _check_outputs(program: Program) -> None:

@@ -19,6 +19,7 @@ from lobo_fx.capture.disguised_layers import reveal_layers
 from lobo_fx.capture.free_dimensions import read_free_dimensions
 from lobo_fx.capture.normalize import normalize
 from lobo_fx.capture.recurrent_stacks import separate_layers
+from lobo_fx.capture.refusals import check_traceable
 from lobo_fx.errors import InvalidInput, TraceError
 from lobo_fx.graph.inputs import HOW_TO_PASS, DynamicShapes, Inputs, as_inputs
 from lobo_fx.graph.masks import restore_masks
@@ -73,8 +74,7 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
         raise InvalidInput(
             f"dynamic_shapes is {dynamic_shapes!r}; it must be 'batch', None, or as torch.export takes it"
         )
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        raise InvalidInput(f"{type(model).__name__} is on the meta device and holds no weights; load them first")
+    check_traceable(model, inputs)
     if dynamic_shapes != "batch":
         return _program(_export(model, inputs, dynamic_shapes), inputs)
     batched, specification = free_batch(inputs, model.forward)
@@ -84,7 +84,7 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
             return program
         reason = "the model's code depends on it"
     except TraceError as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).partition("\n")[2].rpartition("\n")[0].split())
     program = _program(_export(model, inputs, None), inputs)
     program.module.set_facts(notes=(*program.notes, Note(f"the batch size is fixed: {reason}")))
     return program
@@ -113,12 +113,18 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool
             if not doubled:
                 _check_runs(model, inputs)
             line = user_line("".join(traceback.format_tb(error.__traceback__)))
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            reason = _reason(error)
             where = f" at {line}" if line else ""
             raise TraceError(
                 f"torch.export can't capture {type(model).__name__}{where}\n"
                 f"{type(error).__name__}: {reason}\n{_hint(error, inputs)}"
             ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What torch complains of; of free dimensions all that it says, with the fixes that it suggests."""
+    text = str(error).strip().partition("\n\nThe error above occurred")[0]
+    return text if "Constraints violated" in text else text.split("\n")[0] or type(error).__name__
 
 
 def _check_runs(model: nn.Module, inputs: Inputs) -> None:

@@ -18,7 +18,8 @@ from lobo_fx.graph.node_facts import facts_of
 __all__ = ["check_patterns", "describe", "inherit", "module_name", "phrase", "source_line", "user_line"]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
-_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
+_PYTHON = f"{Path(os.__file__).parent}{os.sep}"
 
 
 def module_name(node: fx.Node) -> str:
@@ -46,9 +47,14 @@ def source_line(node: fx.Node) -> str:
 
 
 def user_line(stack_trace: str) -> str:
-    """The innermost frame of a formatted stack trace that is not torch's or ours, as `file.py:12: code`."""
-    frames = [match for match in _FRAME.finditer(stack_trace) if not match["file"].startswith(_LIBRARIES)]
+    """The innermost frame of a formatted stack trace that is no library's, as `file.py:12: code`."""
+    frames = [match for match in _FRAME.finditer(stack_trace) if not _is_library(match["file"])]
     return "{file}:{line}: {code}".format(**frames[-1].groupdict()) if frames else ""
+
+
+def _is_library(file: str) -> bool:
+    """Whether a file is torch's, ours, Python's own, or generated; models of other packages count as the user's."""
+    return file.startswith(("<", *_LIBRARIES)) or (file.startswith(_PYTHON) and "site-packages" not in file)
 
 
 def describe(node: fx.Node) -> str:

@@ -197,6 +197,14 @@ def test_any_structure_of_outputs_is_written(
         np.testing.assert_allclose(one, other.numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_that_the_runtime_has_no_kernels_for_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    result = compiled(nn.Linear(4, 3).to(dtype), ROWS.to(dtype))
+    with pytest.raises(ExportError, match=f"'weight' is {str(dtype)[6:]}.*model.float()"):
+        result.export(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int16])
 def test_inputs_of_any_type_are_taken(dtype: torch.dtype, tmp_path: Path) -> None:
     x = (4 * ROWS.abs()).to(dtype)
