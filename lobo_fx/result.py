@@ -124,7 +124,7 @@ class Result:
                 )
             )
             return self._write(self.program, artifact.path, exporter)
-        if found.compiled > 1:
+        if round(found.compiled, 2) > 1:
             self._note(_slower(found.compiled))
         return artifact
 
@@ -214,7 +214,7 @@ class Result:
                 progress=self.progress,
             )
         self.report.benchmark = measured
-        if len(files) > 1 and (ratio := measured.ratio("compiled", "p50")) > 1:
+        if len(files) > 1 and (ratio := round(measured.ratio("compiled", "p50"), 2)) > 1:
             self._note(_slower(ratio))
         return measured
 

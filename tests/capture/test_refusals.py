@@ -32,7 +32,9 @@ def scripted() -> nn.Module:
 
 
 def quantized() -> nn.Module:
-    made: nn.Module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 4)), {nn.Linear})
+    made: nn.Module = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+        nn.Sequential(nn.Linear(8, 4)), {nn.Linear}
+    )
     return made
 
 

@@ -488,3 +488,14 @@ def test_a_loaded_result_measures_the_compiled_model_alone(tmp_path: Path) -> No
     found = lobo_fx.load(tmp_path / "saved").benchmark(rounds=2, warmup=0, memory=False)
     assert list(found.latencies) == ["compiled"]
     assert found.ratio("compiled") == 1
+
+
+@pytest.mark.parametrize(("ratio", "noted"), [(1.004, False), (1.02, True)])
+def test_a_difference_too_small_to_be_said_is_not_called_slower(
+    ratio: float, noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latencies = {"original": Latency(1, 1, 1, 1, 1), "compiled": Latency(ratio, ratio, ratio, ratio, 1)}
+    monkeypatch.setattr("lobo_fx.result.benchmark", lambda *given, **settings: Benchmark("test", 1, 1, 1, latencies))
+    result = lobo_fx.compile(nn.Linear(4, 3), example_inputs=torch.randn(2, 4), progress=False)
+    result.benchmark()
+    assert any("slower than the original" in note for note in result.report.notes) == noted
