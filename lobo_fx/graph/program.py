@@ -16,8 +16,9 @@ from lobo_fx.graph.facts import ProgramFacts
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.node_facts import facts_of, mark
 from lobo_fx.graph.notes import Note
-from lobo_fx.graph.operators import arguments, is_inplace, set_argument, training_flag
+from lobo_fx.graph.operators import arguments, set_argument, training_flag
 from lobo_fx.graph.randomness import seeded
+from lobo_fx.graph.running import kept_buffers
 from lobo_fx.graph.signature import Signature, signature_of
 from lobo_fx.graph.tensors import fetch, register
 from lobo_fx.terminal.quiet import quiet
@@ -166,19 +167,8 @@ class Program:
         A model that draws random numbers draws the same ones in every run.
         """
         inputs = self.example_inputs if inputs is None else inputs
-        with torch.no_grad(), self.inference(), self._kept_buffers(), seeded(self.module):
+        with torch.no_grad(), self.inference(), kept_buffers(self.module), seeded(self.module):
             return self.module(*inputs.args, **inputs.kwargs)
-
-    @contextlib.contextmanager
-    def _kept_buffers(self) -> Iterator[None]:
-        """Gives buffers that the graph writes to their values back."""
-        buffers = list(self.module.buffers()) if any(map(is_inplace, self.graph.nodes)) else []
-        before = [buffer.clone() for buffer in buffers]
-        try:
-            yield
-        finally:
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:

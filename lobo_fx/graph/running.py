@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.operators import is_inplace
 from lobo_fx.graph.randomness import seeded
 
-__all__ = ["AS_IT_IS", "Runner", "watch"]
+__all__ = ["AS_IT_IS", "Runner", "kept_buffers", "watch"]
 
 See = Callable[[fx.Node, Any], None]
 Instead = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
@@ -34,9 +36,12 @@ class Runner(fx.Interpreter):
         self.see, self.instead = see, instead
 
     def __call__(self, inputs: Inputs) -> Any:
-        """The outputs for one batch, flat; what the graph draws at random is the same in every run."""
+        """The outputs for one batch, flat.
+
+        What the graph draws at random is the same in every run, and buffers that it writes to keep their values.
+        """
         assert isinstance(self.module, fx.GraphModule)
-        with torch.no_grad(), seeded(self.module):
+        with torch.no_grad(), kept_buffers(self.module), seeded(self.module):
             return self.run(*inputs.leaves, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -51,6 +56,19 @@ class Runner(fx.Interpreter):
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
         found = AS_IT_IS if self.instead is None else self.instead(node, args, kwargs)
         return getattr(self, node.op)(node.target, args, kwargs) if found is AS_IT_IS else found
+
+
+@contextlib.contextmanager
+def kept_buffers(module: fx.GraphModule) -> Iterator[None]:
+    """Gives buffers that the graph writes to their values back."""
+    buffers = list(module.buffers()) if any(map(is_inplace, module.graph.nodes)) else []
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
 
 def watch(
