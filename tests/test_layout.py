@@ -300,7 +300,7 @@ PUBLIC = {
         Match Op Rejected Rule add_parameter call drop_unused erase_dead free_name rename rewrite
     """,
     "lobo_fx.graph.running": """
-        AS_IT_IS Runner watch
+        AS_IT_IS Runner kept_buffers watch
     """,
     "lobo_fx.passes": """
         ComputeInFloat EqualizeLayers FoldBatchNorm FoldWeights FuseAttention MixedPrecision PruneChannels
