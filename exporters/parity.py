@@ -21,7 +21,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.randomness import drawing, made_of_draws
 from lobo_fx.graph.running import AS_IT_IS, Runner
-from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_noise
+from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_noise, tensor_leaves
 from lobo_fx.own_operators.integers import dynamic_range
 from lobo_fx.own_operators.table import quantizes_inputs
 
@@ -63,7 +63,7 @@ def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> float:
         ExportError: shapes differ, or values by more than rounding explains.
     """
     outputs = program.run(inputs)
-    expected = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    expected = tensor_leaves(outputs)
     tensors = [torch.from_numpy(array) for array in found]
     if [t.shape for t in expected] != [t.shape for t in tensors]:
         shapes = f"{[list(t.shape) for t in tensors]}, PyTorch {[list(t.shape) for t in expected]}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["float_outputs", "largest_error", "signal_to_noise"]
+__all__ = ["float_outputs", "largest_error", "signal_to_noise", "tensor_leaves"]
 
 
 def float_outputs(outputs: Any) -> list[torch.Tensor]:
@@ -42,7 +42,7 @@ def largest_error(reference: Any, outputs: Any) -> float:
     infinite error.
     """
     worst = 0.0
-    pairs = zip(_tensor_leaves(reference), _tensor_leaves(outputs), strict=True)
+    pairs = zip(tensor_leaves(reference), tensor_leaves(outputs), strict=True)
     for r, o in ((r.detach(), o.detach()) for r, o in pairs):
         if not r.numel():
             continue
@@ -58,7 +58,8 @@ def largest_error(reference: Any, outputs: Any) -> float:
     return worst
 
 
-def _tensor_leaves(outputs: Any) -> list[torch.Tensor]:
+def tensor_leaves(outputs: Any) -> list[torch.Tensor]:
+    """The tensors among a program's outputs, flat."""
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 

@@ -14,7 +14,7 @@ from lobo_fx.graph.operators import VALUE_PRESERVING, arguments, aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.graph.running import Runner
-from lobo_fx.measures.fidelity import signal_to_noise
+from lobo_fx.measures.fidelity import signal_to_noise, tensor_leaves
 
 __all__ = ["Judge", "Verdict"]
 
@@ -51,7 +51,7 @@ class Judge:
         self.parts: list[list[Mapping[str, torch.Tensor]]] = []  # by batch and output: by name, which elements
         for inputs in batches:
             values: dict[fx.Node, Any] = {}
-            self.reference.append(_flat(Runner(original.module, values.__setitem__)(inputs)))
+            self.reference.append(tensor_leaves(Runner(original.module, values.__setitem__)(inputs)))
             self.parts.append([_parts(node, spec.name, values) for node, spec in _outputs(original)])
 
     def __call__(self, program: Program) -> Verdict:
@@ -60,7 +60,7 @@ class Judge:
 
     def verdict(self, runner: Runner) -> Verdict:
         """Compares the outputs of what runs in the program's place."""
-        found = [_flat(runner(inputs)) for inputs in self.batches]
+        found = [tensor_leaves(runner(inputs)) for inputs in self.batches]
         whole = signal_to_noise(self.reference, found)
         names = list(dict.fromkeys(name for parts in self.parts for output in parts for name in output))
         if len(names) < 2:
@@ -79,11 +79,6 @@ class Judge:
             for tensor, parts in zip(batch, known, strict=True)
             if name in parts
         ]
-
-
-def _flat(outputs: Any) -> list[torch.Tensor]:
-    """The tensors among a graph's flat outputs."""
-    return [value for value in outputs if isinstance(value, torch.Tensor)]
 
 
 def _outputs(program: Program) -> list[tuple[fx.Node, Any]]:
@@ -112,5 +107,9 @@ def _parts(node: fx.Node, name: str, values: Mapping[fx.Node, Any]) -> dict[str,
     found = labels(node)
     if len(sources) == 1:
         return {name: torch.ones_like(found, dtype=torch.bool)}
-    named = [module_name(source) or source.name for source in sources]
+    modules = [module_name(source) for source in sources]
+    named = [  # two values of one module are two parts
+        module if module and modules.count(module) == 1 else source.name
+        for source, module in zip(sources, modules, strict=True)
+    ]
     return {f"{name}, {named[index]}": found == index for index in range(len(sources))}

@@ -6,9 +6,9 @@ import dataclasses
 
 import torch
 
-__all__ = ["Affine", "HeldOut"]
+__all__ = ["ROWS", "Affine", "HeldOut"]
 
-_ROWS = 4096
+ROWS = 4096
 """Most rows that judge: their error is known to a few percent, whatever the layer."""
 _WHOLE = 1.01
 """A fitted layer is taken whole where its error is no more than this times that of the best mixture."""
@@ -71,8 +71,3 @@ class HeldOut:
         if error(1.0) <= _WHOLE * error(share) and error(1.0) < square:
             share = 1.0
         return start.towards(end, share), share, error(share)
-
-
-def rows_of_part(parts: int) -> int:
-    """How many rows each of several batches gives."""
-    return max(1, _ROWS // parts)

@@ -191,9 +191,9 @@ def _windows(node: fx.Node, value: torch.Tensor, window: Sequence[int], chosen: 
     return patches[places].flatten(1)
 
 
-def draw(count: int, batches: int, generator: torch.Generator) -> torch.Tensor:
-    """Which of the rows of one of several batches are used."""
-    return torch.randperm(count, generator=generator)[: max(1, _ROWS // batches)]
+def draw(count: int, batches: int, generator: torch.Generator, most: int | None = None) -> torch.Tensor:
+    """Which of the rows of one of several batches are used, of which together there are at most so many."""
+    return torch.randperm(count, generator=generator)[: max(1, (_ROWS if most is None else most) // batches)]
 
 
 def _padding(padding: str | int | Sequence[int], spans: Sequence[int]) -> list[int]:

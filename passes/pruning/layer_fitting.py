@@ -22,7 +22,7 @@ from lobo_fx.graph.provenance import module_name
 from lobo_fx.graph.rewriting import free_name
 from lobo_fx.graph.running import Runner
 from lobo_fx.graph.tensors import fetch, register
-from lobo_fx.passes.fitting.held_out import Affine, HeldOut, rows_of_part
+from lobo_fx.passes.fitting.held_out import ROWS, Affine, HeldOut
 from lobo_fx.passes.fitting.linear_problem import (
     Means,
     Moments,
@@ -216,9 +216,7 @@ class Fit:
             for basis in bases:
                 basis.apply(pair.before[self.twins[layer.node.name]], target, self.kept[layer.node.name])
             shared = len(self._readers(layer)) * sum(other.held_out is pair.held_out for other in self.pairs)
-            chosen = draw(count_rows(layer, target), shared, self.generator)
-            if pair.held_out:
-                chosen = chosen[: rows_of_part(shared)]
+            chosen = draw(count_rows(layer, target), shared, self.generator, ROWS if pair.held_out else None)
             x = input_rows(layer, pair.after[layer.input], window, chosen)  # (groups, rows, columns)
             (held_out if pair.held_out else sums).add(x, output_rows(layer, target, chosen))
 
@@ -292,7 +290,7 @@ class Fit:
         for pair in self.pairs:
             x, y = by_channel(pair.after[arguments(node)["input"]]), by_channel(self._target(node, pair))
             if pair.held_out:
-                chosen = draw(x.shape[1], 1, self.generator)[: rows_of_part(parts)]
+                chosen = draw(x.shape[1], parts, self.generator, ROWS)
                 held_out.add(x[:, chosen], y[:, chosen])
             else:
                 moments.add(x, y)

@@ -55,6 +55,30 @@ def test_the_worst_part_is_not_hidden_by_the_whole(moved: bool, joined: bool) ->
     assert same.whole == same.worst == float("inf")
 
 
+def test_what_one_module_joins_is_as_many_parts() -> None:
+    """Both values are of the same module, and large ones would hide small ones under its name."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.box, self.score = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([1000 * self.box(x), self.score(x).sigmoid()], 1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Head()).eval()
+    program = trace(model, ROWS[:2])
+    changed = program.clone()
+    with torch.no_grad():
+        changed.module.get_parameter("0.score.bias").sub_(2)
+    verdict = Judge(program, [program.example_inputs])(changed)
+    before, after = (made.run()[:, 4:] for made in (program, changed))
+    assert verdict.worst == pytest.approx(signal_to_noise(before, after), abs=1e-3)
+    assert verdict.whole > verdict.worst + 30
+    assert verdict.part == "output, sigmoid"
+
+
 def test_one_output_is_one_part() -> None:
     program = trace(nn.Conv2d(3, 4, 1).eval(), ROWS[:2])
     changed = program.clone()
