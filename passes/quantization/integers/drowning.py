@@ -71,7 +71,8 @@ def _leaves(node: fx.Node) -> bool:
     """Whether a value reaches the outputs as it is, or through operators that read nothing else and keep its shape."""
 
     def alone(user: fx.Node) -> bool:
-        return len(user.all_input_nodes) == 1 and str(user.meta["val"].shape) == str(node.meta["val"].shape)
+        shapes = [str(value.shape) for made in (user, node) if isinstance(value := made.meta["val"], torch.Tensor)]
+        return len(user.all_input_nodes) == 1 and len(shapes) == 2 and shapes[0] == shapes[1]
 
     return any(
         user.op == "output" or ((is_call(user, *VALUE_PRESERVING) or alone(user)) and _leaves(user))

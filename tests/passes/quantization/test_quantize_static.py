@@ -827,6 +827,23 @@ class Detector(nn.Module):
         return torch.cat([self.box(x), self.score(x)], 1) if self.joined else torch.as_tensor(self.both(x))
 
 
+def test_what_a_layer_gives_may_be_split() -> None:
+    """A split gives a list, which has no shape (MixNet)."""
+
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            left, right = torch.split(self.first(x), [4, 4], 1)
+            return torch.cat([self.left(left), self.right(right)], 1)
+
+    torch.manual_seed(0)
+    model = Split().eval()
+    assert signal_to_noise(model(IMAGES), quantize(model, IMAGES).module(IMAGES)) > 25
+
+
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("boxes", [500.0, 1.0])
 def test_one_scale_drowns_no_part(joined: bool, boxes: float) -> None:
