@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.plugins.registry import PASSES
 
-__all__ = ["PassSpec", "build", "builtin_recipes", "read_pass", "read_recipe", "resolve"]
+__all__ = ["PassSpec", "build", "builtin_recipes", "read_pass", "read_recipe", "read_value", "resolve"]
 
 _N_OF_M = re.compile(r"\d+:\d+")
 PassSpec = Pass | type[Pass] | str | Path
@@ -192,6 +192,26 @@ def build(kind: type[Pass], settings: dict[str, Any]) -> Pass:
         return kind(**settings)
     except TypeError as error:
         raise InvalidInput(f"{kind.__name__}: {error}") from None
+
+
+def read_value(value: object, setting: str) -> Pass:
+    """A pass that is the setting of another one.
+
+    Args:
+        value: a pass, its name, or as recipes have it `{name: {setting: value}}`.
+        setting: its name, for messages.
+
+    Raises:
+        InvalidInput: it is none of these, or the pass refuses its settings.
+    """
+    if isinstance(value, Pass):
+        return value
+    if isinstance(value, str):
+        return read_pass(value)
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, settings),) = value.items()
+        return build(PASSES.get(str(name)), dict(settings or {}))
+    raise InvalidInput(f"{setting} is {value!r}; give a pass, its name, or {{name: {{setting: value}}}}")
 
 
 def _value(node: yaml.Node) -> Any:

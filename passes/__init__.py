@@ -19,19 +19,31 @@ from lobo_fx.passes.quantization.quantize_dynamic import QuantizeDynamic
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
 from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.passes.quantization.smooth import SmoothActivations
+from lobo_fx.passes.training.distill import Distill
+from lobo_fx.passes.training.fine_tune import FineTune
+from lobo_fx.passes.training.iterative_prune import IterativePrune
+from lobo_fx.passes.training.quantization_aware import QuantizationAwareTraining
+from lobo_fx.passes.training.sparse_training import SparseTraining
+from lobo_fx.passes.training.student import Student
 
 __all__ = [
     "ComputeInFloat",
+    "Distill",
     "EqualizeLayers",
+    "FineTune",
     "FoldBatchNorm",
     "FoldWeights",
     "FuseAttention",
+    "IterativePrune",
     "MixedPrecision",
     "PruneChannels",
     "PruneWeights",
     "PruningPlan",
+    "QuantizationAwareTraining",
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",
     "SmoothActivations",
+    "SparseTraining",
+    "Student",
 ]

@@ -102,7 +102,19 @@ def test_entry_points_lead_into_the_package() -> None:
 
 # --- importing -------------------------------------------------------------------------------------------
 
-HEAVY = ("torchao", "onnx", "onnxruntime", "onnxscript", "rich", "typer", "yaml", "transformers", "timm", "torchvision")
+HEAVY = (
+    "accelerate",
+    "torchao",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "rich",
+    "typer",
+    "yaml",
+    "transformers",
+    "timm",
+    "torchvision",
+)
 
 
 def loaded(code: str) -> set[str]:
@@ -303,8 +315,9 @@ PUBLIC = {
         AS_IT_IS Runner kept_buffers watch
     """,
     "lobo_fx.passes": """
-        ComputeInFloat EqualizeLayers FoldBatchNorm FoldWeights FuseAttention MixedPrecision PruneChannels
-        PruneWeights PruningPlan QuantizeDynamic QuantizeStatic QuantizeWeights SmoothActivations
+        ComputeInFloat Distill EqualizeLayers FineTune FoldBatchNorm FoldWeights FuseAttention IterativePrune
+        MixedPrecision PruneChannels PruneWeights PruningPlan QuantizationAwareTraining QuantizeDynamic QuantizeStatic
+        QuantizeWeights SmoothActivations SparseTraining Student
     """,
     "lobo_fx.passes.pruning.criteria": """
         Activation BatchNormScale CRITERIA Consensus Criterion Elementwise Fisher GeometricMedian Lamp Magnitude

@@ -159,7 +159,7 @@ class Context:
         return found
 
     def training_batches(self, description: str = "train") -> Iterator[tuple[Inputs, Any]]:
-        """Training data as inputs of the program, and the rest of each batch: its label, or all there is.
+        """Training data as inputs of the program, and the rest of each batch: its label, all there is, or None.
 
         Raises:
             InvalidInput: there is no data, or a batch does not fit the program.
@@ -169,16 +169,18 @@ class Context:
         empty = True
         for index, batch in self._read("train_data", description):
             empty = False
-            if isinstance(batch, Mapping):
-                rest = [value for name, value in batch.items() if name not in self.signature.names]
-            else:
-                taken = 1 if self.signature.is_nested(batch) else len(self.signature.names)
-                rest = list(batch[taken:]) if isinstance(batch, (tuple, list)) else []
-            if not rest:
-                raise InvalidInput(f"train_data, batch {index} holds no label beside the inputs")
-            yield self._bind("train_data", index, batch), rest[0] if len(rest) == 1 else rest
+            yield self._bind("train_data", index, batch), self._labels(batch)
         if empty:
             raise InvalidInput("train_data is empty: it must yield at least one batch")
+
+    def _labels(self, batch: object) -> Any:
+        """What a batch holds beside the inputs; None where that is nothing."""
+        if isinstance(batch, Mapping):
+            rest = [value for name, value in batch.items() if name not in self.signature.names]
+        else:
+            taken = 1 if self.signature.is_nested(batch) else len(self.signature.names)
+            rest = list(batch[taken:]) if isinstance(batch, (tuple, list)) else []
+        return rest[0] if len(rest) == 1 else rest or None
 
     def require(self, needs: Iterable[str], user: str) -> None:
         """Refuses to start when something `user` (a pass) needs is missing or of the wrong shape.
@@ -188,6 +190,8 @@ class Context:
         """
         for need in needs:
             value = getattr(self, need)
+            if need == "loss_fn" and self.signature.gives_loss:
+                continue
             if value is None:
                 raise InvalidInput(f"{user} needs {need}=; pass it to lobo_fx.compile")
             if need not in ("calibration_data", "train_data"):
@@ -204,6 +208,8 @@ class Context:
             if first is value:
                 raise InvalidInput(f"{need} is empty: it must yield at least one batch")
             self._bind(need, 0, first)
+            if need == "train_data" and self.loss_fn is not None and self._labels(first) is None:
+                raise InvalidInput("train_data, batch 0 holds no label beside the inputs")
 
     def _read(self, source: str, description: str) -> Iterator[tuple[int, object]]:
         """The user's batches, numbered; what goes wrong in the user's loader is said to be the loader's."""
@@ -215,18 +221,21 @@ class Context:
                 return
             yield found
 
-    def loss(self, outputs: object, labels: object) -> torch.Tensor:
-        """The user's loss, which can be differentiated.
+    def loss(self, outputs: Any, labels: object) -> torch.Tensor:
+        """The user's loss, or the one that the model itself returns; it can be differentiated.
 
         Raises:
             InvalidInput: `loss_fn` fails, or gives no scalar that depends on the outputs.
         """
-        assert self.loss_fn is not None
-        with users_code("loss_fn"):
-            loss = self.loss_fn(outputs, labels)
+        if self.loss_fn is None:
+            source, loss = "the model's own loss", outputs["loss"] if isinstance(outputs, Mapping) else outputs.loss
+        else:
+            source = "what loss_fn returned"
+            with users_code("loss_fn"):
+                loss = self.loss_fn(outputs, labels)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise InvalidInput("loss_fn must return a scalar tensor that depends on the outputs")
-        return loss
+            raise InvalidInput(f"{source} must be a scalar tensor that depends on the outputs")
+        return loss.reshape(())
 
     def score(self, program: Program) -> float | None:
         """The user's score of a copy, which `evaluate` may switch to training or change at will; None without one.
@@ -234,10 +243,19 @@ class Context:
         Raises:
             InvalidInput: `evaluate` fails, or returns no number.
         """
-        if self.evaluate is None:
-            return None
+        return None if self.evaluate is None else self.score_of(program.clone().module)
+
+    def score_of(self, module: nn.Module) -> float:
+        """The user's score of a module, which may be changed by it.
+
+        Raises:
+            InvalidInput: `evaluate` fails, or returns no number.
+        """
+        assert self.evaluate is not None
         with users_code("evaluate"):
-            score = self.evaluate(program.clone().module)
+            score: object = self.evaluate(module)
+        if isinstance(score, torch.Tensor) and score.numel() == 1:
+            score = score.item()
         if not isinstance(score, (int, float)):
             raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")
         if math.isnan(score):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
+import functools
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
@@ -88,5 +91,17 @@ class Pass(abc.ABC):
         return {name: getattr(self, name) for name, default in made.items() if getattr(self, name) != default}
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        settings = ", ".join(f"{name}={_shown(value)}" for name, value in self.settings.items())
         return f"{type(self).__name__}({settings})"
+
+
+def _shown(value: object) -> str:
+    """A setting in one line, the same in every run: of a pass, what differs from its defaults; of code, its name."""
+    if isinstance(value, (Pass, str, Path)):
+        return str(value) if isinstance(value, Pass) else repr(str(value))
+    if isinstance(value, functools.partial):
+        given = [_shown(entry) for entry in value.args] + [f"{k}={_shown(v)}" for k, v in value.keywords.items()]
+        return f"{_shown(value.func)}({', '.join(given)})"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    return getattr(value, "__qualname__", None) or repr(value)

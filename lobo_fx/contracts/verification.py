@@ -25,6 +25,7 @@ __all__ = [
     "CHECKS",
     "Evidence",
     "Snapshot",
+    "check_expected",
     "check_finite",
     "check_inputs_unchanged",
     "check_model",
@@ -145,6 +146,25 @@ def verify(pass_: Pass, before: Snapshot, program: Program, context: Context) ->
     if before.drawn != after.drawn:
         _note_other_draws(program, context)
     return after
+
+
+def check_expected(pass_: Pass, program: Program, context: Context) -> None:
+    """Compares a program with what it was said to compute now, before a pass moves it on purpose.
+
+    Args:
+        pass_: for messages.
+        program: as it is now.
+        context: what was said with `expect`, which is done with then.
+
+    Raises:
+        ContractError: removing differs from zeroing.
+    """
+    outputs = program.run()
+    for expected in context.expected:
+        error = largest_error(expected, outputs)
+        if error > exact_tolerance(outputs):
+            raise ContractError(f"{pass_}: removing differs from zeroing by {error:.1e} of the output range")
+    context.expected.clear()
 
 
 def _note_other_draws(program: Program, context: Context) -> None:

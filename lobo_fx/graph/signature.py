@@ -89,6 +89,11 @@ class Signature:
         computed = [str(size) for shape in shapes for size in shape if not str(size).isidentifier()]
         return name if name.isidentifier() and not any(name in size for size in computed) else None
 
+    @property
+    def gives_loss(self) -> bool:
+        """Whether one of the outputs is a loss, as Hugging Face models give it where their inputs hold labels."""
+        return any(spec is not None and spec.name == "loss" for spec in self.outputs)
+
     def count_rows(self, inputs: Inputs) -> int:
         """How many rows a batch has; one that rows can't be taken out of counts as one."""
         for leaf, spec in zip(inputs.leaves, self.inputs, strict=True):

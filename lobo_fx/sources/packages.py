@@ -11,14 +11,19 @@ from lobo_fx.terminal.quiet import quiet
 __all__ = ["check_name", "import_package"]
 
 
-def import_package(module: str, package: str) -> Any:
+def import_package(module: str, package: str, extra: str = "models") -> Any:
+    """A module of an optional package.
+
+    Raises:
+        InvalidInput: it is not installed; says which extra of ours brings it.
+    """
     try:
         with quiet():
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name.partition(".")[0]):
             raise
-        raise InvalidInput(f"{package} is not installed; run: pip install 'lobo-fx[models]'") from None
+        raise InvalidInput(f"{package} is not installed; run: pip install 'lobo-fx[{extra}]'") from None
 
 
 def check_name(name: str | None, known: list[str], source: str) -> None:

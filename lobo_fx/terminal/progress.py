@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from lobo_fx.terminal.tables import printable
 
-__all__ = ["T", "spinner", "track"]
+__all__ = ["T", "Update", "spinner", "track", "training_bar"]
 
 T = TypeVar("T")
+Update = Callable[[int, float | None, float | None], None]
+"""Takes how much of a training is done, its last loss and its last score."""
 
 
 def track(items: Iterable[T], description: str, show: bool = True) -> Iterator[T]:
@@ -44,3 +46,25 @@ def spinner(description: str, show: bool = True) -> Iterator[None]:
         return
     with console.status(printable(description)):
         yield
+
+
+@contextlib.contextmanager
+def training_bar(total: int, description: str, show: bool = True) -> Iterator[Update]:
+    """A bar with loss, score and the time left; nothing is drawn off a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not show or not console.is_terminal:
+        yield lambda done, loss, score: None
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(printable(description), total=total, said="")
+
+        def update(done: int, loss: float | None, score: float | None) -> None:
+            named = {"loss": loss, "score": score}
+            said = " ".join(f"{name} {value:.4g}" for name, value in named.items() if value is not None)
+            bar.update(task, completed=done, said=said)
+
+        yield update

@@ -68,6 +68,19 @@ class PruneWeights(Pass):
             if not 0 < kept < group:
                 raise InvalidInput(f"pattern is {self.pattern!r}; in N:M, N must be at least 1 and less than M")
 
+    def portion(self, before: float, after: float, start: Program, now: Program) -> PruneWeights:
+        """The pass that goes on from the share `before` of the way to the share `after`: masked weights stay masked.
+
+        Args:
+            before: where `now` is.
+            after: where to go, in (0, 1]. A pattern N:M has no way, and is reached in the last step.
+            start: the program when nothing was removed.
+            now: the program as it is.
+        """
+        if self.pattern is not None and after < 1:
+            return dataclasses.replace(self, pattern=None, amount=0.0)
+        return dataclasses.replace(self, amount=self.amount * after)
+
     def run(self, program: Program, context: Context) -> Program:
         generator = context.generator()
         weights = prunable_weights(program)

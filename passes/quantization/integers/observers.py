@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torchao.quantization.pt2e import (
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
 
@@ -156,8 +158,10 @@ def observers(observing: Observing, training: bool) -> Observers:
         Integer-Arithmetic-Only Inference", 2018, section 3.
     """
     if training:
-        moving, weight = MovingAverageMinMaxObserver, PerChannelMinMaxObserver
-        return Observers(*(FakeQuantize.with_args(observer=kind, eps=SMALLEST_SCALE) for kind in (moving, weight)))
+        fake = functools.partial(FakeQuantize.with_args, eps=SMALLEST_SCALE)
+        # an average of the last alone: the range of the weights as they are, not of all that they have been
+        weight = fake(observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0)
+        return Observers(fake(observer=MovingAverageMinMaxObserver), weight)
     more = {"percentile": observing.percentile} if observing.observer == "percentile" else {}
     activation = OBSERVERS[observing.observer].with_args(eps=SMALLEST_SCALE, **more)  # type: ignore[attr-defined]
     return Observers(activation, PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE))

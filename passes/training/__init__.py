@@ -1,0 +1,1 @@
+"""Passes that train: one loop, and what it is asked to lower."""

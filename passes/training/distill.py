@@ -1,0 +1,242 @@
+"""Distillation: the compressed model learns from what a teacher says."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.program import Program
+from lobo_fx.passes.training.features import Seen, seeing
+from lobo_fx.passes.training.loop import train
+from lobo_fx.passes.training.objective import Objective
+from lobo_fx.passes.training.training_pass import TrainingPass
+
+__all__ = ["Distill"]
+
+Names = Mapping[str, str] | Sequence[str]
+"""Names of modules in the student, which the teacher has too, or by name of one in the student that of the teacher."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill(TrainingPass):
+    """Trains the model to say what a teacher says; labels help where there are any, and are not needed.
+
+    Attributes:
+        teacher: any module that takes the same inputs; None is the model before all passes.
+        match: `logits` compares the distributions over the last dimension of each output, `values` the outputs
+            themselves (regression, embeddings).
+        temperature: that logits are divided by, so that the teacher's second choices count.
+        label_share: how much the loss against labels counts, where there are labels and a loss; the rest is the
+            teacher's.
+        features: modules whose outputs are to match, `["layer1"]`, or by name in the student the teacher's. Where
+            widths differ, a projection is learned beside the student, and thrown away.
+        feature_share: how much all features count, beside the outputs' 1.
+        attention: modules whose attention is to match, averaged over heads.
+        attention_share: how much all attention maps count, beside the outputs' 1.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; features: Romero et al., "FitNets",
+        2015; attention: Jiao et al., "TinyBERT", 2020.
+
+    Example:
+        ```python
+        lobo_fx.compile(model, [PruneChannels(0.5), Distill(epochs=3)], train_data=unlabelled)
+        ```
+    """
+
+    teacher: nn.Module | None = None
+    match: Literal["logits", "values"] = "logits"
+    temperature: float = 2.0
+    label_share: float = 0.3
+    features: Names = ()
+    feature_share: float = 1.0
+    attention: Names = ()
+    attention_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher is not None and not isinstance(self.teacher, nn.Module):
+            raise InvalidInput(f"teacher is a {type(self.teacher).__name__}; expected an nn.Module, or None")
+        if self.match not in ("logits", "values"):
+            raise InvalidInput(f"match is {self.match!r}; it must be logits or values")
+        if not isinstance(self.temperature, (int, float)) or self.temperature <= 0:
+            raise InvalidInput(f"temperature is {self.temperature!r}; it must be a positive number")
+        for name in ("label_share", "feature_share", "attention_share"):
+            value = getattr(self, name)
+            most = 1.0 if name == "label_share" else float("inf")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+                raise InvalidInput(f"{name} is {value!r}; it must be a number of at least 0, label_share at most 1")
+        for name in ("features", "attention"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
+                raise InvalidInput(f"{name} is {value!r}; it must be names of modules, or pairs of them")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Data alone; a score where training is to stop by it."""
+        return ("train_data", *["evaluate"] * (self.patience is not None))
+
+    def check(self, program: Program) -> None:
+        """The teacher must take the inputs and give outputs that can be compared, and the modules must be there."""
+        super().check(program)
+        teacher = program.module if self.teacher is None else self.teacher
+        with self._sight(program.module, teacher) as (student, seen, taught, known), torch.no_grad():
+            outputs = _called(student, program.example_inputs)
+            try:
+                said = _called(taught, program.example_inputs)
+            except Exception as error:
+                raise InvalidInput(
+                    f"the teacher can't be called as the model is: {type(error).__name__}: {error}"
+                ) from error
+        pairs(outputs, said)
+        for name, other in self._paired("features") | self._paired("attention"):
+            _check_places(name, seen[name], known[other])
+
+    def run(self, program: Program, context: Context) -> Program:
+        assert context.original is not None
+        teacher = context.original.module if self.teacher is None else self.teacher
+        with self._sight(program.module, teacher) as (student, seen, taught, known):
+            objective = _Imitation(program.module, student, taught, seen, known, self, context)
+            objective.prepare_projections(program.example_inputs)
+            train(objective, self, context, lambda: program.clone().module)
+        return program
+
+    def _paired(self, name: str) -> dict[tuple[str, str], None]:
+        given = getattr(self, name)
+        found = given.items() if isinstance(given, Mapping) else zip(given, given, strict=True)
+        return dict.fromkeys(found)
+
+    @contextlib.contextmanager
+    def _sight(self, student: nn.Module, teacher: nn.Module) -> Iterator[tuple[nn.Module, Seen, nn.Module, Seen]]:
+        """Both networks, in inference mode the teacher, and what they show of their inside."""
+        wanted = {what: self._paired(what) for what in ("features", "attention")}
+        in_student = {mine: what for what, pairs in wanted.items() for mine, _ in pairs}
+        in_teacher = {theirs: what for what, pairs in wanted.items() for _, theirs in pairs}
+        training = teacher.training
+        with seeing(student, in_student) as (mine, seen), seeing(teacher, in_teacher) as (theirs, known):
+            theirs.eval()
+            try:
+                yield mine, seen, theirs, known
+            finally:
+                teacher.train(training)
+
+
+class _Imitation(Objective):
+    """The loss against a teacher, mixed with that against labels."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        student: nn.Module,
+        teacher: nn.Module,
+        seen: Seen,
+        known: Seen,
+        settings: Distill,
+        context: Context,
+    ) -> None:
+        super().__init__(module, context)
+        self.others = (student, teacher)  # in a tuple, they are no part of what is trained, copied or saved
+        self.seen, self.known, self.settings = seen, known, settings
+        self.projections = nn.ModuleDict()
+
+    def to_device(self, device: torch.device) -> None:
+        super().to_device(device)
+        for other in self.others:
+            other.to(device)
+
+    def train(self, mode: bool = True) -> _Imitation:
+        """The student that is looked into follows the mode of the module whose parameters it shares."""
+        super().train(mode)
+        self.others[0].train(mode)
+        return self
+
+    def prepare_projections(self, inputs: Inputs) -> None:
+        """Makes a projection for every feature whose widths differ, from the student's to the teacher's."""
+        with torch.no_grad():
+            for network in self.others:
+                _called(network, inputs)
+        for mine, theirs in self.settings._paired("features"):
+            given, wanted = (_rows(value).shape[-1] for value in (self.seen[mine], self.known[theirs]))
+            if given != wanted:
+                self.projections[mine.replace(".", "/")] = nn.Linear(given, wanted, bias=False)
+
+    def forward(self, inputs: Inputs, labels: Any) -> torch.Tensor:
+        student, teacher = self.others
+        with torch.no_grad():
+            said = _called(teacher, inputs)
+        outputs = _called(student, inputs)
+        settings, context = self.settings, self.context
+        compared = [_difference(mine, theirs, settings) for mine, theirs in pairs(outputs, said)]
+        loss = torch.stack(compared).sum()
+        if labels is not None and (context.loss_fn is not None or context.signature.gives_loss):
+            loss = (1 - settings.label_share) * loss + settings.label_share * context.loss(outputs, labels)
+        for mine, theirs in settings._paired("features"):
+            given, wanted = _rows(self.seen[mine]), _rows(self.known[theirs])
+            key = mine.replace(".", "/")
+            if key in self.projections:
+                given = self.projections[key](given)
+            loss = loss + settings.feature_share * _relative(given, wanted) / len(settings.features)
+        for mine, theirs in settings._paired("attention"):
+            given, wanted = self.seen[mine], self.known[theirs]
+            entropy = (wanted * (wanted.clamp_min(1e-9).log() - given.clamp_min(1e-9).log())).sum(-1).mean()
+            loss = loss + settings.attention_share * entropy / len(settings.attention)
+        return loss
+
+
+def _called(module: nn.Module, inputs: Inputs) -> Any:
+    return module(*inputs.args, **inputs.kwargs)
+
+
+def pairs(outputs: Any, said: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The float outputs of student and teacher, in order; a loss among them is none that is compared.
+
+    Raises:
+        InvalidInput: they are not of the same shapes.
+    """
+    mine, theirs = (
+        [value for value in pytree.tree_leaves(found) if isinstance(value, torch.Tensor) and value.is_floating_point()]
+        for found in (outputs, said)
+    )
+    shapes = [[tuple(value.shape) for value in found] for found in (mine, theirs)]
+    if shapes[0] != shapes[1]:
+        raise InvalidInput(f"the teacher's outputs don't fit: it gives {shapes[1]}, the model {shapes[0]}")
+    found = [pair for pair in zip(mine, theirs, strict=True) if pair[0].dim()]
+    if not found:
+        raise InvalidInput("the model gives no float output that could be compared with a teacher's")
+    return found
+
+
+def _difference(mine: torch.Tensor, theirs: torch.Tensor, settings: Distill) -> torch.Tensor:
+    """How far an output is from the teacher's; the gradient does not shrink as the temperature rises."""
+    if settings.match == "values":
+        return _relative(mine, theirs)
+    t = settings.temperature
+    given, wanted = ((value / t).log_softmax(-1).flatten(0, -2) for value in (mine, theirs))
+    return functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * t**2
+
+
+def _relative(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference, as a share of the mean square of what is wanted."""
+    return (given - wanted).square().mean() / wanted.square().mean().clamp_min(torch.finfo(wanted.dtype).tiny)
+
+
+def _rows(value: torch.Tensor) -> torch.Tensor:
+    """Features with their channels last: those of images stand second."""
+    return value.movedim(1, -1) if value.dim() > 3 else value
+
+
+def _check_places(name: str, mine: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Refuses features that are not of the same places: only their widths may differ."""
+    if _rows(mine).shape[:-1] != _rows(theirs).shape[:-1]:
+        raise InvalidInput(
+            f"'{name}' gives {list(mine.shape)}, the teacher's {list(theirs.shape)}: only widths may differ"
+        )

@@ -1,0 +1,488 @@
+"""The training loop: one for every pass that trains, on one process or many, interrupted or not."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.randomness import random_state_kept
+from lobo_fx.passes.training.checkpoint import Checkpoint, Identity
+from lobo_fx.passes.training.learning_rate import find_learning_rate
+from lobo_fx.passes.training.objective import Objective, frozen_parts, trainable
+from lobo_fx.passes.training.optimizers import make_optimizer, make_schedule
+from lobo_fx.passes.training.training_pass import TrainingPass
+from lobo_fx.report.records import Sheet
+from lobo_fx.terminal.progress import training_bar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Loop", "Trained", "train"]
+
+_RULE = 1e-4
+"""The rate where the range test says nothing, as of a model that is trained already: a tenth of AdamW's default."""
+_BETWEEN = 300.0
+"""Seconds between checkpoints within an epoch."""
+
+
+@dataclasses.dataclass
+class Trained:
+    """What a training did; it grows while it runs, and is what a checkpoint holds beside tensors.
+
+    Attributes:
+        rate: the highest learning rate.
+        rate_from: where it comes from.
+        batches: how many were seen.
+        epoch_starts: the number of the first batch of each epoch begun.
+        losses: mean loss of each whole epoch.
+        scores: what `evaluate` said before training, and after each whole epoch.
+        best: epochs done when the score was best; 0 is before training.
+        stopped: why it ended before its time; empty where it did not.
+        done: whether it has ended.
+        seconds: time spent.
+        partial: sum of the losses of the epoch that is running.
+    """
+
+    rate: float = 0.0
+    rate_from: str = ""
+    batches: int = 0
+    epoch_starts: list[int] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
+    scores: list[float] = dataclasses.field(default_factory=list)
+    best: int = 0
+    stopped: str = ""
+    done: bool = False
+    seconds: float = 0.0
+    partial: float = 0.0
+
+
+def train(
+    objective: Objective,
+    settings: TrainingPass,
+    context: Context,
+    candidate: Callable[[], nn.Module],
+    optimizer_state: Mapping[str, Any] | None = None,
+    stage: str = "",
+) -> Loop:
+    """Runs the loop on an objective, and tells the report what came of it.
+
+    Args:
+        objective: trained in place.
+        settings: how.
+        context: for data and notes.
+        candidate: gives a copy of the module to be scored.
+        optimizer_state: by name of a parameter, what an earlier optimizer knew of it.
+        stage: of a pass that trains more than once, which time it is.
+    """
+    folder = None if settings.checkpoint_dir is None else Path(settings.checkpoint_dir) / stage
+    loop = Loop(objective, settings, context, candidate, optimizer_state, folder)
+    trained = loop.run()
+    context.note(_told(trained, settings, stage))
+    context.sheets.append(_sheet(trained, f"{settings.name} {stage}".strip()))
+    return loop
+
+
+def _told(trained: Trained, settings: TrainingPass, stage: str) -> str:
+    """What the report says of a training."""
+    name = f"{settings.name} ({stage})" if stage else settings.name
+    said = f"{name}: {trained.batches} batches in {len(trained.losses)} epochs, {trained.seconds:.0f} s"
+    said += f"; learning rate {trained.rate:.2g}, {trained.rate_from}"
+    if len(trained.losses) > 1:
+        said += f"; loss {trained.losses[0]:.4g} in the first epoch, {trained.losses[-1]:.4g} in the last"
+    if trained.scores and not settings.keeps_best:
+        said += f"; score {trained.scores[0]:.4g} before, {trained.scores[-1]:.4g} after"
+    elif trained.scores:
+        after = f"after epoch {trained.best}" if trained.best else "before training, whose weights are kept"
+        said += f"; best score {max(trained.scores):.4g} {after}"
+    if trained.stopped:
+        said += f". Stopped early: {trained.stopped}"
+    return said
+
+
+def _sheet(trained: Trained, title: str) -> Sheet:
+    scores = trained.scores[1:] or [math.nan] * len(trained.losses)
+    rows = [(epoch + 1, loss, score) for epoch, (loss, score) in enumerate(zip(trained.losses, scores, strict=False))]
+    return Sheet(title, ("epoch", "loss", "score"), tuple(rows))
+
+
+class _Stop(Exception):
+    """Training ends before its time; the message says why."""
+
+
+class Loop:
+    """Trains an objective in place.
+
+    Everything drawn in a step depends on the step's number alone, so that a training that was killed and goes on from
+    its checkpoint ends with the weights of one that was not.
+
+    Args:
+        objective: what is trained, and the loss of a batch.
+        settings: how.
+        context: data, score, seed and notes.
+        candidate: gives a copy of the module in training, as it would be shipped, to be scored.
+        optimizer_state: of an earlier training of the same parameters, to go on from.
+        folder: for checkpoints; None writes none.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        settings: TrainingPass,
+        context: Context,
+        candidate: Callable[[], nn.Module],
+        optimizer_state: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.objective, self.settings, self.context, self.candidate = objective, settings, context, candidate
+        self.data = dataclasses.replace(context, show_progress=False)  # there is one bar for all of it
+        self.folder, self.trained = folder, Trained()
+        self.optimizer_state = optimizer_state
+        self.best: dict[str, torch.Tensor] | None = None
+        self.identity = Identity.of(str(settings), objective)
+        self.wrote_last = 0.0
+
+    def run(self) -> Trained:
+        """Trains, keeps the best weights, and puts modes back.
+
+        Raises:
+            InvalidInput: data, loss or score can't work, or the checkpoint belongs to something else.
+        """
+        found = None if self.folder is None else Checkpoint.read(self.folder, self.identity)
+        training = self.objective.module.training
+        with (
+            random_state_kept,
+            _other_generators_kept(),
+            _generators_kept(self.context.train_data),
+            self._accelerator(),
+        ):
+            self.objective.to_device(self.accelerator.device)
+            self.objective.train()
+            try:
+                with frozen_parts(self.objective.module, self.settings.frozen):
+                    self._start(found)
+                    if not self.trained.done:
+                        self._train()
+                    self._take_best()
+            finally:
+                self.objective.to_device(torch.device("cpu"))
+                self.objective.train(training)
+                self.objective.zero_grad()
+        return self.trained
+
+    @contextlib.contextmanager
+    def _accelerator(self) -> Iterator[None]:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
+
+        try:
+            self.accelerator: Accelerator = Accelerator(
+                mixed_precision=self.settings.mixed_precision,
+                step_scheduler_with_optimizer=False,
+                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            )
+            yield
+        finally:
+            # a process has one precision, unless told to forget it; processes and devices stay as they are
+            AcceleratorState._reset_state()
+
+    def _start(self, found: Checkpoint | None) -> None:
+        """Rate, optimizer and schedule; where a checkpoint was found, as they were then."""
+        parameters = trainable(self.objective)
+        if found is not None:
+            self.trained = Trained(**found.progress)
+        elif self.settings.learning_rate == "auto":
+            self._find_rate()
+        else:
+            self.trained.rate, self.trained.rate_from = float(self.settings.learning_rate), "given"
+        optimizer = self._optimizer(parameters.values(), self.trained.rate)
+        self.steps = max(1, math.ceil(self._batches() / self.settings.accumulate))
+        self.schedule = make_schedule(self.settings.schedule, optimizer, self.steps, self.settings.warmup)
+        self.plain_optimizer = optimizer
+        if self.optimizer_state is not None:
+            _load_moments(optimizer, parameters, self.optimizer_state)
+        if found is not None:
+            self.objective.load_state_dict(found.state["weights"])
+            optimizer.load_state_dict(found.state["optimizer"])
+            self.schedule.load_state_dict(found.state["schedule"])
+            self.best = found.state["best"]
+        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+
+    def _optimizer(self, parameters: Any, rate: float) -> torch.optim.Optimizer:
+        return make_optimizer(self.settings.optimizer, parameters, rate, self.settings.weight_decay)
+
+    def _find_rate(self) -> None:
+        def endless() -> Iterator[tuple[Inputs, Any]]:
+            for epoch in itertools.count():
+                _seed(self.context.seed + epoch)
+                for inputs, labels in self.data.training_batches():
+                    yield self._on_device(inputs, labels)
+
+        rate = find_learning_rate(self.objective, self._optimizer, endless())
+        self.trained.rate = _RULE if rate is None else rate
+        self.trained.rate_from = (
+            "a small one, since the loss fell at no rate" if rate is None else "found by a range test"
+        )
+
+    def _batches(self) -> int:
+        """How many batches training sees.
+
+        Raises:
+            InvalidInput: the data does not say how many it has.
+        """
+        if self.settings.steps is not None:
+            return self.settings.steps * self.settings.accumulate
+        return self.settings.epochs * length(self.context.train_data)
+
+    def _train(self) -> None:
+        total = self._batches()
+        if not self.trained.scores:
+            self._evaluate()
+        start = time.perf_counter()
+        spent = self.trained.seconds
+        self.wrote_last = start
+        show = self.context.show_progress and self.accelerator.is_main_process
+        with training_bar(total, self.settings.name, show) as update:
+            update(self.trained.batches, None, self._last_score())
+            try:
+                while self.trained.batches < total:
+                    self._epoch(total, update, lambda: spent + time.perf_counter() - start)
+            except KeyboardInterrupt:
+                self.trained.stopped = "interrupted"
+            except _Stop as stop:
+                self.trained.stopped = str(stop)
+        self.trained.done = True
+        self.trained.seconds = spent + time.perf_counter() - start
+        self._write()
+
+    def _epoch(self, total: int, update: Callable[[int, float | None, float | None], None], clock: Any) -> None:
+        """Trains to the end of an epoch, from its beginning or where a checkpoint was written."""
+        trained = self.trained
+        epoch = len(trained.losses)
+        if len(trained.epoch_starts) == epoch:
+            trained.epoch_starts.append(trained.batches)
+        first = trained.epoch_starts[epoch]
+        _seed(self._draw(first))
+        _seed_loader(self.context.train_data, self._draw(first))
+        batches = iter(self.data.training_batches())
+        number = first
+        while number < total:
+            _seed(self._draw(number))
+            inputs, labels = next(batches, (None, None))
+            if inputs is None:
+                break
+            number += 1
+            if number <= trained.batches:
+                continue  # seen before the checkpoint was written
+            self.objective.begin_step((number - 1) / total)
+            loss = self._step(number, epoch, number - first, *self._share(inputs, labels), last=number == total)
+            trained.partial += loss
+            trained.batches = number
+            update(number, loss, self._last_score())
+            if (
+                number % self.settings.accumulate == 0
+                and clock() - self.wrote_last > _BETWEEN
+                and self.folder is not None
+            ):
+                trained.seconds = clock()
+                self._write()
+                self.wrote_last = clock()
+        seen = trained.batches - first
+        trained.losses.append(trained.partial / max(1, seen))
+        trained.partial = 0.0
+        trained.seconds = clock()
+        self._evaluate()
+        self._write()
+        patience = self.settings.patience
+        if patience is not None and len(trained.losses) - trained.best >= patience and trained.batches < total:
+            raise _Stop(f"no better score in {patience} epochs")
+
+    def _draw(self, number: int) -> int:
+        """What the generators start from in a step."""
+        return (self.context.seed * 1_000_003 + number) % 2**32
+
+    def _step(self, number: int, epoch: int, at: int, inputs: Inputs, labels: Any, weight: float, last: bool) -> float:
+        """Lowers the loss of a batch; returns it.
+
+        Raises:
+            _Stop: the loss or its gradient is NaN or infinite; the weights are those before the step.
+        """
+        accelerator, settings = self.accelerator, self.settings
+        steps = last or number % settings.accumulate == 0
+        with contextlib.nullcontext() if steps else accelerator.no_sync(self.model):
+            loss = self.model(inputs, labels)
+            value = float(accelerator.reduce(loss.detach() * weight, "mean"))
+            if not math.isfinite(value):
+                self._refuse(number, epoch, at, f"the loss is {value}")
+            accelerator.backward(loss * (weight / settings.accumulate))
+        if steps:
+            norm = accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip_norm or math.inf)
+            # with half precision, the scaler skips such steps and lowers its scale
+            if settings.mixed_precision != "fp16" and not math.isfinite(float(norm)):
+                self._refuse(number, epoch, at, "a gradient is NaN or infinite")
+            self.optimizer.step()
+            if not self.optimizer.step_was_skipped:
+                self.schedule.step()
+            self.optimizer.zero_grad()
+        return value
+
+    def _refuse(self, number: int, epoch: int, at: int, what: str) -> None:
+        self.optimizer.zero_grad()
+        where = f"{what} at step {number} (epoch {epoch + 1}, batch {at})"
+        if number == 1:
+            raise InvalidInput(f"{where}: nothing was trained. Check the labels, loss_fn and the learning rate")
+        raise _Stop(where)
+
+    def _share(self, inputs: Inputs, labels: Any) -> tuple[Inputs, Any, float]:
+        """This process's rows of a batch, and how much they weigh: gradients are averaged over processes.
+
+        Every process reads all data and takes its rows, so that many see the batches that one would.
+
+        Raises:
+            InvalidInput: there are fewer rows than processes.
+        """
+        accelerator, signature = self.accelerator, self.context.signature
+        count = accelerator.num_processes
+        if count == 1:
+            return (*self._on_device(inputs, labels), 1.0)
+        rows = signature.count_rows(inputs)
+        if rows < count:
+            raise InvalidInput(f"a batch of {rows} rows can't be shared by {count} processes: give larger batches")
+        mine = list(range(accelerator.process_index, rows, count))
+
+        def chosen(value: Any) -> Any:
+            counts = isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == rows
+            return value[mine] if counts else value
+
+        part = signature.take_rows(inputs, mine), pytree.tree_map(chosen, labels)
+        return (*self._on_device(*part), len(mine) * count / rows)
+
+    def _on_device(self, inputs: Inputs, labels: Any) -> tuple[Inputs, Any]:
+        device = self.accelerator.device
+        return inputs.to(device), pytree.tree_map(
+            lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, labels
+        )
+
+    def optimizer_moments(self) -> dict[str, Any]:
+        """By name of a parameter, what the optimizer knows of it now."""
+        state = self.plain_optimizer.state
+        return {name: state[p] for name, p in trainable(self.objective).items() if p in state}
+
+    def _last_score(self) -> float | None:
+        return self.trained.scores[-1] if self.trained.scores else None
+
+    def _evaluate(self) -> None:
+        """Scores the module as it is now, and keeps its weights if they are the best so far."""
+        if self.context.evaluate is None:
+            return
+        from accelerate.utils import broadcast_object_list
+
+        scores: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            scores = [self.context.score_of(self.candidate().eval())]
+        (score,) = broadcast_object_list(scores)
+        trained = self.trained
+        trained.scores.append(score)
+        if self.settings.keeps_best and score > max(trained.scores[:-1], default=-math.inf):
+            trained.best = len(trained.losses)
+            self.best = copy.deepcopy(self.objective.state_dict())
+
+    def _take_best(self) -> None:
+        if self.best is not None:
+            self.objective.load_state_dict(self.best)
+
+    def _write(self) -> None:
+        """A checkpoint, where there is a folder for one; a disk that is full stops no training."""
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        state = {
+            "weights": self.objective.state_dict(),
+            "optimizer": self.plain_optimizer.state_dict(),
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if _is_plain(v)},
+            "best": self.best,
+        }
+        try:
+            Checkpoint(self.identity, dataclasses.asdict(self.trained), state).write(self.folder)
+        except InvalidInput as error:
+            self.context.note(f"a checkpoint could not be written, training went on: {error}")
+
+
+def length(data: Any) -> int:
+    """How many batches the data has.
+
+    Raises:
+        InvalidInput: it does not say.
+    """
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        raise InvalidInput("train_data has no length: say how long to train with steps=") from None
+
+
+def _is_plain(value: object) -> bool:
+    return all(isinstance(leaf, (int, float, str, bool, type(None))) for leaf in pytree.tree_leaves(value))
+
+
+def _load_moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], known: Mapping[str, Any]
+) -> None:
+    """Gives parameters the moments that an earlier optimizer had for them."""
+    for name, parameter in parameters.items():
+        if name in known:
+            optimizer.state[parameter] = copy.deepcopy(known[name])
+
+
+def _seed(seed: int) -> None:
+    """Starts the generators that loaders, augmentation and dropout draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # what users' augmentation draws from
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def _other_generators_kept() -> Iterator[None]:
+    """Python's and numpy's generators are left as they were found."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _own_generators(data: Any) -> list[torch.Generator]:
+    """The generators that a DataLoader draws the order of its rows from, where it has its own."""
+    holders = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def _seed_loader(data: Any, seed: int) -> None:
+    for generator in _own_generators(data):
+        generator.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def _generators_kept(data: Any) -> Iterator[None]:
+    generators = _own_generators(data)
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

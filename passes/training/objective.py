@@ -1,0 +1,88 @@
+"""What training lowers: a module whose forward is the loss of a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.operators import set_argument, training_flag
+from lobo_fx.graph.provenance import module_name
+
+__all__ = ["Objective", "frozen_parts", "trainable"]
+
+
+class Objective(nn.Module):
+    """The loss of a batch by the user's `loss_fn`, or by the model itself. What it holds parameters of is trained.
+
+    Args:
+        module: what is trained.
+        context: for the loss.
+    """
+
+    def __init__(self, module: nn.Module, context: Context) -> None:
+        super().__init__()
+        self.module, self.context = module, context
+        super().train(module.training)
+
+    def forward(self, inputs: Inputs, labels: Any) -> torch.Tensor:
+        """A scalar."""
+        return self.context.loss(self.module(*inputs.args, **inputs.kwargs), labels)
+
+    def begin_step(self, share: float) -> None:
+        """Called before every step with the share of the training that is done."""
+
+    def to_device(self, device: torch.device) -> None:
+        """Moves everything that takes part to a device, what is not trained included."""
+        self.to(device)
+
+
+def trainable(objective: Objective) -> dict[str, nn.Parameter]:
+    """What the optimizer moves, by name.
+
+    Raises:
+        InvalidInput: there is nothing.
+    """
+    found = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    if not found:
+        raise InvalidInput("nothing is left to train: every parameter is frozen, or stored as integers")
+    return found
+
+
+@contextlib.contextmanager
+def frozen_parts(module: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
+    """Keeps what matches a pattern as it is: its parameters, and the statistics of its batch norms.
+
+    Args:
+        module: in training mode.
+        patterns: of names of modules or parameters.
+    """
+    frozen = [p for name, p in module.named_parameters() if _matches(name, patterns) and p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    if isinstance(module, fx.GraphModule):
+        stopped = [(node, flag) for node in module.graph.nodes if (flag := training_flag(node)) is not None]
+        for node, flag in stopped:
+            if _matches(f"{module_name(node)}.", patterns):
+                set_argument(node, flag, False)
+        if stopped and patterns:
+            module.recompile()
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern matches a name, or that of a module above it."""
+    parts = name.split(".")
+    above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return any(fnmatch.filter(above, pattern) for pattern in patterns)

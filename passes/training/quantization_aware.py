@@ -1,0 +1,151 @@
+"""Training on quantized values, so that weights and ranges settle where integers are."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import nn
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.operators import aten, set_argument, training_flag
+from lobo_fx.graph.program import Program, ProgramModule
+from lobo_fx.passes.quantization.integers.calibration import calibrate, convert, prepare
+from lobo_fx.passes.quantization.integers.storing import store_rest
+from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
+from lobo_fx.passes.training.loop import train
+from lobo_fx.passes.training.objective import Objective
+from lobo_fx.passes.training.training_pass import TrainingPass
+from lobo_fx.recipe import build
+
+__all__ = ["QuantizationAwareTraining"]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationAwareTraining(TrainingPass):
+    """`QuantizeStatic` with training between preparing and converting: values are rounded as integers would be.
+
+    Batch norms are folded before, so that training sees the weights that ship; those that can't be folded stop
+    following the data at `settle_at`. Where `evaluate` is given, the result of `QuantizeStatic` without training is
+    a candidate too, so that training never ends below it.
+
+    Attributes:
+        quantize: a `QuantizeStatic` with settings, or those settings by name.
+        ranges: of activations: `followed` by moving averages, or `learned` by gradients.
+        settle_at: share of the steps after which ranges that are followed, and batch norms, stay as they are.
+
+    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+        Inference", 2018, section 3; learned ranges: Esser et al., "Learned Step Size Quantization", 2020.
+
+    Example:
+        ```python
+        lobo_fx.compile(model, [QuantizationAwareTraining(epochs=2)], train_data=loader, loss_fn=loss, ...)
+        ```
+    """
+
+    quantize: QuantizeStatic | Mapping[str, Any] = dataclasses.field(default_factory=QuantizeStatic)
+    ranges: Literal["followed", "learned"] = "followed"
+    settle_at: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ranges not in ("followed", "learned"):
+            raise InvalidInput(f"ranges is {self.ranges!r}; it must be followed or learned")
+        if (
+            isinstance(self.settle_at, bool)
+            or not isinstance(self.settle_at, (int, float))
+            or not 0 <= self.settle_at <= 1
+        ):
+            raise InvalidInput(f"settle_at is {self.settle_at!r}; it must be in [0, 1], a share of the steps")
+        self._static  # noqa: B018  refused here, before any work
+
+    @property
+    def _static(self) -> QuantizeStatic:
+        if isinstance(self.quantize, QuantizeStatic):
+            return self.quantize
+        if not isinstance(self.quantize, Mapping):
+            raise InvalidInput(
+                f"quantize is a {type(self.quantize).__name__}; expected a QuantizeStatic or its settings"
+            )
+        return build(QuantizeStatic, dict(self.quantize))  # type: ignore[return-value]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What training needs, and calibration data to start from."""
+        return (*super().needs, *self._static.needs)
+
+    def check(self, program: Program) -> None:
+        super().check(program)
+        self._static.check(program)
+
+    def run(self, program: Program, context: Context) -> Program:
+        static = self._static
+        program, choices = static.simplify(program, context)
+        placement = choices.place()
+        placement.note(program.graph, context)
+        untrained = program.clone() if context.evaluate is not None else None
+        prepared = prepare(program, placement, context, training=True)
+        calibrate(prepared, context)
+        module = program.with_graph_module(prepared).module
+        module.meta |= prepared.meta  # by which torchao knows what it prepared
+        objective = _Quantized(module, self, context)
+        loop = train(objective, self, context, objective.candidate)
+        objective.finish()
+        trained = convert(program, module)
+        if untrained is not None:
+            quiet = dataclasses.replace(context, notes=[])
+            plain = static.quantize(untrained, placement, quiet, stored=False)
+            score, best = quiet.score(plain), max(loop.trained.scores)
+            assert score is not None
+            if score > best:
+                context.note(
+                    f"{self.name}: the best score in training was {best:.4g}; without training it is {score:.4g}, which is kept"
+                )
+                trained = plain
+        if placement.integer and placement.microseconds is not None:
+            trained.module.set_facts(estimated=True)
+        return store_rest(trained, placement, context)
+
+
+class _Quantized(Objective):
+    """The loss of a module whose values are rounded on the way."""
+
+    def __init__(self, module: ProgramModule, settings: QuantizationAwareTraining, context: Context) -> None:
+        from lobo_fx.passes.quantization.integers.training_ranges import learn_ranges
+
+        super().__init__(module, context)
+        self.program_module, self.settings, self.settled = module, settings, False
+        self.learned = learn_ranges(module) if settings.ranges == "learned" else {}
+
+    def begin_step(self, share: float) -> None:
+        if share >= self.settings.settle_at and not self.settled:
+            self.settled = True
+            settle(self.program_module)
+
+    def candidate(self) -> nn.Module:
+        """A copy whose ranges don't move any more."""
+        copied = copy.deepcopy(self.program_module)
+        settle(copied)
+        copied.eval()
+        return copied
+
+    def finish(self) -> None:
+        """Puts the ranges that were learned where converting reads them."""
+        from lobo_fx.passes.quantization.integers.training_ranges import give_back_ranges
+
+        give_back_ranges(self.program_module, self.learned)
+
+
+def settle(module: ProgramModule) -> None:
+    """Ranges of activations, and statistics of batch norms, stay as they are from now on."""
+    from lobo_fx.passes.quantization.integers.training_ranges import stop_following
+
+    stop_following(module)
+    for node in module.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        flag = training_flag(node)
+        assert flag is not None
+        set_argument(node, flag, False)
+    module.recompile()

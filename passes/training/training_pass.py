@@ -1,0 +1,116 @@
+"""What every pass that trains can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.files import check_folder
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import module_name
+from lobo_fx.passes.training.optimizers import SCHEDULES, MakeOptimizer, MakeSchedule, optimizer_class
+from lobo_fx.sources.packages import import_package
+
+__all__ = ["TrainingPass"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingPass(Pass):
+    """A pass that trains; subclasses say what the loss is.
+
+    Training runs on Hugging Face Accelerate: on one process, or on as many as `accelerate launch` starts. What a step
+    draws at random depends on its number alone, so an interrupted training goes on to the same weights.
+
+    Attributes:
+        epochs: passes over the training data.
+        steps: how many steps to train instead of epochs; needed where the data does not say how long it is.
+        learning_rate: the highest; `auto` finds one by a range test on the data at hand.
+        optimizer: name of one of `torch.optim`'s, or a function of groups of parameters and `lr=`.
+        weight_decay: of weights; biases and norms have none.
+        schedule: `cosine`, `linear` or `constant`, or a function from an optimizer to a `torch.optim.lr_scheduler`.
+        warmup: share of the steps in which the rate rises, for schedules by name.
+        clip_norm: gradients longer than this are shortened to it; None leaves them.
+        accumulate: batches whose gradients are averaged for one step.
+        mixed_precision: `no`, `bf16` or `fp16` (on a GPU).
+        patience: epochs without a better score after which training ends; needs `evaluate`.
+        frozen: patterns of names of modules or parameters that are left as they are.
+        checkpoint_dir: folder for checkpoints, from which a killed training goes on; None writes none.
+        keeps_best: whether the weights with the best score are kept, or the last ones.
+    """
+
+    epochs: int = 3
+    steps: int | None = None
+    learning_rate: float | Literal["auto"] = "auto"
+    optimizer: str | MakeOptimizer = "adamw"
+    weight_decay: float = 0.01
+    schedule: str | MakeSchedule = "cosine"
+    warmup: float = 0.05
+    clip_norm: float | None = 1.0
+    accumulate: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    patience: int | None = None
+    frozen: Sequence[str] = ()
+    checkpoint_dir: str | Path | None = None
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+    keeps_best: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        import_package("accelerate", "accelerate", extra="train")
+        for name, least in {"epochs": 0, "steps": 1, "accumulate": 1, "patience": 1}.items():
+            value = getattr(self, name)
+            if value is None and name in ("steps", "patience"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidInput(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        rate = self.learning_rate
+        if rate != "auto" and not (_is_number(rate) and 0 < float(rate) < math.inf):
+            raise InvalidInput(f"learning_rate is {rate!r}; it must be a positive number, or 'auto'")
+        if not _is_number(self.weight_decay) or self.weight_decay < 0:
+            raise InvalidInput(f"weight_decay is {self.weight_decay!r}; it must be a number of at least 0")
+        if not _is_number(self.warmup) or not 0 <= self.warmup < 1:
+            raise InvalidInput(f"warmup is {self.warmup!r}; it must be in [0, 1), a share of the steps")
+        if self.clip_norm is not None and not (_is_number(self.clip_norm) and self.clip_norm > 0):
+            raise InvalidInput(f"clip_norm is {self.clip_norm!r}; it must be a positive number, or None")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise InvalidInput(f"mixed_precision is {self.mixed_precision!r}; it must be no, bf16 or fp16")
+        if isinstance(self.optimizer, str):
+            optimizer_class(self.optimizer)
+        elif not callable(self.optimizer):
+            raise InvalidInput(
+                f"optimizer is a {type(self.optimizer).__name__}; give a name, or a function that makes one of groups "
+                "of parameters and lr=: the parameters are those of the compiled model"
+            )
+        if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
+            raise InvalidInput(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+        if not isinstance(self.schedule, str) and not callable(self.schedule):
+            raise InvalidInput(
+                f"schedule is a {type(self.schedule).__name__}; give a name, or a function that makes one"
+            )
+        if isinstance(self.frozen, str) or not all(isinstance(pattern, str) for pattern in self.frozen):
+            raise InvalidInput(f"frozen is {self.frozen!r}; it must be a list of patterns of names")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Data with labels, and a loss; a score where training is to stop by it."""
+        return ("train_data", "loss_fn", *["evaluate"] * (self.patience is not None))
+
+    def check(self, program: Program) -> None:
+        """Every pattern must match, and the folder for checkpoints must be one."""
+        names = {name for name, _ in program.module.named_parameters()}
+        names |= {module_name(node) for node in program.graph.nodes} - {""}
+        for pattern in self.frozen:
+            if not fnmatch.filter(names, pattern):
+                raise InvalidInput(f"frozen: '{pattern}' matches no module or parameter; {suggestion(pattern, names)}")
+        if self.checkpoint_dir is not None:
+            check_folder(Path(self.checkpoint_dir))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
