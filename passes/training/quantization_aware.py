@@ -102,7 +102,7 @@ class QuantizationAwareTraining(TrainingPass):
             assert score is not None
             if score > best:
                 context.note(
-                    f"{self.name}: the best score in training was {best:.4g}; without training it is {score:.4g}, which is kept"
+                    f"{self.name}: the best score in training was {best:.4g}, without it {score:.4g}, which is kept"
                 )
                 trained = plain
         if placement.integer and placement.microseconds is not None:
