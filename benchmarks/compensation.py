@@ -38,7 +38,7 @@ def pruned(module: torch.nn.Module, keep: float, setting: str, calibration: Spli
     result = lobo_fx.compile(
         module,
         [passes.PruneChannels(target="macs", keep=keep, importance="l2", round_to=1, compensation=setting)],
-        example_inputs=calibration.images[:2],
+        example_inputs=calibration.inputs[:2],
         calibration_data=calibration.batches(),
         progress=False,
     )
@@ -68,15 +68,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     columns = ["model", "kept", "float", "plain", *SETTINGS[1:], *(f"{name}, recovered" for name in SETTINGS[1:])]
-    table = new_table(f"PruneChannels by L2 norm, {options.images} images to calibrate with, {machine()}", columns)
+    table = new_table(f"PruneChannels by L2 norm, {options.inputs} images to calibrate with, {machine()}", columns)
     for task in (GLYPHS, DIGITS):
         splits = task.load(default_cache())
         for model in task.models:
             keep = options.keep
-            found = row(task, model, keep, splits, options.images)
+            found = row(task, model, keep, splits, options.inputs)
             rows = [(keep, found)]
             if found["float"] - found["none"] < LITTLE:
-                rows.append((keep / 2, row(task, model, keep / 2, splits, options.images)))
+                rows.append((keep / 2, row(task, model, keep / 2, splits, options.inputs)))
             for keep, found in rows:
                 shares = [recovered(found, setting) for setting in SETTINGS[1:]]
                 name = f"{task.name} {model}"

@@ -74,7 +74,10 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
         "any_of": any_of,
         "Context": Context,
         "Pipeline": Pipeline,
-        "PruneChannels": passes.PruneChannels,
+        "unlabelled": [images],
+        "labelled": [(images, torch.zeros(len(images), dtype=torch.long))],
+        "cross_entropy": nn.functional.cross_entropy,
+        **{name: getattr(passes, name) for name in passes.__all__},
         "TorchPruning": TorchPruning,
     }
     library._destroy()  # type: ignore[no-untyped-call]

@@ -2,6 +2,8 @@
 
 python -m examples.tasks.digits.train
 python -m examples.tasks.glyphs.train
+python -m examples.tasks.receiver.train
+python -m examples.tasks.language.train
 """
 
 from .training import Recipe, Split, Task, accuracy

@@ -49,7 +49,8 @@ class Distill(TrainingPass):
 
     Example:
         ```python
-        lobo_fx.compile(model, [PruneChannels(0.5), Distill(epochs=3)], train_data=unlabelled)
+        chosen = [PruneChannels(0.5), Distill(epochs=3)]
+        lobo_fx.compile(model, chosen, example_inputs=images, train_data=unlabelled)
         ```
     """
 

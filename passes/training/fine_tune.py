@@ -22,7 +22,8 @@ class FineTune(TrainingPass):
 
     Example:
         ```python
-        lobo_fx.compile(model, [PruneChannels(0.5), FineTune(epochs=3)], train_data=loader, loss_fn=cross_entropy)
+        chosen = [PruneChannels(0.5), FineTune(epochs=3)]
+        lobo_fx.compile(model, chosen, example_inputs=images, train_data=labelled, loss_fn=cross_entropy)
         ```
     """
 

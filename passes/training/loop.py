@@ -262,10 +262,11 @@ class Loop:
             try:
                 while self.trained.batches < total:
                     self._epoch(total, update, lambda: spent + time.perf_counter() - start)
-            except KeyboardInterrupt:
-                self.trained.stopped = "interrupted"
             except _Stop as stop:
                 self.trained.stopped = str(stop)
+            except KeyboardInterrupt:  # maybe within a step: the last checkpoint stands, for another run to go on from
+                self.trained.stopped = "interrupted"
+                return
         self.trained.done = True
         self.trained.seconds = spent + time.perf_counter() - start
         self._write()

@@ -42,7 +42,14 @@ class QuantizationAwareTraining(TrainingPass):
 
     Example:
         ```python
-        lobo_fx.compile(model, [QuantizationAwareTraining(epochs=2)], train_data=loader, loss_fn=loss, ...)
+        lobo_fx.compile(
+            model,
+            [QuantizationAwareTraining(epochs=2)],
+            example_inputs=images,
+            calibration_data=loader,
+            train_data=labelled,
+            loss_fn=cross_entropy,
+        )
         ```
     """
 

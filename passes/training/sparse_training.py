@@ -39,7 +39,8 @@ class SparseTraining(TrainingPass):
     Example:
         ```python
         cut = PruneChannels(0.5)
-        lobo_fx.compile(model, [SparseTraining(cut, epochs=3), cut, FineTune(epochs=3)], ...)
+        chosen = [SparseTraining(cut, epochs=3), cut, FineTune(epochs=3)]
+        lobo_fx.compile(model, chosen, example_inputs=images, train_data=labelled, loss_fn=cross_entropy)
         ```
     """
 

@@ -33,7 +33,8 @@ class Student(Pass):
 
     Example:
         ```python
-        lobo_fx.compile(model, [Student(width=0.25), Distill(epochs=10)], train_data=loader)
+        chosen = [Student(width=0.25), Distill(epochs=10)]
+        lobo_fx.compile(model, chosen, example_inputs=images, train_data=unlabelled)
         ```
     """
 
