@@ -1,0 +1,196 @@
+"""What the reports share: variants of a trained network, each compiled, exported, scored and measured once.
+
+Results are kept in a JSON file as they come; a report that is started again goes on with the first row that is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+
+from tasks import Split
+from tasks.training import Loss, default_cache
+
+import lobo_fx
+from lobo_fx.contracts.passbase import Pass
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
+from lobo_fx.files import write_files
+from lobo_fx.measures.machine import machine
+from lobo_fx.terminal.tables import new_table, to_markdown
+
+__all__ = ["FileModule", "Results", "Trial", "Variant", "options", "splits"]
+
+CALIBRATION = 256
+VALIDATION = 2_000
+
+
+class FileModule(nn.Module):
+    """An exported file that is called as the module it was made of: one input, one output."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.session = OnnxRuntime().load(path, torch.get_num_threads())
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        arrays = {self.session.inputs[0].name: inputs.numpy()}
+        return torch.from_numpy(self.session.run(arrays)[0])
+
+
+def splits(train: Split, count: int = VALIDATION) -> tuple[Split, Split]:
+    """What is trained with, and rows that choose the best weights: neither is the test."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))
+    chosen, rest = order[:count], order[count:]
+    return Split(train.inputs[rest], train.labels[rest]), Split(train.inputs[chosen], train.labels[chosen])
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A row of a report.
+
+    Attributes:
+        method: what is done, in the report's words.
+        compression: how much.
+        passes: what does it; none for the original.
+        prepare: makes another module of the trained one before the passes run (a peer's pruning).
+    """
+
+    method: str
+    compression: str
+    passes: Sequence[Pass] = ()
+    prepare: Callable[[nn.Module], nn.Module] | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.method} {self.compression}".strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A trained network, with all that its variants are made and judged with.
+
+    Attributes:
+        module: as it was trained.
+        train: what may be learned from.
+        validation: what chooses the best weights.
+        test: what the report tells.
+        loss: to train with.
+        score: of a module on a split; higher is better.
+        batch: rows of a training batch.
+    """
+
+    module: nn.Module
+    train: Split
+    validation: Split
+    test: Split
+    loss: Loss
+    score: Callable[[nn.Module, Split], float]
+    batch: int = 128
+
+    def run(self, variant: Variant, rounds: int, tell: Callable[[FileModule], Mapping[str, Any]]) -> dict[str, Any]:
+        """Compiles, exports and measures a variant.
+
+        Args:
+            variant: what to do.
+            rounds: of measuring latency, in turn with the original.
+            tell: figures of the exported file.
+        """
+        start = time.perf_counter()
+        module = self.module if variant.prepare is None else variant.prepare(self.module)
+        result = lobo_fx.compile(
+            module,
+            variant.passes,
+            example_inputs=self.train.inputs[:2],
+            train_data=self.train.shuffled(self.batch),
+            loss_fn=self.loss,
+            calibration_data=self.train.sample(CALIBRATION).batches(64),
+            evaluate=lambda found: self.score(found, self.validation),
+        )
+        seconds = time.perf_counter() - start
+        original = lobo_fx.compile(self.module, [], example_inputs=self.train.inputs[:2])
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = result.export(Path(folder) / "model.onnx")
+            result.report.artifacts["original"] = original.export(Path(folder) / "original.onnx")
+            measured = result.benchmark(rounds=rounds)
+            told = dict(tell(FileModule(artifact.path)))
+            size, zipped = artifact.bytes, artifact.gzip_bytes
+        last = result.report.rows[-1]
+        latency = measured.latencies["compiled"]
+        return {
+            **told,
+            "parameters": last.parameters,
+            "non-zero": last.nonzero,
+            "macs": last.macs,
+            "bytes": size,
+            "gzip bytes": zipped,
+            "ms": latency.p50,
+            "ratio": measured.ratio("compiled", "p50"),
+            "memory": (latency.memory or 0) - (latency.base_memory or 0),
+            "passes": [str(pass_) for pass_ in variant.passes],
+            "scores": [row.score for row in result.report.rows],
+            "notes": [str(note) for note in result.report.notes if "batches in" in note.reason],
+            "seconds": seconds,
+        }
+
+
+class Results:
+    """Rows by network and variant, in a JSON file with the machine and the time they took.
+
+    Args:
+        path: of the JSON file; the markdown lies beside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text())["networks"] if path.exists() else {}
+
+    def measure(self, network: str, variants: Sequence[Variant], run: Callable[[Variant], dict[str, Any]]) -> None:
+        """Runs what is missing, and keeps every row as soon as it is there."""
+        found = self.rows.setdefault(network, {})
+        for variant in variants:
+            if variant.key not in found:
+                found[variant.key] = run(variant)
+                print(f"{network}, {variant.key}: {found[variant.key]}", flush=True)
+                self.save()
+
+    def save(self) -> None:
+        seconds = sum(row["seconds"] for rows in self.rows.values() for row in rows.values())
+        record = {"machine": machine(), "training and compiling seconds": round(seconds), "networks": self.rows}
+        write_files(self.path.parent, {self.path.name: json.dumps(record, indent=1)})
+
+    def write_markdown(self, title: str, columns: Mapping[str, Callable[[str, dict[str, Any]], str]]) -> str:
+        """A table for each network, its columns made of the name and the figures of each row."""
+        seconds = sum(row["seconds"] for rows in self.rows.values() for row in rows.values())
+        parts = [f"# {title}\n\nMeasured on {machine()}; training and compiling took {seconds / 3600:.1f} hours.\n"]
+        for network, rows in self.rows.items():
+            table = new_table("", list(columns))
+            for key, row in rows.items():
+                table.add_row(*(cell(key, row) for cell in columns.values()))
+            parts.append(f"## {network}\n\n{to_markdown(table)}")
+        text = "\n".join(parts)
+        write_files(self.path.parent, {self.path.with_suffix(".md").name: text})
+        return text
+
+
+def options(description: str, name: str) -> argparse.Namespace:
+    """What every report can be told on the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", help="which networks; default: all")
+    parser.add_argument("--quick", action="store_true", help="a few rows and steps, to see that it works")
+    parser.add_argument("--threads", type=int, default=2, help="to train with; latency is of one thread")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder for data and weights (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("docs/reports") / name, help="JSON file (%(default)s)")
+    found = parser.parse_args()
+    torch.set_num_threads(found.threads)
+    return found
