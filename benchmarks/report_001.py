@@ -2,13 +2,12 @@
 
     python benchmarks/report_001.py [--quick] [network ...]
 
-Networks: a plain CNN of six stages of two convolutions, LeNet-5 with more channels, EfficientNet-B0 and ResNet-50, each
-for one-channel images of 28×28 pixels: letters and numerals of fonts that training did not see (`tasks.glyphs`).
-Every method gets the same two epochs. A share of the training images chooses the best weights; what the table tells is
-of the test fonts, and of the exported file in ONNX Runtime.
+Networks: a plain CNN of six stages of two convolutions, LeNet-5 with more channels, EfficientNet-B0 and ResNet-50, for
+images of one channel and 28×28 pixels: letters and numerals of fonts that training did not see (`tasks.glyphs`). Every
+method gets the same two epochs. A share of the training images chooses the best weights; what the table tells is of
+the test fonts, and of the exported file in ONNX Runtime.
 
-Bars, in points of the original: structured 50 % within 1 on SimpleCNN and ResNet-50, within 2 on LeNet and EfficientNet;
-70 % within 3; static int8 within .5; quantization-aware training within .3 and never below static; equal to or above
+Bars, in points of the original: structured 50 % within 1 on SimpleCNN and ResNet-50, within 2 on the others; 70 % within 3; static int8 within .5; quantization-aware training within .3 and never below static; equal to or above
 Torch-Pruning at its multiply-accumulates.
 """
 
@@ -16,23 +15,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
-from trained_report import Results, Trial, Variant, options, splits
-
-from lobo_fx import passes, sources
-
-sources.declare_torchvision_operators()
-
-import torch_pruning
-import torchvision
 from tasks.glyphs import TASK as GLYPHS
 from tasks.glyphs.data import CHARACTERS
 from tasks.layers import conv_norm
 from tasks.training import Recipe
+from torch import nn
+from trained_report import Results, Trial, Variant, options, splits
 
+import lobo_fx
+from lobo_fx import passes, sources
+
+sources.declare_torchvision_operators()  # before torchvision is imported
 EPOCHS = 2
 CLASSES = len(CHARACTERS)
 
@@ -41,7 +38,7 @@ def simple_cnn() -> nn.Module:
     """Six stages of two convolutions, 5.9 million parameters; images are halved after the first three."""
     widths = (1, 32, 64, 128, 256, 256, 512)
     stages: list[nn.Module] = []
-    for stage, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         stages += [conv_norm(inputs, outputs), nn.ReLU(), conv_norm(outputs, outputs), nn.ReLU()]
         stages += [nn.MaxPool2d(2)] if stage < 3 else []
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], CLASSES))
@@ -58,6 +55,8 @@ def lenet() -> nn.Module:
 
 def efficientnet() -> nn.Module:
     """EfficientNet-B0 for one channel, without the first stride."""
+    import torchvision
+
     module = torchvision.models.efficientnet_b0(num_classes=CLASSES)
     module.features[0][0] = nn.Conv2d(1, 32, 3, 1, 1, bias=False)
     return module  # type: ignore[no-any-return]
@@ -65,6 +64,8 @@ def efficientnet() -> nn.Module:
 
 def resnet() -> nn.Module:
     """ResNet-50 for one channel."""
+    import torchvision
+
     module = torchvision.models.resnet50(num_classes=CLASSES)
     module.conv1 = nn.Conv2d(1, 64, 3, 2, 1, bias=False)
     return module  # type: ignore[no-any-return]
@@ -82,7 +83,7 @@ def peer(trial: Trial, ratio: float) -> Callable[[nn.Module], nn.Module]:
     """Torch-Pruning's own pruner, at the multiply-accumulates that `PruneChannels(ratio)` leaves."""
 
     def prune(module: nn.Module) -> nn.Module:
-        import lobo_fx
+        import torch_pruning
 
         inputs = trial.train.inputs[:2]
         ours = lobo_fx.compile(module, [passes.PruneChannels(ratio)], example_inputs=inputs, progress=False)

@@ -2,12 +2,12 @@
 
     python benchmarks/report_004.py [--quick]
 
-The demapper of `tasks.receiver` (98,000 parameters) beside the exact demapper, which no network can beat. Rows that train
-get the same epochs; the rows of the report without training stand beside them.
+The demapper of `tasks.receiver` (98,000 parameters) beside the exact demapper, which no network can beat. Rows that
+train get the same epochs; the rows of the report without training stand beside them.
 
 Bars: half of every width removed, with recovery: at most 1.2 times the original's bit error rate at every
-signal-to-noise ratio; a distilled student of a quarter of the width makes up at least half of what the same student lacks
-when trained alone.
+signal-to-noise ratio; a distilled student of a quarter of the width makes up at least half of what the same student
+lacks when trained alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def variants(training: dict[str, Any]) -> Sequence[Variant]:
     rows.append(Variant("dynamic_int8", "", [passes.QuantizeDynamic()]))
     rows.append(Variant("static_int8", "", [passes.QuantizeStatic()]))
     rows.append(Variant("qat_int8", "", [passes.QuantizationAwareTraining(**training)]))
-    rows += [Variant(name, "", [passes.QuantizeWeights(name)]) for name in FORMATS]
+    rows += [Variant(name, "", [passes.QuantizeWeights(name)]) for name in FORMATS]  # type: ignore[arg-type]
     for width in (0.25, 0.1, 0.05):
         student = passes.Student(width=width, start="fresh")
         rows.append(Variant(f"student_{width}", "alone", [student, tuned]))

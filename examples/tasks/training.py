@@ -44,7 +44,7 @@ class Split:
 
     def batches(self, size: int = BATCH) -> list[tuple[torch.Tensor, ...]]:
         """Batches in order."""
-        return list(zip(self.inputs.split(size), self.labels.split(size), strict=True))
+        return list(zip(torch.split(self.inputs, size), torch.split(self.labels, size), strict=True))
 
     def shuffled(self, size: int = BATCH) -> Shuffled:
         """Batches in an order that PyTorch's generator draws anew at every reading."""
@@ -67,7 +67,7 @@ class Shuffled:
         return -(-len(self.split) // self.size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        for chosen in torch.randperm(len(self.split)).split(self.size):  # type: ignore[no-untyped-call]
+        for chosen in torch.split(torch.randperm(len(self.split)), self.size):
             yield self.split.inputs[chosen], self.split.labels[chosen]
 
 

@@ -22,7 +22,8 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*qkv.unbind(0), is_causal=True)
+        query, key, value = qkv.unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return cast("torch.Tensor", self.out(mixed.transpose(1, 2).flatten(2)))
 
 

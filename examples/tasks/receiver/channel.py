@@ -106,7 +106,7 @@ def exact_bits(inputs: torch.Tensor) -> torch.Tensor:
     known = covariance().double()
     symbols, bits = constellation()
     found = torch.empty(len(inputs), BITS, SIDE, SIDE)
-    for level in noise.unique():
+    for level in torch.unique(noise):
         rows = noise == level
         inverse = torch.linalg.inv(known[pilots][:, pilots] + level * torch.eye(int(pilots.sum())))
         weights = known[:, pilots] @ inverse
