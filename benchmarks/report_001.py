@@ -7,7 +7,8 @@ images of one channel and 28×28 pixels: letters and numerals of fonts that trai
 method gets the same two epochs. A share of the training images chooses the best weights; what the table tells is of
 the test fonts, and of the exported file in ONNX Runtime.
 
-Bars, in points of the original: structured 50 % within 1 on SimpleCNN and ResNet-50, within 2 on the others; 70 % within 3; static int8 within .5; quantization-aware training within .3 and never below static; equal to or above
+Bars, in points of the original: structured 50 % within 1 on SimpleCNN and ResNet-50, within 2 on the others; 70 %
+within 3; static int8 within .5; quantization-aware training within .3 and never below static; equal to or above
 Torch-Pruning at its multiply-accumulates.
 """
 
