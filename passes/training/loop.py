@@ -154,7 +154,8 @@ class Loop:
         self.folder, self.trained = folder, Trained()
         self.optimizer_state = optimizer_state
         self.best: dict[str, torch.Tensor] | None = None
-        self.identity = Identity.of(str(settings), objective)
+        # a checkpoint may be moved
+        self.identity = Identity.of(str(dataclasses.replace(settings, checkpoint_dir=None)), objective)
         self.wrote_last = 0.0
 
     def run(self) -> Trained:
