@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.graph.operators import arguments, is_call
 from lobo_fx.graph.recurrent import not_unrolled
+from lobo_fx.graph.tensors import fetch
 
 __all__ = [
     "Dimension",
@@ -108,6 +109,8 @@ class _FakeInterpreter(fx.Interpreter):
 def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | None = None) -> None:
     """Sets `meta["val"]` of every node to a fake tensor, from the placeholders' shapes.
 
+    Nothing is done where the graph, what it stores and what it takes are as they were when it was done last.
+
     Args:
         module: its placeholders must carry a `val` (as traced), whose symbols stay free.
         on_node: called with each node and its value as it is computed.
@@ -115,6 +118,9 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
     Raises:
         PropagationError: an operator refused its inputs, or a free dimension was made a constant.
     """
+    propagated = _what_shapes_depend_on(module)
+    if on_node is None and propagated is not None and module.meta.get(_PROPAGATED) == propagated:
+        return
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
@@ -128,6 +134,28 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
         if environment.replacements.get(symbol, symbol) != symbol:
             culprit = _first_constant(module, placeholders)
             raise PropagationError(culprit, f"a free dimension became {environment.replacements[symbol]}")
+    module.meta[_PROPAGATED] = propagated
+
+
+_PROPAGATED = "lobo_fx_propagated"
+"""Where a module keeps what its shapes were propagated from; copies keep it, as they keep the shapes."""
+
+
+def _what_shapes_depend_on(module: fx.GraphModule) -> list[Any] | None:
+    """All that decides the shapes in a graph, as plain values; None where that includes graphs of branches."""
+    found: list[Any] = []
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if value is None and node.op != "output":
+            return None  # not propagated yet
+        if node.op == "get_attr":
+            value = fetch(module, str(node.target))
+            if isinstance(value, fx.GraphModule):
+                return None
+        stored = node.op in ("get_attr", "placeholder") and isinstance(value, torch.Tensor)
+        facts = (str(value.shape), value.dtype, str(value.stride()), value.requires_grad) if stored else None
+        found.append((node.name, node.op, node.target, str(node.args), str(node.kwargs), facts))
+    return found
 
 
 def _refresh(value: Any, mode: FakeTensorMode, environment: ShapeEnv, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Any:
