@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "make_folder",
     "name_by_content",
     "read_json",
+    "temporary_folder",
     "write_files",
     "written_beside",
 ]
@@ -42,7 +44,8 @@ _UNPACKED_TIMES, _UNPACKED_BYTES = 20, 2**26
 """How much larger than the file an archive may unpack, and what any may."""
 
 _LONGEST_NAME = 60
-_DRAFT = ".draft-"
+_DRAFT, _DOUBTFUL = ".draft-", ".doubtful"
+_LONGEST_WAIT = 5.0
 _DIGITS = 16
 _NAMED_BY_CONTENT = re.compile(rf".+\.[0-9a-f]{{{_DIGITS}}}\.[^.]+", re.DOTALL)
 
@@ -59,25 +62,30 @@ def check_writable(path: Path) -> None:
         InvalidInput: the folder is missing or not writable, or the path is a folder, a device or a pipe.
     """
     _check_characters(path)
-    place = followed(path)
-    folder = place.parent
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; give the path of a file")
-    if place.is_symlink():
-        raise InvalidInput(f"{path} is a link that leads in a circle")
-    if place.exists() and not place.is_file():
-        raise InvalidInput(f"{path} is a device or a pipe, which a file would replace; give the path of a file")
-    if not folder.is_dir():
-        raise InvalidInput(f"the folder {folder} does not exist; create it first")
-    if not os.access(folder, os.W_OK):
-        raise InvalidInput(f"the folder {folder} is not writable")
-    if place.exists() and not os.access(place, os.W_OK):
-        raise InvalidInput(f"{path} is write-protected")
+    with _refused(f"can't write {path}"):
+        place = followed(path)
+        folder = place.parent
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a folder; give the path of a file")
+        if place.is_symlink():
+            raise InvalidInput(f"{path} is a link that leads in a circle")
+        if place.exists() and not place.is_file():
+            raise InvalidInput(f"{path} is a device or a pipe, which a file would replace; give the path of a file")
+        if not folder.is_dir():
+            raise InvalidInput(f"the folder {folder} does not exist; create it first")
+        if not os.access(folder, os.W_OK):
+            raise InvalidInput(f"the folder {folder} is not writable")
+        if place.exists() and not os.access(place, os.W_OK):
+            raise InvalidInput(f"{path} is write-protected")
 
 
 def _check_characters(path: Path) -> None:
     if "\0" in str(path):
         raise InvalidInput(f"{str(path)!r} holds a null character, which no path may")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{str(path)!r} holds a character that no path may") from None
 
 
 def file_name(title: str) -> str:
@@ -111,13 +119,14 @@ def check_folder(folder: Path) -> None:
         InvalidInput: something on the way is no folder or not writable.
     """
     _check_characters(folder)
-    near = folder.absolute()
-    while not near.exists() and near != near.parent:
-        near = near.parent
-    if not near.is_dir():
-        raise InvalidInput(f"can't make the folder {folder}: {near} is a file")
-    if not os.access(near, os.W_OK):
-        raise InvalidInput(f"can't make the folder {folder}: {near} is not writable")
+    with _refused(f"can't make the folder {folder}"):
+        near = folder.absolute()
+        while not near.exists() and near != near.parent:
+            near = near.parent
+        if not near.is_dir():
+            raise InvalidInput(f"can't make the folder {folder}: {near} is a file")
+        if not os.access(near, os.W_OK):
+            raise InvalidInput(f"can't make the folder {folder}: {near} is not writable")
 
 
 def make_folder(folder: Path) -> None:
@@ -127,67 +136,123 @@ def make_folder(folder: Path) -> None:
         InvalidInput: it can't be made.
     """
     check_folder(folder)
-    try:
+    with _refused(f"can't make the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"can't make the folder {folder}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """A folder beside `path` whose files move there when all went well, and vanish when not.
 
-    `path` moves last. Files that only the older `path` refers to, named by their content, are removed after that.
+    `path` moves last. Files named by their content that only the older `path` refers to are removed after that; where a
+    kill comes first, whoever writes `path` next removes them, and what the killed process had moved.
 
     Raises:
         InvalidInput: the place can't be written to.
     """
     check_writable(path)
     leader = followed(path)
-    try:
-        with _draft(leader) as draft:
-            yield draft
-            older = _companions(leader)
-            files = [file for file in draft.iterdir() if file.name != path.name]
-            for file in files:
+    with _refused(f"can't write {path}"), _draft(leader) as draft:
+        yield draft
+        moved = [file for file in draft.iterdir() if file.name != path.name]
+        with _locked(leader.parent):
+            doubtful = sorted({*_named_by(leader), *(file.name for file in moved)})
+            (draft / _DOUBTFUL).write_text(json.dumps(doubtful), encoding="utf-8")
+            for file in moved:
                 os.replace(file, leader.parent / file.name)
             os.replace(draft / path.name, leader)
-            for stale in older - _companions(leader):
-                stale.unlink(missing_ok=True)
+            _remove_unnamed(leader, doubtful)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for files that only this process needs.
+
+    Raises:
+        InvalidInput: it can't be written to.
+    """
+    with (
+        _refused("can't write temporary files (the environment variable TMPDIR names their folder)"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Errors of the file system in our words."""
+    try:
+        yield
     except OSError as error:
-        raise InvalidInput(f"can't write {path}: {error.strerror or error}") from error
+        raise InvalidInput(f"{what}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
 def _draft(leader: Path) -> Iterator[Path]:
     """A hidden folder beside `leader`, locked while it is written to, so that what a killed process left is known."""
     start = f".{leader.name}{_DRAFT}"
-    for left in leader.parent.glob(f"{glob.escape(start)}*"):
-        with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left, ignore_errors=True)
-    draft = Path(tempfile.mkdtemp(prefix=start, dir=leader.parent))
-    try:
-        with _locked(draft):
-            yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with contextlib.ExitStack() as held:
+        with _locked(leader.parent):
+            for left in leader.parent.glob(f"{glob.escape(start)}*"):
+                _remove_left(leader, left)
+            draft = Path(tempfile.mkdtemp(prefix=start, dir=leader.parent))
+            held.callback(shutil.rmtree, draft, ignore_errors=True)
+            held.enter_context(_locked(draft, wait=0))
+        yield draft
+
+
+def _remove_left(leader: Path, draft: Path) -> None:
+    """Removes the draft of a killed process, and what that was about to remove, or moved in vain."""
+    with contextlib.suppress(OSError), _locked(draft, wait=0) as dead:
+        if dead:
+            with contextlib.suppress(ValueError, TypeError, FileNotFoundError):
+                _remove_unnamed(leader, json.loads((draft / _DOUBTFUL).read_text(encoding="utf-8")))
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove_unnamed(leader: Path, doubtful: list[str]) -> None:
+    """Removes those of the files named by their content that neither `leader` nor a copy of it names."""
+    unnamed = _named_by_content(leader.parent).intersection(doubtful) - _named_by(leader)
+    with contextlib.suppress(OSError):  # what can't be removed stays
+        for copy in leader.parent.glob(f"*{glob.escape(leader.suffix)}") if unnamed else ():
+            unnamed -= _named_by(copy)
+        for name in unnamed:
+            (leader.parent / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
+def _locked(folder: Path, wait: float = _LONGEST_WAIT) -> Iterator[bool]:
+    """Whether the folder is ours for the while; where a file system has no locks, or another holds it long, it is not.
+
+    Args:
+        folder: a folder that processes and threads take in turn.
+        wait: seconds that another one may hold it.
+    """
+    handle, until, ours = os.open(folder, os.O_RDONLY), time.monotonic() + wait, False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        with contextlib.suppress(OSError):
+            while not ours:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    ours = True
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        break
+                    time.sleep(_LONGEST_WAIT / 100)
+        yield ours
     finally:
         os.close(handle)
 
 
-def _companions(leader: Path) -> set[Path]:
+def _named_by(leader: Path) -> set[str]:
     """The files beside `leader` that are named by their content and that it names."""
-    named = [file for file in leader.parent.iterdir() if _NAMED_BY_CONTENT.fullmatch(file.name)]
-    content = leader.read_bytes() if named and leader.is_file() else b""
-    return {file for file in named if file.name.encode() in content}
+    names = _named_by_content(leader.parent)
+    content = leader.read_bytes() if names and leader.is_file() else b""
+    return {name for name in names if name.encode() in content}
+
+
+def _named_by_content(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir() if _NAMED_BY_CONTENT.fullmatch(file.name)}
 
 
 def name_by_content(file: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.confirmation import confirm as confirm_file
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
-from lobo_fx.files import check_writable
+from lobo_fx.files import check_writable, temporary_folder
 from lobo_fx.graph.facts import KeptIndices
 from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.program import Program, ProgramModule
@@ -102,14 +101,14 @@ class Result:
         assert self.pipeline is not None
         trial = dataclasses.replace(self.pipeline, program=self.program).fork()
         pass_ = PASSES.get("compute_in_float")()
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             known = self.report.artifacts.get("original")
             if known is None or not known.path.is_file():
-                known = self._write(trial.original, Path(folder) / "original.onnx", exporter)
+                known = self._write(trial.original, folder / "original.onnx", exporter)
             found = confirm_file(
                 known.path,
                 artifact.path,
-                lambda: self._write(trial.run(pass_), Path(folder) / "floating.onnx", exporter).path,
+                lambda: self._write(trial.run(pass_), folder / "floating.onnx", exporter).path,
                 RUNTIMES.get(RUNTIMES.default)(),
                 named_arrays(self.program, with_rows(self.program, 1)),
                 self.progress,
@@ -194,14 +193,14 @@ class Result:
         """
         check_counts(threads, batch, rounds, warmup)
         engine, writer = RUNTIMES.get(runtime)(), _exporter(exporter)
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             files = {}
             for label, program in {"original": self.original, "compiled": self.program}.items():
                 known = self.report.artifacts.get(label)
                 if known is not None and known.path.is_file():
                     files[label] = known.path
                 elif program is not None:
-                    files[label] = self._write(program, Path(folder) / f"{label}{writer.suffix}", writer).path
+                    files[label] = self._write(program, folder / f"{label}{writer.suffix}", writer).path
             measured = benchmark(
                 files,
                 engine,

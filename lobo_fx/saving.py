@@ -125,7 +125,8 @@ def read(folder: Path) -> Saved:
 
 
 def _types(structure: pytree.TreeSpec) -> set[str]:
-    """Output types that a library must register before they can be rebuilt."""
+    """Output types that a library must register before they can be rebuilt; of one inside another, the outer one."""
     own = structure.type
-    found = set() if own is None or own in (tuple, list, dict) else {f"{own.__module__}.{own.__qualname__}"}
+    plain = own is None or own in (tuple, list, dict)
+    found = set() if plain else {f"{own.__module__}.{own.__qualname__.partition('.')[0]}"}
     return found.union(*(_types(child) for child in structure.children()))

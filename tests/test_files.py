@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lobo_fx import files
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import (
     check_folder,
@@ -19,6 +22,7 @@ from lobo_fx.files import (
     file_name,
     make_folder,
     name_by_content,
+    temporary_folder,
     write_files,
     written_beside,
 )
@@ -59,6 +63,56 @@ def test_a_kill_leaves_the_old_pair_or_the_new_one(tmp_path: Path, killed_after:
         (False, ("new", "new weights")),
     ]
     assert len(names(tmp_path)) == 2, "the old weights and the drafts of killed processes are gone"
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_data_that_a_killed_process_moved_in_vain_or_did_not_come_to_remove_goes(
+    steps: int, tmp_path: Path, killed_after: Killing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model"
+    write(path, "old", "old weights")
+
+    def write_and_die() -> None:
+        monkeypatch.setattr(Path, "unlink", lambda *_, **__: os.kill(os.getpid(), 9))
+        write(path, "new", "new weights")
+
+    assert killed_after(steps, write_and_die)
+    assert read(path) == ([("old", "old weights"), ("new", "new weights")][steps - 1])
+    assert len(names(tmp_path)) == 4, "a model, two files of weights, a draft"
+    write(path, "newest", "newest weights")
+    assert read(path) == ("newest", "newest weights")
+    assert len(names(tmp_path)) == 2
+
+
+def test_data_that_a_copy_of_the_older_file_names_stays(tmp_path: Path) -> None:
+    write(tmp_path / "model.onnx", "old", "old weights")
+    shutil.copy(tmp_path / "model.onnx", tmp_path / "backup.onnx")
+    write(tmp_path / "model.onnx", "new", "new weights")
+    assert read(tmp_path / "backup.onnx") == ("old", "old weights")
+    assert len(names(tmp_path)) == 4
+
+
+def test_a_folder_that_another_holds_is_waited_for_and_then_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LONGEST_WAIT", 0.1)
+    with files._locked(tmp_path) as ours:
+        assert ours
+        with files._locked(tmp_path, wait=0.1) as twice:
+            assert not twice
+    with files._locked(tmp_path, wait=0) as again:
+        assert again
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    write(tmp_path / "model", "old", "weights")
+    write(tmp_path / "model", "new", "new weights")
+    assert read(tmp_path / "model") == ("new", "new weights")
+    assert len(names(tmp_path)) == 2
 
 
 def test_the_draft_of_a_living_process_stays(tmp_path: Path) -> None:
@@ -133,10 +187,19 @@ def test_a_title_leads_to_no_other_folder(tmp_path: Path) -> None:
     assert write_files(tmp_path, {f"{file_name('../' * 200)}.txt": ""})[0].resolve().parent == tmp_path
 
 
-def test_a_null_character_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a\0b", "null character"), ("a\ud800b", "a character that no path may"), ("a" * 300, "File name too long")],
+)
+def test_a_name_that_no_file_may_have_is_refused(name: str, words: str) -> None:
     for check in (check_writable, check_folder):
-        with pytest.raises(InvalidInput, match="null character"):
-            check(Path("a\0b"))
+        with pytest.raises(InvalidInput, match=words):
+            check(Path(name))
+
+
+def test_a_full_disk_for_temporary_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match=r"temporary files \(the environment variable TMPDIR"), temporary_folder():
+        raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), RuntimeError("broken")])

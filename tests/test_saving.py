@@ -827,3 +827,23 @@ def test_a_pickle_is_refused_and_copies_and_state_dicts_are_not(tmp_path: Path) 
     for twin in (copy.deepcopy(result.module), copy.copy(result.module)):
         twin.load_state_dict(torch.load(tmp_path / "weights.pt"))
         assert torch.equal(twin(IMAGES), result.module(IMAGES))
+
+
+def test_an_output_type_inside_another_class_comes_back(tmp_path: Path) -> None:
+    torch.utils._pytree.register_dataclass(Outer.Scores, serialized_type_name="tests.Outer.Scores")
+
+    class Scoring(nn.Module):
+        def forward(self, x: torch.Tensor) -> Outer.Scores:
+            return Outer.Scores(x + 1)
+
+    result = lobo_fx.compile(Scoring(), [], example_inputs=torch.ones(2, 3), progress=False)
+    (name,) = json.loads((result.save(tmp_path) / MANIFEST_FILE).read_text())["output_types"]
+    assert name.endswith(".Outer")
+    sys.modules.setdefault(__name__, sys)  # pytest's import mode leaves test modules out
+    assert isinstance(lobo_fx.load(tmp_path).module(torch.ones(4, 3)), Outer.Scores)
+
+
+class Outer:
+    @dataclasses.dataclass
+    class Scores:
+        values: torch.Tensor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lobo_fx.errors import InvalidInput
+from lobo_fx.files import temporary_folder
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 from lobo_fx.plugins.protocols import Arrays, ArraySpec
 
@@ -92,8 +92,8 @@ def kernels(path: Path) -> dict[str, int]:
     """How often each operator occurs in the graph that ONNX Runtime runs after its optimisations."""
     import onnx
 
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         _session(path, 1, optimized)
         graph = onnx.load(optimized, load_external_data=False).graph
     return dict(Counter(node.op_type for node in graph.node).most_common())

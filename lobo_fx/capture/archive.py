@@ -13,7 +13,6 @@ import json
 import math
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from torch.export import ExportedProgram
 
 from lobo_fx.errors import InvalidInput, LoboError
-from lobo_fx.files import check_unpacked_size
+from lobo_fx.files import check_unpacked_size, temporary_folder
 from lobo_fx.terminal.quiet import quiet
 
 __all__ = ["PROGRAM_FILE", "read_pt2"]
@@ -70,11 +69,11 @@ def read_pt2(path: Path) -> ExportedProgram:
     """
     if not path.is_file():
         raise InvalidInput(f"no file {path}")
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), temporary_folder() as folder:
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  operators of quantized programs
         from torch.export.pt2_archive._package import load_pt2
 
-        copy = Path(folder) / PROGRAM_FILE
+        copy = folder / PROGRAM_FILE
         try:
             _copy_inspected(path, copy)
             program = load_pt2(str(copy)).exported_programs["model"]

@@ -6,12 +6,12 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from lobo_fx.errors import InvalidInput
+from lobo_fx.files import temporary_folder
 from lobo_fx.plugins.protocols import Arrays, Runtime
 
 __all__ = ["peak_memory", "peak_memory_now"]
@@ -29,8 +29,8 @@ def peak_memory(path: Path, runtime: str, threads: int, arrays: Arrays) -> tuple
     Raises:
         InvalidInput: the process failed; its last line is quoted.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        stored = Path(folder) / "arrays.npz"
+    with temporary_folder() as folder:
+        stored = folder / "arrays.npz"
         np.savez(stored, *arrays.values())
         command = [
             sys.executable,
