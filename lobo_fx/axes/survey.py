@@ -79,7 +79,8 @@ def survey(inference: Inference) -> Survey:
                 half[reason] += parameter.numel()
         else:
             reasons = dict.fromkeys(reason for leaf in leaves for reason in leaf.locks)
-            locks["; ".join(list(reasons)[:2]) or "no operator reads it"] += parameter.numel()
+            one = "it is one value for all" if id(parameter) in inference.stored else "no operator reads it"
+            locks["; ".join(list(reasons)[:2]) or one] += parameter.numel()
     axes = [_summary(leaf, found) for leaf, found in free.items()]
     axes.sort(key=lambda axis: -axis.parameters)
     share = covered / everything if everything else 0.0

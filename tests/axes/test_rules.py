@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -1171,6 +1172,44 @@ def gated_linear_unit() -> Net:
     return Net(lambda m, x: m.b(F.glu(m.a(x), 1)), images(), a=nn.Conv2d(3, 16, 1), b=nn.Conv2d(8, 5, 1))
 
 
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rand": lambda y: y + torch.rand(8),
+    "randn": lambda y: y * torch.randn(y.shape[0], 8),
+    "randint": lambda y: y + torch.randint(9, (8,)),
+    "randint from a lowest": lambda y: y + torch.randint(2, 9, (y.shape[0], 8)),
+    "normal": lambda y: y + torch.normal(1.0, 2.0, (y.shape[0], 8)),
+    "rand_like": lambda y: y + torch.rand_like(y),
+    "randint_like": lambda y: y + torch.randint_like(y, 9),
+    "bernoulli": lambda y: y * torch.bernoulli(y.sigmoid()),
+    "poisson": lambda y: y + torch.poisson(y.abs() + 1),
+    "normal about means": lambda y: torch.normal(y, 1.0),
+    "normal with deviations": lambda y: torch.normal(1.0, y.abs()),
+    "normal with both": lambda y: torch.normal(y, y.abs()),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_what_is_drawn_for_fewer_positions_is_another_draw(name: str) -> None:
+    check(lambda: Net(lambda m, x: m.b(DRAWS[name](m.a(x))), rows(), a=nn.Linear(6, 8), b=nn.Linear(8, 5)), [], [8])
+
+
+POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "randperm": lambda y: y[:, torch.randperm(8)],
+    "multinomial": lambda y: torch.multinomial(y.softmax(1), 3).float() @ torch.ones(3, 8),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_drawn_positions_keep_what_they_count(name: str) -> None:
+    inference = infer(
+        Net(lambda m, x: m.b(POSITIONS[name](m.a(x))), rows(), a=nn.Linear(6, 8), b=nn.Linear(8, 5, bias=False))
+    )
+    assert not inference.unknown
+    parameters = dict(inference.program.module.named_parameters())
+    (width, _), reason = inference.stored[id(parameters["a.weight"])], "draws positions|indexed"
+    assert re.search(reason, str(width.find().locks))
+
+
 @case(8)
 def prelu_with_a_slope_for_each_channel() -> Net:
     layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.PReLU(8), nn.Conv2d(8, 5, 1))
@@ -1567,3 +1606,9 @@ def test_a_dimension_that_is_locked_beside_a_free_one_has_its_reason_in_the_surv
     found = survey(infer(net))
     assert found.half_locks == {"it is an input": 48, "it is an output": 40}
     assert found.locks == {"it is an output": 5}
+
+
+def test_the_survey_of_a_slope_that_all_channels_share_says_so() -> None:
+    locks = survey(infer(prelu_with_one_slope())).locks
+    assert "it is one value for all" in locks
+    assert "no operator reads it" not in locks

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lobo_fx.axes.call import Axes, Call, axis_rule
+from lobo_fx.axes.call import Axes, Call, axis_rule, pointwise
 from lobo_fx.axes.zeros import NOWHERE, all_of
 from lobo_fx.graph.operators import aten
 
-__all__ = ["constant", "positions", "random_like"]
+__all__ = ["constant", "drawn_positions", "positions", "random", "random_like", "random_of_means"]
 
 
 @axis_rule(aten.zeros.default, aten.new_zeros.default, zeros=all_of())
@@ -25,12 +25,36 @@ def constant(call: Call) -> Axes:
     return outputs
 
 
-@axis_rule(aten.randn_like.default, aten.rand_like.default, aten.bernoulli.default, zeros=NOWHERE)
+@axis_rule(
+    *(aten.rand.default, aten.randn.default, aten.randint.default, aten.randint.low, aten.normal.float_float),
+    zeros=NOWHERE,
+)
+def random(call: Call) -> Axes:
+    """Random values, a position as good as another."""
+    return _drawn(call, constant(call))
+
+
+@axis_rule(
+    *(aten.rand_like.default, aten.randn_like.default, aten.randint_like.default, aten.randint_like.low_dtype),
+    *(aten.bernoulli.default, aten.bernoulli.p, aten.poisson.default),
+    zeros=NOWHERE,
+)
 def random_like(call: Call) -> Axes:
-    """Random values, a position as good as another; drawn for fewer positions they are other ones."""
-    for axis in call.axes("self"):
+    """Random values in place of others."""
+    return _drawn(call, call.axes("self"))
+
+
+@axis_rule(aten.normal.Tensor_float, aten.normal.float_Tensor, aten.normal.Tensor_Tensor, zeros=NOWHERE)
+def random_of_means(call: Call) -> Axes:
+    """Random values about means, with deviations."""
+    return _drawn(call, pointwise(call))
+
+
+def _drawn(call: Call, axes: Axes) -> Axes:
+    """Axes of values that are other ones where fewer are drawn."""
+    for axis in axes:
         axis.mark_inexact(f"{call.node.target} draws at random")
-    return call.axes("self")
+    return axes
 
 
 @axis_rule(
@@ -41,3 +65,13 @@ def random_like(call: Call) -> Axes:
 def positions(call: Call) -> Axes:
     """Values that count positions."""
     return tuple(call.fixed(size, "its values count positions") for size in call.sizes())
+
+
+@axis_rule(aten.randperm.default, aten.multinomial.default, zeros=NOWHERE)
+def drawn_positions(call: Call) -> Axes:
+    """Positions in a random order, or drawn by weights along the last dimension."""
+    reason = f"{call.node.target} draws positions"
+    kept = call.axes("self")[:-1] if call.has("self") else ()
+    if call.has("self"):
+        call.axes("self")[-1].lock(reason)
+    return (*_drawn(call, kept), call.fixed(call.sizes()[-1], reason))
