@@ -6,6 +6,7 @@ import keyword
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
@@ -27,6 +28,8 @@ def check_traceable(model: nn.Module, inputs: Inputs) -> None:
         if kind.__module__.startswith("torch.ao.nn") and ".quantized" in kind.__module__:
             raise InvalidInput(f"{where} is quantized already ({kind.__qualname__}); pass the model in float")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InvalidInput(f"'{name}' has no shape yet (a lazy module); call the model once, then compile it")
         kind = type(tensor.data)
         if tensor.is_meta:
             raise InvalidInput(f"{type(model).__name__} is on the meta device and holds no weights; load them first")

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from lobo_fx.capture.binding import check_arity, free_batch, gathered_named, in_order
 from lobo_fx.capture.disguised_layers import reveal_layers
+from lobo_fx.capture.fixed_sizes import fixing_lines
 from lobo_fx.capture.free_dimensions import read_free_dimensions
 from lobo_fx.capture.normalize import normalize
 from lobo_fx.capture.recurrent_stacks import separate_layers
@@ -37,6 +38,7 @@ __all__ = ["Model", "trace"]
 
 Model = nn.Module | ExportedProgram | str | Path
 
+_AT = " at "
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
@@ -84,10 +86,19 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
             return program
         reason = "the model's code depends on it"
     except TraceError as error:
-        reason = " ".join(str(error).partition("\n")[2].rpartition("\n")[0].split())
+        reason = _why_fixed(error)
     program = _program(_export(model, inputs, None), inputs)
     program.module.set_facts(notes=(*program.notes, Note(f"the batch size is fixed: {reason}")))
     return program
+
+
+def _why_fixed(error: TraceError) -> str:
+    """The user's line that takes no free batch, and torch's reason, unless that is all it says."""
+    told, *reasons, _ = str(error).split("\n")
+    line, reason = told.partition(_AT)[2], " ".join(" ".join(reasons).split())
+    if "specialized it to be a constant" in reason:
+        return f"{line or 'the model'} depends on it"
+    return f"{line}: {reason}" if line else reason
 
 
 def _lengths_chosen(program: Program) -> list[Note]:
@@ -104,7 +115,14 @@ def _lengths_chosen(program: Program) -> list[Note]:
 
 def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False) -> ExportedProgram:
     """Runs `torch.export` in inference mode and says what went wrong in the user's terms."""
-    with _inference_mode(model), gathered_named(model, inputs), quiet(), not_unrolled(), no_errors_printed():
+    with (
+        _inference_mode(model),
+        gathered_named(model, inputs),
+        quiet(),
+        not_unrolled(),
+        no_errors_printed(),
+        fixing_lines() as fixing,
+    ):
         try:
             return torch.export.export(
                 model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes, strict=False
@@ -112,9 +130,9 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool
         except Exception as error:
             if not doubled:
                 _check_runs(model, inputs)
-            line = user_line("".join(traceback.format_tb(error.__traceback__)))
+            line = user_line("".join(traceback.format_tb(error.__traceback__))) or next(iter(fixing), "")
             reason = _reason(error)
-            where = f" at {line}" if line else ""
+            where = f"{_AT}{line}" if line else ""
             raise TraceError(
                 f"torch.export can't capture {type(model).__name__}{where}\n"
                 f"{type(error).__name__}: {reason}\n{_hint(error, inputs)}"

@@ -50,6 +50,7 @@ def frozen() -> nn.Module:
         (scripted, "module '1' is scripted"),
         (quantized, "module '0' is quantized already"),
         (frozen, "'0.weight' was made under torch.inference_mode"),
+        (lambda: nn.Sequential(nn.LazyLinear(4)), "'0.weight' has no shape yet"),
         (lambda: Apart("lambda"), "'parts.lambda' holds a word that Python keeps for itself"),
     ],
 )

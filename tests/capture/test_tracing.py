@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
@@ -189,7 +191,23 @@ def test_a_model_that_fixes_the_batch_is_traced_as_it_is_and_says_so() -> None:
     assert str(program.signature) == "x: float32[2, 12]"
     assert equal(FixedBatch()(x), program.module(x))
     (note,) = program.notes
+    assert re.fullmatch(
+        r"the batch size is fixed: .*test_tracing\.py:\d+: return x\.view\(2, 3, -1\).* depends on it", note
+    )
+
+
+def test_the_line_that_fixes_a_size_is_told_beside_torchs_suggestion_and_whose_it_is() -> None:
+    class Compares(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sin() if x.shape[0] == 2 else x.cos()
+
+    replace = ShapeEnv._set_replacement
+    with pytest.raises(TraceError, match=r"test_tracing\.py:\d+: return x\.sin\(\) if.*[\s\S]*Suggested fixes"):
+        trace(Compares(), torch.randn(2, 3), {"x": {0: Dim("rows")}})
+    assert ShapeEnv._set_replacement is replace
+    (note,) = trace(nn.Sequential(nn.Unflatten(0, (2, -1))), torch.randn(2, 3)).notes
     assert note.startswith("the batch size is fixed: ")
+    assert "test_tracing" not in note, "it is torch's own module"
 
 
 def test_a_note_on_the_batch_names_the_users_line_or_none_and_never_torchs() -> None:
