@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import fx
@@ -18,7 +18,7 @@ from torch import fx
 from lobo_fx.passes.quantization.integers.kernels import KernelTable, conversion
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
-__all__ = ["LEAST_GAIN", "Regions", "cheapest_regions"]
+__all__ = ["LEAST_GAIN", "Regions", "cheapest_regions", "conversions_around"]
 
 LEAST_GAIN = 0.1
 """An integer kernel must win by this much: it costs accuracy, and times are noisy."""
@@ -85,6 +85,35 @@ def cheapest_regions(
             net.add_edge(end, to_integer)
     total, (inside, _) = networkx.minimum_cut(net, "integer", "float")
     return Regions(frozenset(node.name for node in choices if node in inside), float(total), floating)
+
+
+def conversions_around(
+    node: fx.Node, integer: Collection[str], table: KernelTable, cost: Callable[[Kernel], Cost | NoCost]
+) -> float:
+    """Microseconds that conversions would cost if an operator that stays float ran as integers, all others as they are.
+
+    Args:
+        node: the operator.
+        integer: names of the nodes that run as integers.
+        table: which operators give float, and which hand integers on.
+        cost: of conversions.
+    """
+
+    def hands_on(other: fx.Node) -> bool:
+        return other.name not in integer and (table.passes(other) or table.fuses(other))
+
+    def gives_float(source: fx.Node) -> bool:
+        while hands_on(source):
+            source = source.all_input_nodes[0]
+        return source.name not in integer or not table.gives_integers(source)
+
+    def read_as_float(source: fx.Node) -> bool:
+        return any(read_as_float(user) if hands_on(user) else user.name not in integer for user in source.users)
+
+    read = [source for source in node.all_input_nodes if is_converted(source) and gives_float(source)]
+    found = sum(_conversion_cost(source, cost).floating for source in read)
+    given = table.gives_integers(node) and is_converted(node) and read_as_float(node)
+    return found + (_conversion_cost(node, cost).integer if given else 0.0)
 
 
 def is_converted(node: fx.Node) -> bool:

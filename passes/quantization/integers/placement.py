@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Collection, Iterable, Mapping
 
 from torch import fx
@@ -18,7 +19,7 @@ from lobo_fx.graph.operators import aten
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.passes.quantization.integers.kernels import KernelTable, attention_kernel, conversion
-from lobo_fx.passes.quantization.integers.minimum_cut import cheapest_regions, is_converted
+from lobo_fx.passes.quantization.integers.minimum_cut import cheapest_regions, conversions_around, is_converted
 from lobo_fx.passes.quantization.integers.targets import Target
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
@@ -192,7 +193,11 @@ class Choices:
         regions = cheapest_regions(self.graph, costs, self.request.table, table.find, penalties)
         for node, cost in costs.items():
             if node.name not in regions.integer:
-                floating[node.name] = f"{cost.floating:.0f} µs, as integers {cost.integer:.0f} µs beside conversions"
+                around = conversions_around(node, regions.integer, self.request.table, table.find)
+                told = (
+                    f"conversions of {around:.0f} µs" if math.isfinite(around) else "conversions that can't be priced"
+                )
+                floating[node.name] = f"{cost.floating:.0f} µs, as integers {cost.integer:.0f} µs beside {told}"
         placed = self._placement([node for node in costs if node.name in regions.integer], floating)
         return dataclasses.replace(
             placed, penalties=dict(penalties), microseconds=round(regions.microseconds, 6), in_float=regions.floating

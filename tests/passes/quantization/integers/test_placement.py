@@ -81,8 +81,19 @@ def test_a_placement_reads_as_a_text() -> None:
     assert lines[0].startswith("5 operators run as integers in onnxruntime, 2 stay float; ")
     assert lines[0].endswith(" µs all in float")
     assert "conv2d: integers, min_max" in lines
-    assert "linear: float, 1 µs, as integers 50 µs beside conversions" in lines
+    assert "linear: float, 1 µs, as integers 50 µs beside conversions of 0 µs" in lines
     assert str(Observing("percentile", 99.5)) == "percentile 99.5"
+
+
+def test_the_reason_for_float_counts_conversions_of_what_is_read_and_given_in_float() -> None:
+    placement = cheapest(linear=Cost(60.0, 50.0), convert=Cost(7.0, 5.0))
+    assert placement.floating["linear"] == "60 µs, as integers 50 µs beside conversions of 7 µs", (
+        "it gives float itself"
+    )
+    given = cheapest(sigmoid=Cost(1.0, 50.0), convert=Cost(7.0, 5.0))
+    assert given.floating["sigmoid"] == "1 µs, as integers 50 µs beside conversions of 5 µs", (
+        "a sum in integers feeds it"
+    )
 
 
 def test_what_a_placement_costs_is_the_sum_over_what_had_a_choice() -> None:
