@@ -11,8 +11,10 @@ from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.contracts.verification import check_model
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import DynamicShapes
+from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.randomness import random_state_kept
+from lobo_fx.graph.tensors import unusual_weight
 from lobo_fx.recipe import PassSpec, resolve
 from lobo_fx.report.report import Report
 from lobo_fx.result import Result
@@ -86,6 +88,8 @@ def compile(
     context.require([name for name, data in given.items() if data is not None], "compile")
     for pass_ in chosen:
         pass_.check(program)
+    if unusual := unusual_weight(program.module):
+        context.notes.append(Note(f"{unusual}, so `export` will refuse it: compile model.float() to export"))
     context.notes.extend(program.notes)
     earlier = model if isinstance(model, Result) else None
     pipeline = Pipeline.start(program if earlier is None or earlier.original is None else earlier.original, context)

@@ -26,12 +26,13 @@ from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.parity import check_draws, check_parity, is_quantized
 from lobo_fx.files import followed, name_by_content, written_beside
 from lobo_fx.graph.masks import without_masks
-from lobo_fx.graph.operators import is_call
+from lobo_fx.graph.operators import aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
-from lobo_fx.graph.randomness import drawing
+from lobo_fx.graph.randomness import drawing, draws
 from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.shapes import output_values
+from lobo_fx.graph.tensors import unusual_weight
 from lobo_fx.measures.counts import rows
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
 from lobo_fx.plugins.artifact import Artifact
@@ -85,6 +86,7 @@ class OnnxExporter:
         _check_weights(program)
         program = without_masks(program)
         _check_outputs(program)
+        _check_attention(program)
         refuse_projections(program)
         with written_beside(path) as folder:
             model = self._translate(program)
@@ -150,12 +152,23 @@ def _check_weights(program: Program) -> None:
     Raises:
         ExportError: a parameter is bfloat16 or float64.
     """
-    for name, parameter in program.module.named_parameters():
-        if parameter.dtype in (torch.bfloat16, torch.float64):
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            raise ExportError(
-                f"'{name}' is {dtype}, which ONNX Runtime does not compute in on CPU: compile model.float() instead"
-            )
+    if unusual := unusual_weight(program.module):
+        raise ExportError(f"{unusual}: compile model.float() instead")
+
+
+def _check_attention(program: Program) -> None:
+    """Refuses attention that drops in inference: a file would not.
+
+    Raises:
+        ExportError: names the call.
+    """
+    target = aten.scaled_dot_product_attention.default
+    dropping = next(filter(draws, program.graph.find_nodes(op="call_function", target=target)), None)
+    if dropping is not None:
+        raise ExportError(
+            f"{describe(dropping)} drops out in inference too, which has no ONNX form: "
+            "pass dropout_p=self.p if self.training else 0.0"
+        )
 
 
 def _check_outputs(program: Program) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "Rounds",
     "Seed",
     "Threads",
+    "Widened",
     "app",
     "command",
 ]
@@ -41,6 +42,7 @@ Checkpoint = Annotated[
     typer.Option(exists=True, help="Weights to load: .safetensors, .pt with tensors only, or a folder of shards."),
 ]
 
+Widened = Annotated[bool, typer.Option("--float32", help="Widen (or round) all weights to float32.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, data and choices.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows of the input.")]

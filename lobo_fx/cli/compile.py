@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lobo_fx.cli.app import Batch, Checkpoint, ModelArgument, Rounds, Seed, Threads, command
+from lobo_fx.cli.app import Batch, Checkpoint, ModelArgument, Rounds, Seed, Threads, Widened, command
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.notes import Note
 
@@ -34,11 +34,16 @@ def compile(
     batch: Batch = 1,
     rounds: Rounds = 30,
     seed: Seed = 0,
+    float32: Widened = False,
 ) -> None:
     """Compile a model, export it and the original, and measure both in turn."""
+    from torch import nn
+
     import lobo_fx
     from lobo_fx.files import check_writable, make_folder
+    from lobo_fx.graph.tensors import unusual_weight
     from lobo_fx.recipe import read_pass, resolve
+    from lobo_fx.report.report import REPORT_FILES
     from lobo_fx.saving import check_target
     from lobo_fx.sources.batches import read_batches
     from lobo_fx.sources.models import build, weights_are_random
@@ -48,10 +53,12 @@ def compile(
     chosen = resolve(recipe) if recipe else [read_pass(text) for text in passes or []]
     check_target(output / "program")
     if output.is_dir():
-        for name in (ORIGINAL_FILE, MODEL_FILE):
+        for name in (ORIGINAL_FILE, MODEL_FILE, *REPORT_FILES):
             check_writable(output / name)
     data = None if calibration_data is None else read_batches(calibration_data, batch)
-    built, inputs = build(model, checkpoint, seed)
+    built, inputs = build(model, checkpoint, seed, float32)
+    if isinstance(built, nn.Module) and (unusual := unusual_weight(built)):
+        raise InvalidInput(f"{unusual}; give --float32 to widen it")
     notes = []
     if weights_are_random(model, checkpoint):
         notes.append(f"the weights are random (seed {seed}): sizes and latencies are real, accuracies are not")

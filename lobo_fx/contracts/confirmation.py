@@ -29,8 +29,8 @@ class Confirmation:
 
     @property
     def takes_back(self) -> bool:
-        """Whether the file in float is to take the place of the compiled one."""
-        return self.floating is not None and self.compiled > max(1.0, self.floating)
+        """Whether the file in float is to take the place of the compiled one: by a difference that can be shown."""
+        return self.floating is not None and round(self.compiled, 2) > max(1.0, round(self.floating, 2))
 
 
 def confirm(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["fetch", "register"]
+__all__ = ["fetch", "register", "unusual_weight"]
 
 
 def register(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
@@ -23,6 +23,14 @@ def register(module: nn.Module, name: str, tensor: torch.Tensor, persistent: boo
     if leaf in module.__dict__:
         delattr(module, leaf)
     module.register_buffer(leaf, tensor, persistent=persistent)
+
+
+def unusual_weight(module: nn.Module) -> str:
+    """Words for the first weight of a precision that runtimes on CPU hardly compute in; empty where there is none."""
+    for name, parameter in module.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float64):
+            return f"'{name}' is {str(parameter.dtype).removeprefix('torch.')}, which runtimes do not compute in on CPU"
+    return ""
 
 
 def fetch(module: nn.Module, name: str) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from lobo_fx.report.records import Row, Sheet
 from lobo_fx.report.text import artifact_table, pass_table, sheet_table
 from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 
-__all__ = ["Report"]
+__all__ = ["REPORT_FILES", "Report"]
+
+REPORT_FILES = ("report.md", "report.csv", "report.json")
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -126,12 +129,16 @@ class Report:
             InvalidInput: the folder can't be made or written to; older reports are left as they were.
         """
         check_folder(Path(folder))
-        files = {"report.md": self.to_markdown().encode(), "report.csv": self.to_csv().encode()}
+        markdown, table, leader = REPORT_FILES
+        files = {markdown: self.to_markdown().encode(), table: self.to_csv().encode()}
         if can_draw():
-            files |= {f"{file_name(sheet.title)}.png": draw(sheet) for sheet in self.sheets}
+            for sheet in self.sheets:  # of two passes that add the same one, the second is numbered
+                stem = file_name(sheet.title)
+                alike = sum(re.fullmatch(rf"{re.escape(stem)}( \d+)?\.png", name) is not None for name in files)
+                files[f"{stem} {alike + 1}.png" if alike else f"{stem}.png"] = draw(sheet)
         checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         saved = json.dumps(self.as_json() | {"files": checksums}, indent=2)
-        return write_files(Path(folder), {**files, "report.json": saved})
+        return write_files(Path(folder), {**files, leader: saved})
 
 
 def _cells(row: Row) -> dict[str, Any]:

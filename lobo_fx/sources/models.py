@@ -23,7 +23,9 @@ from lobo_fx.sources.user_code import call_from_file
 __all__ = ["build", "weights_are_random"]
 
 
-def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Model, Inputs | None]:
+def build(
+    spec: str, checkpoint: Path | None = None, seed: int = 0, float32: bool = False
+) -> tuple[Model, Inputs | None]:
     """Builds the model that a specification names.
 
     Args:
@@ -32,6 +34,7 @@ def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Mod
             arguments; returns a model, or a model and its example inputs), or `file.pt2`.
         checkpoint: weights to load, see `load_checkpoint`.
         seed: of the random weights.
+        float32: whether floating-point weights and example inputs of another precision become float32.
 
     Returns:
         The model, and example inputs where the specification gives them.
@@ -41,8 +44,8 @@ def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Mod
             that does not fit.
     """
     if spec.endswith(".pt2"):
-        if checkpoint is not None:
-            raise InvalidInput("a .pt2 file holds its own weights; leave out the checkpoint")
+        if checkpoint is not None or float32:
+            raise InvalidInput("a .pt2 file holds its own weights as they are; leave out the checkpoint and --float32")
         if not Path(spec).is_file():
             raise InvalidInput(f"no file {spec}")
         return Path(spec), None
@@ -65,6 +68,9 @@ def build(spec: str, checkpoint: Path | None = None, seed: int = 0) -> tuple[Mod
         raise InvalidInput(f"{spec} gives a {type(model).__name__}; expected an nn.Module")
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
+    if float32:
+        model = model.float()
+        inputs = inputs and inputs.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
     return model, inputs
 
 

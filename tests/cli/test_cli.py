@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import lobo_fx
@@ -24,6 +25,10 @@ Path(__file__).with_name("was_built").touch()
 
 def make():
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(2, 4)
+
+
+def narrow():
+    return nn.Sequential(nn.Linear(4, 2)).bfloat16(), torch.ones(2, 4).bfloat16()
 
 
 def data():
@@ -67,6 +72,27 @@ def test_compile_writes_files_program_and_report(model: str, tmp_path: Path) -> 
 
     again = compiled(model, "--pass", "fold_bn", "-o", "made/here")
     assert again.exit_code == 0, again.output
+
+
+def test_weights_that_runtimes_do_not_compute_in_are_refused_at_once_and_widened_on_request(model: str) -> None:
+    narrow = model.replace("make", "narrow")
+    refused = call("compile", narrow, "--pass", "fold_bn")
+    assert refused.exit_code == 2
+    assert "'0.weight' is bfloat16" in refused.output
+    assert "--float32" in refused.output
+    assert not Path("out").exists()
+    done = compiled(narrow, "--pass", "fold_bn", "--float32")
+    assert done.exit_code == 0, done.output
+    assert lobo_fx.load("out/program").module(torch.ones(3, 4)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["original.onnx", "model.onnx", "report.md", "report.csv", "report.json"])
+def test_a_place_that_can_not_be_written_to_is_refused_before_any_work(name: str, model: str, tmp_path: Path) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    done = call("compile", model, "--pass", "fold_bn")
+    assert done.exit_code == 2
+    assert f"{name} is a folder" in " ".join(done.output.split())
+    assert not (tmp_path / "was_built").exists()
 
 
 def test_calibration_data_is_used(model: str) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 import lobo_fx
 from lobo_fx import InvalidInput
 from lobo_fx.capture.tracing import trace
+from lobo_fx.contracts.confirmation import Confirmation
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
 from lobo_fx.passes import MixedPrecision, PruneChannels, QuantizeStatic
@@ -184,3 +185,22 @@ class Joined(nn.Module):
 
     def forward(self, cache: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         return torch.cat([cache, step], 1) * 2
+
+
+@pytest.mark.parametrize(
+    ("compiled", "floating", "taken_back"),
+    [(1.2, 1.0, True), (1.2, 1.3, False), (1.004, 0.97, False), (1.2, 1.199, False), (0.9, None, False)],
+)
+def test_integers_are_taken_back_by_a_difference_that_can_be_shown(
+    compiled: float, floating: float | None, taken_back: bool
+) -> None:
+    assert Confirmation(compiled, floating).takes_back is taken_back
+
+
+def test_weights_that_no_file_computes_in_are_named_first() -> None:
+    model = torch.nn.Linear(4, 2).bfloat16()
+    notes = lobo_fx.compile(model, [], example_inputs=torch.ones(2, 4).bfloat16(), progress=False).report.notes
+    assert notes == [
+        "'weight' is bfloat16, which runtimes do not compute in on CPU, so `export` will refuse it: "
+        "compile model.float() to export"
+    ]

@@ -22,7 +22,7 @@ from lobo_fx import Artifact, InvalidInput, Report
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import PruneWeights, QuantizeStatic
-from lobo_fx.report.records import Row
+from lobo_fx.report.records import Row, Sheet
 from lobo_fx.terminal.tables import escape, new_table, printable, render, to_markdown
 
 NAMES = ["a|b", "<script>alert(1)</script>", "**bold** *it*", "`code`", "back\\slash", "a&lt;b", "[link](javascript:x)"]
@@ -377,3 +377,16 @@ def test_a_spreadsheet_computes_no_name(name: str) -> None:
     assert first["name"] == f"'{name}"
     assert second["name"] == f"a{name}"
     assert float(first["snr"]) == -3.5
+
+
+def test_two_passes_that_add_the_same_sheet_draw_two_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lobo_fx.report.report.can_draw", lambda: True)
+    monkeypatch.setattr("lobo_fx.report.report.draw", lambda sheet: sheet.title.encode())
+    sheets = [Sheet(title, ("a", "b"), ()) for title in ("refitting", "refitting", "sensitivity", "refitting")]
+    written = Report("m", [], sheets=sheets).save(tmp_path)
+    assert [file.name for file in written[2:-1]] == [
+        "refitting.png",
+        "refitting 2.png",
+        "sensitivity.png",
+        "refitting 3.png",
+    ]
