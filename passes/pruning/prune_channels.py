@@ -13,10 +13,10 @@ import torch
 
 from lobo_fx.axes import KINDS, Axis, Inference, kind
 from lobo_fx.axes.cost import COSTS
-from lobo_fx.axes.kept import kept_indices
 from lobo_fx.axes.members import Member, members
 from lobo_fx.axes.removal import Removal
 from lobo_fx.axes.surgery import remove, zero
+from lobo_fx.axes.survey import survey
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.contracts.verification import check_expected
@@ -36,6 +36,7 @@ from lobo_fx.passes.pruning.widths import best_positions, modules_above, paramet
 __all__ = ["PruneChannels"]
 
 _HALF = 0.5
+_SHOWN_LOCKS = 3
 """What `ratio` and `keep` are where they are left out."""
 
 
@@ -154,6 +155,7 @@ class PruneChannels(Pass):
         if self.target and self.steps > 1:  # refused before any work
             dataclasses.replace(self, steps=1).removal(inference, context)
         compensated: Compensated | None = None
+        removed = False
         for step in range(1, self.steps + 1):
             if step > 1:
                 propagate(program.module)
@@ -162,6 +164,7 @@ class PruneChannels(Pass):
             removal = part.removal(inference, context, strict=self.steps == 1)
             if not removal:
                 continue
+            removed = True
             _cut(program, inference, removal, context)
             if method != "none" or step < self.steps:
                 check_expected(self, program, context)
@@ -171,8 +174,11 @@ class PruneChannels(Pass):
         if compensated is not None:
             context.note(compensated.remark)
             context.sheets.extend([compensated.sheet] if compensated.sheet else [])
-        if not kept_indices(program.module):
-            context.note("prune_channels found nothing to remove")
+        if not removed:
+            found = survey(inference)
+            locks = list(dict.fromkeys("; ".join(found.locks).split("; ")))[:_SHOWN_LOCKS]
+            why = f", since of every parameter one holds: {'; '.join(locks)}" if locks and not found.axes else ""
+            context.note(f"prune_channels found nothing to remove{why}")
         return program
 
     def _method(self, context: Context) -> str:
