@@ -112,7 +112,8 @@ class Moments(Means):
     def _ridge(self, variance: torch.Tensor, squares: torch.Tensor, share: float) -> torch.Tensor:
         """λ by group: of the variances of the inputs and of the sums of their squares, both (groups, inputs)."""
         # Inputs that hardly vary have next to no variance of their own to scale the ridge by; their energy bounds it.
-        scale = variance.mean(1).maximum(1e-9 * squares.mean(1) / self.count).clamp_min(1e-12)
+        scale = variance.mean(1).maximum(1e-9 * squares.mean(1) / self.count)
+        scale = torch.where(scale > 0, scale, 1.0)  # of zeros alone, any keeps the weight
         return share * scale.view(-1, 1, 1)
 
     def gain(self, weight: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 from lobo_fx.own_operators.formats import Format
-from lobo_fx.passes.quantization.codes.rounding import Grid, Rounded, joined, least_squares_grid, rounded_on
+from lobo_fx.passes.quantization.codes.rounding import (
+    Grid,
+    Rounded,
+    in_units,
+    joined,
+    least_squares_grid,
+    rounded_on,
+)
 
 __all__ = ["round_compensated"]
 
@@ -35,6 +42,7 @@ def round_compensated(matrix: torch.Tensor, number: Format, block_size: int, gra
 def _compensate(matrix: torch.Tensor, number: Format, block_size: int, gram: torch.Tensor) -> Rounded:
     # Rounding column i leaves an error e. The columns after it move by −e · U[i, i+1:] / U[i, i], with U the upper
     # Cholesky factor of (XᵀX)⁻¹: of all changes to them, that one disturbs the layer's outputs least.
+    matrix, unit = in_units(matrix)
     columns = matrix.shape[1]
     step = block_size if block_size < columns else _LAZY
     weights = matrix.T.contiguous()  # a column of the matrix in a row of memory
@@ -60,7 +68,7 @@ def _compensate(matrix: torch.Tensor, number: Format, block_size: int, gram: tor
             weights[index + 1 : end].addr_(inverse[index, index + 1 : end], error, alpha=-1)
             errors[index - start] = error
         weights[end:].addmm_(inverse[start:end, end:].T, errors, alpha=-1)
-    return rounded_on(codes.T.contiguous(), grids)
+    return rounded_on(codes.T.contiguous(), grids, unit)
 
 
 def _inverse_factor(gram: torch.Tensor) -> torch.Tensor:

@@ -18,13 +18,13 @@ __all__ = [
     "Rounded",
     "full_range",
     "half_quadratic_grid",
+    "in_units",
     "joined",
     "least_squares_grid",
     "round_nearest",
     "rounded_on",
 ]
 
-_SMALLEST_SCALE = 2.0**-100
 _FACTORS = tuple(1.08 - 0.06 * step for step in range(9))
 """Shares of the full range that are tried where codes are too few to hold all of it finely."""
 
@@ -97,12 +97,24 @@ def round_nearest(matrix: torch.Tensor, number: Format, block_size: int, method:
     return joined(_round_chunk(chunk, number, block_size, fit) for chunk in _chunks(matrix))
 
 
+def in_units(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix with every row divided by a power of two that brings its largest weight near 1, and these: `[rows, 1]`.
+
+    Squares of weights of 1e-25 are zero in float32; divided like that, no bit is lost and none is needed.
+    """
+    _, exponent = torch.frexp(matrix.abs().amax(1, keepdim=True))
+    half = exponent.div(2, rounding_mode="floor")  # in two steps: the inverse of a subnormal is no float32
+    divided = torch.ldexp(torch.ldexp(matrix, -half), half - exponent)
+    return divided, torch.ldexp(torch.ones_like(exponent, dtype=matrix.dtype), exponent)
+
+
 def _round_chunk(matrix: torch.Tensor, number: Format, block_size: int, fit: object) -> Rounded:
     rows, columns = matrix.shape
+    matrix, unit = in_units(matrix)
     blocks = torch.nn.functional.pad(matrix, (0, -columns % block_size)).view(rows, -1, block_size)
     grid = fit(blocks, number)  # type: ignore[operator]
     codes = grid.codes(blocks).view(rows, -1)[:, :columns].contiguous()
-    return rounded_on(codes, [grid])
+    return rounded_on(codes, [grid], unit)
 
 
 def _chunks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -114,11 +126,17 @@ def joined(parts: Iterator[Rounded]) -> Rounded:
     return Rounded(torch.cat(codes), torch.cat(scales), None if zeros[0] is None else torch.cat(zeros))
 
 
-def rounded_on(codes: torch.Tensor, grids: list[Grid]) -> Rounded:
+def rounded_on(codes: torch.Tensor, grids: list[Grid], unit: torch.Tensor) -> Rounded:
+    """Codes with the scales and zero points of their blocks, scales times the unit of each row."""
     rows, number = len(codes), grids[0].number
     scale, zero = (torch.cat([part.view(rows, -1) for part in parts], 1) for parts in zip(*_parts(grids), strict=True))
     stored = (zero + number.zero_point).to(torch.uint8) if number.zero_point else None
-    return Rounded(codes, scale, stored)
+    return Rounded(codes, _positive(scale * unit), stored)
+
+
+def _positive(scale: torch.Tensor) -> torch.Tensor:
+    """A scale; 1 where it is none, as that of zeros, for which any will do."""
+    return torch.where(scale > 0, scale, 1.0)
 
 
 def _parts(grids: list[Grid]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -142,8 +160,8 @@ def least_squares_grid(blocks: torch.Tensor, number: Format) -> Grid:
         candidate = Grid(number, full.scale * factor, full.zero)
         best, least = _better(candidate, best, least, blocks)
     steps = number.decode(best.codes(blocks)) - best.zero
-    fitted = (blocks * steps).sum(-1, keepdim=True) / steps.square().sum(-1, keepdim=True).clamp(min=_SMALLEST_SCALE)
-    return _better(Grid(number, fitted.clamp(min=_SMALLEST_SCALE), best.zero), best, least, blocks)[0]
+    fitted = (blocks * steps).sum(-1, keepdim=True) / steps.square().sum(-1, keepdim=True)
+    return _better(Grid(number, _positive(fitted), best.zero), best, least, blocks)[0]
 
 
 def _better(
@@ -157,9 +175,9 @@ def full_range(blocks: torch.Tensor, number: Format) -> Grid:
     """The grid whose ends are the smallest and the largest value; int4 has the codes of zero where they fall."""
     if number.name != "int4":
         scale = blocks.abs().amax(-1, keepdim=True) / number.largest
-        return Grid(number, scale.clamp(min=_SMALLEST_SCALE), torch.zeros_like(scale))
+        return Grid(number, _positive(scale), torch.zeros_like(scale))
     low, high = blocks.amin(-1, keepdim=True).clamp(max=0), blocks.amax(-1, keepdim=True).clamp(min=0)
-    scale = ((high - low) / 15).clamp(min=_SMALLEST_SCALE)
+    scale = _positive((high - low) / 15)
     return Grid(number, scale, (-low / scale).round() - number.zero_point)
 
 
@@ -183,8 +201,8 @@ def half_quadratic_grid(blocks: torch.Tensor, number: Format) -> Grid:
             zero = (steps - rest / grid.scale).mean(-1, keepdim=True).round()
             zero = zero.clamp(-number.zero_point, 15 - number.zero_point)
         centred = steps - zero
-        scale = (rest * centred).sum(-1, keepdim=True) / centred.square().sum(-1, keepdim=True).clamp(min=1e-30)
-        grid = Grid(number, scale.clamp(min=_SMALLEST_SCALE), zero)
+        scale = (rest * centred).sum(-1, keepdim=True) / centred.square().sum(-1, keepdim=True)
+        grid = Grid(number, _positive(scale), zero)
         best, least = _better(grid, best, least, blocks, _HQQ_NORM)
         beta *= _HQQ_GROWTH
     return best

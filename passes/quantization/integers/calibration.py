@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,6 +19,7 @@ from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.running import AS_IT_IS, Runner
+from lobo_fx.graph.shapes import dimension_names, tensor_specs
 from lobo_fx.graph.tensors import fetch
 from lobo_fx.graph.weight_names import mark_weights
 from lobo_fx.measures.fidelity import largest_error
@@ -66,37 +69,86 @@ def prepare(program: Program, placement: Placement, context: Context, training: 
 def calibrate(prepared: fx.GraphModule, context: Context) -> None:
     """Runs the calibration data through the observers, one batch in memory at a time.
 
+    Where an observer clips far, as it does an outlier, what is computed from the clipped values is observed anew, as
+    the quantized network will have it: else a value that is cut off at the input would still set all later ranges.
+
     Raises:
         InvalidInput: no data, values that are NaN or infinite, or a layer that no data reaches.
     """
     from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
-    observed = {str(node.target): node.args[0] for node in prepared.graph.find_nodes(op="call_module")}
-    reached: set[str] = set()
-    batch = 0
+    nodes = {str(node.target): node for node in prepared.graph.find_nodes(op="call_module")}
+    fresh = copy.deepcopy({name: prepared.get_submodule(name) for name in nodes})
+    reached = _observe(prepared, nodes, context, {})
+    for name, node in nodes.items():
+        if name not in reached and not isinstance(prepared.get_submodule(name), DerivedObserverOrFakeQuantize):
+            where = describe(cast("fx.Node", node.args[0]))
+            raise InvalidInput(f"no calibration data reaches {where}: it is empty there")
+    limits = {name: limit for name in nodes if (limit := getattr(prepared.get_submodule(name), "limits", None))}
+    if limits:
+        for name, observer in fresh.items():
+            prepared.set_submodule(name, observer)
+        _observe(prepared, nodes, context, limits)
 
-    def check(name: str, value: torch.Tensor) -> None:
+
+def _observe(
+    prepared: fx.GraphModule,
+    nodes: Mapping[str, fx.Node],
+    context: Context,
+    limits: Mapping[str, tuple[float, float]],
+) -> set[str]:
+    """Runs the data through the observers once.
+
+    Args:
+        prepared: holds the observers.
+        nodes: the calls of the observers by name.
+        context: its rows that fits may see are read.
+        limits: by observer, the range that what leaves it is clipped to.
+
+    Returns:
+        The observers that saw any value.
+    """
+    reached: set[str] = set()
+    by_row = _split_by_rows(prepared, context)
+    batch = count = 0
+
+    def see(name: str, value: torch.Tensor) -> None:
         if value.numel():
             reached.add(name)
+            source = cast("fx.Node", nodes[name].args[0])
             low, high = value.aminmax()
             if not (math.isfinite(low) and math.isfinite(high)):
-                where = describe(cast("fx.Node", observed[name]))
-                raise InvalidInput(f"calibration batch {batch} gives NaN or an infinite range at {where}")
+                raise InvalidInput(f"calibration batch {batch} gives NaN or an infinite range at {describe(source)}")
+            prepared.get_submodule(name).rows = count if source in by_row and len(value) % count == 0 else 1
 
     hooks = [
-        prepared.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: check(name, given[0]))
-        for name in observed
+        prepared.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: see(name, given[0]))
+        for name in nodes
+    ] + [
+        prepared.get_submodule(name).register_forward_hook(lambda _, __, value, ends=ends: value.clamp(*ends))
+        for name, ends in limits.items()
     ]
     try:
         with torch.no_grad(), quiet():
-            for batch, inputs in enumerate(context.fitting_batches()):  # noqa: B007  read by check
+            for batch, inputs in enumerate(context.fitting_batches()):  # noqa: B007  read by see
+                count = context.signature.count_rows(inputs)
                 prepared(*inputs.args, **inputs.kwargs)
     finally:
         for hook in hooks:
             hook.remove()
-    for name, source in observed.items():
-        if name not in reached and not isinstance(prepared.get_submodule(name), DerivedObserverOrFakeQuantize):
-            raise InvalidInput(f"no calibration data reaches {describe(cast('fx.Node', source))}: it is empty there")
+    return reached
+
+
+def _split_by_rows(prepared: fx.GraphModule, context: Context) -> set[fx.Node]:
+    """The nodes whose values are the rows of the batch one after another, or several parts of each."""
+    values = {node: value for node in prepared.graph.nodes if isinstance(value := node.meta.get("val"), torch.Tensor)}
+    specs = tensor_specs([""] * len(values), list(values.values()), dimension_names(prepared.graph))
+    batch = context.signature.batch
+    return {
+        node
+        for node, spec in zip(values, specs, strict=True)
+        if batch and spec is not None and spec.shape and re.search(rf"\b{batch}\b", str(spec.shape[0]))
+    }
 
 
 def convert(program: Program, prepared: fx.GraphModule) -> Program:
@@ -149,9 +201,12 @@ def _unobserved(prepared: fx.GraphModule) -> Runner:
 def widen_weight_scales(prepared: fx.GraphModule) -> None:
     """Raises weight scales so small that the bias, at input × weight scale, would overflow int32.
 
-    A channel of zeros (pruned, or a dead batch norm) is the usual case.
+    A channel of zeros (pruned, or a dead batch norm) is the usual case. Nor may the product of both scales leave the
+    normal numbers, below which a float32 holds what the layer gives no better.
     """
     from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
+
+    from lobo_fx.passes.quantization.integers.observers import SMALLEST_SCALE
 
     for node in prepared.graph.find_nodes(op="call_module"):
         observer = prepared.get_submodule(str(node.target))
@@ -159,6 +214,6 @@ def widen_weight_scales(prepared: fx.GraphModule) -> None:
             continue
         activation, weight = observer.obs_or_fqs
         bias = fetch(prepared, str(node.args[0].target)).detach()
-        smallest = bias.abs() / (activation.calculate_qparams()[0] * _LARGEST_BIAS)
+        smallest = (bias.abs() / _LARGEST_BIAS).clamp_min(SMALLEST_SCALE) / activation.calculate_qparams()[0]
         seen = getattr(weight, "activation_post_process", weight)  # a fake quantizer holds its observer
         seen.max_val.copy_(torch.maximum(seen.max_val, smallest * seen.quant_max))

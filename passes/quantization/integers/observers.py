@@ -1,48 +1,148 @@
 """Observers: how the range of an activation is chosen from calibration data.
 
-All but two keep a histogram of fixed size (torchao's), so memory does not grow with the data; they differ in the
-range that they read off it. `moving_average` and `min_max` keep two numbers.
+All but two keep a histogram of fixed size, so memory does not grow with the data; they differ in the range that they
+read off it. `moving_average` and `min_max` keep two numbers, and follow every outlier.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 from typing import Any
 
+import numpy as np
 import torch
 from torchao.quantization.pt2e import (
     FakeQuantize,
-    HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
+from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
 
+from lobo_fx.passes.quantization.integers.histogram import BINS, Histogram, count_values
 from lobo_fx.passes.quantization.integers.placement import Observing
 
 __all__ = [
     "OBSERVERS",
     "SMALLEST_SCALE",
+    "ChannelObserver",
     "EntropyObserver",
+    "HistogramObserver",
     "MeanSquaredErrorObserver",
+    "MovingObserver",
     "Observers",
     "PercentileObserver",
+    "RangeObserver",
     "observers",
 ]
 
-SMALLEST_SCALE = 2.0**-60
-"""Far below any scale in use, and its square is still a normal float32."""
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+"""Scales below are no normal numbers."""
+_SCALE_OF_ZEROS = 2.0**-8
+"""Of what was zero throughout: any would do for zeros; at its product with a weight's, biases are fine."""
 
-_SHRINKS = 64
-"""How many shorter ranges are tried at each end, down to a fiftieth of the whole."""
+_OCTAVES = 30
+"""How far below the largest value the end of a range is looked for."""
+_STEPS = 16
+"""Ends tried in an octave, around the best in steps of half an octave."""
 
-_SMALLEST_SHARE = 0.02
+_ISOLATED = 1e-3
+"""Share of the values (but zeros) that is let go of at most, where hardly any row holds them."""
+_FAR = 4.0
+"""How many times further than other rows reach such values are; and how many times its range what an observer clips is
+if values computed from it are to be observed anew."""
+_RAREST = 1e-3
+"""Share of the values at either end that the bins of entropy are not made for."""
+_FEW = 1 / 64
+"""Share of the rows that is hardly any; one row always is, if there are three others."""
 
 
-class PercentileObserver(HistogramObserver):
+class _Scaled(UniformQuantizationObserverBase):
+    """Gives what was zero throughout a scale, and nothing else one that is larger than its range asks for."""
+
+    def _calculate_qparams(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale, zero = super()._calculate_qparams(low, high)
+        return (scale.masked_fill((low == 0) & (high == 0), _SCALE_OF_ZEROS) if low.numel() else scale), zero
+
+
+class RangeObserver(_Scaled, MinMaxObserver):
+    """From the smallest to the largest value."""
+
+
+class MovingObserver(_Scaled, MovingAverageMinMaxObserver):
+    """Moving averages of the smallest and the largest value of a batch."""
+
+
+class ChannelObserver(_Scaled, PerChannelMinMaxObserver):
+    """From the smallest to the largest weight of each channel."""
+
+
+class TrainingChannelObserver(_Scaled, MovingAveragePerChannelMinMaxObserver):
+    """The same of weights that train: an average of the last alone, not all that they have been."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(averaging_constant=1.0, **settings)
+
+
+class _CountingObserver(_Scaled, abc.ABC):
+    """Counts values in a histogram; the range is chosen when it is asked for.
+
+    Attributes:
+        rows: of the batch that comes next, as equal parts of the value one after another.
+    """
+
+    counts: torch.Tensor
+    min_val: torch.Tensor
+    max_val: torch.Tensor
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float64))
+        self.register_buffer("min_val", torch.tensor(float("inf")))
+        self.register_buffer("max_val", torch.tensor(float("-inf")))
+        self.rows = 1
+        self._found: tuple[float, float] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel():
+            self.see(x.detach())
+            self._found = None
+        return x
+
+    def see(self, x: torch.Tensor) -> None:
+        """Takes the values of one batch in."""
+        low, high = x.aminmax()
+        self.min_val.copy_(torch.minimum(self.min_val, low))
+        self.max_val.copy_(torch.maximum(self.max_val, high))
+        self.counts += count_values(x)
+
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = self.range
+        return self._calculate_qparams(torch.tensor(low), torch.tensor(high))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The range that was chosen."""
+        if self._found is None:
+            low, high = float(self.min_val), float(self.max_val)
+            self._found = self.choose(Histogram.of(self.counts, low, high)) if low < high else (low, high)
+        return self._found
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The ends of the range where values far beyond them were seen, else None."""
+        low, high = min(self.range[0], 0.0), max(self.range[1], 0.0)
+        far = _FAR * max(high, -low)
+        return (low, high) if max(float(self.max_val), -float(self.min_val)) > far else None
+
+    @abc.abstractmethod
+    def choose(self, seen: Histogram) -> tuple[float, float]:
+        """The range for what was seen."""
+
+
+class PercentileObserver(_CountingObserver):
     """Cuts the same share of the values off at each end that has any beyond zero.
 
     Args:
@@ -53,83 +153,148 @@ class PercentileObserver(HistogramObserver):
         super().__init__(**settings)
         self.percentile = percentile
 
-    def _non_linear_param_search(self) -> tuple[torch.Tensor, torch.Tensor]:
-        share = self.histogram.double().cumsum(0) / self.histogram.sum()
-        rest = 1 - self.percentile / 100
-        width = (self.max_val - self.min_val) / self.bins
-        low = self.min_val + width * int((share <= rest).sum())
-        high = self.min_val + width * (int((share < 1 - rest).sum()) + 1)
-        return torch.minimum(low, self.max_val), torch.minimum(high, self.max_val)
+    def choose(self, seen: Histogram) -> tuple[float, float]:
+        share = self.percentile / 100
+        return -seen.mirrored().quantile(share), seen.quantile(share)
 
 
-class _SearchingObserver(HistogramObserver, abc.ABC):
-    """Tries shorter ranges, first from above, then from below, and takes the one that loses least."""
+class _SearchingObserver(_CountingObserver):
+    """Tries ranges cut to one magnitude at both ends, then at each; takes the shortest of those that lose least."""
 
-    def _non_linear_param_search(self) -> tuple[torch.Tensor, torch.Tensor]:
-        low, high = float(self.min_val), float(self.max_val)
-        if not low < high:
-            return self.min_val, self.max_val
-        width = (high - low) / self.bins
-        centers = low + width * (torch.arange(self.bins, dtype=torch.float64) + 0.5)
-        counts = self.histogram.double()
-        shares = torch.linspace(1, _SMALLEST_SHARE, _SHRINKS).tolist()
-        high = min((share * high for share in shares), key=lambda limit: self.loss(centers, counts, low, limit))
-        low = min((share * low for share in shares), key=lambda limit: self.loss(centers, counts, limit, high))
-        return torch.tensor(low), torch.tensor(high)
+    def choose(self, seen: Histogram) -> tuple[float, float]:
+        if not len(seen.count):
+            return float(self.min_val), float(self.max_val)
+        lowest, highest = float(seen.low[0]), float(seen.high[-1])
+        reach = max(-lowest, highest)
+
+        def lost(low: float, high: float) -> float:
+            return self.loss(seen, min(low, 0.0), max(high, 0.0))
+
+        def tried(around: float, end: float) -> list[float]:
+            """Ends up to half an octave from one that was found, the nearest to zero first; none of the wrong sign."""
+            steps = np.exp2(np.arange(-_STEPS // 2, _STEPS // 2 + 1) / _STEPS)
+            return sorted({min(around * float(step), end) for step in steps}) if end > 0 else [end]
+
+        magnitudes = [reach * 2 ** (-step / 2) for step in reversed(range(2 * _OCTAVES))]
+        limit = min(magnitudes, key=lambda limit: lost(max(lowest, -limit), min(highest, limit)))
+        low = max(lowest, -limit)
+        high = min(tried(limit, highest), key=lambda high: lost(low, high))
+        low = -min(tried(limit, -lowest), key=lambda end: lost(-end, high))
+        return low, high
+
+    def grid(self, low: float, high: float) -> tuple[float, int, int]:
+        """Scale, zero point and largest code of a range that holds zero."""
+        largest = int(self.quant_max) - int(self.quant_min)
+        scale = max((high - low) / largest, SMALLEST_SCALE)
+        return scale, round(-low / scale), largest
 
     @abc.abstractmethod
-    def loss(self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float) -> float:
-        """What is lost when values are quantized to this range, which holds zero after rounding."""
-
-    def quantized(self, values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-        """Values after quantization to the range, zero exactly representable."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        levels = int(self.quant_max) - int(self.quant_min)
-        scale = max((high - low) / levels, torch.finfo(torch.float32).tiny)
-        zero = round(-low / scale)
-        return ((values / scale).round() + zero).clamp(0, levels).sub(zero) * scale
+    def loss(self, seen: Histogram, low: float, high: float) -> float:
+        """What is lost when values are quantized to a range that holds zero."""
 
 
 class MeanSquaredErrorObserver(_SearchingObserver):
     """The range with the smallest squared error over all values seen, rounding and clipping together."""
 
-    def loss(self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float) -> float:
+    def loss(self, seen: Histogram, low: float, high: float) -> float:
         """Sum of squared errors."""
-        return float(((centers - self.quantized(centers, low, high)).square() * counts).sum())
+        scale, zero, largest = self.grid(low, high)
+
+        def code(x: Any) -> Any:
+            return np.clip(np.round(x), -zero, largest - zero)
+
+        def integral(x: Any) -> Any:
+            """Of (x - code(x))², x in units of the scale: between two codes the error grows to a half, 1/12 in all."""
+            return code(x) / 12 + (x - code(x)) ** 3 / 3
+
+        start, end = seen.low / scale, seen.high / scale
+        wide = end > start
+        width = np.where(wide, end - start, 1.0)
+        mean = np.where(wide, (integral(end) - integral(start)) / width, (start - code(start)) ** 2)
+        return float((seen.count * mean).sum()) * scale**2
+
+
+class HistogramObserver(MeanSquaredErrorObserver):
+    """The same over all values but isolated ones: a few that are far from all others, in hardly any of the rows.
+
+    Such a value says more of its row than of the data. What many rows reach is held, however rare it is in each.
+    """
+
+    peaks: torch.Tensor
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register_buffer("peaks", torch.zeros(BINS, dtype=torch.float64))
+
+    def see(self, x: torch.Tensor) -> None:
+        super().see(x)
+        self.peaks += count_values(x.reshape(self.rows, -1).abs().amax(1))
+
+    def choose(self, seen: Histogram) -> tuple[float, float]:
+        peaks = Histogram.of(self.peaks, 0.0, max(-float(self.min_val), float(self.max_val)))
+        rows = float(peaks.count.sum())
+        others = 1 - max(1 / rows, _FEW) if rows > 3 else 1.0
+        limit = _FAR * float(peaks.high[np.searchsorted(np.cumsum(peaks.count), others * rows * (1 - 1e-12))])
+        near = (seen.high <= limit) & (seen.low >= -limit)
+        let_go, values = float(seen.count[~near].sum()), float(seen.without_zeros().count.sum())
+        return super().choose(seen.where(near) if let_go <= _ISOLATED * values else seen)
 
 
 class EntropyObserver(_SearchingObserver):
     """The range whose quantized distribution diverges least from the values' own.
 
-    Source: Migacz, "8-bit Inference with TensorRT", 2017.
+    Zeros are left out: they stay zeros in every range.
+
+    Source: Migacz, "8-bit Inference with TensorRT", 2017. There, the bins that are compared are far finer than a level,
+        and what few values leave to chance in each, or a peak in one, counts as divergence: ranges get too short. Here
+        all but the rarest values span half as many bins as there are levels, and a level holds whole bins, so that
+        only a range that is too long for them merges bins.
     """
 
-    def loss(self, centers: torch.Tensor, counts: torch.Tensor, low: float, high: float) -> float:
-        """Kullback-Leibler divergence of the quantized values' histogram, spread over the bins of each level."""
-        clipped = centers.clamp(min(low, 0.0), max(high, 0.0))
-        inside = clipped == centers
-        kept = counts * inside
-        kept[inside.nonzero()[0]] += counts[centers < clipped].sum()
-        kept[inside.nonzero()[-1]] += counts[centers > clipped].sum()
-        level = torch.unique(self.quantized(centers, low, high), return_inverse=True)[1]
-        filled = (counts > 0) & inside
-        mass = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, level, counts * inside)
-        bins = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, level, filled.double())
-        spread = torch.where(filled, mass[level] / bins[level].clamp_min(1), 0)
-        p, q = kept / kept.sum(), spread / spread.sum().clamp_min(1e-300)
-        seen = p > 0
-        return float((p[seen] * (p[seen] / q[seen].clamp_min(1e-12)).log()).sum())
+    _bin = 1.0
+
+    def choose(self, seen: Histogram) -> tuple[float, float]:
+        values = seen.without_zeros()
+        if not len(values.count):
+            return float(self.min_val), float(self.max_val)
+        low, high = -values.mirrored().quantile(1 - _RAREST), values.quantile(1 - _RAREST)
+        levels = int(self.quant_max) - int(self.quant_min) + 1
+        self._bin = 2 * (max(high, 0.0) - min(low, 0.0)) / levels
+        return super().choose(values.coarser(self._bin))
+
+    def loss(self, seen: Histogram, low: float, high: float) -> float:
+        """I-divergence of the values, clipped, from what is inside the range, spread evenly over each level."""
+        scale = self.grid(low, high)[0]
+        merged = max(1, int(scale / self._bin))
+        start, end = low - scale / 2, high + scale / 2
+        first, last = (round(place / self._bin / merged) for place in (start, end))
+        inner = (np.arange(first, last + 1) * merged - merged // 2 - 0.5) * self._bin
+        lowest, highest = max(start, seen.low[0]), min(end, seen.high[-1])  # a level is spread where values are
+        levels = np.concatenate([[lowest], inner[(inner > lowest) & (inner < highest)], [highest]])
+        below = seen.share_below(levels)
+        ends = np.concatenate([seen.low, seen.high])
+        places = np.union1d(levels, ends[(ends > start) & (ends < end)])
+        share, spread = np.diff(seen.share_below(places)), np.diff(np.interp(places, levels, below))
+        filled = share > 0
+        found = float((share[filled] * np.log(share[filled] / np.maximum(spread[filled], 1e-300))).sum())
+        one = 1 / seen.count.sum()
+        edges = seen.share_below(np.array([start, start + scale, end - scale, end]))
+        for clipped, level in ((edges[0], edges[1] - edges[0]), (1 - edges[3], edges[3] - edges[2])):
+            if clipped > 0:
+                whole, level = clipped + level, max(level, one)
+                found += float(whole * np.log(whole / level) - whole + level)
+        return max(found, 0.5 * float(one))  # half a value more or less says nothing
 
 
 OBSERVERS: dict[str, type] = {
-    "min_max": MinMaxObserver,
-    "moving_average": MovingAverageMinMaxObserver,
+    "min_max": RangeObserver,
+    "moving_average": MovingObserver,
     "percentile": PercentileObserver,
     "histogram": HistogramObserver,
     "entropy": EntropyObserver,
     "mse": MeanSquaredErrorObserver,
 }
-"""By name, as `QuantizeStatic(observer=...)` takes them; `histogram` minimises an approximate squared error."""
+"""By name, as `QuantizeStatic(observer=...)` takes them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +323,8 @@ def observers(observing: Observing, training: bool) -> Observers:
         Integer-Arithmetic-Only Inference", 2018, section 3.
     """
     if training:
-        fake = functools.partial(FakeQuantize.with_args, eps=SMALLEST_SCALE)
-        # an average of the last alone: the range of the weights as they are, not of all that they have been
-        weight = fake(observer=MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0)
-        return Observers(fake(observer=MovingAverageMinMaxObserver), weight)
+        kinds = (MovingObserver, TrainingChannelObserver)
+        return Observers(*(FakeQuantize.with_args(observer=kind, eps=SMALLEST_SCALE) for kind in kinds))
     more = {"percentile": observing.percentile} if observing.observer == "percentile" else {}
     activation = OBSERVERS[observing.observer].with_args(eps=SMALLEST_SCALE, **more)  # type: ignore[attr-defined]
-    return Observers(activation, PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE))
+    return Observers(activation, ChannelObserver.with_args(eps=SMALLEST_SCALE))
