@@ -20,7 +20,18 @@ from lobo_fx.graph.shapes import dimension_names, tensor_specs
 from lobo_fx.graph.tensors import fetch
 from lobo_fx.process import Shared
 
-__all__ = ["Draw", "drawing", "drawn", "draws", "made_of_draws", "may_draw", "random_state_kept", "seeded"]
+__all__ = [
+    "Draw",
+    "calls_that_draw",
+    "drawing",
+    "drawn",
+    "draws",
+    "made_of_draws",
+    "may_draw",
+    "random_state_kept",
+    "seeded",
+    "seeded_by",
+]
 
 Draw = tuple[str, ...]
 """What decides how many numbers a call draws, and in which order: its operator, and the shapes it reads and gives."""
@@ -84,9 +95,18 @@ def drawn(module: fx.GraphModule) -> tuple[Draw, ...]:
 @contextlib.contextmanager
 def seeded(module: fx.GraphModule) -> Iterator[None]:
     """Every run of a module in inference draws the same numbers, and the global generator does not move."""
-    if not _calls(module):
+    with seeded_by(0) if _calls(module) else contextlib.nullcontext():
         yield
-        return
+
+
+@contextlib.contextmanager
+def seeded_by(seed: int) -> Iterator[None]:
+    """What is drawn within follows from the seed, and the global generator does not move."""
     with _LOCK, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         yield
+
+
+def calls_that_draw(module: fx.GraphModule) -> set[fx.Node]:
+    """The calls of a graph that draw in inference, themselves or in a branch."""
+    return set(_calls(module))

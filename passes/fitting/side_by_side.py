@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import fx
 
+from lobo_fx.graph.randomness import calls_that_draw, seeded_by
 from lobo_fx.graph.running import Runner
 from lobo_fx.terminal.progress import track
 
@@ -37,7 +39,7 @@ def side_by_side(
     """Every node of the second program, once its inputs are known and before it is run itself.
 
     What is done to a node's parameters then is what the nodes after it see. Activations of all batches are in memory
-    at once, as in a forward pass on all of them.
+    at once, as in a forward pass on all of them. What a call draws at random for a batch, its twin draws too.
 
     Args:
         first: runs the program to follow; its nodes have the names of the second's, which may have more.
@@ -51,6 +53,13 @@ def side_by_side(
     order = [(node, twins.get(node.name)) for node in nodes]  # a size computed anew has no twin
     last_use = {source: node for both in order for node in both if node for source in node.all_input_nodes}
     feeds = {node: index for index, node in enumerate(second.graph.find_nodes(op="placeholder"))}
+    assert isinstance(second.module, fx.GraphModule)
+    draws = calls_that_draw(second.module)
+    random = {node: place for place, node in enumerate(nodes) if node in draws}
+
+    def draw(at: fx.Node, batch: int, compute: Callable[[], Any]) -> Any:
+        with seeded_by(random[at] * len(pairs) + batch) if at in random else contextlib.nullcontext():
+            return compute()
 
     def evaluate(runner: Runner, node: fx.Node, at: fx.Node, values: list[dict[fx.Node, Any]]) -> None:
         if at in feeds:
@@ -58,7 +67,7 @@ def side_by_side(
         elif at in constants:
             found = [runner.evaluate(node, values[0])] * len(values)
         else:
-            found = [runner.evaluate(node, own) for own in values]
+            found = [draw(at, batch, lambda own=own: runner.evaluate(node, own)) for batch, own in enumerate(values)]
         for own, value in zip(values, found, strict=True):
             own[node] = value
 
