@@ -7,7 +7,9 @@ program itself, by moving every value a hundredth of a quantization step before 
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.randomness import drawing, made_of_draws
 from lobo_fx.graph.running import AS_IT_IS, Runner
 from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_noise, tensor_leaves
+from lobo_fx.measures.judge import Judge
 from lobo_fx.own_operators.integers import dynamic_range
 from lobo_fx.own_operators.table import quantizes_inputs
 
@@ -31,6 +34,7 @@ __all__ = [
     "ROUNDING_MARGIN",
     "SAMPLE",
     "STEP_SHARE",
+    "Parity",
     "check_draws",
     "check_parity",
     "is_quantized",
@@ -48,49 +52,71 @@ SAMPLE = 100
 MOST_DRAWS = 8
 
 
-def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> float:
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """How far a file agrees with PyTorch, in the part of the outputs where it agrees least.
+
+    Attributes:
+        error: the largest difference, as a share of the range of the part; NaN where every output is random.
+        decibels: PyTorch's energy over that of the difference.
+        part: where the decibels are lowest; empty where there is one part.
+    """
+
+    error: float
+    decibels: float = math.inf
+    part: str = ""
+
+
+def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> Parity:
     """Compares a runtime's outputs with PyTorch's on the same inputs; of those made of random numbers, the shapes.
+
+    Every output is held to its own range, and so is what is concatenated into one (see `lobo_fx.measures.judge`).
 
     Args:
         program: what was exported.
         inputs: what both ran on.
         found: the runtime's outputs, numpy arrays in order.
 
-    Returns:
-        The largest difference, as a share of the output range; NaN where every output is random.
-
     Raises:
         ExportError: shapes differ, or values by more than rounding explains.
     """
-    outputs = program.run(inputs)
-    expected = tensor_leaves(outputs)
+    judge = Judge(program, [inputs])
+    (expected,) = judge.reference
     tensors = [torch.from_numpy(array) for array in found]
     if [t.shape for t in expected] != [t.shape for t in tensors]:
         shapes = f"{[list(t.shape) for t in tensors]}, PyTorch {[list(t.shape) for t in expected]}"
         raise ExportError(f"the runtime gives shapes {shapes}; no file was written")
     random = _random_outputs(program)
-    certain = [place for place in range(len(expected)) if place not in random]
-    if not certain:
-        return math.nan
-    expected, tensors = [expected[place] for place in certain], [tensors[place] for place in certain]
-    error = largest_error(expected, tensors)
-    if math.isinf(error):
+    if len(random) == len(expected):
+        return Parity(math.nan)
+    tensors = [expected[place] if place in random else tensor for place, tensor in enumerate(tensors)]
+    reference, parts = judge.split([expected]), judge.split([tensors])
+    errors = {name: largest_error(reference[name], part) for name, part in parts.items()}
+    decibels = {name: signal_to_noise(reference[name], part) for name, part in parts.items()}
+    worst = min(decibels, key=lambda name: decibels[name])
+    parity = Parity(max(errors.values()), decibels[worst], worst if len(decibels) > 1 else "")
+    if math.isinf(parity.error):
         raise ExportError("the runtime gives NaN or infinity where PyTorch does not; no file was written")
-    if error <= FLOAT_TOLERANCE:
-        return error
+    if parity.error <= FLOAT_TOLERANCE:
+        return parity
     if not is_quantized(program):
         raise ExportError(
-            f"the runtime's outputs differ from PyTorch's by {error:.1e} of their range "
+            f"the runtime's outputs differ from PyTorch's by {parity.error:.1e} of their range "
             f"(allowed: {FLOAT_TOLERANCE:.0e}); no file was written"
         )
-    agreement = signal_to_noise(expected, tensors)
-    needed = rounding_noise(program, inputs) - ROUNDING_MARGIN
-    if agreement < needed:
-        raise ExportError(
-            f"the runtime's outputs agree with PyTorch's to {agreement:.1f} dB; rounding alone would give "
-            f"{needed:.1f} dB or better; no file was written"
-        )
-    return error
+    for name in (name for name, error in errors.items() if error > FLOAT_TOLERANCE):
+
+        def elements(outputs: Any, name: str = name) -> list[torch.Tensor]:
+            return judge.split([tensor_leaves(outputs)])[name]
+
+        needed = rounding_noise(program, inputs, elements) - ROUNDING_MARGIN
+        if decibels[name] < needed:
+            where = f" in {name}" if parity.part else ""
+            raise ExportError(
+                f"the runtime's outputs agree with PyTorch's to {decibels[name]:.1f} dB{where}; rounding alone would "
+                f"give {needed:.1f} dB or better; no file was written"
+            )
+    return parity
 
 
 def check_draws(program: Program, inputs: Inputs, first: list[Any], second: list[Any]) -> None:
@@ -128,17 +154,22 @@ def is_quantized(program: Program) -> bool:
     return any(map(works_on_codes, program.graph.nodes))
 
 
-def rounding_noise(program: Program, inputs: Inputs) -> float:
+def rounding_noise(program: Program, inputs: Inputs, part: Callable[[Any], Any] = float_outputs) -> float:
     """Signal-to-noise ratio, in decibels, that differences of rounding alone leave in a quantized program.
 
     The noise of few elements (two logits) is small by chance now and then, so it is the worst of several draws.
+
+    Args:
+        program: what is run, values moved a little.
+        inputs: what it runs on.
+        part: takes what is compared out of the outputs; all of them if left out.
     """
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  declares the operators that are looked for
 
-    nudged, reference = _nudged(program), program.run(inputs)
+    nudged, reference = _nudged(program), part(program.run(inputs))
     elements = sum(tensor.numel() for tensor in float_outputs(reference))
     draws = min(MOST_DRAWS, math.ceil(SAMPLE / max(elements, 1)))
-    ratios = [signal_to_noise(reference, nudged(inputs)) for _ in range(draws)]
+    ratios = [signal_to_noise(reference, part(nudged(inputs))) for _ in range(draws)]
     return min([ratio for ratio in ratios if math.isfinite(ratio)], default=-20 * math.log10(FLOAT_TOLERANCE))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +33,9 @@ from lobo_fx.version import __version__
 __all__ = ["Result", "load"]
 
 _DRAWS = "draws random numbers, other ones in a file than in PyTorch: outputs made of them were not compared"
+
+_LOUD = 20.0
+"""Decibels below which a file that passed its checks is warned of: a tenth of its outputs' size is noise."""
 
 
 @dataclasses.dataclass
@@ -152,6 +157,15 @@ class Result:
             artifact = writer.export(program, path, self.metadata())
         for node in drawing(program.module):
             self._note(note_of(node, _DRAWS))
+        if (decibels := artifact.details.get("decibels", math.inf)) < _LOUD:
+            where = f", in {part}" if (part := artifact.details.get("worst_part")) else ""
+            note = Note(
+                f"WARNING: {path.name} agrees with PyTorch to {decibels:.1f} dB only{where}: rounding explains it, "
+                "since the network amplifies what rounds the other way, but such outputs say little; quantize less of "
+                "it, as MixedPrecision does within a budget"
+            )
+            self._note(note)
+            warnings.warn(str(note), stacklevel=2)
         return artifact
 
     def metadata(self) -> dict[str, str]:

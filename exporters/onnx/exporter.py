@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -233,17 +234,23 @@ def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
         session = OnnxRuntime().load(path, threads=1 if shared else 0)
     except Exception as error:
         raise ExportError(f"the exported file is not valid for ONNX Runtime: {error}") from error
-    errors = []
+    parities = []
     for count in sorted({rows(program), rows(program) + 1}):
         inputs = with_rows(program, count)
         try:
             found = session.run(named_arrays(program, inputs))
         except Exception as error:
             raise ExportError(f"ONNX Runtime can't run the exported file with {count} rows: {error}") from error
-        errors.append(check_parity(program, inputs, found))
+        parities.append(check_parity(program, inputs, found))
         if drawing(program.module):
             check_draws(program, inputs, found, session.run(named_arrays(program, inputs)))
-    return max(errors), {"kernels": kernels(path)} if is_quantized(program) else {}
+    worst = min(parities, key=lambda parity: parity.decibels)
+    details: dict[str, Any] = {}
+    if math.isfinite(worst.decibels):
+        details |= {"decibels": worst.decibels, "worst_part": worst.part}
+    if is_quantized(program):
+        details["kernels"] = kernels(path)
+    return max(parity.error for parity in parities), details
 
 
 def _explain(program: Program, error: Exception) -> str:

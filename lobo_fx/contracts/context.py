@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from lobo_fx.contracts.split import Split
 from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.graph.inputs import Inputs, check_tensors
 from lobo_fx.graph.notes import Note, note_of
@@ -21,19 +22,12 @@ from lobo_fx.graph.signature import Signature
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import track
 
-__all__ = ["Context", "Data", "Evaluate", "LossFunction", "is_held_out", "users_code"]
+__all__ = ["Context", "Data", "Evaluate", "LossFunction", "users_code"]
 
 _CPU = torch.device("cpu")
-_MANY = 64
-"""Rows of which a quarter is held out; a quarter of more would be missed by the fit and judge no better."""
 Data = Iterable[Any]
 LossFunction = Callable[..., torch.Tensor]
 Evaluate = Callable[[nn.Module], float]
-
-
-def is_held_out(row: int) -> bool:
-    """Whether a row of the calibration data, counted over all batches, is kept from fits, to judge them."""
-    return row % (4 if row < _MANY else 8) == 1
 
 
 @contextlib.contextmanager
@@ -71,6 +65,7 @@ class Context:
         notes: for the report; passes add to them with `note`.
         expected: what the outputs must be after the running pass; set with `expect`.
         sheets: tables for the report; passes append to them.
+        split: which rows of the calibration data are held out, in all reads of one compilation.
     """
 
     signature: Signature
@@ -86,6 +81,7 @@ class Context:
     notes: list[Note] = dataclasses.field(default_factory=list)
     expected: list[Any] = dataclasses.field(default_factory=list)
     sheets: list[Sheet] = dataclasses.field(default_factory=list)
+    split: Split = dataclasses.field(default_factory=Split)
 
     def note(self, reason: str, node: fx.Node | None = None, parameter: str = "") -> None:
         """Adds a note to the report, once.
@@ -125,8 +121,9 @@ class Context:
     def split_batches(self, description: str = "calibrate") -> Iterator[tuple[Inputs, bool]]:
         """Calibration data in two parts: what a fit may see, and what judges it; one batch in memory at a time.
 
-        Every fourth row is held out, of those after the first 64 every eighth. Where the batch of the program is not
-        free, a batch counts as a row.
+        Every fourth row is held out, of those after the first 64 every eighth, in the order in which they were first
+        met; a row is the same in every read, wherever a loader that shuffles puts it, and rows that are equal are one.
+        Where the batch of the program is not free, a batch counts as a row.
 
         Returns:
             Batches, each with whether it is held out.
@@ -134,11 +131,9 @@ class Context:
         Raises:
             InvalidInput: as `calibration_batches`.
         """
-        seen = 0
         for inputs in self.calibration_batches(description):
             count = self.signature.count_rows(inputs)
-            held_out = [is_held_out(seen + row) for row in range(count)]
-            seen += count
+            held_out = [self.split.of(row) for row in self.signature.rows(inputs)]
             for part in (False, True):
                 rows = [row for row in range(count) if held_out[row] is part]
                 if rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,16 @@ class Signature:
             if spec is not None and self.batch in spec.shape:
                 return int(leaf.shape[spec.shape.index(self.batch)])
         return 1
+
+    def rows(self, inputs: Inputs) -> Iterator[list[torch.Tensor]]:
+        """The rows of a batch, each the part of every tensor that is its own; views, one at a time."""
+        batched = [(leaf, spec) for leaf, spec in zip(inputs.leaves, self.inputs, strict=True) if spec is not None]
+        own = [(leaf, spec.shape.index(self.batch)) for leaf, spec in batched if self.batch in spec.shape]
+        if not own:
+            yield [leaf for leaf, _ in batched]
+            return
+        for row in range(self.count_rows(inputs)):
+            yield [leaf.select(dim, row) for leaf, dim in own]
 
     def take_rows(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
         """Some rows of a batch whose rows `count_rows` counts."""

@@ -62,23 +62,22 @@ class Judge:
         """Compares the outputs of what runs in the program's place."""
         found = [tensor_leaves(runner(inputs)) for inputs in self.batches]
         whole = signal_to_noise(self.reference, found)
-        names = list(dict.fromkeys(name for parts in self.parts for output in parts for name in output))
-        if len(names) < 2:
+        parts = self.split(found)
+        if len(parts) < 2:
             return Verdict(whole, whole)
-        by_part = {
-            name: signal_to_noise(*(self._of(name, outputs) for outputs in (self.reference, found))) for name in names
-        }
+        reference = self.split(self.reference)
+        by_part = {name: signal_to_noise(reference[name], part) for name, part in parts.items()}
         worst = min(by_part, key=lambda name: by_part[name])
         return Verdict(whole, by_part[worst], worst)
 
-    def _of(self, name: str, outputs: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
-        """The elements of one part, of every batch."""
-        return [
-            tensor[parts[name]]
-            for batch, known in zip(outputs, self.parts, strict=True)
-            for tensor, parts in zip(batch, known, strict=True)
-            if name in parts
-        ]
+    def split(self, outputs: Sequence[Sequence[torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
+        """Outputs, flat, of every batch, as the elements of each part by its name."""
+        found: dict[str, list[torch.Tensor]] = {}
+        for batch, known in zip(outputs, self.parts, strict=True):
+            for tensor, parts in zip(batch, known, strict=True):
+                for name, places in parts.items():
+                    found.setdefault(name, []).append(tensor[places])
+        return found
 
 
 def _outputs(program: Program) -> list[tuple[fx.Node, Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from lobo_fx import InvalidInput
 from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.confirmation import Confirmation
 from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.split import Split
+from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.passes import MixedPrecision, PruneChannels, QuantizeStatic
 
@@ -66,6 +70,65 @@ def test_of_a_fixed_batch_whole_batches_are_held_out() -> None:
     assert split(program(), [batch(range(6))]) == {False: list(range(6)), True: []}
 
 
+class Shuffling:
+    """An iterable of the user's own that gives its rows in another order at every read."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers, self.random = list(numbers), random.Random(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.random.shuffle(self.numbers)
+        return (batch(self.numbers[start : start + 7]) for start in range(0, len(self.numbers), 7))
+
+
+def loader(generator: torch.Generator | None) -> Iterable[Any]:
+    return torch.utils.data.DataLoader(
+        list(range(80)), batch_size=7, shuffle=True, generator=generator, collate_fn=batch
+    )
+
+
+LOADERS: dict[str, Callable[[], Iterable[Any]]] = {
+    "global generator": lambda: loader(None),
+    "own generator": lambda: loader(torch.Generator().manual_seed(3)),
+    "plain iterable": lambda: Shuffling(range(80)),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_loader_that_shuffles_never_has_held_out_rows_fitted(name: str) -> None:
+    data = LOADERS[name]()
+    context = Context(free().signature, data, show_progress=False)
+    orders: set[tuple[int, ...]] = set()
+    held_out: set[int] = set()
+    fitted: set[int] = set()
+
+    def numbers(batches: Iterable[Inputs]) -> list[int]:
+        return [int(number) for inputs in batches for number in inputs.tensors[0][:, 0]]
+
+    for read in range(3):
+        held_out |= set(numbers(context.held_out_batches(8)))  # stops before the end
+        found = numbers(dataclasses.replace(context, notes=[]).fitting_batches())
+        orders.add(tuple(found))
+        fitted |= set(found)
+        assert len(set(found)) == len(found) == 80 - 18, read
+    assert len(orders) == 3, "the twin: the loader does shuffle"
+    assert len(held_out) > 8
+    assert not held_out & fitted
+
+
+def test_equal_rows_are_on_one_side() -> None:
+    found = split(free(), [batch([1, 2, 1, 3]), batch([2, 2, 1])])
+    assert found == {False: [1, 1, 3, 1], True: [2, 2, 2]}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.bool, torch.int64])
+def test_rows_of_any_type_are_told_apart(dtype: torch.dtype) -> None:
+    rows, made = torch.tensor([[0, 1], [1, 0], [1, 1], [0, 1]]).to(dtype), Split()
+    assert [made.of([row]) for row in rows] == [False, True, False, False]
+    assert [made.of([row]) for row in rows.flip(0)] == [False, False, True, False]
+    assert made.of([torch.tensor(1).to(dtype)]) is False  # no dimension at all
+
+
 def test_rows_of_a_computed_size_are_not_taken_apart() -> None:
     class Halves(nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -75,7 +138,9 @@ def test_rows_of_a_computed_size_are_not_taken_apart() -> None:
     shapes = {"x": {0: rows}, "y": {0: 2 * rows}}
     made = trace(Halves(), (torch.ones(6, 3), torch.ones(12, 3)), shapes)
     assert made.signature.batch is None
-    context = Context(made.signature, [(torch.ones(4, 3), torch.ones(8, 3))] * 2, show_progress=False)
+    context = Context(
+        made.signature, [(size * torch.ones(4, 3), torch.ones(8, 3)) for size in (1, 2)], show_progress=False
+    )
     assert [(len(inputs.tensors[0]), held_out) for inputs, held_out in context.split_batches()] == [
         (4, False),
         (4, True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +43,7 @@ def arrays(program: Program) -> list[Array]:
 
 
 def check(program: Program, found: list[Array]) -> float:
-    return check_parity(program, program.example_inputs, found)
+    return check_parity(program, program.example_inputs, found).error
 
 
 # Float programs.
@@ -321,3 +322,56 @@ def test_an_unrelated_output_is_caught(quantized: Program) -> None:
 
 def test_exactly_equal_is_no_difference(quantized: Program) -> None:
     assert check(quantized, arrays(quantized)) == 0
+
+
+# Parts, and what agrees badly.
+
+
+class Head(nn.Module):
+    """Boxes a thousand times as large as scores, joined or apart."""
+
+    def __init__(self, joined: bool) -> None:
+        super().__init__()
+        self.joined, self.box, self.score = joined, nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        both = (1000 * self.box(x), self.score(x))
+        return torch.cat(both, 1) if self.joined else both
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("integer", [True, False])
+def test_large_values_hide_no_wrong_small_ones(joined: bool, integer: bool) -> None:
+    torch.manual_seed(0)
+    program = lobo_fx.trace(Head(joined).eval(), IMAGES)
+    if integer:
+        pass_ = QuantizeStatic(kernels="all")
+        program = lobo_fx.compile(program, [pass_], calibration_data=[IMAGES], progress=False).program
+    found = arrays(program)
+    assert check(program, found) == 0
+    scores = found[0][:, 4:] if joined else found[1]
+    before = [array.copy() for array in found]
+    scores += 0.3 * scores[:, ::-1]
+    whole = signal_to_noise(*([torch.from_numpy(array) for array in outputs] for outputs in (before, found)))
+    assert whole > 55, "the twin: over all outputs, nothing is seen"
+    words = r"dB in output(, score|_1); rounding alone" if integer else "differ from PyTorch's"
+    with pytest.raises(ExportError, match=words):
+        check(program, found)
+
+
+def test_a_file_that_agrees_badly_is_said_so_loudly(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+    result = lobo_fx.compile(model, example_inputs=IMAGES, progress=False)
+    result.export(tmp_path / "good.onnx")
+    assert not [note for note in result.report.notes if "WARNING" in note]
+    parity_of = check_parity
+
+    def badly(*given: Any) -> Any:
+        return dataclasses.replace(parity_of(*given), decibels=4.2, part="output_1")
+
+    monkeypatch.setattr("lobo_fx.exporters.onnx.exporter.check_parity", badly)
+    words = r"WARNING: bad.onnx agrees with PyTorch to 4\.2 dB only, in output_1"
+    with pytest.warns(UserWarning, match=words):
+        result.export(tmp_path / "bad.onnx")
+    for text in (str(result), result.report.to_markdown().replace("\\", ""), result.report.to_json()):
+        assert "WARNING: bad.onnx agrees with PyTorch to 4.2 dB only, in output" in text

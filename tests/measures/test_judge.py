@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from typing import Any
 
@@ -101,3 +103,36 @@ def test_the_report_measures_on_held_out_rows_and_names_the_worst_output() -> No
     assert "worst output dB" in str(result)
     loaded = lobo_fx.Report.from_json(json.loads(result.report.to_json()))
     assert loaded.rows[-1] == row
+    cell = f"{row.worst:.1f} ({row.worst_part})"
+    assert cell in str(result)
+    assert cell in result.report.to_markdown()
+    (line,) = [line for line in csv.DictReader(io.StringIO(result.report.to_csv())) if line["name"] == row.name]
+    assert (float(line["worst"]), line["worst_part"]) == (row.worst, row.worst_part)
+
+
+def test_landmarks_do_not_hide_boxes() -> None:
+    """Three heads of one network, in pixels, in cells and below one; the budget holds for each."""
+
+    class Faces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(3, 16, 3, padding=1)
+            self.landmarks, self.boxes, self.scores = (nn.Conv2d(16, count, 1) for count in (10, 4, 2))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            x = self.body(x).relu()
+            return {"landmarks": 3000 * self.landmarks(x), "boxes": self.boxes(x), "scores": self.scores(x).sigmoid()}
+
+    torch.manual_seed(0)
+    model = Faces().eval()
+    program = trace(model, ROWS[:2])
+    changed = program.clone()
+    with torch.no_grad():
+        changed.module.get_parameter("boxes.weight").mul_(0.5)
+    verdict = Judge(program, [program.signature.bind_batch(ROWS)])(changed)
+    assert verdict.whole > 50
+    assert (verdict.part, verdict.worst < 10) == ("boxes", True)
+    budget = lobo_fx.passes.MixedPrecision(30, quantizer=lobo_fx.passes.QuantizeStatic(kernels="all"))
+    result = lobo_fx.compile(model, [budget], example_inputs=ROWS[:2], calibration_data=[ROWS], progress=False)
+    before, after = model(ROWS[1:2]), result.module(ROWS[1:2])
+    assert min(signal_to_noise(before[name], after[name]) for name in before) >= 30

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import lobo_fx
-from lobo_fx.contracts.context import is_held_out
+from lobo_fx.contracts.split import is_held_out
 from lobo_fx.passes import EqualizeLayers, QuantizeStatic, SmoothActivations
 from lobo_fx.testing import check_pass
 

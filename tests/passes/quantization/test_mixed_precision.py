@@ -12,7 +12,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import Result
-from lobo_fx.contracts.context import is_held_out
+from lobo_fx.contracts.split import is_held_out
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.kernel_costs import CostTable

@@ -20,7 +20,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import Artifact, InvalidInput, Result
-from lobo_fx.contracts.context import is_held_out
+from lobo_fx.contracts.split import is_held_out
 from lobo_fx.graph.operators import is_call
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.passes import MixedPrecision, PruneWeights, QuantizeStatic
