@@ -42,5 +42,5 @@ class Split:
         """
         content = hashlib.blake2b(digest_size=_BYTES)
         for tensor in row:
-            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return self.held_out.setdefault(content.digest(), is_held_out(len(self.held_out)))

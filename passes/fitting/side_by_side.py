@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import fx
@@ -57,9 +57,8 @@ def side_by_side(
     draws = calls_that_draw(second.module)
     random = {node: place for place, node in enumerate(nodes) if node in draws}
 
-    def draw(at: fx.Node, batch: int, compute: Callable[[], Any]) -> Any:
-        with seeded_by(random[at] * len(pairs) + batch) if at in random else contextlib.nullcontext():
-            return compute()
+    def draws_of(at: fx.Node, batch: int) -> contextlib.AbstractContextManager[None]:
+        return seeded_by(random[at] * len(pairs) + batch) if at in random else contextlib.nullcontext()
 
     def evaluate(runner: Runner, node: fx.Node, at: fx.Node, values: list[dict[fx.Node, Any]]) -> None:
         if at in feeds:
@@ -67,7 +66,10 @@ def side_by_side(
         elif at in constants:
             found = [runner.evaluate(node, values[0])] * len(values)
         else:
-            found = [draw(at, batch, lambda own=own: runner.evaluate(node, own)) for batch, own in enumerate(values)]
+            found = []
+            for batch, own in enumerate(values):
+                with draws_of(at, batch):
+                    found.append(runner.evaluate(node, own))
         for own, value in zip(values, found, strict=True):
             own[node] = value
 

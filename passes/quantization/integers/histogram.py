@@ -101,4 +101,5 @@ class Histogram:
         """The share of the values that is below each of some places."""
         ends = np.stack([self.low, self.high], 1).ravel()
         after = np.cumsum(self.count)
-        return np.interp(places, ends, np.stack([after - self.count, after], 1).ravel() / after[-1])
+        found: Array = np.interp(places, ends, np.stack([after - self.count, after], 1).ravel() / after[-1])
+        return found
