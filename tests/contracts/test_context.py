@@ -6,7 +6,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ class Shuffling:
 
 def loader(generator: torch.Generator | None) -> Iterable[Any]:
     return torch.utils.data.DataLoader(
-        list(range(80)), batch_size=7, shuffle=True, generator=generator, collate_fn=batch
+        cast(Any, list(range(80))), batch_size=7, shuffle=True, generator=generator, collate_fn=batch
     )
 
 

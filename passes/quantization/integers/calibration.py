@@ -119,7 +119,8 @@ def _observe(
             low, high = value.aminmax()
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise InvalidInput(f"calibration batch {batch} gives NaN or an infinite range at {describe(source)}")
-            prepared.get_submodule(name).rows = count if source in by_row and len(value) % count == 0 else 1
+            rows = count if source in by_row and len(value) % count == 0 else 1
+            vars(prepared.get_submodule(name))["rows"] = rows  # read by what counts by rows
 
     hooks = [
         prepared.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: see(name, given[0]))
