@@ -21,7 +21,8 @@ class Noisy(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
-        return self.second(x + torch.randn_like(x))
+        found: torch.Tensor = self.second(x + torch.randn_like(x))
+        return found
 
 
 def test_a_program_and_its_copy_draw_alike_and_move_nobodys_generator() -> None:
