@@ -7,16 +7,18 @@ the steps come first.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from onnxscript import opset18
 
 from lobo_fx.errors import ExportError
-from lobo_fx.graph.operators import arguments, aten
+from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
-from lobo_fx.graph.recurrent import Parameters
+from lobo_fx.graph.recurrent import Recurrent
 
 __all__ = ["RECURRENT_TRANSLATIONS", "refuse_projections"]
 
@@ -41,43 +43,28 @@ class _Kind:
 
 
 def _translation(kind: _Kind) -> Callable[..., Any]:
-    def translate(  # type: ignore[no-untyped-def]
-        x,
-        hx,
-        params,
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ):
+    def translate(*args: Any, **kwargs: Any) -> Any:
         """X `[steps, rows, inputs]`, W `[directions, gates · hidden, inputs]`, B `[directions, 2 · gates · hidden]`."""
-        states = hx if isinstance(hx, Sequence) else [hx]
-        directions, own = 2 if bidirectional else 1, 4 if has_biases else 2
+        call = Recurrent(*args, **kwargs)
+        assert call.is_single
         settings: dict[str, Any] = {
-            "direction": "bidirectional" if bidirectional else "forward",
-            "hidden_size": params[1].shape[1],
+            "direction": "bidirectional" if call.bidirectional else "forward",
+            "hidden_size": call.params[1].shape[1],
             **dict(kind.settings),
         }
         if kind.activations:
-            settings["activations"] = list(kind.activations) * directions
-        finals = []
-        if batch_first:
-            x = op.Transpose(x, perm=[1, 0, 2])
-        for layer in range(num_layers):
-            first = layer * directions
-            of_layer = params[first * own : (first + directions) * own]
-            weight, recurrent, *biases = (_stacked(of_layer[at::own], kind.gates) for at in range(own))
-            bias = op.Concat(*biases, axis=1) if biases else None
-            starts = [op.Slice(state, [first], [first + directions], [0]) for state in states]
-            every, *last = kind.operator(x, weight, recurrent, bias, None, *starts, **settings)
-            x = op.Reshape(op.Transpose(every, perm=[0, 2, 1, 3]), [0, 0, -1])  # directions side by side
-            finals.append(last)
-        if batch_first:
-            x = op.Transpose(x, perm=[1, 0, 2])
-        return x, *(_joined(of_layers) for of_layers in zip(*finals, strict=True))
+            settings["activations"] = list(kind.activations) * call.directions
+        x = op.Transpose(call.input, perm=[1, 0, 2]) if call.batch_first else call.input
+        weight, recurrent, *biases = (_stacked(parameter, kind.gates) for parameter in zip(*call.cells, strict=True))
+        bias = op.Concat(*biases, axis=1) if biases else None
+        every, *last = kind.operator(x, weight, recurrent, bias, None, *call.states, **settings)
+        every = op.Reshape(op.Transpose(every, perm=[0, 2, 1, 3]), [0, 0, -1])  # directions side by side
+        return op.Transpose(every, perm=[1, 0, 2]) if call.batch_first else every, *last
 
+    # `torch.onnx` asks a function for its arguments' names, and takes what is annotated as a number for an attribute.
+    translate.__signature__ = inspect.signature(Recurrent)  # type: ignore[attr-defined]
+    hints = typing.get_type_hints(Recurrent)
+    translate.__annotations__ = {name: hint for name, hint in hints.items() if hint in (bool, int, float)}
     return translate
 
 
@@ -89,11 +76,7 @@ def _stacked(of_directions: Sequence[Any], gates: tuple[int, ...]) -> Any:
             parts = op.Split(parameter, num_outputs=len(gates), axis=0)
             parameter = op.Concat(*(parts[gate] for gate in gates), axis=0)
         every.append(op.Unsqueeze(parameter, [0]))
-    return _joined(every)
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    return values[0] if len(values) == 1 else op.Concat(*values, axis=0)
+    return every[0] if len(every) == 1 else op.Concat(*every, axis=0)
 
 
 def refuse_projections(program: Program) -> None:
@@ -103,7 +86,7 @@ def refuse_projections(program: Program) -> None:
         ExportError: an LSTM projects its states.
     """
     for node in program.graph.find_nodes(op="call_function", target=aten.lstm.input):
-        if Parameters.of(arguments(node)).is_projected:
+        if Recurrent.of(node).is_projected:
             raise ExportError(
                 f"{describe(node)} projects its states (proj_size), which ONNX has no operator for; "
                 "leave proj_size out and put a linear layer after it"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 
 from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
 from lobo_fx.graph.provenance import inherit
-from lobo_fx.graph.recurrent import Parameters
+from lobo_fx.graph.recurrent import Recurrent
 
 __all__ = ["separate_layers"]
 
@@ -29,18 +31,15 @@ def separate_layers(graph: fx.Graph) -> bool:
 
 def _is_plain_stack(node: fx.Node) -> bool:
     """Whether it has several layers of two weights a direction, and its results are taken one by one."""
-    given = arguments(node)
-    plain = not Parameters.of(given).is_projected
-    return plain and given["num_layers"] > 1 and all(is_call(user, operator.getitem) for user in node.users)
+    given = Recurrent.of(node)
+    return not given.is_projected and not given.is_single and all(is_call(user, operator.getitem) for user in node.users)
 
 
 class _Stack:
     """One recurrent call of several layers."""
 
     def __init__(self, graph: fx.Graph, node: fx.Node) -> None:
-        self.graph, self.node, self.given = graph, node, arguments(node)
-        self.directions = Parameters.of(self.given).directions
-        self.layers: int = self.given["num_layers"]
+        self.graph, self.node, self.given = graph, node, Recurrent.of(node)
 
     def take_apart(self) -> None:
         with self.graph.inserting_before(self.node):
@@ -55,17 +54,22 @@ class _Stack:
 
     def _calls(self) -> tuple[fx.Node, list[list[fx.Node]]]:
         """The last layer's outputs, and by state the last ones of all layers."""
-        given, is_list = self.given, isinstance(self.given["hx"], (list, tuple))
-        states = list(given["hx"]) if is_list else [given["hx"]]
-        own = len(given["params"]) // self.layers
-        x, finals = given["input"], [[] for _ in states]  # type: ignore[var-annotated]
-        for layer in range(self.layers):
-            if layer and given["dropout"]:
-                x = self._new(aten.dropout.default, x, given["dropout"], given["train"])
-            start = [self._state(state, layer) for state in states]
-            params = list(given["params"][layer * own : (layer + 1) * own])
-            rest = (given["has_biases"], 1, 0.0, given["train"], given["bidirectional"], given["batch_first"])
-            call = self._new(self.node.target, x, start if is_list else start[0], params, *rest)
+        given, directions = self.given, self.given.directions
+        x, finals = given.input, [[] for _ in given.states]  # type: ignore[var-annotated]
+        for layer in range(given.num_layers):
+            if layer and given.dropout:
+                x = self._new(aten.dropout.default, x, given.dropout, given.train)
+            start = [self._state(state, layer) for state in given.states]
+            params = [value for cell in given.cells[layer * directions : (layer + 1) * directions] for value in cell]
+            one = dataclasses.replace(
+                given,
+                input=x,
+                hx=start if isinstance(given.hx, Sequence) else start[0],
+                params=params,
+                num_layers=1,
+                dropout=0.0,
+            )
+            call = self._new(self.node.target, *(getattr(one, field.name) for field in dataclasses.fields(one)))
             x = self._new(operator.getitem, call, 0)
             for index, of_layers in enumerate(finals):
                 of_layers.append(self._new(operator.getitem, call, index + 1))
@@ -75,9 +79,9 @@ class _Stack:
         """Where one layer starts: `[directions, rows, hidden]`."""
         if is_call(state, aten.zeros.default):
             sizes = list(arguments(state)["size"])[1:]
-            return self.graph.call_function(aten.zeros.default, ([self.directions, *sizes],), dict(state.kwargs))
-        first = layer * self.directions
-        return self._new(aten.slice.Tensor, state, 0, first, first + self.directions)
+            return self.graph.call_function(aten.zeros.default, ([self.given.directions, *sizes],), dict(state.kwargs))
+        first = layer * self.given.directions
+        return self._new(aten.slice.Tensor, state, 0, first, first + self.given.directions)
 
     def _new(self, target: Any, *args: Any) -> fx.Node:
         node = self.graph.call_function(target, args)

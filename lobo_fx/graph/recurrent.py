@@ -1,4 +1,4 @@
-"""Recurrent layers: how their parameters lie, and their shapes, which are known without unrolling them.
+"""Recurrent layers: what a call of one is given, and their shapes, which are known without unrolling them.
 
 PyTorch follows a recurrent layer by unrolling it, and throws the steps away: 48 s for a bidirectional LSTM of two
 layers over 160 steps. What its outputs' shapes are needs none of that.
@@ -10,37 +10,66 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 from torch._decomp import decomposition_table
 
-from lobo_fx.graph.operators import RECURRENT
+from lobo_fx.graph.operators import RECURRENT, arguments
 from lobo_fx.process import CAPTURE, Shared
 
-__all__ = ["Parameters", "not_unrolled"]
+__all__ = ["Recurrent", "not_unrolled"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameters:
-    """How the parameters of a recurrent call lie: by layer, by direction, then w_ih, w_hh and both biases.
+class Recurrent:
+    """The arguments of a recurrent call, named and in order as ATen has them.
 
-    Attributes:
-        directions: 2 where a layer also runs backwards.
-        each: how many parameters a direction of a layer has, without a projection.
-        is_projected: whether each has one more, which projects its states.
+    Parameters lie by layer, by direction, then w_ih, w_hh, both biases or none, and where states are projected w_hr.
     """
 
-    directions: int
-    each: int
-    is_projected: bool
+    input: Any
+    hx: Any
+    params: Sequence[Any]
+    has_biases: bool
+    num_layers: int
+    dropout: float
+    train: bool
+    bidirectional: bool
+    batch_first: bool
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Parameters:
-        """From the arguments of the call, by schema name."""
-        directions, each = 2 if given["bidirectional"] else 1, 4 if given["has_biases"] else 2
-        return cls(directions, each, len(given["params"]) != each * directions * given["num_layers"])
+    def of(cls, node: fx.Node) -> Recurrent:
+        """From a call in a graph."""
+        return cls(**arguments(node))
+
+    @property
+    def states(self) -> list[Any]:
+        """Where it starts: two of an LSTM, else one; each `[layers × directions, rows, hidden]`."""
+        return list(self.hx) if isinstance(self.hx, Sequence) else [self.hx]
+
+    @property
+    def directions(self) -> int:
+        """2 where a layer also runs backwards."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def cells(self) -> list[Sequence[Any]]:
+        """The parameters of every layer and direction."""
+        each = len(self.params) // (self.num_layers * self.directions)
+        return [self.params[at : at + each] for at in range(0, len(self.params), each)]
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether its states are projected."""
+        return len(self.cells[0]) != (4 if self.has_biases else 2)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one layer without a projection; tracing leaves others only where states are projected."""
+        return self.num_layers == 1 and not self.is_projected
 
 
 _OF_THREAD = threading.local()
@@ -92,28 +121,18 @@ def _shaped(unrolled: Callable[..., Any]) -> Callable[..., Any]:
     return shaped
 
 
-def _outputs(
-    x: torch.Tensor,
-    hx: torch.Tensor | Sequence[torch.Tensor],
-    params: Sequence[torch.Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[torch.Tensor, ...]:
+def _outputs(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
     """Empty outputs of `aten.lstm.input` and its like: `[steps, rows, directions × hidden]`, and the last states."""
-    states = [hx] if isinstance(hx, torch.Tensor) else list(hx)
-    rows, directions = x.shape[0 if batch_first else 1], 2 if bidirectional else 1
-    layers = num_layers * directions
+    call = Recurrent(*args, **kwargs)
+    x, states, directions = call.input, call.states, call.directions
+    rows, steps = (x.shape[dim] for dim in ((0, 1) if call.batch_first else (1, 0)))
+    layers = call.num_layers * directions
     for state in states:
         _check(state.shape[0] == layers and state.shape[1] == rows, "its states are of other rows or layers")
-    _check(params[0].shape[1] == x.shape[-1], "its input is not as wide as its weight")
-    _check(params[1].shape[1] == states[0].shape[2], "its states are not as wide as their weight")
-    steps, width = x.shape[1 if batch_first else 0], directions * states[0].shape[2]
-    every = x.new_empty((steps, rows, width))
-    every = every.transpose(0, 1) if batch_first else every  # as PyTorch lays it out: `contiguous` after it is no no-op
+    _check(call.params[0].shape[1] == x.shape[-1], "its input is not as wide as its weight")
+    _check(call.params[1].shape[1] == states[0].shape[2], "its states are not as wide as their weight")
+    every = x.new_empty((steps, rows, directions * states[0].shape[2]))
+    every = every.transpose(0, 1) if call.batch_first else every  # as PyTorch lays it out: `contiguous` after it is no no-op
     return every, *(state.new_empty(state.shape) for state in states)
 
 

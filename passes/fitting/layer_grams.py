@@ -1,8 +1,12 @@
-"""XᵀX of the inputs of layers, over calibration data: what rounding a weight costs its layer's outputs."""
+"""What stored weights are multiplied with, over calibration data: moments of it by layer and role.
+
+A layer has one weight; a recurrent layer has two in each direction, for its inputs and for its own states.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,101 +14,204 @@ from torch import fx
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.layers import Layer
-from lobo_fx.graph.operators import named_values
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.layers import Layer, layer_of
+from lobo_fx.graph.masks import weight_node
+from lobo_fx.graph.operators import RECURRENT, is_call, named_values
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.recurrent import Recurrent
 from lobo_fx.graph.running import AS_IT_IS, Runner
-from lobo_fx.passes.fitting.linear_problem import count_rows, draw, gram
+from lobo_fx.passes.fitting.gram import Gram, RowsOrSums
+from lobo_fx.passes.fitting.linear_problem import count_rows, draw, input_rows
 from lobo_fx.terminal.quiet import quiet
 
-__all__ = ["collect_grams", "gram_of", "shrink"]
+__all__ = ["Role", "bytes_of", "collect_energies", "collect_grams", "roles_of"]
+
+_BYTES = 1 << 27
+"""Most that the moments of one role take: of 4096 columns all sums, of more a share of the rows."""
+_ENERGY_ROWS = 4096
+"""Rows of a batch that say how large each column is."""
 
 
-def collect_grams(program: Program, layers: Iterable[Layer], context: Context) -> dict[fx.Node, torch.Tensor]:
-    """The sums by layer's node, (groups, columns, columns); layers without rows of inputs have none.
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """A stored weight as one call multiplies with it.
+
+    Attributes:
+        call: the layer or recurrent layer.
+        read: the `get_attr` of the weight.
+    """
+
+    call: fx.Node
+    read: fx.Node
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What a weight is multiplied with.
+
+    Attributes:
+        call: where it is seen.
+        key: the same for roles that are multiplied with the same values.
+        groups: matrices side by side.
+        columns: of each.
+        count: from a call's output, how many rows there are.
+        rows: from the call's arguments, its output and indices, these rows: (groups, rows, columns).
+    """
+
+    call: fx.Node
+    key: object
+    groups: int
+    columns: int
+    count: Callable[[Any], int]
+    rows: Callable[[Mapping[str, Any], Any, torch.Tensor], torch.Tensor]
+
+
+def roles_of(read: fx.Node) -> list[Role]:
+    """All calls that read a weight."""
+    return [Role(user, read) for user in read.users]
+
+
+def _source(role: Role) -> _Source | None:
+    """None where what a weight is multiplied with can't be seen, or has no rows."""
+    if is_call(role.call, *RECURRENT):
+        return _of_recurrent(role)
+    layer = layer_of(role.call)
+    if layer is None or layer.read is not role.read or layer.swapped or not layer.is_batched or layer.kind.mirrored:
+        return None
+    return _of_layer(layer, role)
+
+
+def _of_layer(layer: Layer, role: Role) -> _Source:
+    grouped = layer.kind.group_dim is not None
+    sizes = role.read.meta["val"].shape
+    window = sizes[2:] if layer.kind.convolves else ()
+    columns = sizes[1] if grouped else sizes[1:].numel()
+
+    def rows(given: Mapping[str, Any], value: Any, chosen: torch.Tensor) -> torch.Tensor:
+        return input_rows(layer, given[layer.kind.input], window, chosen)
+
+    # Linear layers share what they read; a convolution's rows are its own.
+    key = (layer.node,) if layer.kind.convolves or grouped else ("rows of", layer.input)
+    return _Source(layer.node, key, layer.groups, columns, lambda value: count_rows(layer, value), rows)
+
+
+def _of_recurrent(role: Role) -> _Source | None:
+    """The inputs of all steps, or the states that these start from."""
+    given = Recurrent.of(role.call)
+    places = [
+        (direction, place)
+        for direction, cell in enumerate(given.cells)
+        for place, parameter in enumerate(cell[:2])
+        if weight_node(parameter) is role.read
+    ]
+    if len(places) != 1 or given.num_layers != 1:
+        return None
+    ((direction, place),) = places
+    columns = role.read.meta["val"].shape[1]
+    steps_first = 0 if not given.batch_first else 1
+
+    def count(value: Any) -> int:
+        every: torch.Tensor = value[0]
+        return every.shape[0] * every.shape[1]
+
+    def inputs(values: Mapping[str, Any], value: Any, chosen: torch.Tensor) -> torch.Tensor:
+        return _flat(values["input"])[chosen].unsqueeze(0)
+
+    def states(values: Mapping[str, Any], value: Any, chosen: torch.Tensor) -> torch.Tensor:
+        """What every step begins with: the first state, then all outputs but the last, of one direction."""
+        every = value[0].movedim(steps_first, 0)[..., direction * columns :][..., :columns]
+        first = values["hx"] if isinstance(values["hx"], torch.Tensor) else values["hx"][0]
+        parts = [every[1:], first[direction][None]] if direction else [first[direction][None], every[:-1]]
+        return _flat(torch.cat(parts))[chosen].unsqueeze(0)
+
+    if place == 0:
+        return _Source(role.call, ("rows of", given.input), 1, columns, count, inputs)
+    return _Source(role.call, (role.call, direction), 1, columns, count, states)
+
+
+def _flat(value: torch.Tensor) -> torch.Tensor:
+    return value.reshape(-1, value.shape[-1])
+
+
+def bytes_of(role: Role) -> int:
+    """How much memory the moments of a role may take."""
+    source = _source(role)
+    return 0 if source is None else min(8 * source.groups * source.columns**2, _BYTES)
+
+
+def collect_grams(program: Program, roles: Iterable[Role], context: Context) -> dict[Role, Gram]:
+    """Second moments of what each weight is multiplied with; roles that have no rows, or zeros alone, have none.
+
+    All are held at once, each within a bound: of wide layers a random choice of rows is kept in place of sums.
 
     Raises:
         InvalidInput: a value is NaN or infinite.
     """
-    found = [layer for layer in layers if layer.is_batched and not layer.kind.mirrored]
-    return _Grams(program, found).collect(context) if found else {}
+    found: dict[object, RowsOrSums] = {}
+    generator = torch.Generator().manual_seed(0)
+
+    def add(source: _Source, given: Mapping[str, Any], value: Any) -> None:
+        wide = 8 * source.groups * source.columns**2 > _BYTES
+        most = max(1, _BYTES // (8 * source.groups * source.columns)) if wide else None
+        sums = found.setdefault(source.key, RowsOrSums(most))
+        if wide:
+            chosen, priority = sums.draw(source.count(value), generator)
+            sums.add(source.rows(given, value, chosen), priority)
+        else:
+            sums.add(source.rows(given, value, draw(source.count(value), 1, generator)))
+
+    sources = _walk(program, roles, context.fitting_batches(), add)
+    grams = {key: sums.gram for key, sums in found.items()}
+    for role, source in sources.items():
+        if source.key in grams and not bool(grams[source.key].values.isfinite().all()):
+            raise InvalidInput(f"calibration data gives NaN or infinity at the input of {describe(role.call)}")
+    alive = {key: gram for key, gram in grams.items() if bool(gram.energy.any())}
+    return {role: alive[source.key] for role, source in sources.items() if source.key in alive}
 
 
-def gram_of(readers: Collection[fx.Node], grams: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor | None:
-    """The sum over all readers of a weight; None where one of them is no layer."""
-    known = [grams[reader] for reader in readers if reader in grams]
-    return torch.stack(known).sum(0) if known and len(known) == len(readers) else None
+def collect_energies(program: Program, roles: Iterable[Role], batches: Iterable[Inputs]) -> dict[Role, torch.Tensor]:
+    """Mean squares of the columns that each weight is multiplied with, (groups, columns)."""
+    found: dict[object, tuple[torch.Tensor, int]] = {}
+    generator = torch.Generator().manual_seed(0)
+
+    def add(source: _Source, given: Mapping[str, Any], value: Any) -> None:
+        chosen = draw(source.count(value), 1, generator, _ENERGY_ROWS)
+        squares = source.rows(given, value, chosen).double().square().sum(1)
+        total, count = found.get(source.key, (torch.zeros(()), 0))
+        found[source.key] = total + squares, count + len(chosen)
+
+    sources = _walk(program, roles, batches, add)
+    return {role: found[source.key][0] / found[source.key][1] for role, source in sources.items() if source.key in found}
 
 
-def shrink(gram: torch.Tensor, rows: int) -> torch.Tensor:
-    """XᵀX drawn towards a multiple of the identity, the more the fewer rows it was summed over.
+def _walk(
+    program: Program,
+    roles: Iterable[Role],
+    batches: Iterable[Inputs],
+    add: Callable[[_Source, Mapping[str, Any], Any], None],
+) -> dict[Role, _Source]:
+    """Runs batches through a program, one in memory at a time, and shows what weights are multiplied with, once each."""
+    sources = {role: source for role in roles if (source := _source(role)) is not None}
+    first = {source.key: source for source in reversed(sources.values())}
+    seen: dict[fx.Node, Collection[_Source]] = {}
+    for source in first.values():
+        seen[source.call] = (*seen.get(source.call, ()), source)
 
-    Rounding that serves four rows alone would do worse than nearest on all others.
-
-    Args:
-        gram: groups × columns × columns.
-        rows: of X.
-
-    Source: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", 2010: OAS,
-        without its terms that vanish with many columns.
-    """
-    columns = gram.shape[-1]
-    # The share of the identity is 1 where the eigenvalues are as even as noise would make them, and goes to 0 as rows
-    # grow or a few directions stand out.
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    squared_trace, square = diagonal.sum(1).square(), gram.square().sum((1, 2))
-    share = (square + squared_trace) / ((rows + 1) * (square - squared_trace / columns))
-    share = share.nan_to_num(1.0).clamp(0, 1)[:, None, None]
-    return (1 - share) * gram + share * torch.diag_embed(diagonal.mean(1, keepdim=True).expand_as(diagonal))
-
-
-class _Grams:
-    """Sums over calibration data; linear layers that share an input share the sum.
-
-    Args:
-        program: to run.
-        layers: whose inputs are summed over.
-    """
-
-    def __init__(self, program: Program, layers: Iterable[Layer]) -> None:
-        self.program = program
-        self.layers = {layer.node: layer for layer in layers}
-        first: dict[object, fx.Node] = {}
-        for layer in self.layers.values():
-            first.setdefault(_shared_by(layer), layer.node)
-        self.first = {node: first[_shared_by(layer)] for node, layer in self.layers.items()}
-        self.sums: dict[fx.Node, torch.Tensor] = {}
-        self.rows: dict[fx.Node, int] = {}
-        self.generator = torch.Generator().manual_seed(0)
-
-    def collect(self, context: Context) -> dict[fx.Node, torch.Tensor]:
-        """The sums over all batches."""
-        runner = Runner(self.program.module, instead=self._add)
-        with quiet():
-            for inputs in context.fitting_batches():
-                runner(inputs)
-        for node, total in self.sums.items():
-            if not bool(total.isfinite().all()):
-                raise InvalidInput(f"calibration data gives NaN or infinity at the input of {describe(node)}")
-        shrunk = {node: shrink(total, self.rows[node]) for node, total in self.sums.items() if bool(total.any())}
-        return {node: shrunk[first] for node, first in self.first.items() if first in shrunk}
-
-    def _add(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Computes a layer, and adds the rows of its input to the sum."""
-        if self.first.get(node) is not node:
+    def instead(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node not in seen:
             return AS_IT_IS
-        layer = self.layers[node]
         value = node.target(*args, **kwargs)  # type: ignore[operator]
         given = named_values(node, args, kwargs)
-        window = given[layer.kind.weight].shape[2:] if layer.kind.convolves else ()
-        chosen = draw(count_rows(layer, value), 1, self.generator)
-        self.rows[node] = self.rows.get(node, 0) + len(chosen)
-        self.sums[node] = self.sums.get(node, 0) + gram(layer, given[layer.kind.input], window, chosen)
+        for source in seen[node]:
+            if source.count(value):
+                add(source, given, value)
         return value
 
-
-def _shared_by(layer: Layer) -> object:
-    """What layers with the same sum have in common: linear layers their input, others nothing but themselves."""
-    plain = not layer.kind.convolves and layer.kind.group_dim is None
-    return ("linear", layer.input) if plain else layer.node
+    if sources:
+        runner = Runner(program.module, instead=instead)
+        with quiet():
+            for inputs in batches:
+                runner(inputs)
+    return sources

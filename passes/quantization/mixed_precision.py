@@ -19,7 +19,6 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.passes.quantization.integers.calibration import calibrate, prepare
 from lobo_fx.passes.quantization.integers.placement import Choices, Placement
-from lobo_fx.passes.quantization.integers.rounding import round_weights
 from lobo_fx.passes.quantization.integers.simulation import Simulation
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
 from lobo_fx.report.records import Sheet
@@ -90,12 +89,11 @@ class MixedPrecision(Pass):
         simulation = Simulation(prepared, whole, context, original)
         sensitivities = simulation.sensitivities(context.show_progress)
         placements = _placements(choices, whole, sensitivities)
-        if self.quantizer.rounding == "compensated":
-            program = round_weights(program, whole, context)
+        factors = self.quantizer.rounded(program, whole, context)
 
         def quantized(index: int, stored: bool, notes: Context) -> Program:
             copy = (program if stored else original).clone()
-            return self.quantizer.quantize(copy, placements[index], notes, stored)
+            return self.quantizer.quantize(copy, placements[index], notes, factors, stored)
 
         @functools.cache
         def within(index: int, stored: bool) -> bool:

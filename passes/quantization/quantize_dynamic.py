@@ -12,10 +12,10 @@ from torch import fx
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.graph.masks import strip_masks
-from lobo_fx.graph.operators import arguments, aten
+from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
-from lobo_fx.graph.recurrent import Parameters
+from lobo_fx.graph.recurrent import Recurrent
 from lobo_fx.own_operators.formats import FORMATS, Format
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
 from lobo_fx.own_operators.products import DYNAMIC_PRODUCT
@@ -89,12 +89,9 @@ def _quantize(program: Program, weight: Weight, number: Format) -> Stored:
 
 
 def _quantize_lstm(program: Program, node: fx.Node, stored: Mapping[fx.Node, Stored]) -> None:
-    """Puts a call per layer in the place of an LSTM, where all its weights are codes; projections have no kernel."""
-    given, graph = arguments(node), program.graph
-    layout = Parameters.of(given)
-    layers, directions, count = given["num_layers"], layout.directions, layout.each
-    cells = [given["params"][at : at + count] for at in range(0, len(given["params"]), count)]
-    if layout.is_projected or not all(read in stored for cell in cells for read in cell[:2]):
+    """Puts a call in integers in the place of an LSTM, where all its weights are codes."""
+    given, graph = Recurrent.of(node), program.graph
+    if not given.is_single or not all(read in stored for cell in given.cells for read in cell[:2]):
         return
 
     def call(target: object, *args: object) -> fx.Node:
@@ -102,21 +99,14 @@ def _quantize_lstm(program: Program, node: fx.Node, stored: Mapping[fx.Node, Sto
         inherit(new, node)
         return new
 
+    params = []
+    for w, r, *biases in given.cells:
+        params += [stored[w].codes, stored[w].scale, stored[r].codes, stored[r].scale, *biases]
     with graph.inserting_before(node):
-        x = call(aten.transpose.int, given["input"], 0, 1) if given["batch_first"] else given["input"]
-        finals: list[list[fx.Node]] = [[], []]
-        for first in range(0, len(cells), directions):
-            last, states, params = first + directions, given["hx"], []
-            for w, r, *biases in cells[first:last]:
-                params += [stored[w].codes, stored[w].scale, stored[r].codes, stored[r].scale, *biases]
-            if layers > 1:
-                states = [call(aten.slice.Tensor, state, 0, first, last) for state in states]
-            layer = call(DYNAMIC_LSTM, x, *states, params, directions)
-            x = call(operator.getitem, layer, 0)
-            for at, final in enumerate(finals):
-                final.append(call(operator.getitem, layer, at + 1))
-        outputs = [call(aten.transpose.int, x, 0, 1) if given["batch_first"] else x]
-        outputs += [call(aten.cat.default, final) if layers > 1 else final[0] for final in finals]
+        x = call(aten.transpose.int, given.input, 0, 1) if given.batch_first else given.input
+        layer = call(DYNAMIC_LSTM, x, *given.states, params, given.directions)
+        x, *finals = (call(operator.getitem, layer, at) for at in range(3))
+        outputs = [call(aten.transpose.int, x, 0, 1) if given.batch_first else x, *finals]
     for output in list(node.users):
         output.replace_all_uses_with(outputs[output.args[1]])  # type: ignore[index]
         graph.erase_node(output)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import torch
 from torch import fx
 
 from lobo_fx.contracts.context import Context
@@ -24,7 +25,7 @@ from lobo_fx.passes.quantization.integers.drowning import drowned
 from lobo_fx.passes.quantization.integers.kernels import kernel_table
 from lobo_fx.passes.quantization.integers.placement import Choices, Observing, Placement, Request, attention_kernels
 from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
-from lobo_fx.passes.quantization.integers.rounding import round_weights
+from lobo_fx.passes.quantization.integers.rounding import even_floating, round_weights
 from lobo_fx.passes.quantization.integers.storing import store_rest
 from lobo_fx.passes.quantization.integers.targets import target_named
 from lobo_fx.plugins.kernels import Cost, Kernel
@@ -112,9 +113,13 @@ class QuantizeStatic(Pass):
         program, choices = self.simplify(program, context)
         placement = choices.place()
         placement.note(program.graph, context)
-        if self.rounding == "compensated":
-            program = round_weights(program, placement, context)
-        return self.quantize(program, placement, context)
+        factors = self.rounded(program, placement, context)
+        return self.quantize(program, placement, context, factors)
+
+    def rounded(self, program: Program, placement: Placement, context: Context) -> Mapping[str, torch.Tensor]:
+        """Rounds weights where that is compensated; gives by what columns of the others are multiplied, by name."""
+        prepare_weights = round_weights if self.rounding == "compensated" else even_floating
+        return prepare_weights(program, placement, context)
 
     def simplify(self, program: Program, context: Context) -> tuple[Program, Choices]:
         """Folds batch norms, makes masks zeros, fuses attention where that pays; and finds what could run as integers.
@@ -140,13 +145,21 @@ class QuantizeStatic(Pass):
         placement.note(program.graph, context)
         return placement
 
-    def quantize(self, program: Program, placement: Placement, context: Context, stored: bool = True) -> Program:
+    def quantize(
+        self,
+        program: Program,
+        placement: Placement,
+        context: Context,
+        factors: Mapping[str, torch.Tensor] | None = None,
+        stored: bool = True,
+    ) -> Program:
         """Carries a placement out on calibration data.
 
         Args:
             program: as `simplify` gives it.
             placement: where integers run.
             context: for data and notes.
+            factors: as `rounded` gives them.
             stored: whether weights of what stays float become int8.
         """
         prepared = prepare(program, placement, context)
@@ -159,7 +172,7 @@ class QuantizeStatic(Pass):
         program = convert(program, prepared)
         if placement.integer and placement.microseconds is not None:
             program.module.set_facts(estimated=True)  # the whole file is to confirm the choice
-        return store_rest(program, placement, context) if stored else program
+        return store_rest(program, placement, context, factors) if stored else program
 
     def _choices(self, program: Program, table: CostTable | None, context: Context) -> Choices:
         """What could run as integers, with its costs where they decide."""

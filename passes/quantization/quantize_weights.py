@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -16,12 +16,15 @@ from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.own_operators.formats import FORMATS, Format
 from lobo_fx.own_operators.products import PRODUCT
-from lobo_fx.passes.fitting.layer_grams import collect_grams, gram_of
+from lobo_fx.passes.fitting.gram import Gram
 from lobo_fx.passes.fusion.fold_weights import fold_weights
+from lobo_fx.passes.quantization.codes.compensation import with_grams
+from lobo_fx.passes.quantization.codes.evening import factor_for
 from lobo_fx.passes.quantization.codes.gptq import round_compensated
-from lobo_fx.passes.quantization.codes.rounding import round_nearest
+from lobo_fx.passes.quantization.codes.rounding import Rounded, round_nearest
 from lobo_fx.passes.quantization.codes.stored import decode_for_readers, replace_reader, store
-from lobo_fx.passes.quantization.codes.weights import Weight, as_product, find_weights
+from lobo_fx.passes.quantization.codes.weights import Product, Weight, as_product, find_weights
+from lobo_fx.terminal.progress import track
 
 __all__ = ["QuantizeWeights"]
 
@@ -38,7 +41,8 @@ class QuantizeWeights(Pass):
     Before: `linear(x, W, b)`. After: (1) `product(x, codes, scale, …, b)`, where ONNX Runtime multiplies with
     low-bit weights as fast as with float ones: int4 in blocks, and int8 in blocks with compute "int8";
     (2) anywhere else `linear(x, decode(codes, scale, …), b)`, which is decoded when the file is loaded: a small
-    file at the speed of float. A tied weight is stored once. Zeros of pruned weights stay zero.
+    file at the speed of float. Where calibration data says that inputs differ in size, columns of what is decoded are
+    evened before they are rounded. A tied weight is stored once. Zeros of pruned weights stay zero.
 
     Left alone, with the reason in the report: weights that are not float32, that other operators read too, or that
     would not get smaller.
@@ -85,8 +89,21 @@ class QuantizeWeights(Pass):
     def run(self, program: Program, context: Context) -> Program:
         return self.store(program, context)
 
-    def store(self, program: Program, context: Context, leave: Collection[str] = ()) -> Program:
-        """Stores all weights as codes but those that are named."""
+    def store(
+        self,
+        program: Program,
+        context: Context,
+        leave: Collection[str] = (),
+        factors: Mapping[str, torch.Tensor] | None = None,
+    ) -> Program:
+        """Stores all weights as codes but those that are named.
+
+        Args:
+            program: whose weights are stored.
+            context: its calibration data, if any; and for notes.
+            leave: names of weights.
+            factors: by what columns of weights are multiplied before they are rounded, by name.
+        """
         strip_masks(program)
         fold_weights(program)
         found = [weight for weight in find_weights(program, context) if weight.name not in leave]
@@ -94,13 +111,15 @@ class QuantizeWeights(Pass):
         if not weights:
             context.note("quantize_weights found no weight to quantize")
         compensates = self.method in ("auto", "gptq") and context.calibration_data is not None
-        grams = (
-            collect_grams(program, [layer for weight in weights for layer in weight.layers], context)
+        pairs = (
+            with_grams(program, weights, context)
             if compensates
-            else {}
+            else ((weight, None) for weight in track(weights, "round weights", context.show_progress))
         )
-        for weight in weights:
-            self._quantize(program, weight, grams)
+        # all are rounded before the first is stored: the program is run for as long
+        rounded = [self._round(weight, gram, (factors or {}).get(weight.name)) for weight, gram in pairs]
+        for weight, (codes, factor) in zip(weights, rounded, strict=True):
+            self._store(program, weight, codes, factor)
         return program
 
     def _shrinks(self, weight: Weight, context: Context) -> bool:
@@ -115,20 +134,35 @@ class QuantizeWeights(Pass):
     def _block_size(self, columns: int) -> int:
         return columns if self.block_size is None else min(self.block_size, columns)
 
-    def _quantize(self, program: Program, weight: Weight, grams: dict[fx.Node, torch.Tensor]) -> None:
+    def _round(
+        self, weight: Weight, gram: Gram | None, factor: torch.Tensor | None
+    ) -> tuple[Rounded, torch.Tensor | None]:
+        """The codes of a weight, and by what its columns were multiplied."""
         matrix = weight.matrix
         block_size = self._block_size(matrix.shape[1])
-        products = {reader: as_product(reader, weight) for reader in weight.readers}
-        gram = gram_of(weight.readers, grams)
+        if factor is None and gram is not None and not any(self._products(weight)):
+            factor = factor_for(matrix, self.number, block_size, gram.energy / gram.count)
+        if factor is not None:
+            matrix = matrix * factor
+            gram = None if gram is None else gram.over(factor)
         if gram is not None:
-            rounded = round_compensated(matrix, self.number, block_size, gram)
-        else:
-            rounded = round_nearest(matrix, self.number, block_size, "hqq" if self.method == "hqq" else "round")
-        stored = store(program, weight, rounded, self.number, block_size)
-        for reader, product in products.items():
-            if product is not None and self._has_kernel(block_size):
-                args = (product.x, stored.codes, stored.scale, stored.zero_point, product.bias, *stored.layout)
-                replace_reader(program, reader, PRODUCT, (*args, self.compute))
+            return round_compensated(matrix, self.number, block_size, gram.shrunk()), factor
+        return round_nearest(matrix, self.number, block_size, "hqq" if self.method == "hqq" else "round"), factor
+
+    def _products(self, weight: Weight) -> list[tuple[fx.Node, Product]]:
+        """The readers that ONNX Runtime multiplies with codes no slower than with floats."""
+        if not self._has_kernel(self._block_size(weight.matrix.shape[1])):
+            return []
+        found = [(reader, as_product(reader, weight)) for reader in weight.readers]
+        return [(reader, product) for reader, product in found if product is not None]
+
+    def _store(self, program: Program, weight: Weight, rounded: Rounded, factor: torch.Tensor | None) -> None:
+        block_size = self._block_size(weight.matrix.shape[1])
+        products = self._products(weight)
+        stored = store(program, weight, rounded, self.number, block_size, factor)
+        for reader, product in products:
+            args = (product.x, stored.codes, stored.scale, stored.zero_point, product.bias, *stored.layout)
+            replace_reader(program, reader, PRODUCT, (*args, self.compute))
         decode_for_readers(program, weight, stored)
 
     def _has_kernel(self, block_size: int) -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-
-from torch import fx
 
 from lobo_fx.axes.axis import Axis, concatenation, product
 from lobo_fx.axes.call import Axes, Call, axis_rule, lock_all, sizes_of
 from lobo_fx.axes.zeros import MOVED
 from lobo_fx.graph.operators import aten
-from lobo_fx.graph.recurrent import Parameters
+from lobo_fx.graph.recurrent import Recurrent
 
 __all__ = ["cell", "recurrent"]
 
@@ -25,47 +22,40 @@ _GATES: dict[Any, int] = {
 
 @axis_rule(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input, zeros=MOVED)
 def recurrent(call: Call) -> list[Axes]:
-    """Per layer and direction: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)]; the next reads all directions."""
-    states = call.given["hx"] if call.node.target is aten.lstm.input else [call.given["hx"]]
-    parameters, layout = call.given["params"], Parameters.of(call.given)
-    directions, count = layout.directions, layout.each
-    x = call.axes("input")
-    first = call.of(states[0])
-    if layout.is_projected:
-        return _projected(call, layout, states)
+    """Per direction: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)]; outputs of the directions lie side by side."""
+    given = Recurrent(**call.given)
+    states = given.states
+    if not given.is_single:
+        return _locked(call, given)
+    x, first = call.axes("input"), call.of(states[0])
     hidden = call.fresh(first[-1].find().size)
     hidden.mark("hidden")
-    source = x[-1]
-    for layer in range(call.given["num_layers"]):
-        for direction in range(directions):
-            at = count * (layer * directions + direction)
-            own = [call.of(parameter) for parameter in parameters[at : at + count]]
-            _cell(call, own, source, hidden)
-            for matrix in own[:2]:
-                call.multiplies(*x[:-1], *matrix)
-        source = concatenation([hidden] * directions) if directions > 1 else hidden
+    for parameters in given.cells:
+        own = [call.of(parameter) for parameter in parameters]
+        _cell(call, own, x[-1], hidden)
+        for matrix in own[:2]:
+            call.multiplies(*x[:-1], *matrix)
     for state in states:
         axes = call.of(state)
         call.unify(axes[-1], hidden)
         lock_all(axes[:-1], "it counts the layers or rows of a recurrent state")
-    outputs: list[Axes] = [(*x[:-1], source)]
-    return [*outputs, *((*first[:-1], hidden) for _ in states)]
+    outputs = concatenation([hidden] * given.directions) if given.directions > 1 else hidden
+    return [(*x[:-1], outputs), *((*first[:-1], hidden) for _ in states)]
 
 
-def _projected(call: Call, layout: Parameters, states: Sequence[fx.Node]) -> list[Axes]:
+def _locked(call: Call, given: Recurrent) -> list[Axes]:
     """An LSTM with projected states: what it reads may be cut, its own states stay."""
     x = call.axes("input")
-    own = layout.each + 1
-    first = own * layout.directions
-    for index, parameter in enumerate(call.given["params"]):
-        axes = call.of(parameter)
-        if len(axes) == 2:
-            call.multiplies(*x[:-1], *axes)
-        if index < first and index % own == 0:
-            call.unify(axes[1], x[-1])
-            axes = axes[:1]
-        lock_all(axes, "it belongs to projected states")
-    for state in states:
+    for index, parameters in enumerate(given.cells):
+        for place, parameter in enumerate(parameters):
+            axes = call.of(parameter)
+            if len(axes) == 2:
+                call.multiplies(*x[:-1], *axes)
+            if place == 0 and index < given.directions:
+                call.unify(axes[1], x[-1])
+                axes = axes[:1]
+            lock_all(axes, "it belongs to projected states")
+    for state in given.states:
         lock_all(call.of(state), "it belongs to projected states")
     sizes = [sizes_of(value) for value in call.node.meta["val"]]
     outputs = [tuple(call.fixed(size, "it belongs to projected states") for size in own) for own in sizes]

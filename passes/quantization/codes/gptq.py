@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from lobo_fx.own_operators.formats import Format
+from lobo_fx.passes.fitting.gram import Gram
 from lobo_fx.passes.quantization.codes.rounding import (
     Grid,
     Rounded,
@@ -22,36 +25,108 @@ _LAZY = 128
 """Columns after which all that follow are updated at once (the paper's section 3.3): one large product is faster."""
 
 
-def round_compensated(matrix: torch.Tensor, number: Format, block_size: int, gram: torch.Tensor) -> Rounded:
+def round_compensated(matrix: torch.Tensor, number: Format, block_size: int, gram: Gram) -> Rounded:
     """Column after column is rounded, and what that adds to the outputs is taken back by the columns to come.
 
-    Zeros stay zero. A scale is chosen when its block's turn comes, from the weights as they are by then.
+    Zeros stay zero. A scale is chosen when its block's turn comes, from the weights as they are by then. Rows of inputs
+    that are fewer than half the columns are used as they are, in time linear in the columns in place of cubic.
 
     Args:
         matrix: rows × columns.
         number: the format.
         block_size: neighbours in a row that share a scale.
-        gram: XᵀX of the layer's inputs, groups × columns × columns; each group has as many rows.
+        gram: of the layer's inputs; each group has as many rows of the matrix.
 
     Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022.
     """
-    parts = zip(matrix.chunk(len(gram)), gram, strict=True)
-    return joined(_compensate(rows, number, block_size, own) for rows, own in parts)
+    groups = len(gram.values)
+    mean = gram.energy.mean(1) + gram.ridge
+    ridges = gram.ridge + _DAMPING * mean
+    is_low = not gram.is_sum and 2 * gram.values.shape[1] < gram.values.shape[2]
+    values = gram.values if is_low else gram.sums
+
+    def parts() -> list[Rounded]:
+        found = []
+        for rows, own, ridge in zip(matrix.chunk(groups), values, ridges.tolist(), strict=True):
+            curvature = (_Rows if is_low else _Sums)(own, ridge, len(rows))
+            found.append(_compensate(rows, number, block_size, curvature))
+        return found
+
+    return joined(iter(parts()))
 
 
-def _compensate(matrix: torch.Tensor, number: Format, block_size: int, gram: torch.Tensor) -> Rounded:
+class _Curvature(Protocol):
+    """What errors of columns cost, and how those to come make up for them; asked for runs of columns in order."""
+
+    def ahead(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """By what these columns move for all before them, (columns, rows), and the upper Cholesky factor U of
+        (XᵀX + λI)⁻¹ over the columns from the first of these on, cut to these."""
+
+    def settle(self, start: int, end: int, errors: torch.Tensor, moved: torch.Tensor) -> None:
+        """Takes what became of these columns: errors over U's diagonal, and by what they moved from the start."""
+
+
+class _Sums:
+    """From XᵀX. Cholesky once: in its upper factor, the rows from any column on are those of the columns left."""
+
+    def __init__(self, gram: torch.Tensor, ridge: float, rows: int) -> None:
+        damped = gram.double().clone()
+        damped.diagonal().add_(ridge)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        del damped
+        self.factor = torch.linalg.cholesky(inverse, upper=True).float()
+        self.errors = torch.empty(len(gram), rows)
+
+    def ahead(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return -self.factor[:start, start:end].T @ self.errors[:start], self.factor[start:end, start:end]
+
+    def settle(self, start: int, end: int, errors: torch.Tensor, moved: torch.Tensor) -> None:
+        self.errors[start:end] = errors
+
+
+class _Rows:
+    """From the rows X themselves, where they are few.
+
+    With P = (X·Xᵀ + λI)⁻¹ over the columns that are left and r = X·moved of those that are done, the next columns B
+    move by −(P·X_B)ᵀ·r, and the inverse of their own curvature, all later columns free, is S = I − X_Bᵀ·P·X_B. Without
+    B, P becomes P + P·X_B·S⁻¹·(P·X_B)ᵀ (Woodbury): nothing of columns × columns is ever made.
+    """
+
+    def __init__(self, x: torch.Tensor, ridge: float, rows: int) -> None:
+        self.x = x.double()
+        kernel = self.x @ self.x.T
+        kernel.diagonal().add_(ridge)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
+        self.residual = self.x.new_zeros(len(x), rows)
+
+    def ahead(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        own = self.x[:, start:end]
+        reach = self.inverse @ own
+        left = torch.eye(end - start, dtype=own.dtype) - own.T @ reach
+        factor = torch.linalg.cholesky(left, upper=True)
+        spread = torch.linalg.solve_triangular(factor, reach, upper=True, left=False)
+        self.inverse.addmm_(spread, spread.T)
+        return -(reach.T @ self.residual).float(), factor.float()
+
+    def settle(self, start: int, end: int, errors: torch.Tensor, moved: torch.Tensor) -> None:
+        self.residual.addmm_(self.x[:, start:end], moved.double())
+
+
+def _compensate(matrix: torch.Tensor, number: Format, block_size: int, curvature: _Curvature) -> Rounded:
     # Rounding column i leaves an error e. The columns after it move by −e · U[i, i+1:] / U[i, i], with U the upper
     # Cholesky factor of (XᵀX)⁻¹: of all changes to them, that one disturbs the layer's outputs least.
     matrix, unit = in_units(matrix)
     columns = matrix.shape[1]
     step = block_size if block_size < columns else _LAZY
     weights = matrix.T.contiguous()  # a column of the matrix in a row of memory
-    frozen, inverse = weights == 0, _inverse_factor(gram)  # (columns, rows), (columns, columns)
-    values = torch.zeros_like(weights)  # of what is frozen
+    frozen, values = weights == 0, torch.zeros_like(weights)  # of what is frozen
     codes = torch.empty(weights.shape, dtype=torch.int8 if number.name == "int8" else torch.uint8)
     grids: list[Grid] = []
     for start in range(0, columns, step):
         end = min(start + step, columns)
+        shift, factor = curvature.ahead(start, end)
+        before = weights[start:end].clone()
+        weights[start:end] += shift
         if start % block_size == 0:
             block = weights[start : start + block_size]
             grids.append(least_squares_grid(block.T.contiguous(), number))
@@ -60,23 +135,13 @@ def _compensate(matrix: torch.Tensor, number: Format, block_size: int, gram: tor
                 frozen[start : start + block_size] |= extreme
                 values[start : start + block_size] = block * extreme
         grid, errors = grids[-1], torch.empty(end - start, len(matrix))
-        scale, zero = grid.scale.flatten(), grid.zero.flatten()
-        column_grid = Grid(number, scale, zero)
-        for index in range(start, end):
-            codes[index] = column_grid.codes(torch.where(frozen[index], values[index], weights[index]))
-            error = (weights[index] - column_grid.values(codes[index])) / inverse[index, index]  # (rows,)
-            weights[index + 1 : end].addr_(inverse[index, index + 1 : end], error, alpha=-1)
-            errors[index - start] = error
-        weights[end:].addmm_(inverse[start:end, end:].T, errors, alpha=-1)
+        column_grid = Grid(number, grid.scale.flatten(), grid.zero.flatten())
+        for index in range(end - start):
+            at = start + index
+            codes[at] = column_grid.codes(torch.where(frozen[at], values[at], weights[at]))
+            settled = column_grid.values(codes[at])
+            errors[index] = (weights[at] - settled) / factor[index, index]  # (rows,)
+            weights[at + 1 : end].addr_(factor[index, index + 1 :], errors[index], alpha=-1)
+            weights[at] = settled
+        curvature.settle(start, end, errors, weights[start:end] - before)
     return rounded_on(codes.T.contiguous(), grids, unit)
-
-
-def _inverse_factor(gram: torch.Tensor) -> torch.Tensor:
-    """The upper Cholesky factor of the damped inverse; an input that is always zero has no say."""
-    damped = gram.double().clone()
-    diagonal = damped.diagonal()
-    diagonal[diagonal == 0] = 1.0
-    diagonal += _DAMPING * diagonal.mean()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True).float()
-    return factor

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch import fx
 
+from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
-from lobo_fx.graph.rewriting import free_name
+from lobo_fx.graph.rewriting import call, free_name
 from lobo_fx.graph.tensors import register
 from lobo_fx.graph.weight_names import mark_weights
 from lobo_fx.own_operators.decode import DECODE
@@ -28,6 +30,7 @@ class Stored:
         codes: the node that reads them.
         scale: likewise.
         zero_point: likewise; None where the format has a fixed one.
+        factor: reads what the columns were multiplied by, before they were rounded; None for nothing.
         number: the format.
         shape: of the weight as it is stored.
         block_size: neighbours that share a scale.
@@ -36,6 +39,7 @@ class Stored:
     codes: fx.Node
     scale: fx.Node
     zero_point: fx.Node | None
+    factor: fx.Node | None
     number: Format
     shape: list[int]
     block_size: int
@@ -46,8 +50,24 @@ class Stored:
         return (self.number.name, self.shape, self.block_size)
 
 
-def store(program: Program, weight: Weight, rounded: Rounded, number: Format, block_size: int) -> Stored:
-    """Registers codes in place of a parameter; its readers still read it."""
+def store(
+    program: Program,
+    weight: Weight,
+    rounded: Rounded,
+    number: Format,
+    block_size: int,
+    factor: torch.Tensor | None = None,
+) -> Stored:
+    """Registers codes in place of a parameter; its readers still read it.
+
+    Args:
+        program: has the weight.
+        weight: what is stored.
+        rounded: its codes.
+        number: the format.
+        block_size: neighbours in a row that share a scale.
+        factor: by what its columns were multiplied before they were rounded, (columns,).
+    """
     mark_weights(program.module)
     for name in weight.names:
         path, _, leaf = name.rpartition(".")
@@ -56,13 +76,19 @@ def store(program: Program, weight: Weight, rounded: Rounded, number: Format, bl
     values["_scale"] = rounded.scale
     if rounded.zero_point is not None:
         values["_zero_point"] = pack(rounded.zero_point, number.bits)
+    if factor is not None:
+        values["_columns"] = factor.reciprocal().view(1, *weight.shape[1:])
     nodes = {}
     with program.graph.inserting_before(weight.reads[0]):
         for suffix, value in values.items():
             name = free_name(program, weight.name + suffix)
             register(program.module, name, value)
             nodes[suffix] = program.graph.get_attr(name)
-    return Stored(nodes[""], nodes["_scale"], nodes.get("_zero_point"), number, weight.shape, block_size)
+            nodes[suffix].meta["val"] = value
+    read = nodes.get
+    return Stored(
+        nodes[""], nodes["_scale"], read("_zero_point"), read("_columns"), number, weight.shape, block_size
+    )
 
 
 def decode_for_readers(program: Program, weight: Weight, stored: Stored) -> None:
@@ -74,6 +100,9 @@ def decode_for_readers(program: Program, weight: Weight, stored: Stored) -> None
             value = graph.call_function(DECODE, (stored.codes, stored.scale, stored.zero_point, *stored.layout))
             inherit(value, readers[0])
             value.meta["val"] = weight.reads[0].meta["val"].new_empty(weight.shape)
+            if stored.factor is not None:
+                value = call(graph, aten.mul.Tensor, value, stored.factor)
+                inherit(value, readers[0])
             value = weight.restored(graph, value)
             inherit(value, readers[0])
     for read in weight.reads:

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from lobo_fx.contracts.context import Context
-from lobo_fx.graph.layers import LOOKUPS, Layer, is_constant, layer_of
+from lobo_fx.graph.layers import LOOKUPS, is_constant, layer_of
 from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
@@ -32,7 +32,6 @@ class Weight:
         tensor: the parameter.
         reads: the `get_attr` nodes of it.
         readers: the calls that read it, directly or through its mask.
-        layers: those of them that are layers and read it as it is stored.
         order: the parameter's dimensions as rows and columns have them: outputs before inputs.
         row_dims: how many of these make up the rows.
     """
@@ -41,7 +40,6 @@ class Weight:
     tensor: torch.Tensor
     reads: tuple[fx.Node, ...]
     readers: tuple[fx.Node, ...]
-    layers: tuple[Layer, ...]
     order: tuple[int, ...]
     row_dims: int
 
@@ -137,7 +135,7 @@ def _weight(names: tuple[str, ...], tensor: torch.Tensor, reads: list[fx.Node]) 
         order, row_dims = (0, 2, 1), 2  # a matrix per group, stored as (groups, inputs, outputs)
     elif all(reader.target in _TABLES for reader in readers):
         row_dims = next(dim for dim, size in enumerate(tensor.shape) if size > 1) + 1
-    return Weight(names, tensor, tuple(reads), readers, tuple(found), order, row_dims)
+    return Weight(names, tensor, tuple(reads), readers, order, row_dims)
 
 
 @dataclasses.dataclass(frozen=True)

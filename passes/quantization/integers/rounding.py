@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
 from lobo_fx.own_operators.formats import FORMATS
-from lobo_fx.passes.fitting.layer_grams import collect_grams, gram_of
+from lobo_fx.passes.fitting.gram import Gram
+from lobo_fx.passes.quantization.codes.compensation import with_grams
+from lobo_fx.passes.quantization.codes.evening import even_columns, factor_for
 from lobo_fx.passes.quantization.codes.gptq import round_compensated
-from lobo_fx.passes.quantization.codes.weights import find_weights
+from lobo_fx.passes.quantization.codes.weights import Weight, find_weights
 from lobo_fx.passes.quantization.integers.placement import Placement
 
-__all__ = ["round_weights"]
+__all__ = ["even_floating", "round_weights"]
 
 _INT8 = FORMATS["int8"]
 
 
-def round_weights(program: Program, placement: Placement, context: Context) -> Program:
+def round_weights(program: Program, placement: Placement, context: Context) -> dict[str, torch.Tensor]:
     """Rounds weights in place; whatever rounds them to the nearest later changes nothing.
 
     A weight whose readers all run as integers has the range of the CPU's integers, others that of stored int8. What
@@ -28,20 +32,58 @@ def round_weights(program: Program, placement: Placement, context: Context) -> P
         placement: where integers run.
         context: its calibration data says what rounding costs a layer's outputs.
 
+    Returns:
+        By what columns of weights that stay float are to be multiplied when they are stored, by name.
+
     Source: see `lobo_fx.passes.quantization.codes.gptq`.
     """
+    found = _weights(program, placement, context)
+    # all are rounded before the first is changed: what the program is run for is the float network
+    rounded = [(weight, _round(weight, gram, placement)) for weight, gram in with_grams(program, found, context)]
+    factors = {}
+    for weight, result in rounded:
+        if result is not None:
+            values, factor = result
+            weight.put(values)
+            if factor is not None:
+                factors[weight.name] = factor
+    return factors
+
+
+def even_floating(program: Program, placement: Placement, context: Context) -> dict[str, torch.Tensor]:
+    """By what columns of weights that stay float are to be multiplied when they are stored, by name."""
+    found = [weight for weight in _weights(program, placement, context) if _stays_float(weight, placement)]
+    return even_columns(program, found, _INT8, context) if found else {}
+
+
+def _weights(program: Program, placement: Placement, context: Context) -> list[Weight]:
+    """Those that are to become codes."""
     silent = dataclasses.replace(context, notes=[])
-    found = [
+    return [
         weight
         for weight in find_weights(program, silent)
         if placement.overridden.isdisjoint(reader.name for reader in weight.readers)
     ]
-    grams = collect_grams(program, [layer for weight in found for layer in weight.layers], context)
-    for weight in found:
-        if (gram := gram_of(weight.readers, grams)) is not None:
-            whole = all(reader.name in placement.integer for reader in weight.readers)
-            limit = placement.target.weight if whole else 127
-            number = dataclasses.replace(_INT8, limits=(-limit, limit))
-            rounded = round_compensated(weight.matrix, number, weight.matrix.shape[1], gram)
-            weight.put(rounded.codes * rounded.scale)
-    return program
+
+
+def _stays_float(weight: Weight, placement: Placement) -> bool:
+    return not any(reader.name in placement.integer for reader in weight.readers)
+
+
+def _round(
+    weight: Weight, gram: Gram | None, placement: Placement
+) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """The values of a weight on codes, and by what its columns were multiplied for that; None to leave it alone."""
+    if gram is None:
+        return None
+    matrix, factor = weight.matrix, None
+    if _stays_float(weight, placement):
+        factor = factor_for(matrix, _INT8, matrix.shape[1], gram.energy / gram.count)
+        if factor is not None:
+            matrix, gram = matrix * factor, gram.over(factor)
+    whole = all(reader.name in placement.integer for reader in weight.readers)
+    limit = placement.target.weight if whole else 127
+    number = dataclasses.replace(_INT8, limits=(-limit, limit))
+    rounded = round_compensated(matrix, number, matrix.shape[1], gram.shrunk())
+    values = rounded.codes * rounded.scale
+    return values if factor is None else values / factor, factor

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+
+import torch
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
@@ -14,7 +17,9 @@ from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 __all__ = ["store_rest"]
 
 
-def store_rest(program: Program, placement: Placement, context: Context) -> Program:
+def store_rest(
+    program: Program, placement: Placement, context: Context, factors: Mapping[str, torch.Tensor] | None = None
+) -> Program:
     """Stores weights that no integer kernel reads as int8, decoded when the file is loaded.
 
     What overrides leave float stays as it is; every other weight that stays float is noted with the reason.
@@ -23,6 +28,7 @@ def store_rest(program: Program, placement: Placement, context: Context) -> Prog
         program: converted.
         placement: where integers run.
         context: for notes.
+        factors: by what columns of weights are multiplied before they are rounded, by name.
     """
     look_up_codes(program, placement.overridden)
     propagate(program.module)  # what convert inserted has no shapes yet
@@ -30,6 +36,6 @@ def store_rest(program: Program, placement: Placement, context: Context) -> Prog
     left = [nodes[name] for name in placement.overridden if name in nodes]
     named = {str(source.target) for node in left for source in node.all_input_nodes}
     own = dataclasses.replace(context, notes=[])
-    program = QuantizeWeights(block_size=None, method="round").store(program, own, named)
+    program = QuantizeWeights(block_size=None, method="round").store(program, own, named, factors)
     context.notes.extend(note for note in own.notes if note.parameter and note not in context.notes)
     return program

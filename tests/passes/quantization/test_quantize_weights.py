@@ -25,7 +25,7 @@ from lobo_fx.own_operators.decode import DECODE, decode
 from lobo_fx.own_operators.formats import FORMATS, unpack
 from lobo_fx.own_operators.products import PRODUCT
 from lobo_fx.passes import PruneWeights, QuantizeStatic, QuantizeWeights
-from lobo_fx.passes.fitting.layer_grams import shrink
+from lobo_fx.passes.fitting.gram import Gram
 from lobo_fx.passes.quantization.codes.gptq import round_compensated
 from lobo_fx.passes.quantization.codes.rounding import Rounded, round_nearest
 from lobo_fx.testing import check_pass
@@ -208,7 +208,7 @@ def test_gptq_is_optimal_brain_quantization() -> None:
     number = FORMATS["int8"]
     scale = np.abs(weight).max(1) / np.float32(127)
     expected = compensated(weight, gram, lambda column: np.clip(np.round(column / scale), -127, 127) * scale)
-    rounded = round_compensated(torch.from_numpy(weight), number, 20, torch.from_numpy(gram)[None])
+    rounded = round_compensated(torch.from_numpy(weight), number, 20, Gram(torch.from_numpy(gram)[None], True, 100, torch.zeros(1)))
     found = (rounded.codes * rounded.scale).numpy()
     assert np.mean(np.abs(found - expected) > 1e-4) < 0.02, "but for values that lie between two codes"
     plain = np.round(weight / scale[:, None]) * scale[:, None]
@@ -229,7 +229,7 @@ def test_compensation_lowers_the_error_of_the_outputs_and_keeps_zeros(name: str,
     number = FORMATS[name]
     noises = []
     for rounded in (
-        round_compensated(weight, number, block_size, (inputs.T @ inputs)[None]),
+        round_compensated(weight, number, block_size, Gram.of_rows(inputs[None])),
         round_nearest(weight, number, block_size),
     ):
         values = reconstructed(rounded, name, weight, block_size)
@@ -242,20 +242,20 @@ def test_compensation_lowers_the_error_of_the_outputs_and_keeps_zeros(name: str,
 def test_sums_over_few_rows_are_shrunk_as_scikit_learn_shrinks_them(rows: int, columns: int) -> None:
     mix = torch.randn(columns, columns, dtype=torch.float64)
     inputs = torch.randn(rows, columns, dtype=torch.float64) @ mix
-    gram = (inputs.T @ inputs)[None]
+    found = Gram.of_rows(inputs[None]).shrunk()
     expected, _ = covariance.oas(inputs.numpy(), assume_centered=True)
-    np.testing.assert_allclose(shrink(gram, rows)[0] / rows, expected, rtol=1e-9)
+    np.testing.assert_allclose((found.sums[0] + found.ridge * torch.eye(columns)) / rows, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("rows", [4, 32, 256])
 def test_rounding_that_serves_few_rows_is_no_worse_on_others(rows: int) -> None:
     """On inputs without structure there is nothing to gain; sums as they are would lose."""
     weight, inputs, others = torch.randn(40, 256), torch.randn(rows, 256), torch.randn(2000, 256)
-    gram = (inputs.T @ inputs)[None]
+    gram = Gram.of_rows(inputs[None])
     noises = []
     for rounded in (
         round_nearest(weight, FORMATS["int8"], 256),
-        round_compensated(weight, FORMATS["int8"], 256, shrink(gram, rows)),
+        round_compensated(weight, FORMATS["int8"], 256, gram.shrunk()),
         round_compensated(weight, FORMATS["int8"], 256, gram),
     ):
         values = reconstructed(rounded, "int8", weight, 256)
@@ -269,7 +269,7 @@ def test_rounding_int8_once_more_changes_nothing(limit: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, inputs = (torch.randn(size, 40, generator=generator) for size in (24, 256))
     number = dataclasses.replace(FORMATS["int8"], limits=(-limit, limit))
-    first = round_compensated(weight, number, 40, (inputs.T @ inputs)[None])
+    first = round_compensated(weight, number, 40, Gram.of_rows(inputs[None]))
     assert not torch.equal(first.codes, round_nearest(weight, number, 40).codes)
     again = round_nearest(first.codes * first.scale, number, 40)
     assert torch.equal(first.codes, again.codes)

@@ -1,0 +1,117 @@
+"""XᵀX of what a weight is multiplied with: what rounding it costs its layer's outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+
+from lobo_fx.passes.fitting.linear_problem import Moments
+
+__all__ = ["Gram", "RowsOrSums"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gram:
+    """AᵀA + λ·I for each group, as the rows A where these are few, else as sums.
+
+    Attributes:
+        values: (groups, rows, columns), or the sums (groups, columns, columns).
+        is_sum: which of the two.
+        count: how many rows of inputs there were.
+        ridge: λ, (groups,).
+    """
+
+    values: torch.Tensor
+    is_sum: bool
+    count: int
+    ridge: torch.Tensor
+
+    @classmethod
+    def of_rows(cls, rows: torch.Tensor) -> Gram:
+        """From all rows of inputs, (groups, rows, columns)."""
+        found = RowsOrSums()
+        found.add(rows)
+        return found.gram
+
+    @functools.cached_property
+    def energy(self) -> torch.Tensor:
+        """The diagonal without λ, (groups, columns)."""
+        return self.values.diagonal(dim1=1, dim2=2) if self.is_sum else self.values.square().sum(1)
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """AᵀA, (groups, columns, columns)."""
+        return self.values if self.is_sum else self.values.mT @ self.values
+
+    def __add__(self, other: Gram) -> Gram:
+        """Over the rows of both."""
+        count, ridge = self.count + other.count, self.ridge + other.ridge
+        if self.is_sum or other.is_sum or count >= self.values.shape[2]:
+            return Gram(self.sums + other.sums, True, count, ridge)
+        return Gram(torch.cat([self.values, other.values], 1), False, count, ridge)
+
+    def over(self, factor: torch.Tensor) -> Gram:
+        """Of inputs that are divided by a factor for each column; before any ridge is added."""
+        values = self.values / factor
+        return dataclasses.replace(self, values=values / factor.unsqueeze(1) if self.is_sum else values)
+
+    def shrunk(self) -> Gram:
+        """Drawn towards a multiple of the identity, the more the fewer rows there were.
+
+        Rounding that serves four rows alone would do worse than nearest on all others.
+
+        Source: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", 2010: OAS,
+            without its terms that vanish with many columns.
+        """
+        # The share of the identity is 1 where the eigenvalues are as even as noise would make them, and goes to 0 as
+        # rows grow or a few directions stand out.
+        columns = self.values.shape[2]
+        trace = self.energy.sum(1)
+        smaller = self.values if self.is_sum else self.values @ self.values.mT  # XXᵀ has the squares of XᵀX
+        square, squared_trace = smaller.square().sum((1, 2)), trace.square()
+        share = (square + squared_trace) / ((self.count + 1) * (square - squared_trace / columns))
+        share = share.nan_to_num(1.0).clamp(0, 1)
+        kept = (1 - share if self.is_sum else (1 - share).sqrt()).view(-1, 1, 1)
+        return dataclasses.replace(self, values=kept * self.values, ridge=self.ridge + share * trace / columns)
+
+
+class RowsOrSums:
+    """Gathers rows of inputs: themselves as long as they are fewer than columns, sums of their products from then on.
+
+    Args:
+        most: how many rows are kept at most, drawn at random; None for all, which ends in sums.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
+        self.moments = Moments()
+        self.kept = torch.zeros(())
+        self.priority = torch.zeros(0)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of so many new rows may be kept, and how they rank among all."""
+        priority = torch.rand(count, generator=generator)
+        chosen = priority.topk(min(count, self.most or count), sorted=False).indices
+        return chosen, priority[chosen]
+
+    def add(self, rows: torch.Tensor, priority: torch.Tensor | None = None) -> None:
+        """Adds rows, (groups, rows, columns)."""
+        if self.most is None:
+            self.moments.add(rows, rows[..., :0])
+            return
+        assert priority is not None
+        rows = torch.cat([self.kept, rows.double()], 1) if len(self.priority) else rows.double()
+        priority = torch.cat([self.priority, priority])
+        best = priority.topk(min(self.most, len(priority)), sorted=False).indices
+        self.kept, self.priority = rows[:, best], priority[best]
+
+    @property
+    def gram(self) -> Gram:
+        """Of what was added."""
+        if self.most is not None:
+            return Gram(self.kept, False, len(self.priority), torch.zeros(len(self.kept), dtype=torch.double))
+        moments = self.moments
+        values = torch.cat([x for x, _ in moments.rows], 1) if moments.rows else moments.xx
+        return Gram(values, not moments.rows, moments.count, torch.zeros(len(values), dtype=torch.double))

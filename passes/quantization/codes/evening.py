@@ -1,0 +1,100 @@
+"""Columns of a weight evened by how large their inputs are: what small inputs are multiplied with needs fewer steps.
+
+A row of codes has one scale, or one a block, which its largest weight sets. Where inputs differ (power spectra,
+several sensors side by side), the largest weights are those of the smallest inputs, and steps that do them no harm are
+too coarse for the others. `W·f` is rounded instead, and multiplied by `1/f` where it is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from lobo_fx.contracts.context import Context
+from lobo_fx.graph.program import Program
+from lobo_fx.own_operators.formats import Format
+from lobo_fx.passes.fitting.layer_grams import collect_energies
+from lobo_fx.passes.quantization.codes.compensation import roles_of_weight
+from lobo_fx.passes.quantization.codes.rounding import full_range
+from lobo_fx.passes.quantization.codes.weights import Weight
+
+__all__ = ["best_factor", "even_columns", "factor_for", "weight_noise"]
+
+_STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+"""Powers of an input's size that are tried; at 1 all columns weigh the same in the outputs."""
+_GAIN = 10**0.1
+"""A factor must lower the noise by this much: a decibel."""
+_LEAST = 1e-4
+"""Inputs smaller than this share of the largest count as of this size: other data may have more of them."""
+
+
+def weight_noise(matrix: torch.Tensor, number: Format, block_size: int, energy: torch.Tensor) -> float:
+    """Expected energy that rounding adds to the outputs, where errors are even within a step.
+
+    Args:
+        matrix: rows × columns.
+        number: an integer format.
+        block_size: neighbours in a row that share a scale.
+        energy: mean squares of the inputs, (columns,).
+    """
+    missing = -matrix.shape[1] % block_size
+    blocks = torch.nn.functional.pad(matrix, (0, missing)).view(len(matrix), -1, block_size)
+    steps = full_range(blocks, number).scale.squeeze(-1).double()  # (rows, blocks)
+    per_block = torch.nn.functional.pad(energy.double(), (0, missing)).view(-1, block_size).sum(1)
+    return float((steps.square() @ per_block).sum() / 12)
+
+
+def best_factor(energy: torch.Tensor, noise: Callable[[torch.Tensor], float]) -> torch.Tensor | None:
+    """By what to multiply each column of a weight, (columns,); None where no factor gains a decibel.
+
+    Args:
+        energy: mean squares of the inputs, (columns,).
+        noise: what a factor leaves.
+    """
+    largest = energy.max()
+    if not bool(largest > 0):
+        return None
+    typical = energy[energy > 0].median()  # of an input that was always zero nothing is known
+    size = torch.where(energy > 0, energy, typical).clamp_min(_LEAST**2 * largest).sqrt().float()
+    size = size / size.log().mean().exp()
+    best, least = None, noise(torch.ones_like(size)) / _GAIN
+    for strength in _STRENGTHS:
+        factor = size**strength
+        if (found := noise(factor)) < least:
+            best, least = factor, found
+    return best
+
+
+def factor_for(
+    matrix: torch.Tensor, number: Format, block_size: int, energy: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The best factor for a weight that is decoded, (columns,); None where there is none.
+
+    Args:
+        matrix: rows × columns.
+        number: the format.
+        block_size: neighbours in a row that share a scale.
+        energy: mean squares of the inputs, (groups, columns).
+    """
+    if energy is None or len(energy) != 1 or not number.is_integer:
+        return None
+    (own,) = energy
+    return best_factor(own, lambda factor: weight_noise(matrix * factor, number, block_size, own / factor.square()))
+
+
+def even_columns(
+    program: Program, weights: Sequence[Weight], number: Format, context: Context
+) -> dict[str, torch.Tensor]:
+    """Factors for weights that are decoded with one scale a row, by name; those that gain nothing have none."""
+    roles = [role for weight in weights for role in roles_of_weight(weight)]
+    energies = collect_energies(program, roles, context.fitting_batches())
+    found = {}
+    for weight in weights:
+        own = roles_of_weight(weight)
+        if all(role in energies for role in own):
+            energy = torch.stack([energies[role] for role in own]).mean(0)
+            factor = factor_for(weight.matrix, number, weight.matrix.shape[1], energy)
+            if factor is not None:
+                found[weight.name] = factor
+    return found
