@@ -32,7 +32,9 @@ def separate_layers(graph: fx.Graph) -> bool:
 def _is_plain_stack(node: fx.Node) -> bool:
     """Whether it has several layers of two weights a direction, and its results are taken one by one."""
     given = Recurrent.of(node)
-    return not given.is_projected and not given.is_single and all(is_call(user, operator.getitem) for user in node.users)
+    return (
+        not given.is_projected and not given.is_single and all(is_call(user, operator.getitem) for user in node.users)
+    )
 
 
 class _Stack:
@@ -60,12 +62,12 @@ class _Stack:
             if layer and given.dropout:
                 x = self._new(aten.dropout.default, x, given.dropout, given.train)
             start = [self._state(state, layer) for state in given.states]
-            params = [value for cell in given.cells[layer * directions : (layer + 1) * directions] for value in cell]
+            cells = given.cells[layer * directions : (layer + 1) * directions]
             one = dataclasses.replace(
                 given,
                 input=x,
                 hx=start if isinstance(given.hx, Sequence) else start[0],
-                params=params,
+                params=[parameter for cell in cells for parameter in cell],
                 num_layers=1,
                 dropout=0.0,
             )

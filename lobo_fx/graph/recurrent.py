@@ -132,7 +132,8 @@ def _outputs(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
     _check(call.params[0].shape[1] == x.shape[-1], "its input is not as wide as its weight")
     _check(call.params[1].shape[1] == states[0].shape[2], "its states are not as wide as their weight")
     every = x.new_empty((steps, rows, directions * states[0].shape[2]))
-    every = every.transpose(0, 1) if call.batch_first else every  # as PyTorch lays it out: `contiguous` after it is no no-op
+    if call.batch_first:  # as PyTorch lays it out: `contiguous` after it is no no-op
+        every = every.transpose(0, 1)
     return every, *(state.new_empty(state.shape) for state in states)
 
 

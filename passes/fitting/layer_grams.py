@@ -183,7 +183,8 @@ def collect_energies(program: Program, roles: Iterable[Role], batches: Iterable[
         found[source.key] = total + squares, count + len(chosen)
 
     sources = _walk(program, roles, batches, add)
-    return {role: found[source.key][0] / found[source.key][1] for role, source in sources.items() if source.key in found}
+    means = {key: total / count for key, (total, count) in found.items()}
+    return {role: means[source.key] for role, source in sources.items() if source.key in means}
 
 
 def _walk(
@@ -192,7 +193,7 @@ def _walk(
     batches: Iterable[Inputs],
     add: Callable[[_Source, Mapping[str, Any], Any], None],
 ) -> dict[Role, _Source]:
-    """Runs batches through a program, one in memory at a time, and shows what weights are multiplied with, once each."""
+    """Runs batches through a program, one in memory at a time; shows what weights are multiplied with, once each."""
     sources = {role: source for role in roles if (source := _source(role)) is not None}
     first = {source.key: source for source in reversed(sources.values())}
     seen: dict[fx.Node, Collection[_Source]] = {}

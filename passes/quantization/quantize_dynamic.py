@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.graph.masks import strip_masks
-from lobo_fx.graph.operators import aten
+from lobo_fx.graph.operators import arguments, aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.recurrent import Recurrent
+from lobo_fx.graph.rewriting import free_name
+from lobo_fx.graph.tensors import register
 from lobo_fx.own_operators.formats import FORMATS, Format
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
-from lobo_fx.own_operators.products import DYNAMIC_PRODUCT
+from lobo_fx.own_operators.products import DYNAMIC_PRODUCT, PRODUCT
 from lobo_fx.passes.fusion.fold_weights import fold_weights
+from lobo_fx.passes.quantization.codes.evening import even_columns
 from lobo_fx.passes.quantization.codes.rounding import round_nearest
 from lobo_fx.passes.quantization.codes.stored import Stored, decode_for_readers, replace_reader, store
-from lobo_fx.passes.quantization.codes.weights import Weight, as_product, find_weights
+from lobo_fx.passes.quantization.codes.weights import Weight, find_weights
+from lobo_fx.passes.quantization.dynamic_forms import BLOCK, Form, Integers, choose_forms, find_integers
 from lobo_fx.passes.quantization.integers.targets import target_named
+from lobo_fx.terminal.progress import track
 
 __all__ = ["QuantizeDynamic"]
 
@@ -33,12 +39,17 @@ class QuantizeDynamic(Pass):
     """Every weight becomes int8 with a scale per output channel; products run in integers.
 
     Before: `linear(x, W, b)`. After: (1) `dynamic_product(x, W₈, s, b)`: `x` becomes uint8 by its own range, the
-    product is one of integers (ONNX Runtime's DynamicQuantizeMatMul); (2) an LSTM becomes `dynamic_lstm` for each of
-    its layers: `x` becomes uint8 as a whole, hidden states step by step (DynamicQuantizeLSTM; on several threads,
-    the rows of each have their own range); (3) an embedding looks up rows of int8 and decodes them;
-    (4) convolutions, whose integer kernels with dynamic ranges are slower than the float ones, and GRU, RNN and LSTM
-    with projections, which have none, read `decode(W₈, s)`, decoded once when the file is loaded. A tied weight is
-    stored once. Zeros of pruned weights stay zero.
+    product is one of integers (ONNX Runtime's DynamicQuantizeMatMul); (2) an LSTM becomes `dynamic_lstm`: `x` becomes
+    uint8 as a whole, hidden states step by step (DynamicQuantizeLSTM; on several threads, the rows of each have their
+    own range); (3) an embedding looks up rows of int8 and decodes them; (4) convolutions, whose integer kernels with
+    dynamic ranges are slower than the float ones, and GRU, RNN and LSTM with projections, which have none, read
+    `decode(W₈, s)`, decoded once when the file is loaded; with calibration data, columns of these weights are evened
+    by how large their inputs are. A tied weight is stored once. Zeros of pruned weights stay zero.
+
+    A range spans all that a layer reads. Where its own noise on calibration data, or else on the example inputs, leaves
+    less than 30 dB of its outputs, or of the middle one of their rows, the layer (1) has columns of its inputs evened
+    into the weight, given calibration data; (2) as a linear layer, a range for every 32 columns of each row
+    (MatMulNBits); (3) stays float; the first that keeps 30 dB. A note says which, and the decibels.
 
     Attributes:
         target: the CPU's integers, as for `QuantizeStatic`: `x86-avx2` gives weights of products 7 bits, whose sums
@@ -64,10 +75,15 @@ class QuantizeDynamic(Pass):
             context.note("quantize_dynamic found no weight to quantize")
         limit = target_named(self.target).weight
         number = dataclasses.replace(FORMATS["int8"], limits=(-limit, limit))
-        stored = [_quantize(program, weight, number) for weight in weights]
+        able = find_integers(program, weights)
+        forms = choose_forms(program, able, number, context)
+        stored = _stored(program, weights, able, forms, number, context)
         reads = {read: codes for weight, codes in zip(weights, stored, strict=True) for read in weight.reads}
-        for node in program.graph.find_nodes(op="call_function", target=aten.lstm.input):
-            _quantize_lstm(program, node, reads)
+        for layer in able:
+            form = forms[layer.node]
+            if form.kind != "float":
+                write = _write_lstm if layer.states else _write_product
+                write(program, layer, form, reads)
         for weight, codes in zip(weights, stored, strict=True):
             decode_for_readers(program, weight, codes)
         program.graph.eliminate_dead_code()  # final states that nobody reads
@@ -75,39 +91,88 @@ class QuantizeDynamic(Pass):
         return program
 
 
-def _quantize(program: Program, weight: Weight, number: Format) -> Stored:
-    """Stores the weight as codes; linear layers that read it read the codes."""
-    matrix = weight.matrix
-    columns = matrix.shape[1]
-    stored = store(program, weight, round_nearest(matrix, number, columns), number, columns)
-    for reader in weight.readers:
-        product = as_product(reader, weight)
-        if product is not None:
-            args = (product.x, stored.codes, stored.scale, product.bias)
-            replace_reader(program, reader, DYNAMIC_PRODUCT, args)
-    return stored
+def _stored(
+    program: Program,
+    weights: Sequence[Weight],
+    able: Sequence[Integers],
+    forms: dict[fx.Node, Form],
+    number: Format,
+    context: Context,
+) -> list[Stored]:
+    """Stores every weight as codes, evened and in blocks as its readers take it."""
+    blocks, moved = set[str](), dict[str, torch.Tensor]()
+    for layer in able:
+        form = forms[layer.node]
+        for weight in layer.weights:
+            if form.kind == "blocks" or (form.kind == "float" and context.calibration_data is None):
+                blocks.add(weight.name)
+            elif form.factor is not None:
+                moved[weight.name] = form.factor
+    for layer in able:  # what is stored in blocks has no kernel with one range
+        if not layer.states and layer.weights[0].name in blocks and forms[layer.node].kind == "integers":
+            forms[layer.node] = Form("blocks")
+    in_integers = {w.name for layer in able if forms[layer.node].kind != "float" for w in layer.weights + layer.states}
+    decoded = [weight for weight in weights if weight.name not in in_integers | blocks]
+    factors = even_columns(program, decoded, number, context) if context.calibration_data is not None else {}
+    rounded = []
+    for weight in track(weights, "round weights", context.show_progress):
+        factor = moved.get(weight.name, factors.get(weight.name))
+        matrix = weight.matrix if factor is None else weight.matrix * factor
+        block_size = BLOCK if weight.name in blocks else matrix.shape[1]
+        rounded.append((round_nearest(matrix, number, block_size), block_size))
+    return [
+        store(program, weight, codes, number, block_size, factors.get(weight.name))
+        for weight, (codes, block_size) in zip(weights, rounded, strict=True)
+    ]
 
 
-def _quantize_lstm(program: Program, node: fx.Node, stored: Mapping[fx.Node, Stored]) -> None:
-    """Puts a call in integers in the place of an LSTM, where all its weights are codes."""
-    given, graph = Recurrent.of(node), program.graph
-    if not given.is_single or not all(read in stored for cell in given.cells for read in cell[:2]):
-        return
+def _divided(program: Program, layer: Integers, form: Form, call: Callable[..., fx.Node]) -> fx.Node:
+    """The input of a layer, its columns evened where the form says so."""
+    if form.factor is None:
+        return layer.input
+    name = free_name(program, f"{layer.weights[0].name}_columns")
+    register(program.module, name, form.factor.reciprocal())
+    return call(aten.mul.Tensor, layer.input, program.graph.get_attr(name))
+
+
+def _write_product(program: Program, layer: Integers, form: Form, stored: Mapping[fx.Node, Stored]) -> None:
+    """Puts a product in integers in the place of a linear layer."""
+    codes, bias = stored[layer.weights[0].reads[0]], arguments(layer.node)["bias"]
+    call = _caller(program, layer.node)
+    with program.graph.inserting_before(layer.node):
+        x = _divided(program, layer, form, call)
+    if form.kind == "blocks":
+        args = (x, codes.codes, codes.scale, None, bias, *codes.layout, "int8")
+        replace_reader(program, layer.node, PRODUCT, args)
+    else:
+        replace_reader(program, layer.node, DYNAMIC_PRODUCT, (x, codes.codes, codes.scale, bias))
+
+
+def _caller(program: Program, node: fx.Node) -> Callable[..., fx.Node]:
+    """What makes calls that stand for a part of `node`."""
 
     def call(target: object, *args: object) -> fx.Node:
-        new = graph.call_function(target, args)  # type: ignore[arg-type]
+        new = program.graph.call_function(target, args)  # type: ignore[arg-type]
         inherit(new, node)
         return new
 
+    return call
+
+
+def _write_lstm(program: Program, layer: Integers, form: Form, stored: Mapping[fx.Node, Stored]) -> None:
+    """Puts a call in integers in the place of an LSTM."""
+    node = layer.node
+    given, call = Recurrent.of(node), _caller(program, node)
     params = []
     for w, r, *biases in given.cells:
         params += [stored[w].codes, stored[w].scale, stored[r].codes, stored[r].scale, *biases]
-    with graph.inserting_before(node):
-        x = call(aten.transpose.int, given.input, 0, 1) if given.batch_first else given.input
-        layer = call(DYNAMIC_LSTM, x, *given.states, params, given.directions)
-        x, *finals = (call(operator.getitem, layer, at) for at in range(3))
+    with program.graph.inserting_before(node):
+        x = _divided(program, layer, form, call)
+        x = call(aten.transpose.int, x, 0, 1) if given.batch_first else x
+        new = call(DYNAMIC_LSTM, x, *given.states, params, given.directions)
+        x, *finals = (call(operator.getitem, new, at) for at in range(3))
         outputs = [call(aten.transpose.int, x, 0, 1) if given.batch_first else x, *finals]
     for output in list(node.users):
         output.replace_all_uses_with(outputs[output.args[1]])  # type: ignore[index]
-        graph.erase_node(output)
-    graph.erase_node(node)
+        program.graph.erase_node(output)
+    program.graph.erase_node(node)

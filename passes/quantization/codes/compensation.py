@@ -22,9 +22,7 @@ _BYTES = 1 << 30
 """Most that all moments together take. Where they would take more, calibration data is read once for each part."""
 
 
-def with_grams(
-    program: Program, weights: Sequence[Weight], context: Context
-) -> Iterator[tuple[Weight, Gram | None]]:
+def with_grams(program: Program, weights: Sequence[Weight], context: Context) -> Iterator[tuple[Weight, Gram | None]]:
     """Every weight, and the moments over all calls that multiply with it; None where one of them has none.
 
     Args:

@@ -59,8 +59,10 @@ class _Curvature(Protocol):
     """What errors of columns cost, and how those to come make up for them; asked for runs of columns in order."""
 
     def ahead(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """By what these columns move for all before them, (columns, rows), and the upper Cholesky factor U of
-        (XᵀX + λI)⁻¹ over the columns from the first of these on, cut to these."""
+        """By what these columns move for all before them, (columns, rows), and their part of the factor U.
+
+        U is the upper Cholesky factor of (XᵀX + λI)⁻¹ over the columns from the first of these on.
+        """
 
     def settle(self, start: int, end: int, errors: torch.Tensor, moved: torch.Tensor) -> None:
         """Takes what became of these columns: errors over U's diagonal, and by what they moved from the start."""

@@ -86,9 +86,7 @@ def store(
             nodes[suffix] = program.graph.get_attr(name)
             nodes[suffix].meta["val"] = value
     read = nodes.get
-    return Stored(
-        nodes[""], nodes["_scale"], read("_zero_point"), read("_columns"), number, weight.shape, block_size
-    )
+    return Stored(nodes[""], nodes["_scale"], read("_zero_point"), read("_columns"), number, weight.shape, block_size)
 
 
 def decode_for_readers(program: Program, weight: Weight, stored: Stored) -> None:

@@ -70,9 +70,7 @@ def _stays_float(weight: Weight, placement: Placement) -> bool:
     return not any(reader.name in placement.integer for reader in weight.readers)
 
 
-def _round(
-    weight: Weight, gram: Gram | None, placement: Placement
-) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+def _round(weight: Weight, gram: Gram | None, placement: Placement) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """The values of a weight on codes, and by what its columns were multiplied for that; None to leave it alone."""
     if gram is None:
         return None

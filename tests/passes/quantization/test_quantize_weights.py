@@ -208,7 +208,9 @@ def test_gptq_is_optimal_brain_quantization() -> None:
     number = FORMATS["int8"]
     scale = np.abs(weight).max(1) / np.float32(127)
     expected = compensated(weight, gram, lambda column: np.clip(np.round(column / scale), -127, 127) * scale)
-    rounded = round_compensated(torch.from_numpy(weight), number, 20, Gram(torch.from_numpy(gram)[None], True, 100, torch.zeros(1)))
+    rounded = round_compensated(
+        torch.from_numpy(weight), number, 20, Gram(torch.from_numpy(gram)[None], True, 100, torch.zeros(1))
+    )
     found = (rounded.codes * rounded.scale).numpy()
     assert np.mean(np.abs(found - expected) > 1e-4) < 0.02, "but for values that lie between two codes"
     plain = np.round(weight / scale[:, None]) * scale[:, None]
@@ -337,13 +339,16 @@ class EveryFormat(nn.Module):
 
 
 def test_every_format_agrees_with_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    formats = iter([format for format in FORMATS.values() for _ in range(2)])
-    plain = QuantizeWeights._quantize
+    def with_the_next_format(step: str) -> None:
+        formats, plain = iter([format for format in FORMATS for _ in range(2)]), getattr(QuantizeWeights, step)
 
-    def with_the_next_format(self: QuantizeWeights, *args: Any) -> None:
-        plain(QuantizeWeights(next(formats).name), *args)  # type: ignore[arg-type]
+        def with_format(self: QuantizeWeights, *args: Any) -> Any:
+            return plain(QuantizeWeights(next(formats)), *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(QuantizeWeights, "_quantize", with_the_next_format)
+        monkeypatch.setattr(QuantizeWeights, step, with_format)
+
+    with_the_next_format("_round")
+    with_the_next_format("_store")
     model = seeded(EveryFormat)
     result = quantize(model, TOKENS, QuantizeWeights())
     used = [node.args[3] for node in result.program.graph.nodes if node.target is DECODE]
