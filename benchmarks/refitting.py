@@ -118,7 +118,7 @@ def measured(program: Program, ratio: float, calibration: Any, fresh: Any) -> di
     pruned = PruneChannels(ratio, compensation="none").run(original.clone(), context)
     expected = original.run(fresh)
     by_method, held_out = {}, {}
-    for attempt in attempts(pruned, original, Split.of(context), context, METHODS[-1]):
+    for attempt in attempts(pruned, original, Split.of(context), METHODS[-1]):
         by_method[attempt.method] = round(signal_to_noise(expected, attempt.program.run(fresh)), 2)
         held_out[attempt.method] = round(attempt.decibels, 2)
     return {"decibels": by_method, "held_out": held_out}

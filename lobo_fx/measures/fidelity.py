@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["float_outputs", "largest_error", "signal_to_noise", "tensor_leaves"]
+__all__ = ["Ratio", "float_outputs", "largest_error", "signal_to_noise", "tensor_leaves"]
 
 
 def float_outputs(outputs: Any) -> list[torch.Tensor]:
@@ -23,16 +23,35 @@ def signal_to_noise(reference: Any, outputs: Any) -> float:
     10·log10(Σ r² / Σ (r - o)²), each output tensor weighted by its own energy. Where the reference is infinite or
     NaN the outputs must be too; anything else counts as no signal at all.
     """
-    signal = noise = 0.0
-    for r, o in zip(float_outputs(reference), float_outputs(outputs), strict=True):
-        finite = r.isfinite()
-        if not _same_nonfinite(r, o):
+    ratio = Ratio()
+    ratio.add(reference, outputs)
+    return ratio.decibels
+
+
+class Ratio:
+    """`signal_to_noise` over several batches, one at a time."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+        self.is_alike = True
+
+    def add(self, reference: Any, outputs: Any) -> None:
+        """Adds the outputs for a batch."""
+        for r, o in zip(float_outputs(reference), float_outputs(outputs), strict=True):
+            finite = r.isfinite()
+            if not _same_nonfinite(r, o):
+                self.is_alike = False
+                continue
+            self.signal += float(r[finite].double().pow(2).sum())
+            self.noise += float((r[finite].double() - o[finite].double()).pow(2).sum())
+
+    @property
+    def decibels(self) -> float:
+        if not self.is_alike:
             return -math.inf
-        signal += float(r[finite].double().pow(2).sum())
-        noise += float((r[finite].double() - o[finite].double()).pow(2).sum())
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+        if self.noise == 0:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
 
 
 def largest_error(reference: Any, outputs: Any) -> float:

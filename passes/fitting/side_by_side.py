@@ -4,89 +4,201 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from lobo_fx.graph.randomness import calls_that_draw, seeded_by
 from lobo_fx.graph.running import Runner
 from lobo_fx.terminal.progress import track
 
-__all__ = ["Pair", "side_by_side"]
+__all__ = ["Pair", "Pairs", "side_by_side"]
+
+_BYTES = 1 << 30
+"""Most that activations of all batches take in memory; those of further batches wait on disk."""
 
 
 @dataclasses.dataclass
 class Pair:
-    """A batch on its way through both programs: the values that are still to be read.
+    """A batch on its way through both programs: the values that are still to be read, and constants.
 
     Attributes:
-        leaves: of the batch.
+        index: which of the batches it is.
         held_out: whether no fit may see it.
         before: by node of the first program.
         after: by node of the second.
     """
 
-    leaves: Sequence[Any]
-    held_out: bool = False
-    before: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
-    after: dict[fx.Node, Any] = dataclasses.field(default_factory=dict)
+    index: int
+    held_out: bool
+    before: MutableMapping[fx.Node, Any]
+    after: MutableMapping[fx.Node, Any]
+
+
+class Pairs:
+    """Batches on their way; iterating gives one after the other, and what was done to it is kept.
+
+    Where all of them would take too much memory, one is in memory at a time and the others are on disk.
+
+    Args:
+        first: the program to follow.
+        second: the program that is refitted.
+        batches: the leaves of each, and whether no fit may see it; read once.
+    """
+
+    def __init__(self, first: fx.Graph, second: fx.Graph, batches: Iterable[tuple[Sequence[Any], bool]]) -> None:
+        self.constants: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
+        self.nodes = tuple({node.name: node for node in graph.nodes} for graph in (first, second))
+        self._shelf = _Shelf()
+        self._held_out: list[bool] = []
+        places = [
+            (side, node.name, index)
+            for side, graph in enumerate((first, second))
+            for index, node in enumerate(graph.find_nodes(op="placeholder"))
+            if node.users
+        ]
+        for leaves, held_out in batches:
+            values: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+            for side, name, index in places:
+                values[side][name] = leaves[index]
+            self._shelf.put(len(self._held_out), values)
+            self._held_out.append(held_out)
+
+    def __enter__(self) -> Pairs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._shelf.clear()
+
+    def __iter__(self) -> Iterator[Pair]:
+        for index, held_out in enumerate(self._held_out):
+            own = [
+                {nodes[name]: value for name, value in values.items()}
+                for nodes, values in zip(self.nodes, self._shelf.take(index), strict=True)
+            ]
+            try:
+                yield Pair(index, held_out, ChainMap(own[0], self.constants[0]), ChainMap(own[1], self.constants[1]))
+            finally:
+                self._shelf.put(index, tuple({node.name: value for node, value in values.items()} for values in own))
+                del own
+
+    def __len__(self) -> int:
+        return len(self._held_out)
+
+    def count(self, held_out: bool) -> int:
+        """How many batches no fit may see, or how many it may."""
+        return self._held_out.count(held_out)
+
+    def fix(self, node: fx.Node, value: Any) -> None:
+        """Gives a node of the second program, the same for all batches, a value."""
+        self.constants[1][node] = value
+
+
+class _Shelf:
+    """Values by number, in memory as long as there is room."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Any, int]] = {}
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def put(self, index: int, values: Any) -> None:
+        size = sum(leaf.nbytes for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor))
+        if sum(other for _, other in self.kept.values()) + size <= _BYTES:
+            self.kept[index] = values, size
+            return
+        if self.folder is None:
+            self.folder = tempfile.TemporaryDirectory(prefix="lobo_fx_")
+        # a part of a tensor would be written whole
+        torch.save(pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.clone(), values), self._file(index))
+
+    def take(self, index: int) -> Any:
+        if index in self.kept:
+            return self.kept.pop(index)[0]
+        return torch.load(self._file(index), weights_only=True)
+
+    def clear(self) -> None:
+        self.kept.clear()
+        if self.folder is not None:
+            self.folder.cleanup()
+
+    def _file(self, index: int) -> Path:
+        assert self.folder is not None
+        return Path(self.folder.name, str(index))
 
 
 def side_by_side(
-    first: Runner, second: Runner, pairs: Sequence[Pair], description: str, show_progress: bool
+    first: Runner,
+    second: Runner,
+    pairs: Pairs,
+    stops: Callable[[fx.Node], bool],
+    description: str,
+    show_progress: bool,
 ) -> Iterator[fx.Node]:
-    """Every node of the second program, once its inputs are known and before it is run itself.
+    """The nodes of the second program to stop at, each once its inputs are known and before it is run itself.
 
-    What is done to a node's parameters then is what the nodes after it see. Activations of all batches are in memory
-    at once, as in a forward pass on all of them. What a call draws at random for a batch, its twin draws too.
+    What is done to a node's parameters then is what the nodes after it see. From one stop to the next, batch after
+    batch is run. What a call draws at random for a batch, its twin draws too.
 
     Args:
         first: runs the program to follow; its nodes have the names of the second's, which may have more.
         second: runs the program that is refitted.
         pairs: filled in and emptied on the way.
+        stops: which nodes to stop at.
         description: of the progress bar.
         show_progress: whether to draw a progress bar.
     """
-    twins = {node.name: node for node in first.graph.nodes}
+    twins = pairs.nodes[0]
     nodes, constants = _constants_late(second.graph)
     order = [(node, twins.get(node.name)) for node in nodes]  # a size computed anew has no twin
     last_use = {source: node for both in order for node in both if node for source in node.all_input_nodes}
-    feeds = {node: index for index, node in enumerate(second.graph.find_nodes(op="placeholder"))}
     assert isinstance(second.module, fx.GraphModule)
     draws = calls_that_draw(second.module)
     random = {node: place for place, node in enumerate(nodes) if node in draws}
+    ahead: list[Callable[[Pair], None]] = []
 
-    def draws_of(at: fx.Node, batch: int) -> contextlib.AbstractContextManager[None]:
-        return seeded_by(random[at] * len(pairs) + batch) if at in random else contextlib.nullcontext()
+    def run(runner: Runner, node: fx.Node, side: int) -> None:
+        if node in constants or (side == 0 and pairs.nodes[1].get(node.name) in constants):
+            pairs.constants[side][node] = runner.evaluate(node, pairs.constants[side])
+        elif node.op != "placeholder":
+            place = random.get(pairs.nodes[1].get(node.name, node))
 
-    def evaluate(runner: Runner, node: fx.Node, at: fx.Node, values: list[dict[fx.Node, Any]]) -> None:
-        if at in feeds:
-            found = [pair.leaves[feeds[at]] for pair in pairs]
-        elif at in constants:
-            found = [runner.evaluate(node, values[0])] * len(values)
-        else:
-            found = []
-            for batch, own in enumerate(values):
-                with draws_of(at, batch):
-                    found.append(runner.evaluate(node, own))
-        for own, value in zip(values, found, strict=True):
-            own[node] = value
+            def evaluate(pair: Pair) -> None:
+                drawn = contextlib.nullcontext() if place is None else seeded_by(place * len(pairs) + pair.index)
+                values = (pair.before, pair.after)[side]
+                with drawn:
+                    values[node] = runner.evaluate(node, values)
+
+            ahead.append(evaluate)
+
+    def drop(node: fx.Node, twin: fx.Node | None) -> None:
+        def let_go(pair: Pair) -> None:
+            for reader, values in ((node, pair.after), (twin, pair.before)):
+                for source in reader.all_input_nodes if reader is not None else ():
+                    if last_use.get(source) is reader and source in values.maps[0]:  # type: ignore[attr-defined]
+                        del values[source]
+
+        ahead.append(let_go)
 
     for node, twin in track(order, description, show_progress):
         if node.op == "output":
             return
         if twin is not None:
-            evaluate(first, twin, node, [pair.before for pair in pairs])
-        yield node
-        evaluate(second, node, node, [pair.after for pair in pairs])
-        for pair in pairs:
-            for source in node.all_input_nodes:
-                if last_use.get(source, node) is node:  # a parameter that fitting made has no entry
-                    pair.after.pop(source, None)
-            for source in twin.all_input_nodes if twin is not None else ():
-                if last_use[source] is twin:
-                    del pair.before[source]
+            run(first, twin, 0)
+        if stops(node):
+            for pair in pairs:
+                for step in ahead:
+                    step(pair)
+            ahead.clear()
+            yield node
+        run(second, node, 1)
+        drop(node, twin)
 
 
 def _constants_late(graph: fx.Graph) -> tuple[list[fx.Node], set[fx.Node]]:

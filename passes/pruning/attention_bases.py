@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -97,8 +97,11 @@ class Bases:
         }
         self._found: dict[fx.Node, list[Basis]] = {}
 
-    def of(self, layer: fx.Node, batches: Sequence[Values]) -> list[Basis]:
-        """Bases for the outputs of a linear layer, from the original's values of each batch up to there."""
+    def of(self, layer: fx.Node, batches: Iterable[Values]) -> list[Basis]:
+        """Bases for the outputs of a linear layer, from the original's values of each batch up to there.
+
+        Batches are gone through several times.
+        """
         attention = self._attentions.get(layer)
         if attention is None:
             return []
@@ -106,9 +109,9 @@ class Bases:
             self._found[attention] = self._find_products(attention, batches) + self._find_values(attention, batches)
         return [basis for basis in self._found[attention] if basis.layer is layer]
 
-    def _find_products(self, attention: fx.Node, batches: Sequence[Values]) -> list[Basis]:
+    def _find_products(self, attention: fx.Node, batches: Iterable[Values]) -> list[Basis]:
         given = arguments(attention)
-        query, key = (self._heads(given[name], batches[0]) for name in ("query", "key"))
+        query, key = (self._heads(given[name], next(iter(batches))) for name in ("query", "key"))
         if query is None or key is None or query.stay.all():
             return []
         if not torch.equal(query.stay, key.stay) or not torch.equal(query.index, key.index):
@@ -123,11 +126,11 @@ class Bases:
             key.basis(key_back @ right.mT[..., :width] * root),
         ]
 
-    def _find_values(self, attention: fx.Node, batches: Sequence[Values]) -> list[Basis]:
-        heads = self._heads(arguments(attention)["value"], batches[0])
+    def _find_values(self, attention: fx.Node, batches: Iterable[Values]) -> list[Basis]:
+        heads = self._heads(arguments(attention)["value"], next(iter(batches)))
         if heads is None or heads.stay.all():
             return []
-        reader = self._reader(attention, heads, batches[0])
+        reader = self._reader(attention, heads, next(iter(batches)))
         if reader is None:
             return []
         moments = self._moments(heads, batches, about=(0, 2))  # the mean becomes the reader's bias
@@ -174,7 +177,7 @@ class Bases:
         found[head, dimension] = matrix.T
         return found[heads.index]
 
-    def _moments(self, heads: _Heads, batches: Sequence[Values], about: tuple[int, ...] = ()) -> torch.Tensor:
+    def _moments(self, heads: _Heads, batches: Iterable[Values], about: tuple[int, ...] = ()) -> torch.Tensor:
         """(heads, dimensions, dimensions) second moments, about the mean over rows (0) or tokens (2)."""
         total = torch.zeros(())
         for values in batches:

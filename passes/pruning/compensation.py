@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 
 from lobo_fx.contracts.context import Context
-from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.operators import arguments, aten
 from lobo_fx.graph.program import Program
-from lobo_fx.measures.fidelity import signal_to_noise
-from lobo_fx.passes.fitting.side_by_side import Pair
+from lobo_fx.measures.fidelity import Ratio
+from lobo_fx.passes.fitting.side_by_side import Pairs
 from lobo_fx.passes.pruning.layer_fitting import METHODS, Fit, Fitted
 from lobo_fx.report.records import Sheet
 
@@ -69,11 +67,11 @@ def compensate(program: Program, original: Program, context: Context, method: st
         method: the last of `METHODS` to try.
     """
     split = Split.of(context)
-    if not split.held_out:
+    if not split.held_out_rows:
         return Compensated(program, "nothing was fitted: no row of calibration data can be held out")
     tried: dict[str, float] = {}
     best = Attempt(METHODS[0], program, 0.0, ())
-    for attempt in attempts(program, original, split, context, method):
+    for attempt in attempts(program, original, split, method):
         tried[attempt.method] = attempt.decibels
         if chosen(tried) == attempt.method:
             best = attempt
@@ -94,51 +92,51 @@ def chosen(decibels: Mapping[str, float]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Calibration data as a fit sees it, and what judges it.
+    """Calibration data as a fit sees it, and what judges it: read anew each time, one batch after the other.
 
     Attributes:
-        fitted: batches.
-        held_out: batches.
+        context: whose calibration data it is.
         rows: how many in all.
         held_out_rows: how many of them are held out.
     """
 
-    fitted: Sequence[Inputs]
-    held_out: Sequence[Inputs]
+    context: Context
     rows: int
     held_out_rows: int
 
     @classmethod
     def of(cls, context: Context) -> Split:
-        """Reads all calibration data."""
-        parts: dict[bool, list[Inputs]] = {False: [], True: []}
+        """Reads all calibration data once."""
+        counts = {False: 0, True: 0}
         for inputs, held_out in context.split_batches():
-            parts[held_out].append(inputs)
-        rows, held_out_rows = (sum(map(context.signature.count_rows, parts[part])) for part in (False, True))
-        return cls(parts[False], parts[True], rows + held_out_rows, held_out_rows)
+            counts[held_out] += context.signature.count_rows(inputs)
+        return cls(context, sum(counts.values()), counts[True])
+
+    def decibels(self, program: Program, original: Program) -> float:
+        """Signal-to-noise ratio of a program's outputs against the original's, on held-out rows."""
+        ratio = Ratio()
+        with torch.no_grad():
+            for inputs, held_out in self.context.split_batches("compare"):
+                if held_out:
+                    ratio.add(original.run(inputs), program.run(inputs))
+        return ratio.decibels
 
 
-def attempts(program: Program, original: Program, split: Split, context: Context, method: str) -> Iterator[Attempt]:
+def attempts(program: Program, original: Program, split: Split, method: str) -> Iterator[Attempt]:
     """The pruned network as it is, then copies fitted by every method up to the one given."""
-    expected = _outputs(original, split.held_out)
+    context = split.context
     for name in METHODS[: METHODS.index(method) + 1]:
         if name == "recalibrate" and not _has_statistics(program):
             continue
         copy, layers = program, list[Fitted]()
         if name != "none":
             copy = program.clone()
-            pairs = [Pair(inputs.leaves) for inputs in split.fitted]
-            pairs += [Pair(inputs.leaves, held_out=True) for inputs in split.held_out]
-            fit = Fit(copy, original, pairs, name, context.note)
-            with torch.no_grad():
+            batches = ((inputs.leaves, held_out) for inputs, held_out in context.split_batches())
+            with torch.no_grad(), Pairs(original.graph, copy.graph, batches) as pairs:
+                fit = Fit(copy, original, pairs, name, context.note)
                 fit.run(context.show_progress)
             layers = fit.fitted
-        yield Attempt(name, copy, signal_to_noise(expected, _outputs(copy, split.held_out)), layers)
-
-
-def _outputs(program: Program, batches: Sequence[Inputs]) -> list[Any]:
-    with torch.no_grad():
-        return [program.run(inputs) for inputs in batches]
+        yield Attempt(name, copy, split.decibels(copy, original), layers)
 
 
 def _has_statistics(program: Program) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from lobo_fx.passes.fitting.linear_problem import (
     output_rows,
     put_matrix,
 )
-from lobo_fx.passes.fitting.side_by_side import Pair, side_by_side
+from lobo_fx.passes.fitting.side_by_side import Pair, Pairs, side_by_side
 from lobo_fx.passes.pruning.attention_bases import Bases, Basis
 
 __all__ = ["METHODS", "RIDGES", "Fit", "Fitted", "kept_outputs"]
@@ -82,6 +82,17 @@ def kept_outputs(program: Program, original: Program) -> dict[str, torch.Tensor]
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class _Befores:
+    """The original's values of every batch, one in memory at a time."""
+
+    pairs: Pairs
+
+    def __iter__(self) -> Iterator[Mapping[fx.Node, Any]]:
+        for pair in self.pairs:
+            yield pair.before
+
+
 @dataclasses.dataclass
 class Fit:
     """Fits the layers of a pruned network in place.
@@ -92,8 +103,7 @@ class Fit:
     Attributes:
         program: the pruned network; its graph has the original's nodes under the same names.
         original: the network before removal.
-        pairs: calibration data. What is still to be read of its activations is in memory at once, as in a forward pass
-            on all of it; the least-squares problems hold sums only.
+        pairs: calibration data, of which one batch is looked at at a time; the least-squares problems hold sums only.
         method: one of `METHODS`.
         note: takes a remark about a layer that can't be fitted.
         fitted: the layers met so far.
@@ -104,7 +114,7 @@ class Fit:
 
     program: Program
     original: Program
-    pairs: list[Pair]
+    pairs: Pairs
     method: str
     note: Callable[[str, fx.Node], None]
     fitted: list[Fitted] = dataclasses.field(default_factory=list)
@@ -123,15 +133,22 @@ class Fit:
     def run(self, show_progress: bool) -> None:
         """Goes through both graphs; a layer is refitted when its inputs are final."""
         first, second = Runner(self.original.module), Runner(self.program.module)
-        for node in side_by_side(first, second, self.pairs, f"fit, {self.method}", show_progress):
+        stops = self._has_parameters
+        for node in side_by_side(first, second, self.pairs, stops, f"fit, {self.method}", show_progress):
             self._fit_node(node)
         self.program.graph.lint()
         self.program.module.recompile()
 
+    def _has_parameters(self, node: fx.Node) -> bool:
+        """Whether there is something to be fitted."""
+        if is_call(node, aten.batch_norm.default):
+            return True
+        return self.method != "recalibrate" and node.op == "call_function" and bool(weight_uses(node))
+
     def _fit_node(self, node: fx.Node) -> None:
         if is_call(node, aten.batch_norm.default):
             self._fit_norm(node)
-        elif self.method != "recalibrate" and node.op == "call_function" and weight_uses(node):
+        else:
             layer = layer_of(node)
             reason = "it is recurrent" if layer is None else self._why_fixed(layer) or self._why_not(layer)
             if layer is not None and reason is None:
@@ -171,12 +188,12 @@ class Fit:
 
     def _why_not(self, layer: Layer) -> str | None:
         """What keeps a layer from being refitted to the inputs that it has."""
-        after: torch.Tensor = self.pairs[0].after[layer.input]
-        before: torch.Tensor = self.pairs[0].before[self.twins[layer.node.name]]
         if not layer.is_batched:
             return "its input has no batch"
         if layer.kind.convolves:
             return None
+        pair = next(iter(self.pairs))
+        after, before = pair.after[layer.input], pair.before[self.twins[layer.node.name]]
         return None if after.shape[:-1] == before.shape[:-1] else "rows of its input were removed"
 
     def _fit_layer(self, layer: Layer) -> None:
@@ -201,6 +218,8 @@ class Fit:
         if _norm_after(layer.node) is None:
             self._set_bias(layer, chosen.bias.flatten().to(parameter.dtype))
         self._record(layer.node, share, moved, held_out.error(start), held_out.error(chosen))
+        if layer.node is self._readers(layer)[-1]:
+            del self.sums[id(parameter)]
 
     def _bias(self, layer: Layer) -> torch.Tensor:
         assert layer.bias is not None
@@ -215,7 +234,7 @@ class Fit:
             target = self._target(layer.node, pair)
             for basis in bases:
                 basis.apply(pair.before[self.twins[layer.node.name]], target, self.kept[layer.node.name])
-            shared = len(self._readers(layer)) * sum(other.held_out is pair.held_out for other in self.pairs)
+            shared = len(self._readers(layer)) * self.pairs.count(pair.held_out)
             chosen = draw(count_rows(layer, target), shared, self.generator, ROWS if pair.held_out else None)
             x = input_rows(layer, pair.after[layer.input], window, chosen)  # (groups, rows, columns)
             (held_out if pair.held_out else sums).add(x, output_rows(layer, target, chosen))
@@ -228,7 +247,7 @@ class Fit:
         """Coordinates for the heads that read a linear layer."""
         if self.method != "reconstruct" or layer.kind.convolves or len(self._readers(layer)) > 1:
             return []
-        return self.bases.of(self.twins[layer.node.name], [pair.before for pair in self.pairs])
+        return self.bases.of(self.twins[layer.node.name], _Befores(self.pairs))
 
     def _target(self, node: fx.Node, pair: Pair) -> torch.Tensor:
         """What a layer, or the batch norm after it, should give: what it gave, and what a sum after it lacks."""
@@ -268,8 +287,7 @@ class Fit:
         for reader in self._readers(layer):
             with self.program.graph.inserting_before(reader):
                 set_argument(reader, "bias", self.program.graph.get_attr(name))
-            for pair in self.pairs:
-                pair.after[arguments(reader)["bias"]] = self.program.module.get_parameter(name)
+            self.pairs.fix(arguments(reader)["bias"], self.program.module.get_parameter(name))
 
     def _fit_norm(self, node: fx.Node) -> None:
         """Gives a batch norm's outputs the moments that the original's had, then fits scale and shift."""
@@ -286,7 +304,7 @@ class Fit:
         stay = self._kept_channels(given["running_mean"])
         moments, held_out = Moments(), HeldOut()  # of its inputs and what it should give, (channels, rows, 1)
         original = Moments()  # of the original's inputs
-        parts = sum(pair.held_out for pair in self.pairs)
+        parts = self.pairs.count(True)
         for pair in self.pairs:
             x, y = by_channel(pair.after[arguments(node)["input"]]), by_channel(self._target(node, pair))
             if pair.held_out:

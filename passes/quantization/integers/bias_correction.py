@@ -12,7 +12,7 @@ from lobo_fx.graph.layers import Layer, layer_of
 from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.running import Runner
 from lobo_fx.graph.tensors import fetch
-from lobo_fx.passes.fitting.side_by_side import Pair, side_by_side
+from lobo_fx.passes.fitting.side_by_side import Pair, Pairs, side_by_side
 from lobo_fx.passes.quantization.integers.simulation import simulated
 
 __all__ = ["correct_biases", "shrunken_mean"]
@@ -29,20 +29,23 @@ def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_pro
     Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2,
         with means from data, shrunk by how far rows disagree.
     """
-    pairs = [Pair(batch.leaves) for batch in batches]
     floating, quantized = simulated(prepared, ()), simulated(prepared)
-    with torch.no_grad():
-        for node in side_by_side(floating, quantized, pairs, "correct biases", show_progress):
+    leaves = [(batch.leaves, False) for batch in batches]
+    with torch.no_grad(), Pairs(prepared.graph, prepared.graph, leaves) as pairs:
+        for node in side_by_side(floating, quantized, pairs, _is_biased, "correct biases", show_progress):
             layer = layer_of(node)
-            if layer is None or layer.bias is None:
-                continue
+            assert layer is not None
+            assert layer.bias is not None
             observed = layer.bias.args[0] if layer.bias.op == "call_module" else layer.bias
             read = weight_node(observed)
             if read is not None and len(read.users) == 1:
                 shift = shrunken_mean(torch.cat([_errors(layer, pair, quantized) for pair in pairs]))
-                bias = fetch(prepared, str(read.target)).add_(shift)
-                for pair in pairs:
-                    pair.after[layer.bias] = bias
+                pairs.fix(layer.bias, fetch(prepared, str(read.target)).add_(shift))
+
+
+def _is_biased(node: fx.Node) -> bool:
+    layer = layer_of(node)
+    return layer is not None and layer.bias is not None
 
 
 def shrunken_mean(errors: torch.Tensor) -> torch.Tensor:
