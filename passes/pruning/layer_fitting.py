@@ -260,7 +260,7 @@ class Fit:
         target: torch.Tensor = whole.index_select(dim, chosen)
         other = _other_term(norm or node)
         twin = self.twins.get(other.name) if other in pair.after else None
-        if twin not in pair.before or pair.before[twin].shape != whole.shape:
+        if twin is None or twin not in pair.before or pair.before[twin].shape != whole.shape:
             return target
         # A residual sum: what the other term lost by pruning is made up for here, where the branch ends.
         lacking: torch.Tensor = pair.before[twin].index_select(dim, chosen) - pair.after[other]

@@ -25,7 +25,7 @@ from lobo_fx.own_operators.formats import Format
 from lobo_fx.own_operators.integers import dynamic_range, round_blocks
 from lobo_fx.own_operators.lstm import dynamic_lstm
 from lobo_fx.passes.quantization.codes.evening import best_factor, weight_noise
-from lobo_fx.passes.quantization.codes.rounding import Rounded, round_nearest
+from lobo_fx.passes.quantization.codes.rounding import round_nearest
 from lobo_fx.passes.quantization.codes.weights import Weight, as_product
 from lobo_fx.passes.quantization.integers.simulation import first_batches
 
@@ -106,11 +106,11 @@ def choose_forms(program: Program, able: Sequence[Integers], number: Format, con
     """
     forms = {layer.node: Form("integers") for layer in able}
     has_data = context.calibration_data is not None
-    batches = (context.held_out_batches() or first_batches(context)) if has_data else [program.example_inputs]
+    seen = context.fitting_batches if has_data else lambda: [program.example_inputs]
+    batches = (context.held_out_batches() or first_batches(context)) if has_data else seen()
     columns = {layer.input: _Columns() for layer in able}
     if columns:
-        seen = context.fitting_batches() if has_data else batches
-        watch(program.module, seen, {node: found.add for node, found in columns.items()})
+        watch(program.module, seen(), {node: found.add for node, found in columns.items()})
 
     def decibels(chosen: Mapping[Integers, Form]) -> dict[fx.Node, float]:
         simulated = _simulated_lstm, _simulated_product
@@ -153,7 +153,8 @@ def _simulated_product(layer: Integers, form: Form, number: Format, columns: _Co
     (weight,) = layer.weights
     matrix = weight.matrix if form.factor is None else weight.matrix * form.factor
     block_size = BLOCK if form.kind == "blocks" else matrix.shape[1]
-    rounded = _decoded(round_nearest(matrix, number, block_size), matrix, number, block_size)
+    rounded = round_nearest(matrix, number, block_size)
+    weight_as_stored = decode(rounded.codes, rounded.scale, None, number.name, [*matrix.shape], block_size)
     step, zero = dynamic_range(torch.stack(columns.ends(form.factor)))
 
     def simulate(given: Mapping[str, Any], value: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,13 +166,9 @@ def _simulated_product(layer: Integers, form: Form, number: Format, columns: _Co
         else:
             rows = (((rows / step).round() + zero).clamp(0, 255) - zero) * step
         expected: torch.Tensor = value.reshape(-1, value.shape[-1])[chosen]
-        return expected, torch.nn.functional.linear(rows, rounded, given.get("bias"))
+        return expected, torch.nn.functional.linear(rows, weight_as_stored, given.get("bias"))
 
     return simulate
-
-
-def _decoded(rounded: Rounded, matrix: torch.Tensor, number: Format, block_size: int) -> torch.Tensor:
-    return decode(rounded.codes, rounded.scale, None, number.name, [*matrix.shape], block_size)
 
 
 def _simulated_lstm(layer: Integers, form: Form, number: Format, columns: _Columns) -> _Simulated:

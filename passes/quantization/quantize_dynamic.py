@@ -100,20 +100,25 @@ def _stored(
     context: Context,
 ) -> list[Stored]:
     """Stores every weight as codes, evened and in blocks as its readers take it."""
-    blocks, moved = set[str](), dict[str, torch.Tensor]()
-    for layer in able:
-        form = forms[layer.node]
-        for weight in layer.weights:
-            if form.kind == "blocks" or (form.kind == "float" and context.calibration_data is None):
-                blocks.add(weight.name)
-            elif form.factor is not None:
-                moved[weight.name] = form.factor
+    blocks = {layer.weights[0].name for layer in able if forms[layer.node].kind == "blocks"}
     for layer in able:  # what is stored in blocks has no kernel with one range
         if not layer.states and layer.weights[0].name in blocks and forms[layer.node].kind == "integers":
             forms[layer.node] = Form("blocks")
-    in_integers = {w.name for layer in able if forms[layer.node].kind != "float" for w in layer.weights + layer.states}
-    decoded = [weight for weight in weights if weight.name not in in_integers | blocks]
-    factors = even_columns(program, decoded, number, context) if context.calibration_data is not None else {}
+    moved, named, noisy = dict[str, torch.Tensor](), set[str](), set[str]()
+    for layer in able:
+        form, names = forms[layer.node], {weight.name for weight in layer.weights}
+        if form.factor is not None:
+            moved |= dict.fromkeys(names, form.factor)
+        if form.kind == "float":
+            noisy |= names
+        else:
+            named |= names | {weight.name for weight in layer.states}
+    decoded = [weight for weight in weights if weight.name not in named]
+    if context.calibration_data is not None:
+        factors = even_columns(program, decoded, number, context.fitting_batches())
+    else:  # example inputs may be anything: they are heard only where they said that columns matter
+        told = [weight for weight in decoded if weight.name in noisy]
+        factors = even_columns(program, told, number, [program.example_inputs])
     rounded = []
     for weight in track(weights, "round weights", context.show_progress):
         factor = moved.get(weight.name, factors.get(weight.name))

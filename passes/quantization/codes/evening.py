@@ -7,11 +7,11 @@ too coarse for the others. `W·f` is rounded instead, and multiplied by `1/f` wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from lobo_fx.contracts.context import Context
+from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.own_operators.formats import Format
 from lobo_fx.passes.fitting.layer_grams import collect_energies
@@ -84,11 +84,10 @@ def factor_for(
 
 
 def even_columns(
-    program: Program, weights: Sequence[Weight], number: Format, context: Context
+    program: Program, weights: Sequence[Weight], number: Format, batches: Iterable[Inputs]
 ) -> dict[str, torch.Tensor]:
     """Factors for weights that are decoded with one scale a row, by name; those that gain nothing have none."""
-    roles = [role for weight in weights for role in roles_of_weight(weight)]
-    energies = collect_energies(program, roles, context.fitting_batches())
+    energies = collect_energies(program, [role for weight in weights for role in roles_of_weight(weight)], batches)
     found = {}
     for weight in weights:
         own = roles_of_weight(weight)

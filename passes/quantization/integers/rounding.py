@@ -53,7 +53,7 @@ def round_weights(program: Program, placement: Placement, context: Context) -> d
 def even_floating(program: Program, placement: Placement, context: Context) -> dict[str, torch.Tensor]:
     """By what columns of weights that stay float are to be multiplied when they are stored, by name."""
     found = [weight for weight in _weights(program, placement, context) if _stays_float(weight, placement)]
-    return even_columns(program, found, _INT8, context) if found else {}
+    return even_columns(program, found, _INT8, context.fitting_batches()) if found else {}
 
 
 def _weights(program: Program, placement: Placement, context: Context) -> list[Weight]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,13 +18,15 @@ from torch import nn
 import lobo_fx
 from lobo_fx import passes
 from lobo_fx.capture.tracing import trace
+from lobo_fx.contracts.context import Context
 from lobo_fx.graph.layers import layers
 from lobo_fx.measures.fidelity import signal_to_noise
-from lobo_fx.passes.fitting import linear_problem
+from lobo_fx.passes.fitting import linear_problem, side_by_side
 from lobo_fx.passes.fitting.held_out import HeldOut
 from lobo_fx.passes.fitting.linear_problem import Moments, count_rows, input_rows, matrix_of, output_rows, put_matrix
 from lobo_fx.passes.pruning import layer_fitting
 from lobo_fx.passes.pruning.attention_bases import Bases
+from lobo_fx.passes.pruning.compensation import compensate
 
 Array = npt.NDArray[np.float64]
 RIDGE = layer_fitting.RIDGES[0]
@@ -495,3 +499,45 @@ def test_shared_weights_are_refitted_to_all_their_readers(rounds: int) -> None:
         assert not any("not refitted" in note for note in result.report.notes)
         found[method] = signal_to_noise(model(fresh), result.module(fresh))
     assert found["reconstruct"] > max(found["none"], found["bias"]) + 2
+
+
+# --- memory ------------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A loader of single rows that counts how many of its batches are alive at once."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+        self.alive = self.most = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for row in self.rows:
+            batch = row[None].clone()
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(batch, self._gone)
+            yield batch
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+def test_one_batch_is_in_memory_at_a_time(residual: Residual, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where activations of all would take too much; what is fitted is the same. Twin: with room, all are kept."""
+    original = trace(residual, (IMAGES[:2],))
+    silent = Context(original.signature, show_progress=False)
+    pruning = passes.PruneChannels({"inner.0": 0.5}, round_to=1, compensation="none")
+    pruned = pruning.run(original.clone(), silent)
+    found, most = [], []
+    for room in (1 << 30, 0):
+        monkeypatch.setattr(side_by_side, "_BYTES", room)
+        data = Counting(IMAGES[:24])
+        context = dataclasses.replace(silent, calibration_data=data)
+        fitted = compensate(pruned.clone(), original, context, "reconstruct")
+        assert fitted.remark.startswith("refitted by reconstruct")
+        found.append(arrays(fitted.program.module))
+        most.append(data.most)
+    assert most[0] >= 24
+    assert most[1] <= 3, "one, and those that the frames of the loader still name"
+    assert all(np.array_equal(found[0][name], array) for name, array in found[1].items())

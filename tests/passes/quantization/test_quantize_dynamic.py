@@ -25,10 +25,14 @@ from lobo_fx.contracts.passbase import Pass
 from lobo_fx.measures.counts import measure
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.own_operators.decode import DECODE
+from lobo_fx.own_operators.formats import FORMATS
 from lobo_fx.own_operators.integers import dynamic_range
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM, dynamic_lstm
 from lobo_fx.own_operators.products import DYNAMIC_PRODUCT, dynamic_product
 from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeDynamic, QuantizeWeights
+from lobo_fx.passes.quantization.codes.rounding import round_nearest
+from lobo_fx.passes.quantization.codes.weights import find_weights
+from lobo_fx.passes.quantization.dynamic_forms import BLOCK, LEAST, choose_forms, find_integers
 from lobo_fx.testing import check_pass
 
 Array = npt.NDArray[Any]
@@ -474,3 +478,135 @@ def test_without_vnni_weights_have_seven_bits() -> None:
     assert codes.abs().amax(1).eq(63).all()
     with pytest.raises(lobo_fx.InvalidInput, match="target is 'x87'; it must be one of auto, x86-vnni"):
         QuantizeDynamic("x87")
+
+
+# Noise of a layer's own.
+
+SIZES = torch.logspace(0, -2.85, 40)
+
+
+def columns(rows: int, seed: int) -> torch.Tensor:
+    """Even in rows and steps, 700-fold different in columns."""
+    return SIZES * torch.randn(rows, 12, 40, generator=torch.Generator().manual_seed(seed))
+
+
+def spectra(rows: int, seed: int) -> torch.Tensor:
+    """Power spectra: columns differ, rows are loud or quiet, and a step may be many times as loud as the next."""
+    generator = torch.Generator().manual_seed(seed)
+    loud = torch.exp(1.5 * torch.randn(rows, 1, 1, generator=generator))
+    return loud * SIZES * torch.randn(rows, 12, 40, generator=generator).square()
+
+
+class Sequence(nn.Module):
+    """A layer that makes use of all its columns, as training would leave it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.head = kind, nn.Linear(48, 5)
+        self.layer: Any = nn.Linear(40, 48) if kind == "linear" else nn.LSTM(40, 24, 1, True, True, bidirectional=True)
+        for name, parameter in self.layer.named_parameters():
+            if name.startswith("weight") and "hh" not in name:
+                parameter.data /= SIZES
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.layer(x).tanh() if self.kind == "linear" else self.layer(x)[0])
+
+
+FORMS_OF_NOISE = {
+    ("lstm", columns): ("columns evened", {"DynamicQuantizeLSTM": 1}, 28),
+    ("lstm", spectra): ("stays float", {"LSTM": 1}, 30),
+    ("linear", columns): ("columns evened", {"DynamicQuantizeMatMul": 2}, 28),
+    ("linear", spectra): ("", {}, 26),
+}
+
+
+@pytest.mark.parametrize(("kind", "make"), FORMS_OF_NOISE)
+def test_a_layer_whose_own_noise_is_high_takes_another_form(kind: str, make: Any, tmp_path: Path) -> None:
+    words, kernels, least = FORMS_OF_NOISE[kind, make]
+    model, data, fresh = Sequence(kind).eval(), [make(8, seed) for seed in range(4)], make(16, 9)
+    result = lobo_fx.compile(
+        model, [QuantizeDynamic()], example_inputs=data[0][:2], calibration_data=data, progress=False
+    )
+    (note,) = [note for note in result.report.notes if "its own noise would leave" in note]
+    assert words in note
+    assert "dB" in note
+    assert "'layer'" in note
+    assert signal_to_noise(model(fresh), result.module(fresh)) > least
+    artifact = result.export(tmp_path / "model.onnx")
+    assert artifact.details["kernels"].items() >= kernels.items()
+    expected = result.module(fresh).detach().numpy()
+    difference = np.abs(run_file(artifact, fresh) - expected) / np.abs(expected).max()
+    assert np.median(difference) < 1e-4
+    assert difference.max() < 0.02, "a step of rounding at most"
+
+
+@pytest.mark.parametrize("kind", ["lstm", "linear"])
+def test_without_data_the_example_inputs_tell(kind: str, tmp_path: Path) -> None:
+    model, example, fresh = Sequence(kind).eval(), spectra(16, 1), spectra(16, 9)
+    result = quantize(model, example)
+    (note,) = [note for note in result.report.notes if "its own noise would leave" in note]
+    assert "stays float" in note
+    assert signal_to_noise(model(fresh), result.module(fresh)) > 28
+    kernels = result.export(tmp_path / "model.onnx").details["kernels"]
+    assert kernels.get("DynamicQuantizeMatMul") == 1, "the head's"
+    assert "DynamicQuantizeLSTM" not in kernels
+
+
+def test_rows_that_differ_in_size_have_ranges_of_their_own(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(64, 48)).eval()
+    data = [torch.exp(2 * torch.randn(8, 1)) * torch.randn(8, 64) for _ in range(4)]
+    result = lobo_fx.compile(
+        model, [QuantizeDynamic()], example_inputs=data[0][:2], calibration_data=data, progress=False
+    )
+    (note,) = result.report.notes
+    assert f"a range for every {BLOCK} columns of each row" in note
+    quiet = 1e-3 * torch.cat([data[0], 1e5 * data[0]])
+    assert signal_to_noise(model(quiet)[:8], result.module(quiet)[:8]) > 35
+    artifact = result.export(tmp_path / "model.onnx")
+    assert artifact.details["kernels"]["MatMulNBits"] == 1
+    expected = result.module(quiet).detach().numpy()
+    difference = np.abs(run_file(artifact, quiet) - expected)[:8] / np.abs(expected[:8]).max()
+    assert difference.max() < 0.02
+
+
+@pytest.mark.parametrize("kind", ["lstm", "linear"])
+def test_even_inputs_stay_with_one_range(kind: str) -> None:
+    model, data = Sequence(kind).eval(), [torch.randn(8, 12, 40) for _ in range(4)]
+    for parameter in model.layer.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    result = lobo_fx.compile(
+        model, [QuantizeDynamic()], example_inputs=data[0][:2], calibration_data=data, progress=False
+    )
+    assert not result.report.notes
+    assert {DYNAMIC_LSTM if kind == "lstm" else DYNAMIC_PRODUCT} <= set(targets(result))
+
+
+def test_its_own_noise_is_that_of_the_kernel_on_all_rows() -> None:
+    """Against the operators themselves, on calibration data whose ends are in the rows that are judged."""
+    x = spectra(16, 2)
+    for kind in ("lstm", "linear"):
+        model = Sequence(kind).eval()
+        program = lobo_fx.trace(model, x)
+        silent = lobo_fx.Context(program.signature, show_progress=False)
+        weights = find_weights(program, silent)
+        (layer, _) = find_integers(program, weights)
+        choose_forms(program, [layer], FORMATS["int8"], silent)
+        (noted,) = [str(note) for note in silent.notes]
+        plain = [round_nearest(w.matrix, FORMATS["int8"], w.matrix.shape[1]) for w in (*layer.weights, *layer.states)]
+        with torch.no_grad():
+            if kind == "linear":
+                expected = model.layer(x)
+                found = dynamic_product(x, plain[0].codes, plain[0].scale, model.layer.bias)
+            else:
+                expected, params = model.layer(x)[0], []
+                for w, r, suffix in ((plain[0], plain[2], ""), (plain[1], plain[3], "_reverse")):
+                    biases = [model.layer.get_parameter(f"bias_{part}_l0{suffix}") for part in ("ih", "hh")]
+                    params += [w.codes, w.scale, r.codes, r.scale, *biases]
+                zeros = torch.zeros(2, 16, 24)
+                found = dynamic_lstm(x.transpose(0, 1), zeros, zeros, params, 2)[0].transpose(0, 1)
+        by_row = (expected - found).square().sum(-1) / expected.square().sum(-1)
+        least = min(signal_to_noise(expected, found), -10 * float(by_row.median().log10()))
+        decibels = float(noted.split("would leave ")[1].split(" dB")[0])
+        assert decibels == pytest.approx(least, abs=1.5), "an LSTM's states share a range with one more row"
+        assert decibels < LEAST

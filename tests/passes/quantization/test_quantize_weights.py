@@ -26,6 +26,7 @@ from lobo_fx.own_operators.formats import FORMATS, unpack
 from lobo_fx.own_operators.products import PRODUCT
 from lobo_fx.passes import PruneWeights, QuantizeStatic, QuantizeWeights
 from lobo_fx.passes.fitting.gram import Gram
+from lobo_fx.passes.quantization.codes import compensation
 from lobo_fx.passes.quantization.codes.gptq import round_compensated
 from lobo_fx.passes.quantization.codes.rounding import Rounded, round_nearest
 from lobo_fx.testing import check_pass
@@ -264,6 +265,107 @@ def test_rounding_that_serves_few_rows_is_no_worse_on_others(rows: int) -> None:
         noises.append(signal_to_noise(others @ weight.T, others @ values.T))
     assert noises[1] > noises[0] - 0.1
     assert noises[2] < noises[0] - 0.3
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "e4m3"])
+@pytest.mark.parametrize("block_size", [16, 320])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_few_rows_compensate_as_their_sums_would(name: str, block_size: int, groups: int) -> None:
+    """Without anything of columns × columns; twin: sums of other rows round otherwise."""
+    weight = torch.randn(6 * groups, 320)
+    mix = torch.randn(groups, 12, 320, dtype=torch.double)
+    inputs = torch.randn(groups, 40, 12, dtype=torch.double) @ mix + 0.3 * torch.randn(groups, 40, 320).double()
+    few = Gram.of_rows(inputs).shrunk()
+    sums = dataclasses.replace(few, values=few.sums, is_sum=True)
+    other = Gram.of_rows(torch.randn_like(inputs)).shrunk()
+    assert not few.is_sum
+    codes = [round_compensated(weight, FORMATS[name], block_size, gram).codes for gram in (few, sums, other)]
+    assert (codes[0] != codes[1]).double().mean() < 0.01
+    assert (codes[0] != codes[2]).double().mean() > 0.05
+
+
+def test_weights_are_compensated_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all moments would take too much memory, data is read once for each part, and the codes are the same."""
+    model = seeded(lambda: nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(24, 24), nn.Tanh())]))
+    read = []
+
+    class Loader:
+        def __iter__(self) -> Any:
+            read.append(1)
+            return iter([torch.randn(40, 24, generator=torch.Generator().manual_seed(1))])
+
+    found = []
+    for limit in (1 << 30, 2 * 8 * 24 * 24, 1):
+        monkeypatch.setattr(compensation, "_BYTES", limit)
+        read.clear()
+        result = quantize(model, torch.randn(2, 24), QuantizeWeights("int4", 16), calibration_data=Loader())
+        found.append((len(read), state(result)))
+    assert [count - found[0][0] for count, _ in found] == [0, 1, 2]
+    for _, tensors in found[1:]:
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in found[0][1].items())
+
+
+def test_what_can_not_be_compensated_is_noted() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.turned, self.table = nn.Linear(24, 24), nn.ConvTranspose1d(3, 4, 8), nn.Embedding(50, 24)
+
+        def forward(self, tokens: torch.Tensor) -> Any:
+            return self.turned(self.linear(self.table(tokens)))
+
+    tokens = torch.randint(50, (16, 3))
+    result = quantize(Turned(), tokens, QuantizeWeights(), calibration_data=[tokens])
+    (note,) = [note for note in result.report.notes if "without compensation" in note]
+    assert note.startswith("'turned.weight' is rounded to the nearest code")
+
+
+class Spectra(nn.Module):
+    """A trained network makes use of all columns of its input: where they are small, weights are large."""
+
+    def __init__(self, size: torch.Tensor, layer: Any = nn.LSTM) -> None:
+        super().__init__()
+        self.layer, self.head = layer(len(size), 32, batch_first=True, bidirectional=True), nn.Linear(64, 5)
+        for name, parameter in self.layer.named_parameters():
+            if "weight_ih" in name:
+                parameter.data /= size
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.layer(x)[0])
+
+
+SIZES = torch.logspace(0, -2.85, 40)
+
+
+def spectra(rows: int, seed: int) -> torch.Tensor:
+    """Columns that differ 700-fold."""
+    return SIZES * torch.randn(rows, 12, 40, generator=torch.Generator().manual_seed(seed)).square()
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_columns_are_evened_by_calibration_data(layer: Any, tmp_path: Path) -> None:
+    model, data, fresh = seeded(lambda: Spectra(SIZES, layer)), [spectra(8, seed) for seed in range(4)], spectra(8, 9)
+    found = {}
+    for name, settings in {"none": {}, "data": {"calibration_data": data}}.items():
+        result = quantize(model, data[0][:2], QuantizeWeights(block_size=None), **settings)
+        found[name] = signal_to_noise(model(fresh), result.module(fresh))
+    assert found["data"] > 38
+    assert found["none"] < 25
+    assert "layer.weight_ih_l0_columns" in state(result)
+    assert "head.weight_columns" not in state(result), "columns that are alike gain nothing"
+    artifact = result.export(tmp_path / "model.onnx")
+    expected = result.module(fresh).detach().numpy()
+    np.testing.assert_allclose(run_file(artifact, fresh), expected, atol=1e-5 * np.abs(expected).max())
+    assert "Mul" not in artifact.details["kernels"], "columns are put back when the file is loaded"
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_what_static_quantization_leaves_float_is_evened(rounding: Any) -> None:
+    model, data, fresh = seeded(lambda: Spectra(SIZES)), [spectra(8, seed) for seed in range(4)], spectra(8, 9)
+    static = QuantizeStatic(kernels="all", rounding=rounding, overrides={"head": "float"})
+    result = quantize(model, data[0][:2], static, calibration_data=data)
+    assert state(result)["layer.weight_ih_l0"].dtype == torch.int8
+    assert signal_to_noise(model(fresh), result.module(fresh)) > 36
 
 
 @pytest.mark.parametrize("limit", [63, 127])
