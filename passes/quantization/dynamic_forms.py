@@ -61,8 +61,9 @@ class Integers:
 
     @property
     def owns_weights(self) -> bool:
-        """Whether nothing else reads what the input is multiplied with."""
-        return all(weight.readers == (self.node,) for weight in self.weights)
+        """Whether nothing else is multiplied with what the input is."""
+        alone = all(weight.readers == (self.node,) for weight in self.weights)
+        return alone and {weight.name for weight in self.weights}.isdisjoint(weight.name for weight in self.states)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,8 +102,8 @@ def _stored(
     """Stores every weight as codes, evened and in blocks as its readers take it."""
     blocks = {layer.weights[0].name for layer in able if forms[layer.node].kind == "blocks"}
     for layer in able:  # what is stored in blocks has no kernel with one range
-        if not layer.states and layer.weights[0].name in blocks and forms[layer.node].kind == "integers":
-            forms[layer.node] = Form("blocks")
+        if not blocks.isdisjoint(weight.name for weight in layer.weights + layer.states):
+            forms[layer.node] = Form("float" if layer.states else "blocks")
     moved, named, noisy = dict[str, torch.Tensor](), set[str](), set[str]()
     for layer in able:
         form, names = forms[layer.node], {weight.name for weight in layer.weights}

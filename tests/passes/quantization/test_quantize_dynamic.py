@@ -610,3 +610,34 @@ def test_its_own_noise_is_that_of_the_kernel_on_all_rows() -> None:
         decibels = float(noted.split("would leave ")[1].split(" dB")[0])
         assert decibels == pytest.approx(least, abs=1.5), "an LSTM's states share a range with one more row"
         assert decibels < LEAST
+
+
+class SharedMatrix(nn.Module):
+    """A matrix that an LSTM multiplies its inputs with, and its states or a linear layer's inputs."""
+
+    def __init__(self, by_states: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm, self.linear = nn.LSTM(40, 40, batch_first=True), nn.Linear(40, 160)
+        self.lstm.weight_ih_l0.data /= 100 * SIZES
+        if by_states:
+            self.lstm.weight_hh_l0 = self.lstm.weight_ih_l0
+        else:
+            self.linear.weight = self.lstm.weight_ih_l0
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.lstm(100 * x)[0], self.linear(100 * x * torch.exp(3 * x[:, :, :1]))
+
+
+@pytest.mark.parametrize("by_states", [True, False])
+def test_a_matrix_that_is_multiplied_with_two_things_is_not_moved(by_states: bool, tmp_path: Path) -> None:
+    model, data, fresh = SharedMatrix(by_states).eval(), [columns(8, seed) for seed in range(4)], columns(8, 9)
+    result = lobo_fx.compile(
+        model, [QuantizeDynamic()], example_inputs=data[0][:2], calibration_data=data, progress=False
+    )
+    assert not any("'lstm'" in note and "evened" in note for note in result.report.notes)
+    assert any("would leave" in note for note in result.report.notes)
+    for expected, found in zip(model(fresh), result.module(fresh), strict=True):
+        # states need the columns that inputs make coarse; were they moved, nothing would be left
+        assert signal_to_noise(expected, found) > (5 if by_states else 15)
+    result.export(tmp_path / "model.onnx")
