@@ -619,11 +619,12 @@ class SharedMatrix(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.lstm, self.linear = nn.LSTM(40, 40, batch_first=True), nn.Linear(40, 160)
-        self.lstm.weight_ih_l0.data /= 100 * SIZES
+        shared: Any = self.lstm.get_parameter("weight_ih_l0")
+        shared.data /= 100 * SIZES
         if by_states:
-            self.lstm.weight_hh_l0 = self.lstm.weight_ih_l0
+            self.lstm.weight_hh_l0 = shared
         else:
-            self.linear.weight = self.lstm.weight_ih_l0
+            self.linear.weight = shared
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.lstm(100 * x)[0], self.linear(100 * x * torch.exp(3 * x[:, :, :1]))
