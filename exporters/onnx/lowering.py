@@ -6,6 +6,7 @@ the file has the size of the codes, and what runs is what runs for a float weigh
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,20 +14,26 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from lobo_fx.exporters.onnx.placeholders import DOMAIN
-from lobo_fx.own_operators.formats import FORMATS, Format, unit
+from lobo_fx.own_operators.formats import FORMATS, Format, unit, unpack
+from lobo_fx.own_operators.products import ACCURACY_LEVELS
 
 __all__ = ["MICROSOFT", "expand"]
 
 MICROSOFT = "com.microsoft"
-_FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 1, 4
-"""Accuracy levels of MatMulNBits; at its default ONNX Runtime is free to choose."""
+_OFFSET = 128
+"""What MatMulNBits subtracts from 8-bit codes, which it takes without a sign."""
+_BYTES = torch.arange(256, dtype=torch.uint8)
 
 
 def expand(model: ir.Model) -> None:
     """Replaces our operators by standard ones, and by ONNX Runtime's products of low-bit weights."""
     own = [node for node in model.graph if node.domain == DOMAIN]
+    for node in own:
+        if node.op_type == "product":
+            _block(node)
     for node in own:
         _EXPANSIONS[node.op_type](model.graph, node)
     if own:
@@ -86,16 +93,21 @@ def _expand_decode(graph: ir.Graph, node: ir.Node) -> None:
         for reader in readers:
             write, indices = _Writer(graph, reader), reader.inputs[1]
             flat = write.reshape(indices, -1)  # type: ignore[arg-type]
-            rows = _decoded(write, node, [write.op("Gather", value, flat, axis=0) for value in (codes, *rest)])
+            rows = _decoded(write, node, [_rows(write, value, flat) for value in (codes, *rest)])
             sizes = write.op("Concat", write.op("Shape", indices), write.constant(shape[1:]), axis=0)
             write.replace(write.op("Reshape", rows, sizes))
         graph.remove(node, safe=True)
         return
     write = _Writer(graph, node)
-    if len(shape) != 2 and len(codes.shape or ()) != 2:
-        codes = write.reshape(codes, shape[0], -1)
     rows = _decoded(write, node, [codes, *rest])
     write.replace(rows if len(shape) == 2 else write.reshape(rows, *shape))
+
+
+def _rows(write: _Writer, matrix: ir.Value, indices: ir.Value) -> ir.Value:
+    """Rows of what is stored, one for each index."""
+    found = write.op("Gather", matrix, indices, axis=0)
+    found.type, found.shape = matrix.type, ir.Shape([None, *(matrix.shape or ())[1:]])
+    return found
 
 
 def _looks_up(reader: ir.Node, weight: ir.Value) -> bool:
@@ -118,80 +130,93 @@ def _decoded(write: _Writer, node: ir.Node, stored: Sequence[ir.Value]) -> ir.Va
         return spread if columns % block_size == 0 else write.columns(spread, columns)
 
     codes, scale, *zero_points = stored
-    values = _values(write, number, _unpacked(write, codes, number.bits, columns))
+    values = _values(write, number, codes, columns)
     if zero_points:
-        zeros = _values(write, number, _unpacked(write, zero_points[0], number.bits, blocks))
-        values = write.op("Sub", values, spread(zeros))
+        values = write.op("Sub", values, spread(_values(write, number, zero_points[0], blocks)))
     return write.op("Mul", values, spread(scale))
 
 
-def _values(write: _Writer, number: Format, codes: ir.Value) -> ir.Value:
-    """What the codes stand for."""
-    if not number.is_integer:
-        index = write.op("Cast", codes, to=ir.DataType.INT32)
-        return write.op("Gather", write.constant(number.table.nan_to_num().numpy(), np.float32), index)
-    values = write.op("Cast", codes, to=ir.DataType.FLOAT)
-    return write.op("Sub", values, write.constant(number.zero_point, np.float32)) if number.zero_point else values
+def _values(write: _Writer, number: Format, packed: ir.Value, columns: int) -> ir.Value:
+    """What rows of packed codes stand for.
+
+    Bytes are looked up, not shifted: OpenVINO's shifts of bytes give wrong codes. A table has a line for every byte,
+    with what the byte holds of each code.
+    """
+    assert packed.shape is not None
+    has_offset = number.name == "int8" and packed.dtype == ir.DataType.UINT8
+    stored = math.prod(int(size) for size in packed.shape[1:])  # type: ignore[arg-type]
+    if len(packed.shape) != 2:
+        packed = write.reshape(packed, -1, stored)
+    if number.bits == 8 and number.is_integer:
+        values = write.op("Cast", packed, to=ir.DataType.FLOAT)
+        if has_offset:
+            values = write.op("Sub", values, write.constant(_OFFSET, np.float32))
+        return values if stored == columns else write.columns(values, columns)
+    count, width = unit(number.bits)
+    numbers = number.decode(torch.arange(1 << number.bits, dtype=torch.uint8)).nan_to_num().numpy()
+    if width == 1:
+        lines = unpack(_BYTES[:, None], number.bits, count).int()
+        values = _looked_up(write, numbers[lines] if count > 1 else numbers, packed)
+    else:
+        values = _looked_up(write, numbers, _joined(write, packed, number.bits, stored // width))
+    found = stored // width * count
+    values = write.reshape(values, -1, found) if count > 1 else values
+    return values if found == columns else write.columns(values, columns)
 
 
-def _unpacked(write: _Writer, packed: ir.Value, bits: int, columns: int) -> ir.Value:
-    """One byte a code; the inverse of `formats.pack`."""
-    if bits == 8:
-        return packed
+def _joined(write: _Writer, packed: ir.Value, bits: int, groups: int) -> ir.Value:
+    """Codes that lie in several bytes each, (rows, groups, codes of a group)."""
     count, width = unit(bits)
-    groups = -(-columns // count)
     grouped = write.reshape(packed, -1, groups, width)
-    parts = [grouped] if width == 1 else write.ops("Split", grouped, outputs=width, axis=2, num_outputs=width)
-    mask = write.constant((1 << bits) - 1, np.uint8)
+    parts = []
+    for place, byte in enumerate(write.ops("Split", grouped, outputs=width, axis=2, num_outputs=width)):
+        alone = torch.zeros(256, width, dtype=torch.uint8)
+        alone[:, place] = _BYTES
+        parts.append(_looked_up(write, unpack(alone, bits, count).numpy(), write.reshape(byte, -1, groups)))
+    return functools.reduce(lambda one, other: write.op("BitwiseOr", one, other), parts)
 
-    def shifted(value: ir.Value, by: int, direction: str) -> ir.Value:
-        return write.op("BitShift", value, write.constant(by, np.uint8), direction=direction) if by else value
 
-    codes = []
-    for byte, offset in (divmod(index * bits, 8) for index in range(count)):
-        code = shifted(parts[byte], offset, "RIGHT")
-        if offset + bits > 8:
-            code = write.op("BitwiseOr", code, shifted(parts[byte + 1], 8 - offset, "LEFT"))
-        codes.append(write.op("BitwiseAnd", code, mask))
-    flat = write.reshape(write.op("Concat", *codes, axis=2), -1, groups * count)
-    return flat if groups * count == columns else write.columns(flat, columns)
+def _looked_up(write: _Writer, table: np.ndarray[Any, Any], index: ir.Value) -> ir.Value:
+    """Lines of a table."""
+    return write.op("Gather", write.constant(table, table.dtype), write.op("Cast", index, to=ir.DataType.INT32))
+
+
+def _block(node: ir.Node) -> None:
+    """Stores the codes of a product as MatMulNBits reads them: rows in whole blocks, int8 with 128 added.
+
+    They are an initializer of that shape, since OpenVINO takes nothing else; a `decode` reads them as they are.
+    """
+    value = node.inputs[1]
+    assert value is not None
+    assert value.const_value is not None
+    number, block_size = FORMATS[node.attributes["format"].as_string()], node.attributes["block_size"].as_int()
+    codes = value.const_value.numpy()
+    if codes.ndim == 3:  # another product reads them too
+        return
+    if number.name == "int8":
+        codes = codes.view(np.uint8) ^ np.uint8(_OFFSET)
+    count, width = unit(number.bits)
+    size = block_size // count * width
+    codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % size)))
+    value.const_value = ir.tensor(codes.reshape(len(codes), -1, size), name=value.name)
+    value.dtype, value.shape = value.const_value.dtype, value.const_value.shape
 
 
 def _expand_product(graph: ir.Graph, node: ir.Node) -> None:
-    """MatMulNBits, which takes rows in whole blocks and int8 with 128 added."""
+    """MatMulNBits; the bias is added, which ONNX Runtime fuses, since before 1.20 it takes none."""
     write = _Writer(graph, node)
     x, codes, scale, zero_point, bias = (*node.inputs, None, None)[:5]
-    number = FORMATS[node.attributes["format"].as_string()]
     outputs, inputs = node.attributes["shape"].as_ints()
-    block_size = node.attributes["block_size"].as_int()
-    if number.name == "int8":
-        offset = write.constant(128, np.uint8)
-        codes = write.op("BitwiseXor", write.op("Cast", codes, to=ir.DataType.UINT8), offset)
-    count, width = unit(number.bits)
-    missing = (-inputs % block_size - -inputs % count) // count * width
-    if missing:
-        codes = write.op("Pad", codes, write.constant([0, 0, 0, missing]))
-    stored = [
-        write.reshape(codes, outputs, -1, block_size // count * width),  # type: ignore[arg-type]
-        write.reshape(scale, -1),  # type: ignore[arg-type]
-        zero_point and write.reshape(zero_point, -1),
-    ]
-    integer = node.attributes["compute"].as_string() == "int8"
-    write.replace(
-        write.op(
-            "MatMulNBits",
-            x,
-            *stored,
-            None,
-            bias,
-            domain=MICROSOFT,
-            N=outputs,
-            K=inputs,
-            bits=number.bits,
-            block_size=block_size,
-            accuracy_level=_INT8_ACTIVATIONS if integer else _FLOAT_ACTIVATIONS,
-        )
-    )
+    settings = {
+        "N": outputs,
+        "K": inputs,
+        "bits": FORMATS[node.attributes["format"].as_string()].bits,
+        "block_size": node.attributes["block_size"].as_int(),
+        "accuracy_level": ACCURACY_LEVELS[node.attributes["compute"].as_string()],
+    }
+    stored = [codes, scale] if zero_point is None else [codes, scale, zero_point]
+    result = write.op("MatMulNBits", x, *stored, domain=MICROSOFT, **settings)
+    write.replace(result if bias is None else write.op("Add", result, bias))
 
 
 def _expand_dynamic_product(graph: ir.Graph, node: ir.Node) -> None:

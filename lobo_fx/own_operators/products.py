@@ -11,7 +11,10 @@ import torch
 from lobo_fx.own_operators.decode import decode
 from lobo_fx.own_operators.integers import integer_product, round_blocks
 
-__all__ = ["DYNAMIC_PRODUCT", "PRODUCT", "dynamic_product", "product", "product_flops"]
+__all__ = ["ACCURACY_LEVELS", "DYNAMIC_PRODUCT", "PRODUCT", "dynamic_product", "product", "product_flops"]
+
+ACCURACY_LEVELS = {"float32": 1, "int8": 4}
+"""By what `product` computes activations in, what ONNX Runtime's MatMulNBits calls it."""
 
 
 @torch.library.custom_op("lobo_fx::product", mutates_args=())
