@@ -18,9 +18,12 @@ class Kernel:
 
     Attributes:
         operator: `conv`, `linear`, `matmul`, `add`, `mul`, `concat`, `average_pool`, `global_average_pool`,
-            `sigmoid`, `leaky_relu`, `attention`, or `convert` (float to integer and back).
-        shapes: of the inputs, one row of the batch; the weight's after them.
-        settings: what else the cost depends on (strides, groups).
+            `sigmoid`, `leaky_relu`, `attention`, `product` (with a weight in codes of few bits), or `convert` (float to
+            integer and back).
+        shapes: of the inputs, one row of the batch; the weight's after them. Of `product`: rows × inputs, outputs ×
+            inputs.
+        settings: what else the cost depends on (strides, groups; of `product` the bits of a code, the block that shares
+            a scale, and ONNX Runtime's accuracy level: 1 for float activations, 4 for int8).
     """
 
     operator: str
@@ -45,7 +48,7 @@ class Cost:
     Attributes:
         floating: as a float32 kernel; of `convert`, from float to integers; of `attention`, as several.
         integer: as an 8-bit integer kernel; of `convert`, from integers to float; of `attention`, as one fused
-            float kernel.
+            float kernel; of `product`, with the codes.
     """
 
     floating: float

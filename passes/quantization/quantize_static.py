@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -24,7 +23,7 @@ from lobo_fx.passes.quantization.integers.calibration import calibrate, convert,
 from lobo_fx.passes.quantization.integers.drowning import drowned
 from lobo_fx.passes.quantization.integers.kernels import kernel_table
 from lobo_fx.passes.quantization.integers.placement import Choices, Observing, Placement, Request, attention_kernels
-from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
+from lobo_fx.passes.quantization.integers.prices import check_costs, measure_missing, open_table
 from lobo_fx.passes.quantization.integers.rounding import even_floating, round_weights
 from lobo_fx.passes.quantization.integers.storing import store_rest
 from lobo_fx.passes.quantization.integers.targets import target_named
@@ -100,10 +99,7 @@ class QuantizeStatic(Pass):
             if choice not in (*_OBSERVERS, "float"):
                 known = (*_OBSERVERS, "float")
                 raise InvalidInput(f"overrides['{pattern}'] is {choice!r}; it must be one of {', '.join(known)}")
-        if self.costs is not None:
-            if not isinstance(self.costs, (str, Path)):
-                raise InvalidInput(f"costs is {self.costs!r}; it must be the path of a cost table")
-            CostTable.load(self.costs)
+        check_costs(self.costs)
 
     def check(self, program: Program) -> None:
         """Every override must match a module."""

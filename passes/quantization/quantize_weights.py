@@ -15,15 +15,17 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.own_operators.formats import FORMATS, Format
-from lobo_fx.own_operators.products import PRODUCT
+from lobo_fx.own_operators.products import ACCURACY_LEVELS, PRODUCT
 from lobo_fx.passes.fitting.gram import Gram
 from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.quantization.codes.compensation import with_grams
 from lobo_fx.passes.quantization.codes.evening import factor_for
 from lobo_fx.passes.quantization.codes.gptq import round_compensated
+from lobo_fx.passes.quantization.codes.product_kernels import Candidate, choose_computes
 from lobo_fx.passes.quantization.codes.rounding import Rounded, round_nearest
 from lobo_fx.passes.quantization.codes.stored import decode_for_readers, replace_reader, store
 from lobo_fx.passes.quantization.codes.weights import Product, Weight, as_product, find_weights
+from lobo_fx.passes.quantization.integers.prices import check_costs
 from lobo_fx.terminal.progress import track
 
 __all__ = ["QuantizeWeights"]
@@ -39,10 +41,13 @@ class QuantizeWeights(Pass):
     So do tables that are added to activations, such as learned positions.
 
     Before: `linear(x, W, b)`. After: (1) `product(x, codes, scale, …, b)`, where ONNX Runtime multiplies with
-    low-bit weights as fast as with float ones: int4 in blocks, and int8 in blocks with compute "int8";
+    int4 or int8 in blocks no slower than with floats, as measured on the CPU at hand (once; the table is kept);
     (2) anywhere else `linear(x, decode(codes, scale, …), b)`, which is decoded when the file is loaded: a small
     file at the speed of float. Where calibration data says that inputs differ in size, columns of what is decoded are
     evened before they are rounded. A tied weight is stored once. Zeros of pruned weights stay zero.
+
+    A product is measured with as many rows as the example inputs have, and with as few as free sizes allow: one, where
+    a sequence is free. What is slower than float at either is not taken; of the others, the fastest over both.
 
     Left alone, with the reason in the report: weights that are not float32, that other operators read too, or that
     would not get smaller.
@@ -55,7 +60,11 @@ class QuantizeWeights(Pass):
         method: `round` to the nearest code, on the scale of least squared error; `hqq`, the same with outliers kept
             apart; `gptq`, which makes up for the error of each weight of a product in those that follow and needs
             calibration data; `auto` is `gptq` where there is such data, else `round`.
-        compute: `float32`, or `int8`: activations of products are rounded to int8 in blocks. Faster, noisier.
+        compute: what products compute activations in: `float32`, or `int8` in blocks, which is faster and noisier, and
+            is then done wherever there is a kernel; the report names those that are slower. `auto` takes the faster
+            where it adds at most half a decibel to the noise of a layer's codes, measured on held-out calibration
+            rows, or on the example inputs where there are none: mostly `int8` with int4, `float32` with int8.
+        costs: path of a cost table that was measured on the target, instead of this machine's.
 
     Source: see `lobo_fx.passes.quantization.codes.rounding`, `lobo_fx.own_operators.formats`.
     """
@@ -63,7 +72,8 @@ class QuantizeWeights(Pass):
     format: Literal["int8", "int4", "log2_4", "log2_6", "log2_8", "e4m3", "e5m2", "e3m4"] = "int8"
     block_size: int | None = 32
     method: Literal["auto", "round", "hqq", "gptq"] = "auto"
-    compute: Literal["float32", "int8"] = "float32"
+    compute: Literal["auto", "float32", "int8"] = "auto"
+    costs: str | None = None
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
 
@@ -76,11 +86,12 @@ class QuantizeWeights(Pass):
         _check("format", self.format, tuple(FORMATS))
         _check("block_size", self.block_size, (*_BLOCK_SIZES, None))
         _check("method", self.method, _METHODS)
-        _check("compute", self.compute, ("float32", "int8"))
+        _check("compute", self.compute, ("auto", *ACCURACY_LEVELS))
         if self.compute == "int8" and (not self.number.is_integer or self.block_size is None):
             raise InvalidInput(
                 "compute 'int8' needs the format int4 or int8 and a block_size; ONNX Runtime has no other"
             )
+        check_costs(self.costs)
 
     @property
     def number(self) -> Format:
@@ -117,9 +128,10 @@ class QuantizeWeights(Pass):
             else ((weight, None) for weight in track(weights, "round weights", context.show_progress))
         )
         # all are rounded before the first is stored: the program is run for as long
-        rounded = [self._round(weight, gram, (factors or {}).get(weight.name)) for weight, gram in pairs]
-        for weight, (codes, factor) in zip(weights, rounded, strict=True):
-            self._store(program, weight, codes, factor)
+        rounded = {weight.name: self._round(weight, gram, (factors or {}).get(weight.name)) for weight, gram in pairs}
+        computes = choose_computes(program, self._candidates(weights, rounded), self.compute, self.costs, context)
+        for weight in weights:
+            self._store(program, weight, *rounded.pop(weight.name), computes)
         return program
 
     def _shrinks(self, weight: Weight, context: Context) -> bool:
@@ -140,7 +152,7 @@ class QuantizeWeights(Pass):
         """The codes of a weight, and by what its columns were multiplied."""
         matrix = weight.matrix
         block_size = self._block_size(matrix.shape[1])
-        if factor is None and gram is not None and not any(self._products(weight)):
+        if factor is None and gram is not None and not self._products(weight):
             factor = factor_for(matrix, self.number, block_size, gram.energy / gram.count)
         if factor is not None:
             matrix = matrix * factor
@@ -149,25 +161,41 @@ class QuantizeWeights(Pass):
             return round_compensated(matrix, self.number, block_size, gram.shrunk()), factor
         return round_nearest(matrix, self.number, block_size, "hqq" if self.method == "hqq" else "round"), factor
 
-    def _products(self, weight: Weight) -> list[tuple[fx.Node, Product]]:
-        """The readers that ONNX Runtime multiplies with codes no slower than with floats."""
-        if not self._has_kernel(self._block_size(weight.matrix.shape[1])):
-            return []
-        found = [(reader, as_product(reader, weight)) for reader in weight.readers]
-        return [(reader, product) for reader, product in found if product is not None]
+    def _products(self, weight: Weight) -> dict[fx.Node, Product]:
+        """The readers that ONNX Runtime has a kernel for, which multiplies with codes."""
+        if not self.number.is_integer or self._block_size(weight.matrix.shape[1]) != self.block_size:
+            return {}
+        found = {reader: as_product(reader, weight) for reader in weight.readers}
+        return {reader: product for reader, product in found.items() if product is not None}
 
-    def _store(self, program: Program, weight: Weight, rounded: Rounded, factor: torch.Tensor | None) -> None:
+    def _candidates(
+        self, weights: list[Weight], rounded: Mapping[str, tuple[Rounded, torch.Tensor | None]]
+    ) -> dict[fx.Node, Candidate]:
+        """The products that may multiply with codes: those of weights whose columns were not evened."""
+        found: dict[fx.Node, Candidate] = {}
+        for weight in weights:
+            codes, factor = rounded[weight.name]
+            block_size = self._block_size(weight.matrix.shape[1])
+            for reader, product in self._products(weight).items() if factor is None else ():
+                found[reader] = Candidate(product.x, weight, codes, self.number, block_size)
+        return found
+
+    def _store(
+        self,
+        program: Program,
+        weight: Weight,
+        rounded: Rounded,
+        factor: torch.Tensor | None,
+        computes: Mapping[fx.Node, str],
+    ) -> None:
         block_size = self._block_size(weight.matrix.shape[1])
         products = self._products(weight)
         stored = store(program, weight, rounded, self.number, block_size, factor)
-        for reader, product in products:
-            args = (product.x, stored.codes, stored.scale, stored.zero_point, product.bias, *stored.layout)
-            replace_reader(program, reader, PRODUCT, (*args, self.compute))
+        for reader, product in products.items():
+            if reader in computes:
+                args = (product.x, stored.codes, stored.scale, stored.zero_point, product.bias, *stored.layout)
+                replace_reader(program, reader, PRODUCT, (*args, computes[reader]))
         decode_for_readers(program, weight, stored)
-
-    def _has_kernel(self, block_size: int) -> bool:
-        """Whether ONNX Runtime multiplies with the codes no slower than with floats."""
-        return block_size == self.block_size and (self.format == "int4" or self.compute == "int8")
 
 
 def _check(name: str, value: object, possible: tuple[object, ...]) -> None:

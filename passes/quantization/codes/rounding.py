@@ -48,6 +48,14 @@ class Rounded:
     scale: torch.Tensor
     zero_point: torch.Tensor | None
 
+    def values(self, number: Format, block_size: int) -> torch.Tensor:
+        """The weight that the codes stand for."""
+        block = torch.arange(self.codes.shape[1]) // block_size
+        values = number.decode(self.codes)
+        if self.zero_point is not None:
+            values = values - number.decode(self.zero_point)[:, block]
+        return values * self.scale[:, block]
+
 
 @dataclasses.dataclass(frozen=True)
 class Grid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
@@ -11,7 +12,19 @@ from lobo_fx.plugins.kernels import Kernel, MeasuresKernels
 from lobo_fx.plugins.registry import RUNTIMES
 from lobo_fx.terminal.progress import spinner
 
-__all__ = ["measure_missing", "open_table"]
+__all__ = ["check_costs", "measure_missing", "open_table"]
+
+
+def check_costs(path: object) -> None:
+    """Refuses a setting that names no cost table.
+
+    Raises:
+        InvalidInput: it is no path, or no table can be read there.
+    """
+    if path is not None:
+        if not isinstance(path, (str, Path)):
+            raise InvalidInput(f"costs is {path!r}; it must be the path of a cost table")
+        CostTable.load(path)
 
 
 def open_table(path: str | None) -> CostTable:

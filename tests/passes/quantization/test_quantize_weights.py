@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +21,17 @@ import lobo_fx
 from lobo_fx import Artifact, InvalidInput, Result
 from lobo_fx.measures.counts import measure
 from lobo_fx.measures.fidelity import signal_to_noise
+from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.own_operators.decode import DECODE, decode
 from lobo_fx.own_operators.formats import FORMATS, unpack
 from lobo_fx.own_operators.products import PRODUCT
 from lobo_fx.passes import PruneWeights, QuantizeStatic, QuantizeWeights
 from lobo_fx.passes.fitting.gram import Gram
-from lobo_fx.passes.quantization.codes import compensation
+from lobo_fx.passes.quantization.codes import compensation, product_kernels
 from lobo_fx.passes.quantization.codes.gptq import round_compensated
 from lobo_fx.passes.quantization.codes.rounding import Rounded, round_nearest
+from lobo_fx.passes.quantization.codes.weights import Weight
+from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 from lobo_fx.testing import check_pass
 
 Array = npt.NDArray[Any]
@@ -36,6 +39,32 @@ Method = Literal["auto", "round", "hqq", "gptq"]
 TOKENS = torch.arange(14).view(2, 7)
 VECTORS = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
 DECODING = ("Split", "BitwiseOr")
+
+
+class Priced(CostTable):
+    """A table that knows every product, by what it takes as a share of float's: (bits, level, rows) to a ratio."""
+
+    def __init__(self) -> None:
+        super().__init__("test", {})
+        self.share: Callable[[int, int, int], float | None] = lambda bits, level, rows: 0.5 if bits + level == 5 else 2
+        self.asked: set[str] = set()
+
+    def missing(self, kernels: Iterable[Kernel]) -> list[Kernel]:
+        self.asked |= {kernel.key for kernel in kernels}
+        return []
+
+    def find(self, kernel: Kernel) -> Cost | NoCost:
+        settings = dict(kernel.settings)
+        share = self.share(settings["bits"], settings["level"], kernel.shapes[0][0])  # type: ignore[arg-type]
+        return NoCost("the test says so") if share is None else Cost(10.0, 10.0 * share)
+
+
+@pytest.fixture(autouse=True, name="priced")
+def priced_fixture(monkeypatch: pytest.MonkeyPatch) -> Priced:
+    """Unless a test says otherwise, float activations are fast with 4 bits and slow with 8, and int8 always slow."""
+    table = Priced()
+    monkeypatch.setattr(product_kernels, "open_table", lambda path: table)
+    return table
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
@@ -441,16 +470,14 @@ class EveryFormat(nn.Module):
 
 
 def test_every_format_agrees_with_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def with_the_next_format(step: str) -> None:
-        formats, plain = iter([format for format in FORMATS for _ in range(2)]), getattr(QuantizeWeights, step)
+    def by_module(weight: Weight) -> QuantizeWeights:
+        return QuantizeWeights(weight.name.partition(".")[0])  # type: ignore[arg-type]
 
-        def with_format(self: QuantizeWeights, *args: Any) -> Any:
-            return plain(QuantizeWeights(next(formats)), *args)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(QuantizeWeights, step, with_format)
-
-    with_the_next_format("_round")
-    with_the_next_format("_store")
+    rounded, stored = QuantizeWeights._round, QuantizeWeights._store
+    monkeypatch.setattr(QuantizeWeights, "_round", lambda _, weight, *rest: rounded(by_module(weight), weight, *rest))
+    monkeypatch.setattr(
+        QuantizeWeights, "_store", lambda _, program, weight, *rest: stored(by_module(weight), program, weight, *rest)
+    )
     model = seeded(EveryFormat)
     result = quantize(model, TOKENS, QuantizeWeights())
     used = [node.args[3] for node in result.program.graph.nodes if node.target is DECODE]
@@ -547,6 +574,88 @@ def test_low_bit_products_run_where_they_are_no_slower(
     error = np.abs(run_file(artifact, x) - expected).max() / np.abs(expected).max()
     assert error < (1e-5 if compute == "float32" else 2e-3)
     assert signal_to_noise(model(x), result.module(x)) > {4: 15, 8: 25}[FORMATS[name].bits]
+
+
+# Which kernel multiplies.
+
+
+def computes(result: Result) -> list[str]:
+    """What the products that multiply with codes compute activations in."""
+    return [node.args[-1] for node in result.program.graph.nodes if node.target is PRODUCT]
+
+
+@pytest.mark.parametrize(
+    ("many", "one", "expected"),
+    [
+        ({1: 0.9, 4: 0.8}, {1: 0.5, 4: 0.2}, "int8"),
+        ({1: 0.3, 4: 0.8}, {1: 0.5, 4: 0.5}, "float32"),
+        ({1: 0.9, 4: 1.1}, {1: 0.9, 4: 0.1}, "float32"),  # slower at many rows, however fast at one
+        ({1: 0.9, 4: 0.1}, {1: 0.9, 4: 1.1}, "float32"),
+        ({1: 1.1, 4: 1.1}, {1: 0.1, 4: 0.1}, None),
+        ({1: 17.0, 4: 39.0}, {1: 17.0, 4: 39.0}, None),
+        ({1: None, 4: 0.5}, {1: 0.5, 4: 0.5}, "int8"),
+        ({1: None, 4: None}, {1: None, 4: None}, None),
+    ],
+)
+def test_the_fastest_that_is_nowhere_slower_than_float_is_taken(
+    many: Any, one: Any, expected: str | None, priced: Priced
+) -> None:
+    priced.share = lambda bits, level, rows: {10: many, 1: one}[rows][level]
+    model = seeded(lambda: nn.Linear(96, 40))
+    free = {"input": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}}
+    result = quantize(model, torch.randn(2, 5, 96), QuantizeWeights("int4"), dynamic_shapes=free)
+    assert computes(result) == ([expected] if expected else [])
+    assert priced.asked == {
+        f"product {rows}x96 40x96 bits=4 block=32 level={level}" for rows in (10, 1) for level in (1, 4)
+    }
+    unknown = [note for note in result.report.notes if "is not known: the test says so" in note]
+    assert len(unknown) == sum(share is None for share in many.values())
+    (sheet,) = result.report.sheets
+    assert sheet.rows[0][-1] == (expected or "decoded")
+
+
+def test_rows_are_as_few_as_free_sizes_allow_and_large_products_are_priced_in_part(priced: Priced) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(512, 20000), nn.Linear(20000, 4)))
+    quantize(model, torch.randn(2, 7, 512), QuantizeWeights("int8", 64))
+    assert {key.replace("level=1", "level=4") for key in priced.asked} == {
+        f"product {shapes} bits=8 block=64 level=4" + " streamed=1" * (rows == 7)
+        for rows in (14, 7)
+        for shapes in (f"{rows}x512 8192x512", f"{rows}x20000 4x20000")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "outlier", "expected"), [("int4", 1.0, "int8"), ("int4", 300.0, "float32"), ("int8", 1.0, None)]
+)
+def test_activations_are_rounded_only_where_that_keeps_the_noise(
+    name: Any, outlier: float, expected: str | None, priced: Priced
+) -> None:
+    """Beside an outlier in its block an activation is rounded coarsely; and codes of 8 bits are as fine as that."""
+    priced.share = lambda bits, level, rows: {1: 0.9 if bits == 4 else 9.0, 4: 0.1}[level]
+    model = seeded(lambda: nn.Linear(256, 64, bias=False))
+    model.weight.data[:, ::32] = 0  # type: ignore[union-attr, index]
+    x = torch.randn(100, 256)
+    x[:, ::32] *= outlier
+    result = quantize(model, x, QuantizeWeights(name))
+    assert computes(result) == ([expected] if expected else [])
+    with torch.no_grad():
+        plain, kept = (
+            signal_to_noise(model(x), quantize(model, x, QuantizeWeights(name, compute=compute)).module(x))
+            for compute in ("float32", "int8")
+        )
+    assert (plain - kept > 0.5) == (expected != "int8"), "the judge sees the noise"
+    lost = result.report.sheets[0].rows[0][-2]
+    assert lost == pytest.approx(plain - kept, abs=0.15)
+
+
+def test_what_was_asked_for_is_done_and_said_to_be_slower(priced: Priced) -> None:
+    priced.share = lambda bits, level, rows: {1: 0.1, 4: 1.25}[level]
+    model = seeded(lambda: nn.Linear(96, 40))
+    result = quantize(model, torch.randn(7, 96), QuantizeWeights("int4", compute="int8"))
+    assert computes(result) == ["int8"]
+    assert [note for note in result.report.notes if "1.25 times as long as decoded, at 7 rows" in note]
+    assert computes(quantize(model, torch.randn(7, 96), QuantizeWeights("int4", compute="float32"))) == ["float32"]
+    assert not quantize(model, torch.randn(7, 96), QuantizeWeights("int4")).report.notes
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -737,7 +846,9 @@ def test_what_is_quantized_already_stays_as_it_is() -> None:
         ({"block_size": 33}, "block_size is 33; it must be one of 16, 32, 64, 128, 256, None"),
         ({"block_size": 32.0}, "block_size is 32.0"),
         ({"method": "awq"}, "method is 'awq'; it must be one of auto, round, hqq, gptq"),
-        ({"compute": "int4"}, "compute is 'int4'; it must be one of float32, int8"),
+        ({"compute": "int4"}, "compute is 'int4'; it must be one of auto, float32, int8"),
+        ({"costs": 5}, "costs is 5; it must be the path of a cost table"),
+        ({"costs": "none.json"}, "can't read the cost table none.json"),
         ({"format": "e4m3", "compute": "int8"}, "compute 'int8' needs the format int4 or int8 and a block_size"),
         ({"block_size": None, "compute": "int8"}, "compute 'int8' needs the format int4 or int8 and a block_size"),
     ],

@@ -142,6 +142,8 @@ def test_onnx_runtime_measures_every_kind_of_kernel() -> None:
         Kernel("leaky_relu", ((1, 8, 16, 16),)),
         Kernel("attention", ((1, 2, 16, 8), (1, 2, 12, 8), (1, 2, 12, 8))),
         Kernel("convert", ((1, 8, 16, 16),)),
+        Kernel("product", ((3, 80), (24, 80)), (("bits", 4), ("block", 32), ("level", 4))),
+        Kernel("product", ((1, 4096), (1024, 4096)), (("bits", 8), ("block", 16), ("level", 4), ("streamed", 1))),
     ]
     assert isinstance(OnnxRuntime(), MeasuresKernels)
     measured = measure_kernels(kernels)
