@@ -144,7 +144,8 @@ def _values(write: _Writer, number: Format, packed: ir.Value, columns: int) -> i
     """
     assert packed.shape is not None
     has_offset = number.name == "int8" and packed.dtype == ir.DataType.UINT8
-    stored = math.prod(int(size) for size in packed.shape[1:])  # type: ignore[arg-type]
+    sizes: list[int] = [int(size) for size in packed.shape[1:]]  # type: ignore[arg-type]
+    stored = math.prod(sizes)
     if len(packed.shape) != 2:
         packed = write.reshape(packed, -1, stored)
     if number.bits == 8 and number.is_integer:
@@ -198,8 +199,9 @@ def _block(node: ir.Node) -> None:
     count, width = unit(number.bits)
     size = block_size // count * width
     codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % size)))
-    value.const_value = ir.tensor(codes.reshape(len(codes), -1, size), name=value.name)
-    value.dtype, value.shape = value.const_value.dtype, value.const_value.shape
+    blocked = codes.reshape(len(codes), -1, size)
+    value.const_value = ir.tensor(blocked, name=value.name)
+    value.dtype, value.shape = value.const_value.dtype, ir.Shape(blocked.shape)
 
 
 def _expand_product(graph: ir.Graph, node: ir.Node) -> None:
