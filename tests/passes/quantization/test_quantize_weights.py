@@ -539,6 +539,7 @@ def test_openvino_reads_the_files(tmp_path: Path) -> None:
     """It rounds activations in a way of its own unless it is told not to."""
     core = pytest.importorskip("openvino").Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    name: Any
     for name, block_size in (("int8", 32), ("int4", 32), ("int4", None), ("log2_6", 32)):
         for model in (Looped, Convolved):
             result = quantize(seeded(model), TOKENS, QuantizeWeights(name, block_size))
@@ -633,7 +634,7 @@ def test_activations_are_rounded_only_where_that_keeps_the_noise(
     """Beside an outlier in its block an activation is rounded coarsely; and codes of 8 bits are as fine as that."""
     priced.share = lambda bits, level, rows: {1: 0.9 if bits == 4 else 9.0, 4: 0.1}[level]
     model = seeded(lambda: nn.Linear(256, 64, bias=False))
-    model.weight.data[:, ::32] = 0  # type: ignore[union-attr, index]
+    model.get_parameter("weight").data[:, ::32] = 0
     x = torch.randn(100, 256)
     x[:, ::32] *= outlier
     result = quantize(model, x, QuantizeWeights(name))
