@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lobo_fx.capture.outputs import keep_outputs
 from lobo_fx.capture.tracing import Model, trace
 from lobo_fx.contracts.context import Context, Data, Evaluate, LossFunction
 from lobo_fx.contracts.pipeline import Pipeline
@@ -30,6 +31,7 @@ def compile(
     *,
     example_inputs: object = None,
     dynamic_shapes: DynamicShapes = "batch",
+    outputs: str | Sequence[str] | None = None,
     calibration_data: Data | None = None,
     train_data: Data | None = None,
     loss_fn: LossFunction | None = None,
@@ -47,6 +49,9 @@ def compile(
             out where the model says what it takes (Hugging Face, timm).
         dynamic_shapes: `"batch"` keeps the batch size free; None fixes every size; anything else is
             `torch.export.export`'s own `dynamic_shapes`.
+        outputs: names of the outputs to keep, as files have them (`logits`, `output_0`; `hidden_states` for all of
+            them); None keeps every one. What only the others need goes before any pass runs. A dict or `ModelOutput`
+            then holds the chosen entries alone, a tuple or list None in place of the others.
         calibration_data: batches for the passes that calibrate: a DataLoader or a list. Labels are ignored.
         train_data: batches with labels, for the passes that train.
         loss_fn: from outputs and labels to a scalar, for the passes that train.
@@ -70,6 +75,8 @@ def compile(
         torch.Size([4, 8, 6, 6])
     """
     chosen = resolve(passes)
+    if outputs is not None and isinstance(model, Result):
+        raise InvalidInput("a Result has its outputs; choose them where its model is compiled first")
     if evaluate is not None and not callable(evaluate):
         raise InvalidInput(f"evaluate is a {type(evaluate).__name__}; expected a function from a module to a score")
     if loss_fn is not None and not callable(loss_fn):
@@ -78,6 +85,8 @@ def compile(
         raise InvalidInput(f"seed is {seed!r}; it must be a whole number from 0 to 2**63 - 1")
     with spinner("trace", progress):
         program = _program(model, example_inputs, dynamic_shapes)
+        if outputs is not None:
+            program = keep_outputs(program, outputs)
         check_model(program)
     context = Context(
         program.signature, calibration_data, train_data, loss_fn, evaluate, seed=seed, show_progress=progress

@@ -58,7 +58,8 @@ def write(saved: Saved, folder: Path) -> Path:
     The folder is made if missing. A folder saved before holds the old result until the moment it holds the new one.
 
     Raises:
-        InvalidInput: the folder holds something else, or can't be made or written to.
+        InvalidInput: the folder holds something else, or can't be made or written to; or the outputs are of a type
+            that `torch.export` can't write.
     """
     check_target(folder)
     module = saved.program.module
@@ -71,7 +72,10 @@ def write(saved: Saved, folder: Path) -> Path:
         "report": saved.report.as_json(),
     }
     archive = io.BytesIO()  # torch aborts the interpreter where the disk is full
-    torch.export.save(exported_program(saved.program), archive)
+    try:
+        torch.export.save(exported_program(saved.program), archive)
+    except NotImplementedError as error:
+        raise InvalidInput(f"the result can't be saved: {str(error).splitlines()[0]}") from error
     make_folder(folder)
     with written_beside(folder / MANIFEST_FILE) as draft:
         (draft / PROGRAM_FILE).write_bytes(archive.getbuffer())

@@ -1,0 +1,99 @@
+"""Which outputs a program keeps: the others go, with all that is computed for them alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.graph.program import Program, seal
+from lobo_fx.graph.rewriting import drop_unused
+
+__all__ = ["keep_outputs"]
+
+
+def keep_outputs(program: Program, names: str | Sequence[str]) -> Program:
+    """A program that gives some of the outputs and computes nothing for the others.
+
+    Containers stay what they are. Of a dict (a `ModelOutput` is one) the chosen entries alone are left; in tuples, lists
+    and other types the others are None, so that every output keeps its place and its name. Inputs stay.
+
+    Args:
+        program: is not changed; what is returned shares its weights.
+        names: of outputs, as `program.signature.outputs` and exported files have them (`logits`, `output_0`), or of
+            what holds several (`hidden_states` stands for `hidden_states.0`, `hidden_states.1` and so on).
+
+    Raises:
+        InvalidInput: no name is given, or one that no output has, or the container needs another one.
+    """
+    known = [spec.name if spec else "" for spec in program.signature.outputs]
+    chosen = _chosen([names] if isinstance(names, str) else names, known)
+    module = copy.copy(program.module)
+    codegen: Any = module.graph._codegen
+    output = module.graph.output_node()
+    flat = [leaf if place in chosen else None for place, leaf in enumerate(pytree.tree_leaves(output.args[0]))]
+    left, structure = _shrunk(flat, codegen.pytree_info.out_spec)
+    output.args = (tuple(left),)
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=structure)
+    module.graph.eliminate_dead_code()
+    kept = Program(module, program.example_inputs)
+    drop_unused(kept, [name for name, _ in [*module.named_parameters(), *module.named_buffers()]])
+    module.recompile()
+    seal(module)
+    return kept
+
+
+def _chosen(names: Sequence[str], known: Sequence[str]) -> set[int]:
+    """The places of the outputs that are named.
+
+    Raises:
+        InvalidInput: no name is given, or one that no output has.
+    """
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        raise InvalidInput(f"outputs is {names!r}; expected names of outputs: {', '.join(filter(None, known))}")
+    chosen: set[int] = set()
+    for name in names:
+        places = {place for place, output in enumerate(known) if output and f"{output}.".startswith(f"{name}.")}
+        if not places:
+            raise InvalidInput(f"the model has no output '{name}'; {suggestion(name, known)}")
+        chosen |= places
+    return chosen
+
+
+def _shrunk(leaves: list[Any], structure: pytree.TreeSpec) -> tuple[list[Any], pytree.TreeSpec]:
+    """Leaves, None where not chosen, and their structure, without the entries of dicts that hold nothing chosen.
+
+    What holds nothing chosen is a single None where a dict does not hold it.
+    """
+    if structure.is_leaf():
+        return leaves, structure
+    parts: list[tuple[list[Any], pytree.TreeSpec]] = []
+    for child in structure.children():
+        below, leaves = leaves[: child.num_leaves], leaves[child.num_leaves :]
+        held = any(leaf is not None for leaf in below)
+        parts.append(_shrunk(below, child) if held else ([None], pytree.treespec_leaf()))
+    whole = pytree.TreeSpec(structure.type, structure.context, [part for _, part in parts])
+    if isinstance(whole.type, type) and issubclass(whole.type, Mapping) and isinstance(whole.context, list):
+        held_at = [place for place, (below, _) in enumerate(parts) if below != [None]]
+        whole = pytree.TreeSpec(whole.type, [whole.context[n] for n in held_at], [parts[n][1] for n in held_at])
+        parts = [parts[n] for n in held_at]
+        _check_builds(whole)
+    return [leaf for below, _ in parts for leaf in below], whole
+
+
+def _check_builds(structure: pytree.TreeSpec) -> None:
+    """Refuses to leave out an entry that its container asks for.
+
+    Raises:
+        InvalidInput: says what the container's type says.
+    """
+    try:
+        pytree.tree_unflatten([0] * structure.num_leaves, structure)
+    except Exception as error:
+        kept = ", ".join(map(str, structure.context))
+        raise InvalidInput(
+            f"a {structure.type.__name__} can't hold {kept} alone: {error}; keep that output too"
+        ) from None
