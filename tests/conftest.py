@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import gc
 import os
 import signal
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch_tables import tables_built_once
 
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.plugins.kernels import Cost
@@ -40,25 +39,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _tables_built_once() -> Iterator[None]:
-    """Two tables that PyTorch builds anew for every export, half of its time here, are built once a worker.
-
-    The one holds its 550 ONNX translations; every export gets lists of its own, since ours are added to them. The other
-    is `torch.ops` filled with all composite operators: filled once, it is full.
-    """
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  the table holds only operators that exist by then
-    from torch._export import utils
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    parsed = functools.cache(ONNXRegistry.from_torchlib)
-
-    def from_torchlib(*args: Any, **kwargs: Any) -> ONNXRegistry:
-        registry = copy.copy(parsed(*args, **kwargs))
-        registry.functions = {target: list(found) for target, found in registry.functions.items()}
-        return registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
-        patch.setattr(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops))
+    """Half of the time of the exports here goes to tables that PyTorch builds anew for each."""
+    with tables_built_once():
         yield
 
 
