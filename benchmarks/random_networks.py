@@ -39,7 +39,7 @@ from torch.utils import _pytree as pytree
 from torch_tables import tables_built_once
 
 import lobo_fx
-from lobo_fx import InvalidInput, LoboError, Pass, Promise, Result
+from lobo_fx import InvalidInput, Pass, Promise, Result
 from lobo_fx.axes import KINDS
 from lobo_fx.capture.reexport import named_arrays
 from lobo_fx.contracts.passbase import exact_tolerance
@@ -52,8 +52,8 @@ from lobo_fx.passes import QuantizeStatic
 from lobo_fx.passes.pruning.compensation import METHODS
 from lobo_fx.passes.quantization.integers.targets import TARGETS, target_of_this_machine
 from lobo_fx.plugins.kernels import Cost, Kernel
-from lobo_fx.recipe import build as build_pass
 from lobo_fx.plugins.registry import PASSES
+from lobo_fx.recipe import build as build_pass
 from lobo_fx.testing import assert_untouched
 
 STATE = Path("out/random_networks.jsonl")
@@ -171,7 +171,7 @@ DRAWS: dict[str, Callable[[random.Random], Settings]] = {
     "quantize_weights": quantize_weights,
     "smooth_activations": lambda choose: {"strength": choose.choice([0.3, 0.5, 0.8])},
 }
-"""Settings of every pass that comes with the package and trains nothing, drawn; one of mixed precision takes longest."""
+"""Settings of every pass that comes with the package and trains nothing, drawn."""
 OUTPUTS = [None, None, ["logits"], ["found", "states.1"], ["states"], ["states.0", "logits"]]
 
 

@@ -182,7 +182,7 @@ def _check_outputs(program: Program) -> None:
     for index, value in enumerate(values):
         if value is not None and not isinstance(value, torch.Tensor):
             raise ExportError(
-                f"output {index} is {value!r}, no tensor; ONNX holds tensors: return one, or leave it out (compile's outputs=)"
+                f"output {index} is {value!r}, no tensor; ONNX holds tensors: return one, or leave it out with outputs="
             )
     if not any(isinstance(value, torch.Tensor) for value in values):
         raise ExportError("the model returns no tensor; there is nothing to export")

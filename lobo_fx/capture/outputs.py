@@ -18,8 +18,8 @@ __all__ = ["keep_outputs"]
 def keep_outputs(program: Program, names: str | Sequence[str]) -> Program:
     """A program that gives some of the outputs and computes nothing for the others.
 
-    Containers stay what they are. Of a dict (a `ModelOutput` is one) the chosen entries alone are left; in tuples, lists
-    and other types the others are None, so that every output keeps its place and its name. Inputs stay.
+    Containers stay what they are. Of a dict (a `ModelOutput` is one) the chosen entries alone are left; in tuples,
+    lists and other types the others are None, so that every output keeps its place and its name. Inputs stay.
 
     Args:
         program: is not changed; what is returned shares its weights.

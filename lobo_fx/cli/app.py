@@ -18,6 +18,7 @@ __all__ = [
     "Checkpoint",
     "Command",
     "ModelArgument",
+    "Outputs",
     "Rounds",
     "Seed",
     "Threads",
@@ -43,6 +44,12 @@ Checkpoint = Annotated[
 ]
 
 Widened = Annotated[bool, typer.Option("--float32", help="Widen (or round) all weights to float32.")]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--outputs", help="An output to keep, as files name it; may be repeated. Default: all, or the head's."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, data and choices.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows of the input.")]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lobo_fx.cli.app import Batch, Checkpoint, ModelArgument, Rounds, Seed, Threads, Widened, command
+from lobo_fx.cli.app import Batch, Checkpoint, ModelArgument, Outputs, Rounds, Seed, Threads, Widened, command
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.notes import Note
 
@@ -25,6 +25,7 @@ def compile(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for files and report.")] = Path("out"),
     checkpoint: Checkpoint = None,
+    outputs: Outputs = None,
     calibration_data: Annotated[
         str | None, typer.Option(help=".npy, .npz, .safetensors, or file.py:function. Default: random data.")
     ] = None,
@@ -37,16 +38,15 @@ def compile(
     float32: Widened = False,
 ) -> None:
     """Compile a model, export it and the original, and measure both in turn."""
-    from torch import nn
-
     import lobo_fx
     from lobo_fx.files import check_writable, make_folder
     from lobo_fx.graph.tensors import unusual_weight
     from lobo_fx.recipe import read_pass, resolve
     from lobo_fx.report.report import REPORT_FILES
     from lobo_fx.saving import check_target
-    from lobo_fx.sources.batches import read_batches
-    from lobo_fx.sources.models import build, weights_are_random
+    from lobo_fx.sources.batches import random_batches, read_batches
+    from lobo_fx.sources.models import build_program, weights_are_random
+    from lobo_fx.terminal.progress import spinner
 
     if (recipe is None) == (not passes):
         raise InvalidInput("give --recipe, or one or more --pass; `lobo-fx passes` lists both")
@@ -56,23 +56,17 @@ def compile(
         for name in (ORIGINAL_FILE, MODEL_FILE, *REPORT_FILES):
             check_writable(output / name)
     data = None if calibration_data is None else read_batches(calibration_data, batch)
-    built, inputs = build(model, checkpoint, seed, float32)
-    if isinstance(built, nn.Module) and (unusual := unusual_weight(built)):
+    with spinner("trace"):
+        program = build_program(model, checkpoint, seed, None if static else "batch", outputs, float32)
+    if unusual := unusual_weight(program.module):
         raise InvalidInput(f"{unusual}; give --float32 to widen it")
     notes = []
     if weights_are_random(model, checkpoint):
         notes.append(f"the weights are random (seed {seed}): sizes and latencies are real, accuracies are not")
     if data is None and any("calibration_data" in pass_.needs for pass_ in chosen):
         notes.append("calibrated on random data: give --calibration-data for ranges that fit yours")
-        data = _random_data(built, inputs, batches, seed)
-    result = lobo_fx.compile(
-        built,
-        chosen,
-        example_inputs=inputs,
-        dynamic_shapes=None if static else "batch",
-        calibration_data=data,
-        seed=seed,
-    )
+        data = random_batches(program.example_inputs, batches, seed)
+    result = lobo_fx.compile(program, chosen, calibration_data=data, seed=seed)
     result.report.model = model
     result.report.notes[:0] = map(Note, notes)
     make_folder(output)
@@ -85,14 +79,3 @@ def compile(
     result.report.save(output)
     typer.echo(str(result))
     typer.echo(f"written to {output}: {MODEL_FILE}, {ORIGINAL_FILE}, program/, report.md, report.csv, report.json")
-
-
-def _random_data(built: Any, inputs: Any, batches: int, seed: int) -> Any:
-    from lobo_fx.capture.tracing import trace
-    from lobo_fx.graph.inputs import as_inputs
-    from lobo_fx.sources.batches import random_batches
-    from lobo_fx.sources.known_inputs import find_inputs
-
-    if isinstance(built, Path):
-        return random_batches(trace(built).example_inputs, batches, seed)
-    return random_batches(find_inputs(built) if inputs is None else as_inputs(inputs), batches, seed)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lobo_fx.cli.app import Checkpoint, ModelArgument, Seed, command
+from lobo_fx.cli.app import Checkpoint, ModelArgument, Outputs, Seed, command
 
 __all__ = ["costs"]
 
@@ -17,19 +17,18 @@ def costs(
     model: ModelArgument,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the table to this file.")] = None,
     checkpoint: Checkpoint = None,
+    outputs: Outputs = None,
     seed: Seed = 0,
 ) -> None:
     """Measure what a model's operators cost on this CPU, and say where integers would run."""
-    from lobo_fx.capture.tracing import trace
     from lobo_fx.contracts.context import Context
     from lobo_fx.files import check_writable
     from lobo_fx.plugins.registry import PASSES
-    from lobo_fx.sources.models import build
+    from lobo_fx.sources.models import build_program
 
     if output is not None:
         check_writable(output)
-    built, inputs = build(model, checkpoint, seed)
-    program = trace(built, inputs)
+    program = build_program(model, checkpoint, seed, outputs=outputs)
     context = Context(program.signature)
     _, choices = PASSES.get("quantize_static")().simplify(program.clone(), context)
     if output is not None:

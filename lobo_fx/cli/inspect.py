@@ -7,23 +7,27 @@ from collections import Counter
 
 import typer
 
-from lobo_fx.cli.app import AsJson, Checkpoint, ModelArgument, Seed, command
+from lobo_fx.cli.app import AsJson, Checkpoint, ModelArgument, Outputs, Seed, command
 
 __all__ = ["inspect"]
 
 
 @command
-def inspect(model: ModelArgument, checkpoint: Checkpoint = None, seed: Seed = 0, as_json: AsJson = False) -> None:
+def inspect(
+    model: ModelArgument,
+    checkpoint: Checkpoint = None,
+    outputs: Outputs = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
     """Show what the compiler sees in a model: inputs, outputs, operators, what can be pruned and what can't."""
     from lobo_fx.axes import Inference
     from lobo_fx.axes.survey import axis_table, lock_table, survey
-    from lobo_fx.capture.tracing import trace
     from lobo_fx.measures.counts import measure, run_counted
-    from lobo_fx.sources.models import build
+    from lobo_fx.sources.models import build_program
     from lobo_fx.terminal.tables import new_table, printable, render
 
-    built, inputs = build(model, checkpoint, seed)
-    program = trace(built, inputs)
+    program = build_program(model, checkpoint, seed, outputs=outputs)
     measures = measure(program, run_counted(program)[1])
     inference = Inference(program).run()
     operators = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")

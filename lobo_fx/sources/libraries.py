@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lobo_fx.sources.packages import check_name, import_package
 from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
 from lobo_fx.terminal.quiet import quiet
 
-__all__ = ["is_config", "timm_model", "torchvision_model", "transformers_model"]
+__all__ = ["head_outputs", "is_config", "timm_model", "torchvision_model", "transformers_model"]
 
 
 def is_config(folder: Path) -> bool:
@@ -68,6 +69,13 @@ _PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit-base": ("vit", {}),
 }
 
+# What a model is for whose configuration names no architecture: the first of these tasks that its type has a head for.
+_TASKS = (
+    *("Seq2SeqLM", "SpeechSeq2Seq", "MaskedLM", "CausalLM", "CTC", "ZeroShotImageClassification", "ObjectDetection"),
+    *("ImageClassification", "VideoClassification", "AudioClassification", "SemanticSegmentation"),
+    *("UniversalSegmentation", "DepthEstimation", "MaskGeneration", "ImageTextToText"),
+)
+
 
 def transformers_model(name: str) -> nn.Module:
     declare_torchvision_operators()
@@ -90,7 +98,7 @@ def transformers_model(name: str) -> nn.Module:
             if architecture:
                 model: nn.Module = _architecture(transformers, architecture)(config)
             else:
-                model = transformers.AutoModel.from_config(config)
+                model = _auto_class(transformers, config).from_config(config)
     except InvalidInput:
         raise
     except Exception as error:
@@ -98,6 +106,30 @@ def transformers_model(name: str) -> nn.Module:
     if is_config(folder) and (weights := weights_in(folder)) is not None:
         load_checkpoint(model, weights)
     return model
+
+
+def _auto_class(transformers: Any, config: Any) -> Any:
+    """What builds the model of a configuration with the head of its first task; without one where it has none."""
+    for task in _TASKS:
+        auto = getattr(transformers, f"AutoModelFor{task}", None)
+        if auto is not None and type(config) in auto._model_mapping:
+            return auto
+    return transformers.AutoModel
+
+
+def head_outputs(names: Sequence[str]) -> list[str]:
+    """Of the outputs of a Hugging Face model, those of its head; all of them where it has none.
+
+    The others are what layers inside give or keep for the next call: hidden states, attentions, caches.
+    """
+    return [name for name in names if not any(map(_is_state, name.split(".")))] or list(names)
+
+
+def _is_state(part: str) -> bool:
+    return part.endswith(("hidden_state", "hidden_states", "attentions")) or part in (
+        "past_key_values",
+        "pooler_output",
+    )
 
 
 def _architecture(transformers: Any, names: Any) -> Any:

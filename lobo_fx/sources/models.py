@@ -6,21 +6,24 @@ in: safetensors, or a `.pt` file of tensors only (never a pickle).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lobo_fx.capture.tracing import Model
+from lobo_fx.capture.outputs import keep_outputs
+from lobo_fx.capture.tracing import Model, trace
 from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.inputs import Inputs, as_inputs
+from lobo_fx.graph.inputs import DynamicShapes, Inputs, as_inputs
+from lobo_fx.graph.notes import Note
+from lobo_fx.graph.program import Program
 from lobo_fx.sources.checkpoints import load_checkpoint, weights_in
-from lobo_fx.sources.libraries import is_config, timm_model, torchvision_model, transformers_model
+from lobo_fx.sources.libraries import head_outputs, is_config, timm_model, torchvision_model, transformers_model
 from lobo_fx.sources.user_code import call_from_file
 
-__all__ = ["build", "weights_are_random"]
+__all__ = ["build", "build_program", "weights_are_random"]
 
 
 def build(
@@ -30,7 +33,8 @@ def build(
 
     Args:
         spec: `torchvision:NAME`, `timm:NAME`, `transformers:NAME` (a model type such as `whisper-tiny` or
-            `bert`, or a folder with a `config.json`), `path/to/file.py:function` (called without
+            `bert`, or a folder with a `config.json`; with the head that the configuration names in `architectures`,
+            or else that of the type's main task), `path/to/file.py:function` (called without
             arguments; returns a model, or a model and its example inputs), or `file.pt2`.
         checkpoint: weights to load, see `load_checkpoint`.
         seed: of the random weights.
@@ -72,6 +76,43 @@ def build(
         model = model.float()
         inputs = inputs and inputs.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
     return model, inputs
+
+
+def build_program(
+    spec: str,
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    dynamic_shapes: DynamicShapes = "batch",
+    outputs: Sequence[str] | None = None,
+    float32: bool = False,
+) -> Program:
+    """Builds and traces the model that a specification names.
+
+    Args:
+        spec: as `build` takes it.
+        checkpoint: likewise.
+        seed: likewise.
+        dynamic_shapes: as `trace` takes it.
+        outputs: names of the outputs to keep; None keeps all, of `transformers:NAME` those of the head (`logits`), and
+            notes which were left out.
+        float32: as `build` takes it.
+
+    Raises:
+        InvalidInput: as `build`, or an output that the model does not have.
+        TraceError: the model can't be traced.
+    """
+    program = trace(*build(spec, checkpoint, seed, float32), dynamic_shapes)
+    if outputs:
+        return keep_outputs(program, outputs)
+    names = [output.name for output in program.signature.outputs if output is not None]
+    kept = head_outputs(names) if spec.startswith("transformers:") else names
+    if kept == names:
+        return program
+    program = keep_outputs(program, kept)
+    gone = ", ".join(name for name in names if name not in kept)
+    note = Note(f"outputs left out: {gone}; kept: {', '.join(kept)} (outputs= and --outputs choose others)")
+    program.module.set_facts(notes=(*program.notes, note))
+    return program
 
 
 def weights_are_random(spec: str, checkpoint: Path | None) -> bool:

@@ -31,6 +31,20 @@ def narrow():
     return nn.Sequential(nn.Linear(4, 2)).bfloat16(), torch.ones(2, 4).bfloat16()
 
 
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        hidden = self.up(x)
+        return {"hidden": hidden, "logits": self.down(hidden)}
+
+
+def two():
+    return Two(), torch.ones(2, 4)
+
+
 def data():
     return [torch.randn(3, 4), torch.randn(3, 4)]
 """
@@ -101,6 +115,19 @@ def test_calibration_data_is_used(model: str) -> None:
         done = compiled(model, "--pass", "quantize_static", "--calibration-data", data, "--batch", "2")
         assert done.exit_code == 0, done.output
         assert "random data" not in done.output
+
+
+@pytest.mark.usefixtures("model")
+def test_outputs_are_chosen() -> None:
+    done = compiled("net.py:two", "--pass", "prune_channels", "--outputs", "logits")
+    assert done.exit_code == 0, done.output
+    loaded = lobo_fx.load("out/program")
+    assert [str(spec) for spec in loaded.program.signature.outputs] == ["logits: float32[batch, 2]"]
+    assert loaded.module.get_parameter("up.weight").shape == (8 // 2, 4)
+    assert json.loads(call("inspect", "net.py:two", "--outputs", "hidden", "--json").stdout)["parameters"] == 8 * 4 + 8
+    refused = call("inspect", "net.py:two", "--outputs", "logit")
+    assert refused.exit_code == 2
+    assert "did you mean logits?" in refused.output
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

@@ -14,8 +14,10 @@ from torch import nn
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.program import Program
 from lobo_fx.sources.checkpoints import load_checkpoint
-from lobo_fx.sources.models import build, weights_are_random
+from lobo_fx.sources.libraries import head_outputs
+from lobo_fx.sources.models import build, build_program, weights_are_random
 from lobo_fx.sources.user_code import call_from_file
 
 save_file = pytest.importorskip("safetensors.torch").save_file
@@ -264,6 +266,69 @@ def test_a_folder_without_weights_gives_random_ones(bert: Any, tmp_path: Path) -
     assert isinstance(first, nn.Module)
     assert isinstance(second, nn.Module)
     assert same(first, second)
+
+
+TINY_BERT = {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY_BART = {"vocab_size": 11, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 32}
+TINY_BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"model_type": "bert", **TINY_BERT}, "BertForMaskedLM"),
+        ({"model_type": "bert", **TINY_BERT, "architectures": ["BertModel"]}, "BertModel"),
+        (
+            {"model_type": "bert", **TINY_BERT, "architectures": ["BertForTokenClassification"]},
+            "BertForTokenClassification",
+        ),
+        ({"model_type": "bart", **TINY_BART}, "BartForConditionalGeneration"),
+        ({"model_type": "clip_text_model", **TINY_BERT}, "CLIPTextModel"),
+    ],
+)
+@pytest.mark.usefixtures("transformers")
+def test_a_model_has_the_head_that_its_configuration_names_or_that_of_its_task(
+    config: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert type(build(f"transformers:{tmp_path}")[0]).__name__ == kind
+
+
+def output_names(program: Program) -> list[str]:
+    return [spec.name for spec in program.signature.outputs if spec is not None]
+
+
+def test_the_outputs_of_a_head_are_kept_and_others_by_name(transformers: Any, tmp_path: Path) -> None:
+    transformers.BartConfig(**TINY_BART).save_pretrained(tmp_path)
+    program = build_program(f"transformers:{tmp_path}")
+    assert output_names(program) == ["logits"]
+    assert "outputs left out: encoder_last_hidden_state; kept: logits" in "".join(map(str, program.notes))
+    asked = build_program(f"transformers:{tmp_path}", outputs=["encoder_last_hidden_state"])
+    assert output_names(asked) == ["encoder_last_hidden_state"]
+    assert not any("left out" in str(note) for note in asked.notes)
+    assert len(list(asked.module.parameters())) < len(list(program.module.parameters()))
+
+
+def test_a_model_without_a_head_and_one_of_the_user_keep_all_outputs(bert: Any, tmp_path: Path) -> None:
+    bert.architectures = ["BertModel"]
+    bert.save_pretrained(tmp_path)
+    assert output_names(build_program(f"transformers:{tmp_path}")) == ["last_hidden_state", "pooler_output"]
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Net(nn.Module):\n    def forward(self, x):\n"
+        "        return {'logits': x, 'hidden_states': x + 1}\n\ndef make():\n    return Net(), torch.ones(2, 3)\n"
+    )
+    spec = f"{tmp_path}/net.py:make"
+    assert output_names(build_program(spec)) == ["logits", "hidden_states"]
+    assert output_names(build_program(spec, outputs=["hidden_states"])) == ["hidden_states"]
+    with pytest.raises(InvalidInput, match="did you mean logits"):
+        build_program(spec, outputs=["logit"])
+
+
+def test_what_layers_give_and_keep_is_no_output_of_a_head() -> None:
+    names = ["loss", "logits", "past_key_values.0.0", "hidden_states.1", "text_model_output.pooler_output"]
+    names += ["cross_attentions.0", "encoder_last_hidden_state", "pred_boxes", "states"]
+    assert head_outputs(names) == ["loss", "logits", "pred_boxes", "states"]
+    assert head_outputs(["last_hidden_state", "pooler_output"]) == ["last_hidden_state", "pooler_output"]
 
 
 @pytest.mark.parametrize(
