@@ -345,11 +345,11 @@ def run_all(numbers: Iterable[int], seconds: float) -> Iterator[Outcome]:
             process, done = context.Process(target=work, args=(theirs,)), 0
             process.start()
             theirs.close()
-        mine.send(number)
+        reason = f"not done in {TIMEOUT} s"
         try:
-            reason = f"not done in {TIMEOUT} s"
+            mine.send(number)
             outcome = mine.recv() if mine.poll(TIMEOUT) else None
-        except EOFError:
+        except (EOFError, ConnectionError):
             process.join()
             outcome, reason = None, f"the process died with {process.exitcode}"
         done += 1
@@ -367,9 +367,12 @@ def run_all(numbers: Iterable[int], seconds: float) -> Iterator[Outcome]:
 
 def read_state(path: Path) -> dict[int, Outcome]:
     """By number, what was run before; of one that was run again, the last."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    outcomes = [Outcome(**json.loads(line)) for line in lines if line.endswith("}")]
-    return {outcome.number: outcome for outcome in outcomes}
+    outcomes: dict[int, Outcome] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):  # a line may be cut off
+            outcome = Outcome(**json.loads(line))
+            outcomes[outcome.number] = outcome
+    return outcomes
 
 
 def go_on(state: Path, until: int, seconds: float, again: bool = False, limit: int | None = None) -> list[Outcome]:
@@ -379,6 +382,7 @@ def go_on(state: Path, until: int, seconds: float, again: bool = False, limit: i
     missing = [n for n in range(until) if n not in done or (again and done[n].outcome == FAILED)][:limit]
     ran = []
     with state.open("a", encoding="utf-8") as file:
+        file.write("\n" if state.stat().st_size else "")
         for outcome in run_all(missing, seconds):
             ran.append(outcome)
             file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
