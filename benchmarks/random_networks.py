@@ -33,7 +33,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from network_generator import LENGTH, WideNet
+from network_generator import LENGTH, SIDE, WideNet
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 from torch_tables import tables_built_once
@@ -172,6 +172,8 @@ DRAWS: dict[str, Callable[[random.Random], Settings]] = {
     "smooth_activations": lambda choose: {"strength": choose.choice([0.3, 0.5, 0.8])},
 }
 """Settings of every pass that comes with the package and trains nothing, drawn."""
+SQUARE = {"shuffle", "pool"}
+"""Steps whose code depends on the sides of an image."""
 OUTPUTS = [None, None, ["logits"], ["found", "states.1"], ["states"], ["states.0", "logits"]]
 
 
@@ -190,9 +192,13 @@ def make_case(number: int) -> Case:
     shapes: Any = free
     if free is None:
         more = [network.inputs(4)]
-    elif network.start != "image" and not network.fixed and choose.random() < 0.5:
-        shapes = {"x": {0: Dim("batch"), 1: Dim("length")}}
-        more.append(network.inputs(2, LENGTH + 5))
+    elif not network.fixed and choose.random() < 0.5:
+        if network.start != "image":
+            shapes = {"x": {0: Dim("batch"), 1: Dim("length")}}
+            more.append(network.inputs(2, LENGTH + 5))
+        elif not SQUARE & set(network.kinds):
+            shapes = {"x": {0: Dim("batch"), 2: Dim("height", min=SIDE), 3: Dim("width", min=SIDE)}}
+            more.append(torch.randn(2, 3, SIDE + 2, SIDE + 5))
     outputs = choose.choice(OUTPUTS) if network.kinds[-1] == "head_of_several" else None
     often = [1 if name == "mixed_precision" else 4 for name in DRAWS]
     names = choose.choices(list(DRAWS), often, k=choose.choice([1, 1, 2, 2, 3, 4]))

@@ -87,6 +87,15 @@ def test_a_constant_has_a_range() -> None:
         assert zero == 0, name
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_values_far_from_zero_and_near_each_other_have_a_range(sign: int) -> None:
+    """No shorter range than up to the nearest of them is one."""
+    for name in OBSERVERS:
+        scale, zero = observe(name, sign * np.linspace(5, 5.01, 1000, dtype=np.float32).reshape(2, -1))
+        assert scale == pytest.approx(5 / 255, rel=0.01), name
+        assert zero == (0 if sign > 0 else 255), name
+
+
 def test_memory_does_not_grow_with_the_data() -> None:
     for name, kind in OBSERVERS.items():
         observer = kind(dtype=torch.uint8, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine)
