@@ -21,6 +21,25 @@ from lobo_fx.passes import PruneWeights
 INPUTS = Inputs((torch.randn(2, 4, generator=torch.Generator().manual_seed(0)),))
 
 
+TINY = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(2, 4)
+"""
+BRANCHES = """
+import torch
+
+class Branches(torch.nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+def make():
+    return Branches(), torch.ones(2, 4)
+"""
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 
@@ -41,7 +60,8 @@ def line_of(cells: list[str]) -> dict[str, str]:
 
 def test_a_row_that_fails_says_why_and_the_table_goes_on(tmp_path: Path) -> None:
     pipelines: example.Pipelines = {"bad": [Refuse()], "half": [PruneWeights(0.5)]}
-    lines = example.measure_model("Tiny", network(), INPUTS, pipelines, rounds=1)
+    (tmp_path / "tiny.py").write_text(TINY)
+    lines = example.measure_model("Tiny", f"{tmp_path}/tiny.py:make", pipelines, rounds=1)
     bad, half = map(line_of, lines)
     assert (bad["Model"], bad["Forward OK"]) == ("Tiny", "FAILED")
     assert "this model is not for me" in bad["Pipeline"]
@@ -71,12 +91,9 @@ def test_the_command_writes_the_models_that_were_asked_for(
     assert "| Tiny | half |" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
-def test_a_model_that_can_not_be_traced_fails_in_every_row() -> None:
-    class Branches(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x if x.sum() > 0 else -x
-
-    lines = example.measure_model("Branches", Branches(), INPUTS, {"one": [], "two": []}, rounds=1)
+def test_a_model_that_can_not_be_traced_fails_in_every_row(tmp_path: Path) -> None:
+    (tmp_path / "branches.py").write_text(BRANCHES)
+    lines = example.measure_model("Branches", f"{tmp_path}/branches.py:make", {"one": [], "two": []}, rounds=1)
     assert [line_of(cells)["Forward OK"] for cells in lines] == ["FAILED", "FAILED"]
 
 
