@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ __all__ = ["LENGTH", "SIDE", "VOCABULARY", "RandomNet", "WideNet"]
 
 Tensor = torch.Tensor
 Step = Callable[[Any], Any]
+Part = TypeVar("Part", bound=nn.Module)
+Padding = Literal["zeros", "reflect", "replicate", "circular"]
 
 ACTIVATIONS: tuple[Step, ...] = (F.relu, torch.sigmoid, F.gelu, torch.tanh, lambda x: F.softplus(x), lambda x: x)
 SIDE, LENGTH, VOCABULARY = 4, 6, 23
@@ -74,7 +76,7 @@ class RandomNet(nn.Module):
         self.steps.append(build())
         self.kinds.append(build.__name__)
 
-    def own(self, module: nn.Module) -> nn.Module:
+    def own(self, module: Part) -> Part:
         for parameter in module.parameters():
             if parameter.dim() == 1:
                 nn.init.normal_(parameter, 0.3, 0.5)
@@ -212,7 +214,8 @@ class RandomNet(nn.Module):
         return lambda x: activation(layer(x))
 
     def token_norm(self) -> Step:
-        return self.own(self.random.choice([nn.LayerNorm, nn.RMSNorm])(self.width))
+        norm: nn.Module = self.random.choice([nn.LayerNorm, nn.RMSNorm])(self.width)
+        return self.own(norm)
 
     def residual_linear(self) -> Step:
         inner = self.some_width()
@@ -353,7 +356,7 @@ class WideNet(RandomNet):
         heads = [self.head_of_mean, self.head_of_everything, self.head_per_token, self.head_of_several]
         self.take(choose([*heads, self.head_tied] if self.embedding is not None else heads))
 
-    def own(self, module: nn.Module) -> nn.Module:
+    def own(self, module: Part) -> Part:
         """Weights of a size that keeps signals alive."""
         for parameter in super().own(module).parameters():
             if parameter.dim() > 1:
@@ -363,10 +366,9 @@ class WideNet(RandomNet):
 
     def stored(self, *shape: int) -> Tensor:
         """A parameter of no module's."""
-        holder = nn.ParameterList([torch.empty(*shape)])
-        nn.init.normal_(holder[0], 0.0, 1.0 / math.sqrt(shape[-1]))
-        self.parts.append(holder)
-        return holder[0]
+        parameter = nn.Parameter(torch.randn(*shape) / math.sqrt(shape[-1]))
+        self.parts.append(nn.ParameterList([parameter]))
+        return parameter
 
     def inputs(self, rows: int, length: int = LENGTH) -> Tensor:
         """What the network takes, random, of so many rows."""
@@ -394,7 +396,8 @@ class WideNet(RandomNet):
 
     def strided(self) -> Step:
         """A convolution that is dilated or strided, or pads with what it finds."""
-        out, mode = self.some_width(), self.random.choice(["zeros", "reflect", "circular", "replicate"])
+        modes: list[Padding] = ["zeros", "reflect", "circular", "replicate"]
+        out, mode = self.some_width(), self.random.choice(modes)
         settings: dict[str, Any] = self.random.choice([{"dilation": 2, "padding": 2}, {"stride": 2, "padding": 1}])
         conv = self.own(nn.Conv2d(self.width, out, 3, bias=self.flip(), padding_mode="zeros", **settings))
         around = self.own(nn.Conv2d(out, out, 3, padding=1, padding_mode=mode))

@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import tempfile
 import time
 import traceback
@@ -58,8 +59,8 @@ from lobo_fx.testing import assert_untouched
 
 STATE = Path("out/random_networks.jsonl")
 OK, REFUSED, FAILED = "ok", "refused", "failed"
-TIMEOUT, RECYCLED = 180.0, 40
-"""Seconds for one network, and networks for one process: PyTorch keeps some memory of each export."""
+CPU_SECONDS, HANGING, RECYCLED = 180, 1800.0, 40
+"""What a network may take of the CPU's time, and of the clock's; networks for one process: torch keeps some memory."""
 
 Settings = dict[str, Any]
 
@@ -335,7 +336,9 @@ def work(numbers: Connection) -> None:
     torch.set_num_threads(1)
     with tables_built_once(), contextlib.suppress(EOFError):
         while True:
-            numbers.send(run_one(numbers.recv()))
+            number, hard = numbers.recv(), resource.getrlimit(resource.RLIMIT_CPU)[1]
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + CPU_SECONDS, hard))
+            numbers.send(run_one(number))
 
 
 def run_all(numbers: Iterable[int], seconds: float) -> Iterator[Outcome]:
@@ -351,13 +354,13 @@ def run_all(numbers: Iterable[int], seconds: float) -> Iterator[Outcome]:
             process, done = context.Process(target=work, args=(theirs,)), 0
             process.start()
             theirs.close()
-        reason = f"not done in {TIMEOUT} s"
+        reason = f"not done in {HANGING} s"
         try:
             mine.send(number)
-            outcome = mine.recv() if mine.poll(TIMEOUT) else None
+            outcome = mine.recv() if mine.poll(HANGING) else None
         except (EOFError, ConnectionError):
             process.join()
-            outcome, reason = None, f"the process died with {process.exitcode}"
+            outcome, reason = None, f"the process died with {process.exitcode} ({CPU_SECONDS} s of CPU time allowed)"
         done += 1
         if outcome is None or done == RECYCLED:
             mine.close()
@@ -365,7 +368,7 @@ def run_all(numbers: Iterable[int], seconds: float) -> Iterator[Outcome]:
                 process.kill()
             process.join()
             process = None
-        yield outcome or Outcome(number, FAILED, TIMEOUT, [], [], reason)
+        yield outcome or Outcome(number, FAILED, 0.0, [], [], reason)
     if process is not None:
         mine.close()
         process.join()

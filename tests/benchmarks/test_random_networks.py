@@ -100,7 +100,7 @@ def test_a_wrong_number_on_rows_that_the_compiler_did_not_see_is_a_failure(monke
     harness.compare_with_eager(case, good, case.inputs)
     with torch.no_grad():
         for parameter in good.module.parameters():
-            parameter += 0.01
+            parameter.add_(0.01)
     with pytest.raises(harness.WrongNumber, match="eager PyTorch differs by"):
         harness.compare_with_eager(case, good, case.inputs)
 
@@ -155,5 +155,5 @@ def test_a_network_that_kills_its_process_is_a_failure_and_the_next_one_runs(mon
     monkeypatch.setattr(harness, "work", os._exit)  # which is called with no number, and dies of it
     outcomes = list(harness.run_all([3, 4], seconds=60))
     assert [(outcome.number, outcome.outcome) for outcome in outcomes] == [(3, harness.FAILED), (4, harness.FAILED)]
-    assert outcomes[0].reason == "the process died with 1"
+    assert outcomes[0].reason.startswith("the process died with 1 ")
     assert list(harness.run_all([5], seconds=-1)) == []
