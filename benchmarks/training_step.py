@@ -47,7 +47,8 @@ def step_of(module: nn.Module, inputs: torch.Tensor) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(module(inputs), labels).backward()
+        loss: torch.Tensor = nn.functional.cross_entropy(module(inputs), labels)
+        loss.backward()
         optimizer.step()
 
     return step

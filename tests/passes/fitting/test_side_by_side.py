@@ -7,7 +7,7 @@ from torch import nn
 
 from lobo_fx.capture.tracing import trace
 from lobo_fx.graph.running import Runner
-from lobo_fx.passes.fitting.side_by_side import Pair, side_by_side
+from lobo_fx.passes.fitting.side_by_side import Pairs, side_by_side
 
 ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -27,15 +27,14 @@ class Noisy(nn.Module):
 
 def test_a_program_and_its_copy_draw_alike_and_move_nobodys_generator() -> None:
     program = trace(Noisy().eval(), ROWS)
-    pairs = [Pair([ROWS]), Pair([ROWS])]
+    copy = program.clone()
     state = torch.get_rng_state()
     seen = []
-    with torch.no_grad():
-        for node in side_by_side(Runner(program.module), Runner(program.clone().module), pairs, "", False):
-            if node.name.startswith("linear_1"):
-                twin = next(other for other in program.graph.nodes if other.name == node.name)
-                for pair in pairs:
-                    seen.append((pair.before[twin], pair.after[node.all_input_nodes[0]]))
+    with torch.no_grad(), Pairs(program.graph, copy.graph, [([ROWS], False)] * 2) as pairs:
+        runners = Runner(program.module), Runner(copy.module)
+        for node in side_by_side(*runners, pairs, lambda node: node.name.startswith("linear_1"), "", False):
+            twin = next(other for other in program.graph.nodes if other.name == node.name)
+            seen += [(pair.before[twin], pair.after[node.all_input_nodes[0]]) for pair in pairs]
     noisy = [after for _, after in seen]
     original = [before for before, _ in seen]
     layer = program.module.get_submodule("second")
