@@ -30,7 +30,7 @@ def compile(
     passes: PassSpec | Iterable[PassSpec] = (),
     *,
     example_inputs: object = None,
-    dynamic_shapes: DynamicShapes = "batch",
+    dynamic_shapes: DynamicShapes = "auto",
     outputs: str | Sequence[str] | None = None,
     calibration_data: Data | None = None,
     train_data: Data | None = None,
@@ -47,7 +47,8 @@ def compile(
         passes: pass objects, names (`"quantize_static"`), a recipe file or the name of a built-in recipe.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. May be left
             out where the model says what it takes (Hugging Face, timm).
-        dynamic_shapes: `"batch"` keeps the batch size free; None fixes every size; anything else is
+        dynamic_shapes: `"auto"` keeps the batch size and the lengths of sequences free, where the model allows it;
+            `"batch"` the batch size alone; `"all"` every size, of images too; None fixes every size; anything else is
             `torch.export.export`'s own `dynamic_shapes`.
         outputs: names of the outputs to keep, as files have them (`logits`, `output_0`; `hidden_states` for all of
             them); None keeps every one. What only the others need goes before any pass runs. A dict or `ModelOutput`

@@ -1,21 +1,19 @@
-"""How example inputs bind to a model's `forward`, and which of their dimensions stay free."""
+"""How example inputs bind to a model's `forward`."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
-from torch.export import Dim
 
 from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.inputs import HOW_TO_PASS, Inputs, dynamic_shapes_of
+from lobo_fx.graph.inputs import HOW_TO_PASS, Inputs
 
-__all__ = ["check_arity", "free_batch", "gathered_named", "in_order"]
+__all__ = ["check_arity", "gathered_named", "in_order"]
 
 
 def check_arity(model: nn.Module, inputs: Inputs) -> None:
@@ -69,25 +67,3 @@ def gathered_named(model: nn.Module, inputs: Inputs) -> Iterator[None]:
             del model.forward
         else:
             model.forward = before
-
-
-def free_batch(inputs: Inputs, forward: Callable[..., Any]) -> tuple[Inputs, Any]:
-    """Inputs with at least two rows, and a specification for `torch.export` that leaves the batch free.
-
-    `torch.export` treats a size of 1 as a constant, so a single row is repeated. Only tensors whose
-    first dimension equals that of the first tensor carry the batch; the others stay as they are.
-
-    Args:
-        inputs: as the model takes them.
-        forward: the model's.
-    """
-    rows = next((tensor.shape[0] for tensor in inputs.tensors if tensor.dim()), 0)
-
-    def carries_batch(leaf: object) -> bool:
-        return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
-
-    if rows == 1:
-        inputs = inputs.map(lambda t: t.repeat(2, *[1] * (t.dim() - 1)) if carries_batch(t) else t)
-        rows = 2
-    batch = Dim("batch")
-    return inputs, dynamic_shapes_of(inputs, forward, lambda leaf: {0: batch} if carries_batch(leaf) else None)

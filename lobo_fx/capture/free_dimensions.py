@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import sympy
 import torch
 from torch import fx
 from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from lobo_fx.graph.shapes import FreeDimension, free_symbols
 
 __all__ = ["as_dim", "read_free_dimensions", "write_free_dimensions"]
 
-_KEY = "lobo_fx.free_dimensions"
+_KEY, _STEPS = "lobo_fx.free_dimensions", "lobo_fx.free_steps"
+_LONGEST_STEP, _ROUNDED = 512, (FloorDiv, Mod, PythonMod)
 
 
 def read_free_dimensions(exported: ExportedProgram, graph: fx.Graph) -> tuple[FreeDimension, ...]:
@@ -28,15 +31,24 @@ def read_free_dimensions(exported: ExportedProgram, graph: fx.Graph) -> tuple[Fr
     names = (
         [str(name) for name in written] if len(written) == len(symbols) else map(_given_name, symbols, symbols.values())
     )
+    steps = exported.graph_module.meta.get("custom", {}).get(_STEPS, [])
+    if len(steps) != len(symbols):
+        steps = [_step(symbol, size.node.shape_env) for symbol, size in symbols.items()]
     return tuple(
-        _bounded(name if name.isidentifier() else "", exported.range_constraints.get(symbol))
-        for name, symbol in zip(names, symbols, strict=True)
+        dataclasses.replace(
+            _bounded(name if name.isidentifier() else "", exported.range_constraints.get(symbol)),
+            step=max(1, int(step)),
+            offset=int(offset) % max(1, int(step)),
+        )
+        for name, symbol, (step, offset) in zip(names, symbols, steps, strict=True)
     )
 
 
 def write_free_dimensions(exported: ExportedProgram, dimensions: tuple[FreeDimension, ...]) -> None:
-    """Has the names saved with the program, of which torch saves the bounds alone."""
-    exported.graph_module.meta.setdefault("custom", {})[_KEY] = [dimension.name for dimension in dimensions]
+    """Has names and steps saved with the program, of which torch saves the bounds alone."""
+    custom = exported.graph_module.meta.setdefault("custom", {})
+    custom[_KEY] = [dimension.name for dimension in dimensions]
+    custom[_STEPS] = [[dimension.step, dimension.offset] for dimension in dimensions]
 
 
 def as_dim(size: sympy.Expr, dims: dict[sympy.Symbol, Any]) -> Any:
@@ -55,6 +67,29 @@ def _given_name(symbol: sympy.Symbol, size: torch.SymInt) -> str:
     sources = [source.name for source in environment.var_to_sources.get(symbol, [])]
     names = [environment.source_name_to_debug_name.get(source, source) for source in sources]
     return next((name for name in names if name.isidentifier()), "")
+
+
+def _step(symbol: sympy.Symbol, environment: Any) -> tuple[int, int]:
+    """How far apart sizes are that take the same way through the model's code as the example, and where they start.
+
+    Torch recorded what it decided by sizes (`height % 32 == 0`); the nearest other size of which all of that holds too
+    is a step away. Where there is none near, the step is the example's size.
+    """
+    hints = environment.backed_var_to_val
+    size = hints.get(symbol)
+    decided = {guard.expr.xreplace(environment.replacements) for guard in environment.guards}
+    decided = {expr for expr in decided if symbol in expr.free_symbols and expr.atoms(*_ROUNDED)}
+    if size is None or not decided:
+        return 1, 0
+    forms = [expr.xreplace({other: value for other, value in hints.items() if other != symbol}) for expr in decided]
+    forms = [form for form in forms if form.free_symbols == {symbol}]
+
+    def holds(other: int) -> bool:
+        return all(form.xreplace({symbol: sympy.Integer(other)}) == sympy.true for form in forms)
+
+    near = (step for step in range(1, _LONGEST_STEP) if holds(int(size) + step) or (size > step and holds(size - step)))
+    step = next(near, int(size))
+    return step, int(size) % step
 
 
 def _bounded(name: str, bounds: Any) -> FreeDimension:

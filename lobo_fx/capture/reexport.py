@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lobo_fx.graph.shapes import dimension_names, expression
 from lobo_fx.measures.counts import rows
 from lobo_fx.terminal.quiet import quiet
 
-__all__ = ["exported_program", "named_arrays", "with_rows"]
+__all__ = ["exported_program", "named_arrays", "other_lengths", "with_rows", "with_sizes"]
 
 
 def exported_program(program: Program) -> ExportedProgram:
@@ -28,6 +29,8 @@ def exported_program(program: Program) -> ExportedProgram:
     known = program.module.program_facts.free_dimensions
     dims = {
         symbol: Dim(str(name), min=dimension.lowest, max=dimension.highest)
+        if dimension.step == 1
+        else Dim.AUTO(min=dimension.lowest, max=dimension.highest)  # a named one must take every size
         for (symbol, name), dimension in zip(dimension_names(program.graph, known).items(), known, strict=True)
     }
     values = iter(node.meta["val"] for node in program.graph.find_nodes(op="placeholder"))
@@ -59,19 +62,50 @@ def exported_program(program: Program) -> ExportedProgram:
 
 def with_rows(program: Program, count: int) -> Inputs:
     """The example inputs with `count` rows, repeated or cut, where the batch is free."""
-    signature = program.signature
-    batch, specs = signature.batch, iter(spec for spec in signature.inputs if spec is not None)
+    return with_sizes(program, program.example_inputs, {program.signature.batch or "": count})
+
+
+def with_sizes(program: Program, inputs: Inputs, sizes: Mapping[str, int]) -> Inputs:
+    """Inputs with other sizes of free dimensions, by name, repeated or cut along them."""
+    specs = iter(spec for spec in program.signature.inputs if spec is not None)
 
     def resize(tensor: torch.Tensor) -> torch.Tensor:
-        spec = next(specs)
-        if batch not in spec.shape:
-            return tensor
-        at = spec.shape.index(batch)
-        times = -(-count // tensor.shape[at])
-        repeats = [times if position == at else 1 for position in range(tensor.dim())]
-        return tensor.repeat(repeats).narrow(at, 0, count).contiguous()
+        for at, name in enumerate(next(specs).shape):
+            if (size := sizes.get(str(name))) is not None:
+                times = -(-size // tensor.shape[at])
+                repeats = [times if position == at else 1 for position in range(tensor.dim())]
+                tensor = tensor.repeat(repeats).narrow(at, 0, size).contiguous()
+        return tensor
 
-    return program.example_inputs.map(resize)
+    return inputs.map(resize)
+
+
+def other_lengths(program: Program, share: float = 0.0) -> list[dict[str, int]]:
+    """Sizes that free dimensions but the batch may have beside those of the example: all shorter, and all longer.
+
+    Args:
+        program: whose example is the measure.
+        share: how far away, as a share of the example's size; at least a step.
+
+    Returns:
+        Sizes by name. Where one can't be shorter, or longer, it is as in the example; nothing if that holds for all.
+    """
+    signature = program.signature
+    shapes = [spec.shape for spec in signature.inputs if spec is not None]
+    pairs = [
+        pair
+        for shape, tensor in zip(shapes, program.example_inputs.tensors, strict=True)
+        for pair in zip(shape, tensor.shape, strict=True)
+    ]
+    computed = [str(name) for name, _ in pairs if isinstance(name, str) and not name.isidentifier()]
+    found = {str(name): size for name, size in pairs if isinstance(name, str) and name != signature.batch}
+    free = [d for d in signature.free if d.name in found and not any(d.name in name for name in computed)]
+    away = {d.name: d.step * max(1, int(share * found[d.name]) // d.step) for d in free}
+    chosen = [
+        {d.name: size for d in free if (size := found[d.name] + sign * away[d.name]) > 1 and d.allows(size)}
+        for sign in (-1, 1)
+    ]
+    return [sizes for sizes in chosen if sizes]
 
 
 def named_arrays(program: Program, inputs: Inputs) -> dict[str, Any]:

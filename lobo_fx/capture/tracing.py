@@ -14,15 +14,16 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from lobo_fx.capture.binding import check_arity, free_batch, gathered_named, in_order
+from lobo_fx.capture.binding import check_arity, gathered_named, in_order
+from lobo_fx.capture.constants import Constants, constants_located
 from lobo_fx.capture.disguised_layers import reveal_layers
-from lobo_fx.capture.fixed_sizes import fixing_lines
 from lobo_fx.capture.free_dimensions import read_free_dimensions
+from lobo_fx.capture.freeing import ask, constant_notes, step_notes
 from lobo_fx.capture.normalize import normalize
 from lobo_fx.capture.recurrent_stacks import separate_layers
-from lobo_fx.capture.refusals import check_traceable
+from lobo_fx.capture.refusals import check_dynamic_shapes, check_traceable
 from lobo_fx.errors import InvalidInput, TraceError
-from lobo_fx.graph.inputs import HOW_TO_PASS, DynamicShapes, Inputs, as_inputs
+from lobo_fx.graph.inputs import FREED, HOW_TO_PASS, DynamicShapes, Inputs, as_inputs
 from lobo_fx.graph.masks import restore_masks
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program, ProgramModule, mark_always_training, seal
@@ -43,18 +44,19 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
 @random_state_kept
-def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicShapes = "batch") -> Program:
+def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicShapes = "auto") -> Program:
     """Captures a model as a normalised graph that shares its parameters; buffers are its own.
 
     Args:
         model: a module (its mode, device and weights are left as they were), an exported program, or the
             path of a `.pt2` file.
         example_inputs: a tensor, tuple or dict; None where the model says itself what it takes.
-        dynamic_shapes: `"batch"` keeps the first dimension free where the model allows it; None fixes
-            every size; anything else goes to `torch.export.export` as it is.
+        dynamic_shapes: `"auto"` keeps the first dimension and the lengths of sequences free where the model allows
+            it, `"batch"` the first alone, `"all"` every size, of images too; None fixes every size; anything else
+            goes to `torch.export.export` as it is.
 
     Raises:
-        InvalidInput: the inputs can't be found or don't fit `forward`.
+        InvalidInput: the inputs can't be found or don't fit `forward`, or `dynamic_shapes` is no specification.
         TraceError: `torch.export` can't capture the model.
     """
     if isinstance(model, (str, Path)):
@@ -67,27 +69,47 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
         raise InvalidInput(f"model is a {type(model).__name__}; expected an nn.Module, an ExportedProgram or a path")
     if example_inputs is None:
         program = trace(model, find_inputs(model), dynamic_shapes)
-        program.module.set_facts(notes=(*program.notes, *_lengths_chosen(program)))
+        if dynamic_shapes not in FREED or dynamic_shapes == "batch":
+            program.module.set_facts(notes=(*program.notes, *_lengths_chosen(program)))
         return program
     inputs = as_inputs(example_inputs)
     check_arity(model, inputs)
     inputs = in_order(model, inputs)
-    if isinstance(dynamic_shapes, str) and dynamic_shapes != "batch":
-        raise InvalidInput(
-            f"dynamic_shapes is {dynamic_shapes!r}; it must be 'batch', None, or as torch.export takes it"
-        )
+    check_dynamic_shapes(model, inputs, dynamic_shapes)
     check_traceable(model, inputs)
-    if dynamic_shapes != "batch":
+    if not isinstance(dynamic_shapes, str):
         return _program(_export(model, inputs, dynamic_shapes), inputs)
-    batched, specification = free_batch(inputs, model.forward)
-    try:
-        program = _program(_export(model, batched, specification, doubled=batched is not inputs), inputs)
-        if any(has_free_dimension(n.meta.get("val")) for n in program.graph.find_nodes(op="placeholder")):
-            return program
-        reason = "the model's code depends on it"
-    except TraceError as error:
-        reason = _why_fixed(error)
+    return _freed(model, inputs, dynamic_shapes)
+
+
+def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
+    """A program with as many of the sizes free that are asked for as the model allows; notes say why others are not.
+
+    Where the batch or all of them together can't be free, fewer are asked for.
+    """
+    reasons: dict[str, str] = {}
+    wanted = bool(ask(inputs, model.forward, which)[2])
+    for attempt in dict.fromkeys((which if wanted else "batch", "batch", "lengths" if wanted else "batch")):
+        batched, specification, asked = ask(inputs, model.forward, attempt)
+        constants = Constants()
+        try:
+            exported = _export(model, batched, specification, doubled=batched is not inputs, constants=constants)
+            program = _program(exported, inputs)
+        except TraceError as error:
+            reasons[attempt] = _why_fixed(error)
+            continue
+        if not any(has_free_dimension(n.meta.get("val")) for n in program.graph.find_nodes(op="placeholder")):
+            continue
+        notes = constant_notes(asked, program.signature, constants, getattr(model, "main_input_name", None))
+        notes += step_notes(program.signature)
+        if attempt == "batch" and which in reasons:
+            notes.append(f"every size but the batch is fixed: {reasons[which]}")
+        elif attempt == "lengths":
+            notes.append(f"the batch size is fixed: {reasons['batch']}")
+        program.module.set_facts(notes=(*program.notes, *map(Note, notes)))
+        return program
     program = _program(_export(model, inputs, None), inputs)
+    reason = reasons.get("batch", "the model's code depends on it")
     program.module.set_facts(notes=(*program.notes, Note(f"the batch size is fixed: {reason}")))
     return program
 
@@ -113,7 +135,9 @@ def _lengths_chosen(program: Program) -> list[Note]:
     ]
 
 
-def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False) -> ExportedProgram:
+def _export(
+    model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False, constants: Constants | None = None
+) -> ExportedProgram:
     """Runs `torch.export` in inference mode and says what went wrong in the user's terms."""
     with (
         _inference_mode(model),
@@ -121,7 +145,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool
         quiet(),
         not_unrolled(),
         no_errors_printed(),
-        fixing_lines() as fixing,
+        constants_located(constants) as fixed,
     ):
         try:
             return torch.export.export(
@@ -130,7 +154,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool
         except Exception as error:
             if not doubled:
                 _check_runs(model, inputs)
-            line = user_line("".join(traceback.format_tb(error.__traceback__))) or next(iter(fixing), "")
+            line = user_line("".join(traceback.format_tb(error.__traceback__))) or next(filter(None, fixed.lines.values()), "")
             reason = _reason(error)
             where = f"{_AT}{line}" if line else ""
             raise TraceError(

@@ -57,7 +57,7 @@ def compile(
             check_writable(output / name)
     data = None if calibration_data is None else read_batches(calibration_data, batch)
     with spinner("trace"):
-        program = build_program(model, checkpoint, seed, None if static else "batch", outputs, float32)
+        program = build_program(model, checkpoint, seed, None if static else "auto", outputs, float32)
     if unusual := unusual_weight(program.module):
         raise InvalidInput(f"{unusual}; give --float32 to widen it")
     notes = []

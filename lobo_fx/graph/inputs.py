@@ -12,10 +12,13 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.errors import InvalidInput
 
-__all__ = ["HOW_TO_PASS", "DynamicShapes", "Inputs", "as_inputs", "check_tensors", "dynamic_shapes_of"]
+__all__ = ["FREED", "HOW_TO_PASS", "DynamicShapes", "Inputs", "as_inputs", "check_tensors", "dynamic_shapes_of"]
 
 DynamicShapes = Any
-"""`"batch"`, None, or a specification as `torch.export.export(dynamic_shapes=...)` takes it."""
+"""A word of `FREED`, None, or a specification as `torch.export.export(dynamic_shapes=...)` takes it."""
+
+FREED = ("auto", "batch", "all")
+"""Which sizes stay free where the model allows: the batch and the lengths of sequences, the batch alone, every size."""
 
 HOW_TO_PASS = (
     "Pass example_inputs= a tensor, a tuple of positional inputs, or a dict of keyword inputs, "

@@ -24,6 +24,7 @@ from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.tensors import fetch
 
 __all__ = [
+    "SEQUENCES",
     "Dimension",
     "FreeDimension",
     "PropagationError",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 Dimension = int | str
+
+SEQUENCES = (2, 3)
+"""How many dimensions sequences have: rows of numbers or tokens, and rows of them with channels."""
 
 
 class PropagationError(Exception):
@@ -57,11 +61,28 @@ class FreeDimension:
         name: as the user gave it, empty where none was given.
         lowest: the smallest size allowed; None where nothing is known to be too small.
         highest: the largest one, likewise.
+        step: how far apart sizes are that the program was traced for: its code took one way of several.
+        offset: what is left of them when they are divided by `step`.
     """
 
     name: str = ""
     lowest: int | None = None
     highest: int | None = None
+    step: int = 1
+    offset: int = 0
+
+    def allows(self, size: int) -> bool:
+        """Whether the program was traced for this size."""
+        above, below = self.lowest is None or size >= self.lowest, self.highest is None or size <= self.highest
+        return above and below and size % self.step == self.offset
+
+    def __str__(self) -> str:
+        """What sizes are allowed, in words."""
+        bounds = [f"from {self.lowest}"] * (self.lowest is not None) + [f"to {self.highest}"] * (
+            self.highest is not None
+        )
+        steps = [f"in steps of {self.step}" + f" from {self.offset}" * bool(self.offset)] * (self.step > 1)
+        return " ".join([*bounds, *steps]) or "any size"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +234,7 @@ def free_symbols(graph: fx.Graph) -> dict[sympy.Symbol, torch.SymInt]:
 
 
 def dimension_names(graph: fx.Graph, known: Sequence[FreeDimension] = ()) -> dict[sympy.Symbol, sympy.Symbol]:
-    """Readable names of the free dimensions: as given; of the others the first one at position 0 is `batch`.
+    """Readable names of the free dimensions: as given; else the first at position 0 is `batch`, of a sequence `length`.
 
     Args:
         graph: shapes propagated.
@@ -225,7 +246,8 @@ def dimension_names(graph: fx.Graph, known: Sequence[FreeDimension] = ()) -> dic
         value = node.meta.get("val")
         for position, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
             for symbol in sorted(expression(size).free_symbols - set(names), key=str):
-                name = "batch" if position == 0 and "batch" not in names.values() else f"{node.target}_{position}"
+                usual = "batch" if position == 0 else "length" if value.dim() in SEQUENCES else ""
+                name = usual if usual and usual not in names.values() else f"{node.target}_{position}"
                 while name in names.values():
                     name += "_in"
                 names[symbol] = name

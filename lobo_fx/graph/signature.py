@@ -29,6 +29,7 @@ class Signature:
         structure: how the outputs nest (tuple, dict, `ModelOutput`, ...).
         nesting: how positional and keyword inputs nest.
         constants: for each flattened input that is no tensor, the value it was traced with.
+        free: what is known of the free dimensions, by the names that they have here.
     """
 
     names: tuple[str, ...]
@@ -38,6 +39,7 @@ class Signature:
     structure: pytree.TreeSpec
     nesting: pytree.TreeSpec
     constants: tuple[Any, ...]
+    free: tuple[FreeDimension, ...] = ()
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
         """Arranges a call's inputs as they were traced, whether passed by position or by name.
@@ -146,6 +148,9 @@ class Signature:
             if not fits:
                 shape = f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
                 raise InvalidInput(f"input '{spec.name}' is {shape}, the program takes {spec}")
+        for dimension in self.free:
+            if not dimension.allows(size := free.get(dimension.name, 0)) and dimension.name in free:
+                raise InvalidInput(f"{dimension.name} is {size}, the program takes {dimension}: {self}")
 
     def __str__(self) -> str:
         return "; ".join(str(spec) for spec in self.inputs if spec)
@@ -176,6 +181,10 @@ def signature_of(module: fx.GraphModule, known: Sequence[FreeDimension] = ()) ->
         structure=structure,
         nesting=info.in_spec,
         constants=tuple(None if isinstance(v, torch.Tensor) else v for v in (n.meta.get("val") for n in placeholders)),
+        free=tuple(
+            dataclasses.replace(dimension, name=str(name))
+            for dimension, name in zip(known, symbols.values(), strict=False)
+        ),
     )
 
 

@@ -82,7 +82,7 @@ def build_program(
     spec: str,
     checkpoint: Path | None = None,
     seed: int = 0,
-    dynamic_shapes: DynamicShapes = "batch",
+    dynamic_shapes: DynamicShapes = "auto",
     outputs: Sequence[str] | None = None,
     float32: bool = False,
 ) -> Program:

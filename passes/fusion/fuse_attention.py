@@ -86,8 +86,6 @@ def _fused(program: Program, node: fx.Node, masks: dict[fx.Node | None, _Mask]) 
         return Rejected(node, "it masks causally, with more or fewer keys than queries")
     if mask is not None:
         sizes = mask.meta["val"].shape
-        if [*map(str, sizes[-2:])] != [*map(str, scores)] and not all(isinstance(size, int) for size in scores):
-            return Rejected(node, "its mask is stretched over a free length")
         if mask.meta["val"].dtype == torch.bool and len(sizes) > 2 and sizes[-3] != 1:
             return Rejected(node, "its boolean mask differs by head")
     splits = [_before_split(source) for source in (query, key, value)]
@@ -98,7 +96,7 @@ def _fused(program: Program, node: fx.Node, masks: dict[fx.Node | None, _Mask]) 
     if mask not in masks:
         masks[mask] = _read(graph, mask)
     added, empty = masks[mask].added, masks[mask].empty
-    bias = None if added is None else _stretched(graph, added, scores)
+    bias = None if added is None else _stretched(graph, added, query, key)
     result = call(graph, ATTENTION, *rows, bias, heads, float(scale), bool(given["is_causal"]))
     if empty is not None:
         result = call(graph, aten.masked_fill.Scalar, result, empty, 0)
@@ -117,13 +115,20 @@ def _read(graph: fx.Graph, mask: fx.Node | None) -> _Mask:
     return _Mask(call(graph, aten.where.Scalar, mask, 0.0, lowest), call(graph, aten.logical_not.default, some))
 
 
-def _stretched(graph: fx.Graph, bias: fx.Node, scores: tuple[Any, Any]) -> fx.Node:
+def _stretched(graph: fx.Graph, bias: fx.Node, query: fx.Node, key: fx.Node) -> fx.Node:
     """A bias in four dimensions, the last two as large as the scores'."""
     while bias.meta["val"].dim() < 4:
         bias = call(graph, aten.unsqueeze.default, bias, 0)
+    scores = [source.meta["val"].shape[2] for source in (query, key)]
     if [*map(str, bias.meta["val"].shape[2:])] != [*map(str, scores)]:
-        bias = call(graph, aten.expand.default, bias, [-1, -1, *scores])
+        bias = call(graph, aten.expand.default, bias, [-1, -1, _length(graph, query), _length(graph, key)])
     return bias
+
+
+def _length(graph: fx.Graph, value: fx.Node) -> int | fx.Node:
+    """The size of dimension 2, computed where it is free."""
+    size = value.meta["val"].shape[2]
+    return size if isinstance(size, int) else call(graph, aten.sym_size.int, value, 2)
 
 
 def _before_split(value: Any) -> tuple[fx.Node, int | None] | None:

@@ -187,7 +187,7 @@ class FixedBatch(nn.Module):
 
 def test_a_model_that_fixes_the_batch_is_traced_as_it_is_and_says_so() -> None:
     x = torch.randn(2, 12)
-    program = trace(FixedBatch(), x)
+    program = trace(FixedBatch(), x, "batch")
     assert str(program.signature) == "x: float32[2, 12]"
     assert equal(FixedBatch()(x), program.module(x))
     (note,) = program.notes
@@ -230,7 +230,7 @@ def test_inputs_taken_as_star_arguments_keep_the_batch_free(count: int) -> None:
 
     program = trace(Gather(), tuple(torch.randn(2, 3) for _ in range(count)))
     assert not program.notes
-    assert [spec.shape for spec in program.signature.inputs if spec] == [("batch", 3)] * count
+    assert [spec.shape for spec in program.signature.inputs if spec] == [("batch", "length")] * count
     parts = [torch.randn(5, 3) for _ in range(count)]
     assert equal(Gather()(*parts), program.module(*parts))
 
@@ -255,7 +255,7 @@ def test_inputs_taken_by_name_through_star_arguments_keep_the_batch_free(count: 
     result = lobo_fx.compile(model, example_inputs=inputs, progress=False)
     assert "forward" not in vars(model)
     assert not result.report.notes
-    assert [spec.shape for spec in result.program.signature.inputs if spec] == [("batch", 3)] * 2
+    assert [spec.shape for spec in result.program.signature.inputs if spec] == [("batch", "length")] * 2
     parts = torch.randn(5, 3), torch.randn(5, 3)
     by_name = dict(zip(names[count:], parts[count:], strict=True))
     assert equal(parts[0] * parts[1], result.module(*parts[:count], **by_name))
@@ -276,7 +276,7 @@ def test_an_input_without_the_batch_keeps_its_size() -> None:
             return F.linear(x, table)
 
     program = trace(Table(), (torch.randn(1, 3), torch.randn(4, 3)))
-    assert str(program.signature) == "x: float32[batch, 3]; table: float32[4, 3]"
+    assert str(program.signature) == "x: float32[batch, length]; table: float32[4, length]"
 
 
 # --- structure -------------------------------------------------------------------------------------------
@@ -361,8 +361,8 @@ def test_recurrent_layers_trace_with_a_free_batch() -> None:
 
     model = Recurrent().eval()
     program = trace(model, torch.randn(2, 6, 4))
-    assert str(program.signature) == "x: float32[batch, 6, 4]"
-    x = torch.randn(5, 6, 4)
+    assert str(program.signature) == "x: float32[batch, length, 4]"
+    x = torch.randn(5, 9, 4)
     assert equal(model(x), program.module(x))
 
 
@@ -505,21 +505,22 @@ def test_tracing_twice_gives_the_same_graph() -> None:
     assert str(trace(model, IMAGES).graph) == str(trace(copy.deepcopy(model), IMAGES).graph)
 
 
-def test_a_length_that_nobody_gave_is_noted() -> None:
+def test_a_length_that_nobody_gave_is_free_or_noted() -> None:
     class Text(nn.Module):
         main_input_name, config = "input_ids", types.SimpleNamespace(vocab_size=9)
 
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
             return input_ids + 1
 
-    (note,) = trace(Text()).notes
+    assert not trace(Text()).notes
+    (note,) = trace(Text(), dynamic_shapes="batch").notes
     assert note.startswith("'input_ids' has a fixed length of 16, chosen for want of example inputs")
     assert not trace(Text(), {"input_ids": torch.zeros(2, 16, dtype=torch.long)}).notes
     assert not trace(Text(), dynamic_shapes={"input_ids": {0: Dim.AUTO, 1: Dim.AUTO}}).notes
 
 
 def test_words_that_name_no_dynamic_shapes_are_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"dynamic_shapes is 'static'; it must be 'batch', None"):
+    with pytest.raises(InvalidInput, match=r"dynamic_shapes is 'static'; it must be 'auto', 'batch', 'all', None"):
         trace(nn.Linear(4, 3), torch.randn(2, 4), "static")
 
 

@@ -11,7 +11,8 @@ import torch
 import transformers
 from torch import nn
 
-from lobo_fx.capture.binding import check_arity, free_batch
+from lobo_fx.capture.binding import check_arity
+from lobo_fx.capture.freeing import ask
 from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
@@ -123,20 +124,21 @@ def test_inputs_that_forward_cannot_take(inputs: Inputs, complaint: str) -> None
 
 def test_one_row_is_doubled_so_that_the_batch_stays_free() -> None:
     row, shared = torch.randn(1, 3), torch.randn(5)
-    inputs, _ = free_batch(Inputs((row,), {"shared": shared}), lambda row, shared: row)
+    inputs, *_ = ask(Inputs((row,), {"shared": shared}), lambda row, shared: row, "batch")
     assert torch.equal(inputs.args[0], torch.cat([row, row]))
     assert inputs.kwargs["shared"] is shared
 
 
 def test_more_rows_stay_as_they_are() -> None:
-    inputs, specification = free_batch(Inputs((LEFT, torch.randn(3, 2))), lambda left, right: left)
+    inputs, specification, asked = ask(Inputs((LEFT, torch.randn(3, 2))), lambda left, right: left, "batch")
+    assert not asked
     assert inputs.args[0] is LEFT
     assert list(specification["left"]) == [0]
     assert specification["right"] is None
 
 
 def test_only_the_batch_is_doubled_where_a_table_has_as_few_rows() -> None:
-    inputs, _ = free_batch(Inputs((torch.randn(1, 3), torch.randn(4, 3))), lambda x, table: x)
+    inputs, *_ = ask(Inputs((torch.randn(1, 3), torch.randn(4, 3))), lambda x, table: x, "batch")
     assert [tuple(tensor.shape) for tensor in inputs.tensors] == [(2, 3), (4, 3)]
 
 
@@ -186,7 +188,7 @@ def test_models_that_tell_trace_without_example_inputs(build: Callable[[], Any])
     model = build().train()
     with assert_untouched(model):
         program = trace(model)
-    assert all("has a fixed length of 16" in note for note in program.notes)
+    assert all("has fixed sizes but for the batch" in note for note in program.notes)
     assert {spec.shape[0] for spec in program.signature.inputs if spec} == {"batch"}
     three_rows = program.example_inputs.map(lambda tensor: torch.cat([tensor, tensor[:1]]))
     expected, found = model.eval()(**three_rows.kwargs), program.run(three_rows)
@@ -281,7 +283,7 @@ def test_a_program_traced_by_name_is_called_by_position_as_forward_has_them() ->
     ],
 )
 def test_a_call_that_does_not_fit(args: tuple[Any, ...], kwargs: dict[str, Any], complaint: str) -> None:
-    module = trace(Sum(), (LEFT, RIGHT)).module
+    module = trace(Sum(), (LEFT, RIGHT), "batch").module
     assert module(LEFT, RIGHT).shape == (2, 3)
     with pytest.raises(InvalidInput, match=complaint):
         module(*args, **kwargs)

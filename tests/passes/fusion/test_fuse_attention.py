@@ -137,7 +137,7 @@ def _by_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def test_what_is_something_else_is_left_alone(between: Callable[..., Any], reason: str) -> None:
     result = fused(Attention(between=between))
     assert count(result) == 0
-    (note,) = result.report.notes
+    (note,) = [note for note in result.report.notes if "fixed sizes" not in note]
     assert reason in note
     assert "test_fuse_attention.py" in note
 

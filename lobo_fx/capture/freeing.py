@@ -1,0 +1,123 @@
+"""Which sizes of the inputs stay free: what `torch.export` is asked for, and what the user should know of the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from lobo_fx.capture.constants import Constants
+from lobo_fx.graph.inputs import Inputs, dynamic_shapes_of
+from lobo_fx.graph.shapes import SEQUENCES
+from lobo_fx.graph.signature import Signature
+
+__all__ = ["Asked", "ask", "constant_notes", "step_notes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """An input with sizes beside the batch that are to stay free where the model allows.
+
+    Attributes:
+        path: where it stands among the inputs as `forward` binds them.
+        place: which one it is of the flattened inputs.
+        sizes: by dimension, in the example.
+        may_be_features: whether it holds nothing but rows of numbers, whose count a weight may fix.
+    """
+
+    path: pytree.KeyPath
+    place: int
+    sizes: dict[int, int]
+    may_be_features: bool
+
+    @property
+    def name(self) -> str:
+        return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in self.path)
+
+    def source(self, dim: int) -> str:
+        """What `torch.export` calls the size."""
+        return f"L{pytree.keystr(self.path)}.size()[{dim}]"
+
+
+def ask(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple[Inputs, Any, list[Asked]]:
+    """Inputs with at least two rows, a specification for `torch.export`, and what it asks for beside the batch.
+
+    `torch.export` treats a size of 1 as a constant, so a single row is repeated. Only tensors whose
+    first dimension equals that of the first tensor carry the batch. The batch must stay free, other sizes may:
+    torch finds out. Sequences are inputs of two or three dimensions, and masks as long as one of them.
+
+    Args:
+        inputs: as the model takes them.
+        forward: the model's.
+        which: a word of `FREED`; or "lengths", which is "auto" without the batch.
+    """
+    rows = next((tensor.shape[0] for tensor in inputs.tensors if tensor.dim()), 0)
+
+    def carries_batch(leaf: object) -> bool:
+        return which != "lengths" and isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
+
+    if rows == 1:
+        inputs = inputs.map(lambda t: t.repeat(2, *[1] * (t.dim() - 1)) if carries_batch(t) else t)
+        rows = 2
+    batch, lengths = Dim("batch"), {tensor.shape[1] for tensor in inputs.tensors if tensor.dim() in SEQUENCES}
+
+    def sizes(leaf: torch.Tensor) -> dict[int, int]:
+        every = {} if which == "batch" else dict(enumerate(leaf.shape))
+        wanted = which == "all" or leaf.dim() in SEQUENCES
+        return {dim: size for dim, size in every.items() if dim and (wanted or size in lengths)}
+
+    def specify(leaf: object) -> dict[int, Any] | None:
+        if not isinstance(leaf, torch.Tensor):
+            return None
+        return ({0: batch} if carries_batch(leaf) else {}) | dict.fromkeys(sizes(leaf), Dim.AUTO) or None
+
+    paths = pytree.tree_leaves_with_path(dynamic_shapes_of(inputs, forward, lambda leaf: leaf))
+    asked = [
+        Asked(path, place, sizes(leaf), leaf.dim() == 2 and leaf.is_floating_point())
+        for place, (path, leaf) in enumerate(paths)
+        if isinstance(leaf, torch.Tensor) and sizes(leaf)
+    ]
+    return inputs, dynamic_shapes_of(inputs, forward, specify), asked
+
+
+def constant_notes(asked: Sequence[Asked], signature: Signature, constants: Constants, sequence: object) -> list[str]:
+    """What to know of inputs of which nothing but the batch is free: where their sizes became constants.
+
+    Args:
+        asked: what was to be free.
+        signature: of the program that came out.
+        constants: of its capture.
+        sequence: name of an input that is known to be a sequence.
+    """
+    notes = []
+    for entry in asked:
+        spec = signature.inputs[entry.place]
+        assert spec is not None
+        if any(isinstance(spec.shape[dim], str) for dim in entry.sizes):
+            continue
+        if entry.may_be_features and entry.name != sequence:
+            continue
+        fixed = "; ".join(
+            f"{size} {_why(size, constants.line(entry.source(dim)))}" for dim, size in entry.sizes.items()
+        )
+        notes.append(f"'{entry.name}' has fixed sizes but for the batch: {fixed}")
+    return notes
+
+
+def _why(size: int, line: str) -> str:
+    if size == 1:
+        return "(torch.export takes 1 for a constant: give a longer example)"
+    return f"(fixed at {line})" if line else "(fixed by an operator)"
+
+
+def step_notes(signature: Signature) -> list[str]:
+    """What to know of free sizes that are not free to be any."""
+    return [
+        f"'{dimension.name}' is free {dimension}: for sizes between, the model's code goes another way"
+        for dimension in signature.free
+        if dimension.step > 1
+    ]
