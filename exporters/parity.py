@@ -21,8 +21,8 @@ from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.operators import works_on_codes
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
-from lobo_fx.graph.randomness import drawing, made_of_draws
-from lobo_fx.graph.running import AS_IT_IS, Runner
+from lobo_fx.graph.randomness import drawing, made_of_draws, seeded
+from lobo_fx.graph.running import AS_IT_IS, Runner, kept_buffers
 from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_noise, tensor_leaves
 from lobo_fx.measures.judge import Judge
 from lobo_fx.own_operators.integers import dynamic_range
@@ -39,6 +39,7 @@ __all__ = [
     "check_parity",
     "is_quantized",
     "rounding_noise",
+    "state_error",
 ]
 
 FLOAT_TOLERANCE = 1e-3
@@ -140,6 +141,28 @@ def check_draws(program: Program, inputs: Inputs, first: list[Any], second: list
     if any(not torch.equal(one[place], other[place]) for place in still):
         names = ", ".join(map(describe, drawing(program.module)))
         raise ExportError(f"the runtime draws no random numbers where the model does ({names}); no file was written")
+
+
+def state_error(program: Program, inputs: Inputs, second: list[Any]) -> float:
+    """How far a file, whose buffers are constants, is from a program that writes its buffers, at a second call.
+
+    Args:
+        program: what was exported.
+        inputs: of both calls.
+        second: the runtime's outputs of any but its first call, numpy arrays in order.
+
+    Returns:
+        The largest difference, as a share of the output range; 0 where rounding explains it, or every output is random.
+    """
+    with torch.no_grad(), program.inference(), kept_buffers(program.module):
+        for _ in range(2):
+            with seeded(program.module):
+                outputs = program.module(*inputs.args, **inputs.kwargs)
+    random = _random_outputs(program)
+    pairs = list(zip(tensor_leaves(outputs), map(torch.from_numpy, second), strict=True))
+    certain = [pair for place, pair in enumerate(pairs) if place not in random]
+    error = largest_error([one for one, _ in certain], [other for _, other in certain]) if certain else 0.0
+    return error if error > FLOAT_TOLERANCE else 0.0
 
 
 def _random_outputs(program: Program) -> list[int]:

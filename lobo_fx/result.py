@@ -154,7 +154,7 @@ class Result:
         writer = _exporter(exporter)
         check_writable(path)
         with spinner(f"export {path.name}", self.progress):
-            artifact = writer.export(program, path, self.metadata())
+            artifact = writer.export(program, path, self.metadata(original=program is self.original))
         for node in drawing(program.module):
             self._note(note_of(node, _DRAWS))
         if (decibels := artifact.details.get("decibels", math.inf)) < _LOUD:
@@ -166,14 +166,16 @@ class Result:
             )
             self._note(note)
             warnings.warn(str(note), stacklevel=2)
+        if (state := artifact.details.get("state")) is not None:
+            self._note(_stateless(**state))
         return artifact
 
-    def metadata(self) -> dict[str, str]:
-        """What was done to the model, for the file's own metadata."""
+    def metadata(self, original: bool = False) -> dict[str, str]:
+        """What was done to the model, for the file's own metadata; to the original nothing was."""
         return {
             "lobo_fx.version": __version__,
             "lobo_fx.model": self.report.model,
-            "lobo_fx.passes": json.dumps(self.passes, default=str),
+            "lobo_fx.passes": json.dumps([] if original else self.passes, default=str),
             "torch.version": str(torch.__version__),
         }
 
@@ -260,6 +262,12 @@ def load(folder: str | Path) -> Result:
 
 def _slower(ratio: float) -> Note:
     return Note(f"the compiled file is slower than the original: {ratio:.2f} times its latency")
+
+
+def _stateless(buffers: list[str], second_call: float) -> Note:
+    names = " and ".join(f"'{name}'" for name in buffers[:2]) + f" and {len(buffers) - 2} more" * (len(buffers) > 2)
+    off = f"differs from the model's by {second_call:.1e} of the outputs' range" if second_call else "gives the same"
+    return Note(f"the file keeps no state: {names}, which forward writes, stays as it is; a second call {off}")
 
 
 def _exporter(exporter: str | Exporter) -> Exporter:

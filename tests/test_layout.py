@@ -312,7 +312,7 @@ PUBLIC = {
         Match Op Rejected Rule add_parameter call drop_unused erase_dead free_name rename rewrite
     """,
     "lobo_fx.graph.running": """
-        AS_IT_IS Runner kept_buffers watch
+        AS_IT_IS Runner kept_buffers watch written_buffers
     """,
     "lobo_fx.passes": """
         ComputeInFloat Distill EqualizeLayers FineTune FoldBatchNorm FoldWeights FuseAttention IterativePrune

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lobo_fx.capture.reexport import exported_program, named_arrays, with_rows
+from lobo_fx.capture.reexport import exported_program, named_arrays, other_lengths, with_rows, with_sizes
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean
 from lobo_fx.exporters.onnx.placeholders import translations
@@ -23,15 +24,18 @@ from lobo_fx.exporters.onnx.preparation import (
     without_gradients,
 )
 from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS, refuse_projections
+from lobo_fx.exporters.onnx.versions import lower_versions
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
-from lobo_fx.exporters.parity import check_draws, check_parity, is_quantized
+from lobo_fx.exporters.parity import check_draws, check_parity, is_quantized, state_error
 from lobo_fx.files import followed, name_by_content, written_beside
+from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.masks import without_masks
 from lobo_fx.graph.operators import aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.randomness import drawing, draws
 from lobo_fx.graph.recurrent import not_unrolled
+from lobo_fx.graph.running import written_buffers
 from lobo_fx.graph.shapes import output_values
 from lobo_fx.graph.tensors import unusual_weight
 from lobo_fx.measures.counts import rows
@@ -60,7 +64,7 @@ class OnnxExporter:
     """Writes ONNX for ONNX Runtime.
 
     Attributes:
-        opset: version of the standard operators, at least 18; None takes `torch.onnx`'s default.
+        opset: version of the standard operators, at least 18; None takes the lowest that the program needs.
         translations: from operator overloads to onnxscript functions, for operators that `torch.onnx`
             does not know (its `custom_translation_table`).
         external_data: weights in a file beside the model; None decides by size (past 2 GB).
@@ -95,6 +99,8 @@ class OnnxExporter:
             if self.opset not in (None, opset):
                 raise ExportError(f"torch.onnx wrote opset {opset} where {self.opset} was asked for")
             clean(model.model)
+            lower_versions(model.model, keep_opset=self.opset is not None)
+            opset = model.model.opset_imports[""]
             _describe(model.model, program, metadata)
             external = self._stored_apart(program)
             with quiet():
@@ -220,7 +226,7 @@ def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None
 
 
 def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
-    """Checks the file, runs it beside PyTorch on the example rows and, where the batch is free, one more.
+    """Checks the file, runs it beside PyTorch on the example, and with other rows and lengths where they are free.
 
     Raises:
         ExportError: the file is malformed, does not load, or disagrees.
@@ -235,12 +241,13 @@ def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
     except Exception as error:
         raise ExportError(f"the exported file is not valid for ONNX Runtime: {error}") from error
     parities = []
-    for count in sorted({rows(program), rows(program) + 1}):
-        inputs = with_rows(program, count)
+    batches = [with_rows(program, rows(program) + more) for more in range(2 if program.signature.batch else 1)]
+    for inputs in [*batches, *_of_other_lengths(program, batches[-1])]:
         try:
             found = session.run(named_arrays(program, inputs))
         except Exception as error:
-            raise ExportError(f"ONNX Runtime can't run the exported file with {count} rows: {error}") from error
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs.tensors)
+            raise ExportError(f"ONNX Runtime can't run the exported file on inputs of {shapes}: {error}") from error
         parities.append(check_parity(program, inputs, found))
         if drawing(program.module):
             check_draws(program, inputs, found, session.run(named_arrays(program, inputs)))
@@ -250,7 +257,20 @@ def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
         details |= {"decibels": worst.decibels, "worst_part": worst.part}
     if is_quantized(program):
         details["kernels"] = kernels(path)
+    if buffers := written_buffers(program.graph):
+        again = session.run(named_arrays(program, batches[0]))
+        details["state"] = {"buffers": buffers, "second_call": state_error(program, batches[0], again)}
     return max(parity.error for parity in parities), details
+
+
+def _of_other_lengths(program: Program, inputs: Inputs) -> list[Inputs]:
+    """Inputs of other lengths, where some are free and the values still fit: an index may point past a shorter one."""
+    for sizes in other_lengths(program):
+        other = with_sizes(program, inputs, sizes)
+        with contextlib.suppress(RuntimeError, IndexError):
+            program.run(other)
+            return [other]
+    return []
 
 
 def _explain(program: Program, error: Exception) -> str:

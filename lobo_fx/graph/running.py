@@ -13,7 +13,7 @@ from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.operators import is_inplace
 from lobo_fx.graph.randomness import seeded
 
-__all__ = ["AS_IT_IS", "Runner", "kept_buffers", "watch"]
+__all__ = ["AS_IT_IS", "Runner", "kept_buffers", "watch", "written_buffers"]
 
 See = Callable[[fx.Node, Any], None]
 Instead = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
@@ -69,6 +69,12 @@ def kept_buffers(module: fx.GraphModule) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
+
+
+def written_buffers(graph: fx.Graph) -> list[str]:
+    """Names of the buffers that a graph writes to: its state from one call to the next."""
+    written = (node.args[0] for node in graph.nodes if is_inplace(node) and node.args)
+    return list(dict.fromkeys(str(n.target) for n in written if isinstance(n, fx.Node) and n.op == "get_attr"))
 
 
 def watch(
