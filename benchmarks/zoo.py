@@ -7,6 +7,11 @@ axes that were inferred wrongly show; (2) a random half of every free axis is re
 the result must equal the zeroed network; (3) a random half of every free axis is removed, the program must keep
 its outputs' shapes and stay finite; (4) with --export, what is left must agree with ONNX Runtime.
 
+With --free instead, nothing is removed: every size that the model's code allows is left free, lengths, heights and
+widths beside the batch, and the ONNX file must agree with the model in eager PyTorch at three sizes.
+
+    python benchmarks/zoo.py --free --output docs/free_sizes.md
+
 Each model runs in a process of its own, forked from one that has imported the libraries. A model that fails is
 listed with its reason. Results go to a JSON lines file beside the table; models already in it are not run again.
 """
@@ -41,8 +46,10 @@ from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.members import members
 from lobo_fx.axes.removal import Removal
 from lobo_fx.axes.surgery import remove, zero
+from lobo_fx.capture.reexport import named_arrays, other_lengths, with_sizes
 from lobo_fx.capture.tracing import trace
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
@@ -62,6 +69,9 @@ EXACT_IN_DOUBLE = 1e-9
 """Largest error of an exact comparison, as a share of the output's range: rounding, and little more."""
 ALIVE, LEFT = 1e-3, 1e-5
 """Least difference between the rows of an output, as a share of its range: of the model, and of what is left of it."""
+FREE_TITLE = "Models with every size free that their code allows, at three sizes"
+FREE = 1e-3
+"""Largest error of a file against eager PyTorch: what parity allows."""
 NOT_RUN = "not run"
 TOP_LOCKS = 5
 
@@ -88,6 +98,9 @@ class Outcome:
         locks: the reasons that keep the most parameters.
         notes: what tracing left as it was.
         failure: the stage that failed and why.
+        inputs: their shapes, as traced.
+        sizes: with --free, how many sizes were run.
+        error: with --free, the largest error of the file against eager PyTorch.
     """
 
     name: str
@@ -107,6 +120,9 @@ class Outcome:
     locks: dict[str, float] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     failure: str = ""
+    inputs: str = ""
+    sizes: int | None = None
+    error: float | None = None
 
 
 _SMALL = {"transformers": build_tiny, "own": build_own}
@@ -217,6 +233,42 @@ def check(outcome: Outcome, export: bool, largest: float) -> None:
         with tempfile.TemporaryDirectory() as folder:
             outcome.parity = OnnxExporter().export(program, Path(folder) / "model.onnx", {}).parity
     outcome.failure = ""
+
+
+def check_free(outcome: Outcome, largest: float) -> None:
+    """Fills in what becomes of one model whose sizes are all left free that may be.
+
+    Raises:
+        Exception: whatever a stage complains of; `outcome.failure` names the stage.
+    """
+    outcome.failure = "build"
+    if outcome.name.partition(":")[0] not in _SMALL and (size := count_parameters(outcome.name)) > largest:
+        raise ValueError(f"{size / 1e6:.0f} M parameters, allowed {largest / 1e6:.0f} M")
+    model, inputs = build_model(outcome.name)
+    outcome.failure = "trace"
+    start = time.process_time()
+    program = trace(model, inputs, "all")
+    outcome.traced = time.process_time() - start
+    outcome.parameters, outcome.inputs = count(program), str(program.signature)
+    outcome.notes = list(map(str, program.notes))
+    with tempfile.TemporaryDirectory() as folder:
+        outcome.failure = "export"
+        outcome.parity = OnnxExporter().export(program, Path(folder) / "model.onnx", {}).parity
+        session = OnnxRuntime().load(Path(folder) / "model.onnx", threads=1)
+    errors = []
+    others = [
+        {program.signature.batch or "": 1 + 2 * at} | sizes for at, sizes in enumerate(other_lengths(program, 0.25))
+    ]
+    for sizes in [{}, *others]:
+        outcome.failure = f"run at {sizes}"
+        given = with_sizes(program, program.example_inputs, sizes)
+        with torch.no_grad():
+            expected = model(*given.args, **given.kwargs)
+        found = [torch.from_numpy(array) for array in session.run(named_arrays(program, given))]
+        errors.append(largest_error(float_outputs(expected), float_outputs(found)))
+        if not errors[-1] <= FREE:
+            raise ValueError(f"the file differs from eager PyTorch by {errors[-1]:.1e}")
+    outcome.sizes, outcome.error, outcome.failure = len(errors), max(errors), ""
 
 
 def exact(original: Program, compare: Callable[[Program], tuple[Any, Any]]) -> float:
@@ -389,7 +441,10 @@ def child(sender: Connection, name: str, settings: argparse.Namespace) -> None:
     outcome = Outcome(name)
     start = time.perf_counter()
     try:
-        check(outcome, settings.export, settings.largest)
+        if settings.free:
+            check_free(outcome, settings.largest)
+        else:
+            check(outcome, settings.export, settings.largest)
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         outcome.failure += f": {' '.join(lines[:3])[:400]}"
@@ -454,8 +509,10 @@ def main() -> None:
     outcomes = [outcome for entries in found.values() for outcome in entries]
     explained = "\n".join((__doc__ or "").splitlines()[4:8])
     text = f"# {TITLE}\n\nMade by `{COMMAND}`.\n\n{explained}\n\n{summary(found)}\n{table(outcomes)}"
+    if settings.free:
+        text = f"# {FREE_TITLE}\n\n{free_summary(outcomes)}\n\n{free_table(outcomes)}"
     settings.output.write_text(text, encoding="utf-8")
-    print(summary(found))
+    print(free_summary(outcomes) if settings.free else summary(found))
     raise SystemExit(any(outcome.failure for outcome in outcomes))
 
 
@@ -481,6 +538,31 @@ def table(outcomes: Iterable[Outcome]) -> str:
             _figure(outcome.parity, ".0e"),
             outcome.failure,
         )
+    return to_markdown(drawn)
+
+
+def free_summary(outcomes: Iterable[Outcome]) -> str:
+    """How many models keep more than the batch free, and how many files agree."""
+    ran = [outcome for outcome in outcomes if outcome.failure != NOT_RUN]
+    passed = [outcome for outcome in ran if not outcome.failure]
+    several = sum((outcome.sizes or 0) > 1 for outcome in passed)
+    return (
+        f"{len(ran)} models run, weights random, every size left free that their code allows; {len(passed)} files "
+        f"agree with eager PyTorch, {several} of them at several sizes of text, audio or image; of the other "
+        f"{len(passed) - several} the code fixes all sizes but the batch, and a note says where."
+    )
+
+
+def free_table(outcomes: Iterable[Outcome]) -> str:
+    """One row a model."""
+    drawn = new_table(
+        f"Seconds of CPU time on {machine()}; error: largest, as a share of the output's range",
+        ["model", "parameters", "inputs", "traced (s)", "sizes run", "error", "failure"],
+    )
+    for outcome in outcomes:
+        if outcome.failure != NOT_RUN:
+            figures = [_figure(outcome.traced, ".1f"), _figure(outcome.sizes, "d"), _figure(outcome.error, ".0e")]
+            drawn.add_row(outcome.name, _figure(outcome.parameters, ","), outcome.inputs, *figures, outcome.failure)
     return to_markdown(drawn)
 
 
@@ -519,6 +601,7 @@ def _settings() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help="as the shell matches names")
     parser.add_argument("--limit", type=int, help="no more models than that")
     parser.add_argument("--export", action="store_true", help="also write ONNX and compare it with PyTorch")
+    parser.add_argument("--free", action="store_true", help="leave all sizes free instead, and run three of them")
     parser.add_argument("--retry", action="store_true", help="run those again that failed")
     parser.add_argument("--table", action="store_true", help="write the table of what was run, and run no more")
     parser.add_argument("--workers", type=int, default=1)
