@@ -58,7 +58,7 @@ def constants_located(found: Constants | None = None) -> Iterator[Constants]:
         replace(self, symbol, value, *args, **kwargs)
 
     with CAPTURE:
-        ShapeEnv._set_replacement = located  # type: ignore[method-assign]
+        ShapeEnv._set_replacement = located  # type: ignore[method-assign, assignment]
         try:
             yield found
         finally:
