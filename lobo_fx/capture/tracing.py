@@ -154,7 +154,9 @@ def _export(
         except Exception as error:
             if not doubled:
                 _check_runs(model, inputs)
-            line = user_line("".join(traceback.format_tb(error.__traceback__))) or next(filter(None, fixed.lines.values()), "")
+            line = user_line("".join(traceback.format_tb(error.__traceback__))) or next(
+                filter(None, fixed.lines.values()), ""
+            )
             reason = _reason(error)
             where = f"{_AT}{line}" if line else ""
             raise TraceError(
