@@ -47,8 +47,8 @@ def step_of(module: nn.Module, inputs: torch.Tensor) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad()
-        loss: torch.Tensor = nn.functional.cross_entropy(module(inputs), labels)
-        loss.backward()
+        loss = nn.functional.cross_entropy(module(inputs), labels)
+        torch.autograd.backward(loss)
         optimizer.step()
 
     return step
