@@ -228,7 +228,8 @@ class Context:
             source = "what loss_fn returned"
             with users_code("loss_fn"):
                 loss = self.loss_fn(outputs, labels)
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        wrong = torch.is_grad_enabled() and not getattr(loss, "requires_grad", False)
+        if wrong or not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise InvalidInput(f"{source} must be a scalar tensor that depends on the outputs")
         return loss.reshape(())
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
 from lobo_fx.contracts.context import Context
@@ -23,7 +24,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.passes.training.checkpoint import Checkpoint, Identity
-from lobo_fx.passes.training.learning_rate import find_learning_rate
+from lobo_fx.passes.training.learning_rate import find_learning_rate, length_of_trials
 from lobo_fx.passes.training.objective import Objective, frozen_parts, trainable
 from lobo_fx.passes.training.optimizers import make_optimizer, make_schedule
 from lobo_fx.passes.training.training_pass import TrainingPass
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Loop", "Trained", "train"]
 
-_RULE = 1e-4
-"""The rate where the range test says nothing, as of a model that is trained already: a tenth of AdamW's default."""
 _BETWEEN = 300.0
 """Seconds between checkpoints within an epoch."""
 
@@ -230,15 +229,19 @@ class Loop:
     def _find_rate(self) -> None:
         def endless() -> Iterator[tuple[Inputs, Any]]:
             for epoch in itertools.count():
-                _seed(self.context.seed + epoch)
+                _seed(self._draw(epoch))
+                _seed_loader(self.context.train_data, self._draw(epoch))
                 for inputs, labels in self.data.training_batches():
                     yield self._on_device(inputs, labels)
 
-        rate = find_learning_rate(self.objective, self._optimizer, endless())
-        self.trained.rate = _RULE if rate is None else rate
-        self.trained.rate_from = (
-            "a small one, since the loss fell at no rate" if rate is None else "found by a range test"
-        )
+        def make(rate: float) -> tuple[torch.optim.Optimizer, LRScheduler]:
+            optimizer = self._optimizer(trainable(self.objective).values(), rate)
+            return optimizer, make_schedule(self.settings.schedule, optimizer, steps, self.settings.warmup)
+
+        steps = length_of_trials(self._batches())
+        rate, losses = find_learning_rate(self.objective, make, endless(), steps)
+        self.trained.rate = rate
+        self.trained.rate_from = f"best of {len(losses)} trials of {steps} steps"
 
     def _batches(self) -> int:
         """How many batches training sees.
