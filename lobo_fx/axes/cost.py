@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
 from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.removal import Removal, kept_size
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.shapes import dimension_names, free_symbols
 
 __all__ = ["COSTS", "file_size_after", "macs_after", "parameters_after"]
 
@@ -24,8 +27,12 @@ def parameters_after(inference: Inference, removal: Removal) -> int:
 
 
 def macs_after(inference: Inference, removal: Removal) -> int:
-    """Multiply-accumulates of one row of the batch that stay: convolutions, matrix products, attention."""
-    return sum(_positions(axes, removal) for axes in inference.findings.products)
+    """Multiply-accumulates of one row of the batch that stay: convolutions, matrix products, attention.
+
+    Lengths that are free count as in the example inputs.
+    """
+    sizes = _of_one_row(inference.program)
+    return sum(_positions(axes, removal, sizes) for axes in inference.findings.products)
 
 
 def file_size_after(inference: Inference, removal: Removal) -> int:
@@ -50,14 +57,20 @@ def _reads(inference: Inference) -> list[fx.Node]:
     return [n for n in inference.program.graph.find_nodes(op="get_attr") if isinstance(n.meta.get("val"), torch.Tensor)]
 
 
-def _positions(axes: Any, removal: Removal) -> int:
-    """Product of sizes; a free size, which is the batch, counts as one row."""
+def _positions(axes: Any, removal: Removal, sizes: Mapping[sympy.Symbol, int] | None = None) -> int:
+    """Product of sizes; `sizes` says what free ones count as."""
     count = 1
     for axis in axes:
         size = kept_size(axis, removal)
-        count *= size if isinstance(size, int) else _one_row(size)
+        count *= size if isinstance(size, int) else int(size.subs(sizes or {}))
     return count
 
 
-def _one_row(size: Any) -> int:
-    return int(size.subs(dict.fromkeys(size.free_symbols, 1)))
+def _of_one_row(program: Program) -> dict[sympy.Symbol, int]:
+    """What the free sizes are in the example inputs, but for the batch, of which one row counts."""
+    names = dimension_names(program.graph, program.module.program_facts.free_dimensions)
+    batch = program.signature.batch
+    return {
+        symbol: 1 if str(names[symbol]) == batch else int(size.node.shape_env.backed_var_to_val[symbol])
+        for symbol, size in free_symbols(program.graph).items()
+    }

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from lobo_fx.axes.axis import Axis
-from lobo_fx.graph.operators import arguments
+from lobo_fx.graph.operators import arguments, aten, is_call
 
 __all__ = [
     "MOVED",
@@ -141,6 +141,8 @@ def mark_inexact_zeros(
     for node in graph.nodes:
         carried[node] = frozenset(_leaves(values.get(node)))
         zeros[node] = carried[node] if node.op == "get_attr" else _NO_LEAVES
+        if is_call(node, aten.sym_size.int):
+            continue  # a size says nothing of values
         if node.op != "call_function" or not any(carried[operand] for operand in (node, *node.all_input_nodes)):
             continue
         if statement := statement_of(node):

@@ -93,7 +93,7 @@ def test_what_is_missing_is_called_what_it_is() -> None:
 def test_only_names_about_as_near_as_the_nearest_are_suggested() -> None:
     with pytest.raises(InvalidInput, match=r"did you mean quantize_static\?$"):
         PASSES.get("quantise_static")
-    with pytest.raises(InvalidInput, match=r"did you mean prune_weights or prune_channels\?$"):
+    with pytest.raises(InvalidInput, match=r"did you mean prune_weights or prune_channels or iterative_prune\?$"):
         PASSES.get("prune")
     with pytest.raises(InvalidInput, match=r"did you mean prune_it_all\?$"):
         PASSES.get("pruneitall", ["prune_it_all"])
