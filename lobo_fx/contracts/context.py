@@ -18,6 +18,7 @@ from lobo_fx.graph.inputs import Inputs, check_tensors
 from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import user_line
+from lobo_fx.graph.randomness import own_generators_kept
 from lobo_fx.graph.signature import Signature
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import track
@@ -193,7 +194,7 @@ class Context:
                 continue
             if not isinstance(value, Iterable):
                 raise InvalidInput(f"{need} is a {type(value).__name__}; expected a DataLoader or a list of batches")
-            with users_code(need):
+            with users_code(need), own_generators_kept(value):
                 one_shot, first = iter(value) is value, next(iter(value), value)
             if one_shot:
                 raise InvalidInput(

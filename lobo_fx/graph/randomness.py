@@ -7,9 +7,11 @@ none of the compiler's business, so what a run draws never moves the global gene
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -28,6 +30,8 @@ __all__ = [
     "draws",
     "made_of_draws",
     "may_draw",
+    "own_generators",
+    "own_generators_kept",
     "random_state_kept",
     "seeded",
     "seeded_by",
@@ -40,8 +44,39 @@ _SHARES = ("dropout", "dropout_p")
 """Arguments that say what share of an operator's values it drops."""
 _LOCK = threading.RLock()
 
-random_state_kept = Shared(lambda: torch.random.fork_rng(devices=[]))
-"""Torch's global generator is left as it was found, whatever is drawn within."""
+
+@contextlib.contextmanager
+def _global_generators_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+random_state_kept = Shared(_global_generators_kept)
+"""The global generators of torch, numpy and Python are left as they were found, whatever is drawn within."""
+
+
+def own_generators(data: object) -> list[torch.Generator]:
+    """The generators that a DataLoader draws the order of its rows from, where it has its own."""
+    holders = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+@contextlib.contextmanager
+def own_generators_kept(data: object) -> Iterator[None]:
+    """Those generators are left as they were found, whatever is read within."""
+    generators = own_generators(data)
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def may_draw(node: fx.Node) -> bool:
