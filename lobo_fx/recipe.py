@@ -210,7 +210,9 @@ def read_value(value: object, setting: str) -> Pass:
         return read_pass(value)
     if isinstance(value, Mapping) and len(value) == 1:
         ((name, settings),) = value.items()
-        return build(PASSES.get(str(name)), dict(settings or {}))
+        settings = {} if settings is None else settings
+        if isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings):
+            return build(PASSES.get(str(name)), dict(settings))
     raise InvalidInput(f"{setting} is {value!r}; give a pass, its name, or {{name: {{setting: value}}}}")
 
 

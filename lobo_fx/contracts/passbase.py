@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import enum
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,6 +103,10 @@ def _shown(value: object) -> str:
     if isinstance(value, functools.partial):
         given = [_shown(entry) for entry in value.args] + [f"{k}={_shown(v)}" for k, v in value.keywords.items()]
         return f"{_shown(value.func)}({', '.join(given)})"
-    if isinstance(value, nn.Module):
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_shown(entry)}' for key, entry in value.items())}}}"
+    if type(value) in (list, tuple):
+        return f"[{', '.join(map(_shown, value))}]"  # type: ignore[call-overload]
+    if isinstance(value, nn.Module) or type(value).__repr__ is object.__repr__:  # which shows an address
         return type(value).__name__
     return getattr(value, "__qualname__", None) or repr(value)
