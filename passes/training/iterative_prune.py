@@ -122,7 +122,8 @@ def cut_state(state: Mapping[str, Any], before: KeptIndices, after: KeptIndices)
     """An optimizer's state once positions of its parameters are gone: moments lose the same positions.
 
     Args:
-        state: by name of a parameter, entries by name; those as large as the parameter are cut.
+        state: by name of a parameter, entries by name. Those of one position along a dimension (Adafactor's means
+            over rows and columns) have nothing to cut there.
         before: what was kept of the original parameters before.
         after: what is kept now.
     """
@@ -136,7 +137,7 @@ def cut_state(state: Mapping[str, Any], before: KeptIndices, after: KeptIndices)
         if not isinstance(value, torch.Tensor) or not value.dim():
             return value
         for dim, now in after.get(name, {}).items():
-            if before.get(name, {}).get(dim) != now:
+            if before.get(name, {}).get(dim) != now and value.shape[dim] > 1:
                 value = value.index_select(dim, positions(name, dim, now))
         return value
 

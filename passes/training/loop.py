@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
-from lobo_fx.graph.randomness import random_state_kept
+from lobo_fx.graph.randomness import own_generators, own_generators_kept, random_state_kept
 from lobo_fx.passes.training.checkpoint import Checkpoint, Identity
 from lobo_fx.passes.training.learning_rate import find_learning_rate, length_of_trials
 from lobo_fx.passes.training.objective import Objective, frozen_parts, trainable
@@ -167,14 +167,13 @@ class Loop:
         training = self.objective.module.training
         with (
             random_state_kept,
-            _other_generators_kept(),
-            _generators_kept(self.context.train_data),
+            own_generators_kept(self.context.train_data),
             self._accelerator(),
         ):
             self.objective.to_device(self.accelerator.device)
             self.objective.train()
             try:
-                with frozen_parts(self.objective.module, self.settings.frozen):
+                with frozen_parts(self.objective.running, self.settings.frozen):
                     self._start(found)
                     if not self.trained.done:
                         self._train()
@@ -205,7 +204,7 @@ class Loop:
         """Rate, optimizer and schedule; where a checkpoint was found, as they were then."""
         parameters = trainable(self.objective)
         if found is not None:
-            self.trained = Trained(**found.progress)
+            self.trained.rate = float(found.progress.get("rate", 0.0))
         elif self.settings.learning_rate == "auto":
             self._find_rate()
         else:
@@ -217,11 +216,27 @@ class Loop:
         if self.optimizer_state is not None:
             _load_moments(optimizer, parameters, self.optimizer_state)
         if found is not None:
+            self._restore(found, parameters)
+        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+
+    def _restore(self, found: Checkpoint, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Puts everything back to where it was when a checkpoint was written.
+
+        Raises:
+            InvalidInput: the checkpoint lacks something.
+        """
+        try:
+            self.trained = Trained(**found.progress)
             self.objective.load_state_dict(found.state["weights"])
-            optimizer.load_state_dict(found.state["optimizer"])
+            self.plain_optimizer.load_state_dict(found.state["optimizer"])
             self.schedule.load_state_dict(found.state["schedule"])
             self.best = found.state["best"]
-        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+            for name, gradient in found.state["gradients"].items():
+                parameters[name].grad = gradient.to(parameters[name].device)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InvalidInput(
+                f"the checkpoint in {self.folder} is damaged ({type(error).__name__}: {error}); empty the folder"
+            ) from error
 
     def _optimizer(self, parameters: Any, rate: float) -> torch.optim.Optimizer:
         return make_optimizer(self.settings.optimizer, parameters, rate, self.settings.weight_decay)
@@ -259,7 +274,7 @@ class Loop:
             self._evaluate()
         start = time.perf_counter()
         spent = self.trained.seconds
-        self.wrote_last = start
+        self.wrote_last = spent
         show = self.context.show_progress and self.accelerator.is_main_process
         with training_bar(total, self.settings.name, show) as update:
             update(self.trained.batches, None, self._last_score())
@@ -299,11 +314,7 @@ class Loop:
             trained.partial += loss
             trained.batches = number
             update(number, loss, self._last_score())
-            if (
-                number % self.settings.accumulate == 0
-                and clock() - self.wrote_last > _BETWEEN
-                and self.folder is not None
-            ):
+            if clock() - self.wrote_last > _BETWEEN and self.folder is not None:
                 trained.seconds = clock()
                 self._write()
                 self.wrote_last = clock()
@@ -328,26 +339,31 @@ class Loop:
             _Stop: the loss or its gradient is NaN or infinite; the weights are those before the step.
         """
         accelerator, settings = self.accelerator, self.settings
+        before = [(buffer, buffer.clone()) for buffer in _statistics(self.objective)]
         steps = last or number % settings.accumulate == 0
         with contextlib.nullcontext() if steps else accelerator.no_sync(self.model):
             loss = self.model(inputs, labels)
             value = float(accelerator.reduce(loss.detach() * weight, "mean"))
             if not math.isfinite(value):
-                self._refuse(number, epoch, at, f"the loss is {value}")
+                self._refuse(number, epoch, at, f"the loss is {value}", before)
             accelerator.backward(loss * (weight / settings.accumulate))
         if steps:
             norm = accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip_norm or math.inf)
             # with half precision, the scaler skips such steps and lowers its scale
             if settings.mixed_precision != "fp16" and not math.isfinite(float(norm)):
-                self._refuse(number, epoch, at, "a gradient is NaN or infinite")
+                self._refuse(number, epoch, at, "a gradient is NaN or infinite", before)
             self.optimizer.step()
             if not self.optimizer.step_was_skipped:
                 self.schedule.step()
             self.optimizer.zero_grad()
         return value
 
-    def _refuse(self, number: int, epoch: int, at: int, what: str) -> None:
+    def _refuse(
+        self, number: int, epoch: int, at: int, what: str, before: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
         self.optimizer.zero_grad()
+        for buffer, value in before:
+            buffer.copy_(value)
         where = f"{what} at step {number} (epoch {epoch + 1}, batch {at})"
         if number == 1:
             raise InvalidInput(f"{where}: nothing was trained. Check the labels, loss_fn and the learning rate")
@@ -415,11 +431,15 @@ class Loop:
         """A checkpoint, where there is a folder for one; a disk that is full stops no training."""
         if self.folder is None or not self.accelerator.is_main_process:
             return
+        gradients = {name: p.grad for name, p in trainable(self.objective).items() if p.grad is not None}
+        if gradients and self.accelerator.num_processes > 1:
+            return  # each process holds a part of what they sum up
         state = {
             "weights": self.objective.state_dict(),
             "optimizer": self.plain_optimizer.state_dict(),
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if _is_plain(v)},
             "best": self.best,
+            "gradients": gradients,  # of batches that wait for the rest of their step
         }
         try:
             Checkpoint(self.identity, dataclasses.asdict(self.trained), state).write(self.folder)
@@ -437,6 +457,11 @@ def length(data: Any) -> int:
         return len(data)
     except (TypeError, NotImplementedError):
         raise InvalidInput("train_data has no length: say how long to train with steps=") from None
+
+
+def _statistics(module: nn.Module) -> list[torch.Tensor]:
+    """What a call moves: statistics of batch norms and ranges of observers, which have one dimension at most."""
+    return [buffer for buffer in module.buffers() if buffer.is_floating_point() and buffer.dim() <= 1]
 
 
 def _is_plain(value: object) -> bool:
@@ -459,35 +484,6 @@ def _seed(seed: int) -> None:
     random.seed(seed)
 
 
-@contextlib.contextmanager
-def _other_generators_kept() -> Iterator[None]:
-    """Python's and numpy's generators are left as they were found."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _own_generators(data: Any) -> list[torch.Generator]:
-    """The generators that a DataLoader draws the order of its rows from, where it has its own."""
-    holders = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
-    found = [getattr(holder, "generator", None) for holder in holders]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
-
-
 def _seed_loader(data: Any, seed: int) -> None:
-    for generator in _own_generators(data):
+    for generator in own_generators(data):
         generator.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def _generators_kept(data: Any) -> Iterator[None]:
-    generators = _own_generators(data)
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)

@@ -36,6 +36,11 @@ class Objective(nn.Module):
         """A scalar."""
         return self.context.loss(self.module(*inputs.args, **inputs.kwargs), labels)
 
+    @property
+    def running(self) -> nn.Module:
+        """The module that is called in training; its parameters are those of `module`."""
+        return self.module
+
     def begin_step(self, share: float) -> None:
         """Called before every step with the share of the training that is done."""
 

@@ -29,12 +29,21 @@ _SETTINGS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9, "nesterov": Tru
 """What an optimizer is given beside the learning rate where it is named."""
 
 
+_OTHERWISE = {
+    "lbfgs": "calls the loss itself, several times a step",
+    "sparseadam": "needs sparse gradients",
+}
+"""What can't take a step after a backward pass."""
+
+
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """A class of `torch.optim`, by its name in any case.
 
     Raises:
         InvalidInput: there is none; near names are suggested.
     """
+    if name.lower() in _OTHERWISE:
+        raise InvalidInput(f"optimizer is {name!r}, which {_OTHERWISE[name.lower()]}")
     found = {
         key.lower(): value
         for key, value in vars(torch.optim).items()
@@ -67,7 +76,7 @@ def make_optimizer(
             found = optimizer_class(kind)
             return found(groups, lr=rate, **_SETTINGS.get(found.__name__, {}))  # type: ignore[call-arg]
         made = kind(groups, lr=rate)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # a ValueError where it can't take such parameters
         raise InvalidInput(f"optimizer: {error}; expected a function of groups of parameters and lr=") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise InvalidInput(f"optimizer made a {type(made).__name__}; expected a torch.optim.Optimizer")

@@ -17,7 +17,7 @@ from lobo_fx.graph.provenance import module_name
 from lobo_fx.passes.training.optimizers import SCHEDULES, MakeOptimizer, MakeSchedule, optimizer_class
 from lobo_fx.sources.packages import import_package
 
-__all__ = ["TrainingPass"]
+__all__ = ["TrainingPass", "is_number"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,13 +70,13 @@ class TrainingPass(Pass):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidInput(f"{name} is {value!r}; it must be a whole number of at least {least}")
         rate = self.learning_rate
-        if rate != "auto" and not (_is_number(rate) and 0 < float(rate) < math.inf):
+        if rate != "auto" and not (is_number(rate) and 0 < float(rate) < math.inf):
             raise InvalidInput(f"learning_rate is {rate!r}; it must be a positive number, or 'auto'")
-        if not _is_number(self.weight_decay) or self.weight_decay < 0:
+        if not is_number(self.weight_decay) or self.weight_decay < 0:
             raise InvalidInput(f"weight_decay is {self.weight_decay!r}; it must be a number of at least 0")
-        if not _is_number(self.warmup) or not 0 <= self.warmup < 1:
+        if not is_number(self.warmup) or not 0 <= self.warmup < 1:
             raise InvalidInput(f"warmup is {self.warmup!r}; it must be in [0, 1), a share of the steps")
-        if self.clip_norm is not None and not (_is_number(self.clip_norm) and self.clip_norm > 0):
+        if self.clip_norm is not None and not (is_number(self.clip_norm) and self.clip_norm > 0):
             raise InvalidInput(f"clip_norm is {self.clip_norm!r}; it must be a positive number, or None")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise InvalidInput(f"mixed_precision is {self.mixed_precision!r}; it must be no, bf16 or fp16")
@@ -93,8 +93,11 @@ class TrainingPass(Pass):
             raise InvalidInput(
                 f"schedule is a {type(self.schedule).__name__}; give a name, or a function that makes one"
             )
-        if isinstance(self.frozen, str) or not all(isinstance(pattern, str) for pattern in self.frozen):
-            raise InvalidInput(f"frozen is {self.frozen!r}; it must be a list of patterns of names")
+        patterns: object = self.frozen
+        if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise InvalidInput(f"frozen is {patterns!r}; it must be a list of patterns of names")
+        if self.checkpoint_dir is not None and not isinstance(self.checkpoint_dir, (str, Path)):
+            raise InvalidInput(f"checkpoint_dir is {self.checkpoint_dir!r}; it must be the path of a folder, or None")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -112,5 +115,6 @@ class TrainingPass(Pass):
             check_folder(Path(self.checkpoint_dir))
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a setting is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
