@@ -19,7 +19,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.passes.training.features import Seen, seeing
 from lobo_fx.passes.training.loop import train
 from lobo_fx.passes.training.objective import Objective
-from lobo_fx.passes.training.training_pass import TrainingPass
+from lobo_fx.passes.training.training_pass import TrainingPass, is_number
 
 __all__ = ["Distill"]
 
@@ -69,16 +69,17 @@ class Distill(TrainingPass):
             raise InvalidInput(f"teacher is a {type(self.teacher).__name__}; expected an nn.Module, or None")
         if self.match not in ("logits", "values"):
             raise InvalidInput(f"match is {self.match!r}; it must be logits or values")
-        if not isinstance(self.temperature, (int, float)) or self.temperature <= 0:
+        if not is_number(self.temperature) or self.temperature <= 0:
             raise InvalidInput(f"temperature is {self.temperature!r}; it must be a positive number")
         for name in ("label_share", "feature_share", "attention_share"):
             value = getattr(self, name)
-            most = 1.0 if name == "label_share" else float("inf")
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+            if not is_number(value) or value < 0 or (name == "label_share" and value > 1):
                 raise InvalidInput(f"{name} is {value!r}; it must be a number of at least 0, label_share at most 1")
         for name in ("features", "attention"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
+            known = isinstance(value, (list, tuple, Mapping))
+            entries = [*value, *(value.values() if isinstance(value, Mapping) else ())] if known else []
+            if not known or not all(isinstance(entry, str) for entry in entries):
                 raise InvalidInput(f"{name} is {value!r}; it must be names of modules, or pairs of them")
 
     @property
@@ -99,8 +100,9 @@ class Distill(TrainingPass):
                     f"the teacher can't be called as the model is: {type(error).__name__}: {error}"
                 ) from error
         pairs(outputs, said)
-        for name, other in self._paired("features") | self._paired("attention"):
-            _check_places(name, seen[name], known[other])
+        for what in ("features", "attention"):
+            for name, other in self._paired(what):
+                _check_places(name, seen[what, name], known[what, other])
 
     def run(self, program: Program, context: Context) -> Program:
         assert context.original is not None
@@ -119,16 +121,17 @@ class Distill(TrainingPass):
     @contextlib.contextmanager
     def _sight(self, student: nn.Module, teacher: nn.Module) -> Iterator[tuple[nn.Module, Seen, nn.Module, Seen]]:
         """Both networks, in inference mode the teacher, and what they show of their inside."""
-        wanted = {what: self._paired(what) for what in ("features", "attention")}
-        in_student = {mine: what for what, pairs in wanted.items() for mine, _ in pairs}
-        in_teacher = {theirs: what for what, pairs in wanted.items() for _, theirs in pairs}
-        training = teacher.training
+        wanted = [(what, *names) for what in ("features", "attention") for names in self._paired(what)]
+        in_student = [(what, mine) for what, mine, _ in wanted]
+        in_teacher = [(what, theirs) for what, _, theirs in wanted]
+        modes = {module: module.training for module in teacher.modules()}
         with seeing(student, in_student) as (mine, seen), seeing(teacher, in_teacher) as (theirs, known):
             theirs.eval()
             try:
                 yield mine, seen, theirs, known
             finally:
-                teacher.train(training)
+                for module, training in modes.items():
+                    module.training = training
 
 
 class _Imitation(Objective):
@@ -154,6 +157,10 @@ class _Imitation(Objective):
         for other in self.others:
             other.to(device)
 
+    @property
+    def running(self) -> nn.Module:
+        return self.others[0]
+
     def train(self, mode: bool = True) -> _Imitation:
         """The student that is looked into follows the mode of the module whose parameters it shares."""
         super().train(mode)
@@ -162,13 +169,16 @@ class _Imitation(Objective):
 
     def prepare_projections(self, inputs: Inputs) -> None:
         """Makes a projection for every feature whose widths differ, from the student's to the teacher's."""
+        generator = self.context.generator()
         with torch.no_grad():
             for network in self.others:
                 _called(network, inputs)
         for mine, theirs in self.settings._paired("features"):
-            given, wanted = (_rows(value).shape[-1] for value in (self.seen[mine], self.known[theirs]))
+            given, wanted = (
+                _rows(value).shape[-1] for value in (self.seen["features", mine], self.known["features", theirs])
+            )
             if given != wanted:
-                self.projections[mine.replace(".", "/")] = nn.Linear(given, wanted, bias=False)
+                self.projections[mine.replace(".", "/")] = _projection(given, wanted, generator)
 
     def forward(self, inputs: Inputs, labels: Any) -> torch.Tensor:
         student, teacher = self.others
@@ -178,19 +188,27 @@ class _Imitation(Objective):
         settings, context = self.settings, self.context
         compared = [_difference(mine, theirs, settings) for mine, theirs in pairs(outputs, said)]
         loss = torch.stack(compared).sum()
-        if labels is not None and (context.loss_fn is not None or context.signature.gives_loss):
+        if (labels is not None) if context.loss_fn is not None else context.signature.gives_loss:
             loss = (1 - settings.label_share) * loss + settings.label_share * context.loss(outputs, labels)
         for mine, theirs in settings._paired("features"):
-            given, wanted = _rows(self.seen[mine]), _rows(self.known[theirs])
+            given, wanted = _rows(self.seen["features", mine]), _rows(self.known["features", theirs])
             key = mine.replace(".", "/")
             if key in self.projections:
                 given = self.projections[key](given)
             loss = loss + settings.feature_share * _relative(given, wanted) / len(settings.features)
         for mine, theirs in settings._paired("attention"):
-            given, wanted = self.seen[mine], self.known[theirs]
+            given, wanted = self.seen["attention", mine], self.known["attention", theirs]
             entropy = (wanted * (wanted.clamp_min(1e-9).log() - given.clamp_min(1e-9).log())).sum(-1).mean()
             loss = loss + settings.attention_share * entropy / len(settings.attention)
         return loss
+
+
+def _projection(given: int, wanted: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer that is the same in every run, so that a training that was killed can go on."""
+    made = nn.Linear(given, wanted, bias=False)
+    with torch.no_grad():
+        made.weight.uniform_(-(given**-0.5), given**-0.5, generator=generator)
+    return made
 
 
 def _called(module: nn.Module, inputs: Inputs) -> Any:

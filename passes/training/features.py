@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -16,22 +16,24 @@ from lobo_fx.graph.operators import arguments, aten
 from lobo_fx.graph.program import ProgramModule
 from lobo_fx.graph.provenance import module_name
 
-__all__ = ["Seen", "attention_maps", "output_nodes", "seeing"]
+__all__ = ["Place", "Seen", "attention_maps", "output_nodes", "seeing"]
 
-Seen = dict[str, torch.Tensor]
-"""By name of a module, what it gave in the last call."""
+Place = tuple[Literal["features", "attention"], str]
+"""What a module gives, or where its queries look; and its name."""
+Seen = dict[Place, torch.Tensor]
+"""What was there in the last call."""
 _ATTENTION = aten.scaled_dot_product_attention.default
 
 
 class _Tap(nn.Module):
     """Keeps the value that flows through it; the graph goes on without it."""
 
-    def __init__(self, name: str, seen: Seen) -> None:
+    def __init__(self, place: Place, seen: Seen) -> None:
         super().__init__()
-        self.name, self.seen = name, seen
+        self.place, self.seen = place, seen
 
     def forward(self, value: torch.Tensor) -> None:
-        self.seen[self.name] = value
+        self.seen[self.place] = value
 
 
 class _AttentionTap(_Tap):
@@ -48,34 +50,36 @@ class _AttentionTap(_Tap):
         causal: bool = False,
         scale: float | None = None,
     ) -> None:
-        groups = query.shape[-3] // key.shape[-3]
+        groups = query.shape[-3] // key.shape[-3] if query.dim() > 3 else 1
         scores = query @ key.repeat_interleave(groups, -3).mT * (scale or 1 / math.sqrt(query.shape[-1]))
         if causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        lowest = torch.finfo(scores.dtype).min  # minus infinity gives NaN where a query may look nowhere
         if mask is not None:
-            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-        self.seen[self.name] = scores.softmax(-1).mean(-3)
+            scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask.clamp_min(lowest)
+        maps = scores.softmax(-1)
+        self.seen[self.place] = maps.mean(-3) if maps.dim() > 3 else maps
 
 
 @contextlib.contextmanager
-def seeing(module: nn.Module, names: Mapping[str, str]) -> Iterator[tuple[nn.Module, Seen]]:
+def seeing(module: nn.Module, places: Sequence[Place]) -> Iterator[tuple[nn.Module, Seen]]:
     """A module that computes the same with the same parameters, and what it shows of its inside in every call.
 
     Args:
         module: a program's, or any other.
-        names: by name of a module, `features` (what it gives) or `attention` (where its queries look).
+        places: what to look at.
 
     Raises:
         InvalidInput: it has no such module, or none that can be seen.
     """
     seen: Seen = {}
     if isinstance(module, ProgramModule):
-        yield _tapped(module, names, seen), seen
+        yield _tapped(module, places, seen), seen
         return
     modules = dict(module.named_modules())
     hooks = []
     try:
-        for name, what in names.items():
+        for what, name in dict.fromkeys(places):
             if name not in modules:
                 raise InvalidInput(f"the teacher has no module '{name}'; {suggestion(name, modules)}")
             if what != "features":
@@ -95,16 +99,16 @@ def _hook(name: str, seen: Seen):  # type: ignore[no-untyped-def]
             output = output[0]
         if not isinstance(output, torch.Tensor):
             raise InvalidInput(f"module '{name}' gives a {type(output).__name__}; features are tensors")
-        seen[name] = output
+        seen["features", name] = output
 
     return keep
 
 
-def _tapped(module: ProgramModule, names: Mapping[str, str], seen: Seen) -> nn.Module:
+def _tapped(module: ProgramModule, places: Sequence[Place], seen: Seen) -> nn.Module:
     tapped = copy.copy(module)
     outputs = output_nodes(tapped.graph)
     attentions = attention_maps(tapped.graph)
-    for index, (name, what) in enumerate(names.items()):
+    for index, (what, name) in enumerate(places):
         known = outputs if what == "features" else attentions
         if name not in known:
             kind = "module" if what == "features" else "module with an attention"
@@ -115,7 +119,7 @@ def _tapped(module: ProgramModule, names: Mapping[str, str], seen: Seen) -> nn.M
             given = arguments(node)
             args = (given["query"], given["key"], given["attn_mask"], given["is_causal"], given["scale"])
         tap = f"_tap_{index}"
-        tapped.add_submodule(tap, (_Tap if what == "features" else _AttentionTap)(name, seen))
+        tapped.add_submodule(tap, (_Tap if what == "features" else _AttentionTap)((what, name), seen))
         with tapped.graph.inserting_after(node):
             tapped.graph.call_module(tap, args)
     tapped.recompile()

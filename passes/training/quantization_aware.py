@@ -18,7 +18,7 @@ from lobo_fx.passes.quantization.integers.storing import store_rest
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
 from lobo_fx.passes.training.loop import train
 from lobo_fx.passes.training.objective import Objective
-from lobo_fx.passes.training.training_pass import TrainingPass
+from lobo_fx.passes.training.training_pass import TrainingPass, is_number
 from lobo_fx.recipe import build
 
 __all__ = ["QuantizationAwareTraining"]
@@ -61,11 +61,7 @@ class QuantizationAwareTraining(TrainingPass):
         super().__post_init__()
         if self.ranges not in ("followed", "learned"):
             raise InvalidInput(f"ranges is {self.ranges!r}; it must be followed or learned")
-        if (
-            isinstance(self.settle_at, bool)
-            or not isinstance(self.settle_at, (int, float))
-            or not 0 <= self.settle_at <= 1
-        ):
+        if not is_number(self.settle_at) or not 0 <= self.settle_at <= 1:
             raise InvalidInput(f"settle_at is {self.settle_at!r}; it must be in [0, 1], a share of the steps")
         self._static  # noqa: B018  refused here, before any work
 
@@ -99,17 +95,18 @@ class QuantizationAwareTraining(TrainingPass):
         module = program.with_graph_module(prepared).module
         module.meta |= prepared.meta  # by which torchao knows what it prepared
         objective = _Quantized(module, self, context)
-        loop = train(objective, self, context, objective.candidate)
+        train(objective, self, context, objective.candidate)
         objective.finish()
         trained = convert(program, module)
         if untrained is not None:
             quiet = dataclasses.replace(context, notes=[])
             plain = static.quantize(untrained, placement, quiet, stored=False)
-            score, best = quiet.score(plain), max(loop.trained.scores)
+            score, best = quiet.score(plain), quiet.score(trained)
             assert score is not None
+            assert best is not None
             if score > best:
                 context.note(
-                    f"{self.name}: the best score in training was {best:.4g}, without it {score:.4g}, which is kept"
+                    f"{self.name}: the score with training is {best:.4g}, without it {score:.4g}, which is kept"
                 )
                 trained = plain
         if placement.integer and placement.microseconds is not None:

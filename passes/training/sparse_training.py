@@ -17,7 +17,7 @@ from lobo_fx.passes.pruning.prune_channels import PruneChannels
 from lobo_fx.passes.pruning.widths import parameters
 from lobo_fx.passes.training.loop import train
 from lobo_fx.passes.training.objective import Objective
-from lobo_fx.passes.training.training_pass import TrainingPass
+from lobo_fx.passes.training.training_pass import TrainingPass, is_number
 from lobo_fx.recipe import read_value
 
 __all__ = ["SparseTraining"]
@@ -54,7 +54,7 @@ class SparseTraining(TrainingPass):
         super().__post_init__()
         if self.penalty not in ("group_lasso", "growing"):
             raise InvalidInput(f"penalty is {self.penalty!r}; it must be group_lasso or growing")
-        if isinstance(self.strength, bool) or not isinstance(self.strength, (int, float)) or self.strength < 0:
+        if not is_number(self.strength) or self.strength < 0:
             raise InvalidInput(f"strength is {self.strength!r}; it must be a number of at least 0")
         self._pruning  # noqa: B018  refused here, before any work
 
