@@ -30,6 +30,17 @@ def compile(
         str | None, typer.Option(help=".npy, .npz, .safetensors, or file.py:function. Default: random data.")
     ] = None,
     batches: Annotated[int, typer.Option(min=1, help="Random calibration batches, where no data is given.")] = 4,
+    train_data: Annotated[
+        str | None,
+        typer.Option(help=".npz or .safetensors with an array 'labels', or file.py:function that returns batches."),
+    ] = None,
+    train_batch: Annotated[int, typer.Option(min=1, help="Rows of a training batch, where arrays are given.")] = 32,
+    loss: Annotated[
+        str | None, typer.Option(help="file.py:function of outputs and labels, or one of torch.nn.functional.")
+    ] = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="file.py:function from a module to a score, higher is better.")
+    ] = None,
     static: Annotated[bool, typer.Option("--static", help="Fix all sizes, the batch included.")] = False,
     threads: Threads = 1,
     batch: Batch = 1,
@@ -44,8 +55,10 @@ def compile(
     from lobo_fx.recipe import read_pass, resolve
     from lobo_fx.report.report import REPORT_FILES
     from lobo_fx.saving import check_target
-    from lobo_fx.sources.batches import random_batches, read_batches
+    from lobo_fx.sources.batches import random_batches, read_batches, read_training_batches
+    from lobo_fx.sources.losses import read_loss
     from lobo_fx.sources.models import build_program, weights_are_random
+    from lobo_fx.sources.user_code import function_from_file
     from lobo_fx.terminal.progress import spinner
 
     if (recipe is None) == (not passes):
@@ -56,6 +69,11 @@ def compile(
         for name in (ORIGINAL_FILE, MODEL_FILE, *REPORT_FILES):
             check_writable(output / name)
     data = None if calibration_data is None else read_batches(calibration_data, batch)
+    given: dict[str, Any] = {
+        "train_data": None if train_data is None else read_training_batches(train_data, train_batch),
+        "loss_fn": None if loss is None else read_loss(loss),
+        "evaluate": None if evaluate is None else function_from_file(evaluate),
+    }
     with spinner("trace"):
         program = build_program(model, checkpoint, seed, None if static else "auto", outputs, float32)
     if unusual := unusual_weight(program.module):
@@ -66,7 +84,7 @@ def compile(
     if data is None and any("calibration_data" in pass_.needs for pass_ in chosen):
         notes.append("calibrated on random data: give --calibration-data for ranges that fit yours")
         data = random_batches(program.example_inputs, batches, seed)
-    result = lobo_fx.compile(program, chosen, calibration_data=data, seed=seed)
+    result = lobo_fx.compile(program, chosen, calibration_data=data, seed=seed, **given)
     result.report.model = model
     result.report.notes[:0] = map(Note, notes)
     make_folder(output)

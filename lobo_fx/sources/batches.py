@@ -1,4 +1,4 @@
-"""Calibration data for the command line: arrays from files, a Python function, or random stand-ins."""
+"""Data for the command line: arrays from files, a Python function, or random stand-ins."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 import torch
 
 from lobo_fx.contracts.context import Data
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.files import check_unpacked_size
 from lobo_fx.graph.inputs import Inputs
 
-__all__ = ["random_batches", "read_batches"]
+__all__ = ["LABELS", "random_batches", "read_batches", "read_training_batches"]
+
+LABELS = "labels"
+"""The array of a file of training data that holds the labels."""
 
 
 def read_batches(spec: str, batch: int = 1) -> Data:
@@ -41,6 +44,28 @@ def read_batches(spec: str, batch: int = 1) -> Data:
             raise InvalidInput(f"{spec} returns a {type(made).__name__}; expected batches (a list or a DataLoader)")
         return made
     raise InvalidInput(f"'{spec}' is no data: give a .npy, .npz or .safetensors file, or file.py:function")
+
+
+def read_training_batches(spec: str, batch: int = 1) -> Data:
+    """Batches with labels: as `read_batches`, from arrays of which one is named `labels`; others are inputs.
+
+    Where there is one other array, a batch is the pair of it and its labels.
+
+    Raises:
+        InvalidInput: as `read_batches`; or a file without labels.
+    """
+    if Path(spec).suffix == ".npy":
+        raise InvalidInput(f"{spec} holds one array; training data has labels too: give a .npz or .safetensors file")
+    found = read_batches(spec, batch)
+    if Path(spec).suffix not in (".npz", ".safetensors"):
+        return found
+    first = next(iter(found))
+    if LABELS not in first:
+        raise InvalidInput(f"{spec} has no array '{LABELS}'; {suggestion(LABELS, first)}")
+    others = [name for name in first if name != LABELS]
+    if not others:
+        raise InvalidInput(f"{spec} holds labels and no inputs")
+    return [(entry[others[0]], entry[LABELS]) for entry in found] if len(others) == 1 else found
 
 
 def _read_arrays(path: Path) -> Mapping[str, torch.Tensor]:

@@ -6,13 +6,13 @@ import contextlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lobo_fx.errors import InvalidInput, suggestion
 
-__all__ = ["call_from_file"]
+__all__ = ["call_from_file", "function_from_file"]
 
 
 def call_from_file(path: Path, function: str) -> Any:
@@ -23,6 +23,23 @@ def call_from_file(path: Path, function: str) -> Any:
     Raises:
         InvalidInput: no such file or function (near ones are suggested), or its code fails; the message names the line.
     """
+    return _with_function(path, function, lambda found: found())
+
+
+def function_from_file(spec: str) -> Callable[..., Any]:
+    """A function of the user's, to be called later: `path/to/file.py:function`.
+
+    Raises:
+        InvalidInput: it is written otherwise; no such file or function (near ones are suggested), or the file fails.
+    """
+    file, _, name = spec.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise InvalidInput(f"'{spec}' names no function; write path/to/file.py:function")
+    found: Callable[..., Any] = _with_function(Path(file), name, lambda function: function)
+    return found
+
+
+def _with_function(path: Path, function: str, use: Callable[[Callable[..., Any]], Any]) -> Any:
     if not path.is_file():
         raise InvalidInput(f"no file {path}")
     name = f"lobo_fx_file_{path.stem}"  # as it is, the name could hide a module that is imported
@@ -36,7 +53,7 @@ def call_from_file(path: Path, function: str) -> Any:
             spec.loader.exec_module(module)
             made = getattr(module, function, None)
             if callable(made):
-                return made()
+                return use(made)
         except (Exception, SystemExit) as error:
             raise InvalidInput(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
     names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

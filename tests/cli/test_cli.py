@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import lobo_fx
 from lobo_fx.cli.app import app
+from lobo_fx.sources.losses import loss_names, read_loss
 
 MODEL = """\
 from pathlib import Path
@@ -47,6 +50,20 @@ def two():
 
 def data():
     return [torch.randn(3, 4), torch.randn(3, 4)]
+
+
+def labelled():
+    rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    return [(part, part.argmax(1) // 2) for part in rows.split(4)]
+
+
+def loss(outputs, labels):
+    return nn.functional.cross_entropy(outputs, labels)
+
+
+def score(module):
+    with torch.no_grad():
+        return -sum(float(loss(module(rows), labels)) for rows, labels in labelled())
 """
 
 
@@ -128,6 +145,54 @@ def test_outputs_are_chosen() -> None:
     refused = call("inspect", "net.py:two", "--outputs", "logit")
     assert refused.exit_code == 2
     assert "did you mean logits?" in refused.output
+TUNE = ["--pass", "fine_tune:learning_rate=0.01,epochs=2"]
+
+
+def tuned(report: str = "out/report.json") -> list[float]:
+    rows = json.loads(Path(report).read_text())["passes"]
+    return [row["score"] for row in rows]
+
+
+def test_data_loss_and_score_of_the_users_file_train_a_model(model: str) -> None:
+    own = ["--train-data", "net.py:labelled", "--evaluate", "net.py:score"]
+    done = compiled(model, *TUNE, *own, "--loss", "net.py:loss")
+    assert done.exit_code == 0, done.output
+    first = tuned()
+    assert first[1] > first[0]
+    assert "4 batches in 2 epochs" in Path("out/report.md").read_text()
+    done = compiled(model, *TUNE, *own, "--loss", "cross_entropy", "-o", "named")
+    assert done.exit_code == 0, done.output
+    assert tuned("named/report.json") == first
+
+
+def test_arrays_with_labels_train_a_model(model: str) -> None:
+    rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    arrays = {"images": rows, "labels": rows.argmax(1) // 2}
+    np.savez("rows.npz", **{name: value.numpy() for name, value in arrays.items()})
+    save_file(arrays, "rows.safetensors")
+    data = (
+        ["--train-data", "net.py:labelled"],
+        *[["--train-data", f"rows.{end}", "--train-batch", "4"] for end in ("npz", "safetensors")],
+    )
+    found = []
+    for given in data:
+        done = compiled(model, *TUNE, *given, "--loss", "cross_entropy", "--evaluate", "net.py:score")
+        assert done.exit_code == 0, done.output
+        found.append(tuned())
+    assert found[0] == found[1] == found[2]
+
+
+def test_losses_by_name_are_those_of_outputs_and_labels() -> None:
+    names = loss_names()
+    assert {"cross_entropy", "mse_loss", "l1_loss", "nll_loss", "binary_cross_entropy_with_logits"} <= set(names)
+    for name in names:
+        target = torch.zeros(2).long() if name in ("cross_entropy", "nll_loss") else torch.ones(2, 3)
+        if name.startswith("multi"):
+            target = torch.zeros(2).long() if name == "multi_margin_loss" else torch.zeros(2, 3).long()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the mean that kl_div takes
+            value = read_loss(name)(torch.rand(2, 3), target)
+        assert value.dim() == 0, name
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
@@ -146,6 +211,17 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a missing checkpoint": (["--pass", "fold_bn", "--checkpoint", "none.pt"], "none.pt"),
     "missing data": (["--pass", "quantize_static", "--calibration-data", "none.npy"], "no file none.npy"),
     "broken data": (["--pass", "quantize_static", "--calibration-data", "empty.npy"], "empty.npy is empty"),
+    "a loss that is none": ([*TUNE, "--loss", "cros_entropy"], "did you mean cross_entropy?"),
+    "a function that is no loss": ([*TUNE, "--loss", "relu"], "'relu' is no loss of torch.nn.functional"),
+    "a loss in no file": ([*TUNE, "--loss", "none.py:loss"], "no file none.py"),
+    "a misspelt loss": ([*TUNE, "--loss", "net.txt:loss"], "'net.txt:loss' names no function"),
+    "a score in no file": ([*TUNE, "--evaluate", "none.py:score"], "no file none.py"),
+    "a score without a function": ([*TUNE, "--evaluate", "none.py"], "'none.py' names no function"),
+    "missing training data": ([*TUNE, "--train-data", "none.npz"], "no file none.npz"),
+    "training data without labels": ([*TUNE, "--train-data", "unlabelled.npz"], "did you mean label?"),
+    "labels without inputs": ([*TUNE, "--train-data", "labels.npz"], "holds labels and no inputs"),
+    "one array to train on": ([*TUNE, "--train-data", "empty.npy"], "training data has labels too"),
+    "no training rows": ([*TUNE, "--train-batch", "0"], "--train-batch"),
     "a file for a folder": (["--pass", "fold_bn", "-o", "empty.npy"], "can't make the folder"),
     "a folder of something else": (["--pass", "fold_bn", "-o", "taken"], "holds other files"),
 }
@@ -154,6 +230,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_wrong_argument_is_refused_before_any_work(name: str, model: str, tmp_path: Path) -> None:
     (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "unlabelled.npz", images=np.ones((4, 4)), label=np.ones(4))
+    np.savez(tmp_path / "labels.npz", labels=np.ones(4))
     (tmp_path / "taken" / "program").mkdir(parents=True)
     (tmp_path / "taken" / "program" / "thesis.txt").touch()
     before = sorted(tmp_path.rglob("*"))
@@ -163,6 +241,24 @@ def test_a_wrong_argument_is_refused_before_any_work(name: str, model: str, tmp_
     assert words in " ".join(done.output.split())
     assert "Traceback" not in done.output
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--evaluate", "net.py:scoer"], "net.py has no function 'scoer'; did you mean score?"),
+        (["--loss", "net.py:losss"], "did you mean loss?"),
+        (["--train-data", "net.py:label"], "did you mean labelled?"),
+        (["--train-data", "net.py:labelled"], "fine_tune needs loss_fn="),
+        (["--loss", "cross_entropy"], "fine_tune needs train_data="),
+        (["--train-data", "net.py:score", "--loss", "cross_entropy"], "score"),
+    ],
+)
+def test_what_a_file_lacks_is_said_and_no_folder_made(model: str, given: list[str], words: str) -> None:
+    done = call("compile", model, *TUNE, *given)
+    assert done.exit_code == 2, done.output
+    assert words in " ".join(done.output.split())
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(
