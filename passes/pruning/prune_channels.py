@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -204,19 +204,30 @@ class PruneChannels(Pass):
         """
         if before == 0 and after == 1:
             return dataclasses.replace(self, steps=1)
+        if self.plan is not None:
+            raise InvalidInput("plan= says what to remove at once; it can't be gone a part of the way")
 
-        def share(ratio: float) -> float:
-            return 1 - (1 - ratio * after) / (1 - ratio * before)
-
-        ratio, keep = self._ratio, self.keep
+        if self.target is None and self.scope == "axis":
+            given = {field.name: getattr(self, field.name) for field in dataclasses.fields(PruneChannels)}
+            return _Portion(**given | {"steps": 1}, whole=_sizes(start), after=after)
+        ratio, keep = 1 - (1 - self._share * after) / (1 - self._share * before), self.keep
         if self.target is not None:
             sizes = [COSTS[self.target](Inference(program).run(), {}) for program in (now, start)]
             keep = min(1.0, self._keep**after * sizes[1] / sizes[0])
-        else:
-            ratio = {k: share(v) for k, v in ratio.items()} if isinstance(ratio, Mapping) else share(ratio)
         rounding = self.round_to if after == 1 else 1
         chosen = None if self.target is not None else ratio
         return dataclasses.replace(self, ratio=chosen, keep=keep, round_to=rounding, steps=1)
+
+    def _widths(
+        self, search: Search, shares: Mapping[Axis, float], free: Mapping[Axis, Sequence[Member]]
+    ) -> dict[Axis, int]:
+        """How many positions of each leaf stay, given the share to remove."""
+        return search.widths(shares)
+
+    @property
+    def _share(self) -> float:
+        """The one ratio of all axes, where there is one."""
+        return _HALF if self.ratio is None or isinstance(self.ratio, Mapping) else self.ratio
 
     @property
     def _ratio(self) -> float | Mapping[str, float]:
@@ -273,11 +284,11 @@ class PruneChannels(Pass):
         if isinstance(self._ratio, Mapping):
             ratios, patterns = self._ratio, self._matched(self._ratio, free, inference.program, context)
             candidates = Candidates(free, self._scores(patterns.chosen, free, inference, context))
-            widths = search.widths({leaf: ratios[pattern] for leaf, pattern in patterns.chosen.items()})
+            widths = self._widths(search, {leaf: ratios[pattern] for leaf, pattern in patterns.chosen.items()}, free)
             how = {leaf: f"{ratios[pattern]} by '{pattern}'" for leaf, pattern in patterns.chosen.items()}
         elif self.target is None:
             candidates = Candidates(free, self._scores(free, free, inference, context))
-            widths = search.widths(search.shares(candidates, self._ratio))
+            widths = self._widths(search, search.shares(candidates, self._share), free)
             how = dict.fromkeys(free, f"{self._ratio} of {'each' if self.scope == 'axis' else self.scope}")
         else:
             candidates = Candidates(free, self._scores(free, free, inference, context))
@@ -330,6 +341,45 @@ class PruneChannels(Pass):
                 names = ", ".join(member.name for member in free[leaf][:2])
                 raise InvalidInput(f"importance gives NaN, infinity or a wrong number of scores for '{names}'")
         return scores
+
+
+Place = tuple[str, int, int]
+"""Where a leaf is found in any state of the network: name of a tensor, its dimension, and which of its leaves."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Portion(PruneChannels):
+    """A part of the way to the widths that one step would give, which the last part meets exactly.
+
+    Attributes:
+        whole: the size of each leaf when nothing was removed.
+        after: which share of the way is gone then.
+    """
+
+    whole: Mapping[Place, int] = dataclasses.field(default_factory=dict)
+    after: float = 1.0
+
+    def _widths(
+        self, search: Search, shares: Mapping[Axis, float], free: Mapping[Axis, Sequence[Member]]
+    ) -> dict[Axis, int]:
+        found = {}
+        for leaf, share in shares.items():
+            whole = next((self.whole[place] for place in _places(leaf, free[leaf]) if place in self.whole), leaf.size)
+            end = search.width(whole, share)
+            found[leaf] = min(leaf.size, whole - round((whole - end) * self.after))
+        return found
+
+
+def _places(leaf: Axis, found: Iterable[Member]) -> Iterator[Place]:
+    for member in found:
+        for index, other in enumerate(member.axes[member.dim].leaves()):
+            if other is leaf:
+                yield member.name, member.dim, index
+
+
+def _sizes(program: Program) -> dict[Place, int]:
+    inference = Inference(program).run()
+    return {place: leaf.size for leaf, found in members(inference).items() for place in _places(leaf, found)}
 
 
 def _runs_through(found: Sequence[Member], pattern: str) -> bool:

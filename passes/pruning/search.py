@@ -74,9 +74,10 @@ class Search:
 
     def widths(self, shares: Mapping[Axis, float]) -> Widths:
         """How many positions of each leaf stay, given the share to remove."""
-        return {leaf: self._width(leaf.size, share) for leaf, share in shares.items()}
+        return {leaf: self.width(leaf.size, share) for leaf, share in shares.items()}
 
-    def _width(self, size: int, share: float) -> int:
+    def width(self, size: int, share: float) -> int:
+        """How many of `size` positions stay, given the share to remove."""
         if not share:
             return size
         stay = size * (1 - share)
