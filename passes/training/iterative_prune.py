@@ -15,6 +15,7 @@ from lobo_fx.contracts.passbase import Pass
 from lobo_fx.contracts.verification import check_expected
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.facts import KeptIndices
+from lobo_fx.graph.masks import masks
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.passes.training.loop import train
@@ -90,6 +91,8 @@ class IterativePrune(TrainingPass):
     def check(self, program: Program) -> None:
         super().check(program)
         self._pruning.check(program)
+        if self.cuts > 1:
+            cast("Gradual", self._pruning).portion(0, 0.5, program, program)
 
     def run(self, program: Program, context: Context) -> Program:
         start = program.clone()
@@ -101,7 +104,7 @@ class IterativePrune(TrainingPass):
             program = part.run(program, dataclasses.replace(context, evaluate=None))
             propagate(program.module)
             check_expected(self, program, context)
-            state = cut_state(state, before, kept_indices(program.module))
+            state = _masked(cut_state(state, before, kept_indices(program.module)), program)
             loop = train(
                 Objective(program.module, context),
                 self,
@@ -116,6 +119,17 @@ class IterativePrune(TrainingPass):
 
 def _copy_of(program: Program) -> torch.nn.Module:
     return program.clone().module
+
+
+def _masked(state: Mapping[str, Any], program: Program) -> dict[str, Any]:
+    """An optimizer's state without what it knows of weights that are masked, or it would move them on from zero."""
+    known = masks(program)
+
+    def kept(name: str, value: Any) -> Any:
+        alike = isinstance(value, torch.Tensor) and name in known and value.shape == known[name].shape
+        return value * known[name] if alike else value
+
+    return {name: {key: kept(name, value) for key, value in entries.items()} for name, entries in state.items()}
 
 
 def cut_state(state: Mapping[str, Any], before: KeptIndices, after: KeptIndices) -> dict[str, Any]:

@@ -24,7 +24,9 @@ class LearnedRange(nn.Module):
         super().__init__()
         observer = fake.activation_post_process
         self.fake = (fake,)  # in a tuple, its buffers are not part of what is trained
-        self.low = nn.Parameter(observer.min_val.detach().clone().reshape(()))
+        low = observer.min_val.detach().clone().reshape(())
+        # after a ReLU it stays 0, or the ReLU could not be a part of the integer kernel before it
+        self.low = nn.Parameter(low, requires_grad=bool(low < 0))
         self.high = nn.Parameter(observer.max_val.detach().clone().reshape(()))
         self.first, self.last, self.smallest = float(fake.quant_min), float(fake.quant_max), float(observer.eps)
 
