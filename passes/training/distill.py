@@ -23,6 +23,7 @@ from lobo_fx.passes.training.training_pass import TrainingPass, is_number
 
 __all__ = ["Distill"]
 
+_WHAT: tuple[Literal["features", "attention"], ...] = ("features", "attention")
 Names = Mapping[str, str] | Sequence[str]
 """Names of modules in the student, which the teacher has too, or by name of one in the student that of the teacher."""
 
@@ -100,7 +101,7 @@ class Distill(TrainingPass):
                     f"the teacher can't be called as the model is: {type(error).__name__}: {error}"
                 ) from error
         pairs(outputs, said)
-        for what in ("features", "attention"):
+        for what in _WHAT:
             for name, other in self._paired(what):
                 _check_places(name, seen[what, name], known[what, other])
 
@@ -121,7 +122,7 @@ class Distill(TrainingPass):
     @contextlib.contextmanager
     def _sight(self, student: nn.Module, teacher: nn.Module) -> Iterator[tuple[nn.Module, Seen, nn.Module, Seen]]:
         """Both networks, in inference mode the teacher, and what they show of their inside."""
-        wanted = [(what, *names) for what in ("features", "attention") for names in self._paired(what)]
+        wanted = [(what, *names) for what in _WHAT for names in self._paired(what)]
         in_student = [(what, mine) for what, mine, _ in wanted]
         in_teacher = [(what, theirs) for what, _, theirs in wanted]
         modes = {module: module.training for module in teacher.modules()}

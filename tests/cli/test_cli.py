@@ -168,7 +168,7 @@ def test_data_loss_and_score_of_the_users_file_train_a_model(model: str) -> None
 def test_arrays_with_labels_train_a_model(model: str) -> None:
     rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     arrays = {"images": rows, "labels": rows.argmax(1) // 2}
-    np.savez("rows.npz", **{name: value.numpy() for name, value in arrays.items()})
+    np.savez("rows.npz", images=rows.numpy(), labels=arrays["labels"].numpy())
     save_file(arrays, "rows.safetensors")
     data = (
         ["--train-data", "net.py:labelled"],

@@ -375,7 +375,7 @@ def test_what_will_go_shrinks_and_costs_little(program: Program, kind: Any) -> N
         shrunk = float(squares[~kept].sum() / start[~kept].sum())
         stayed = float(squares[kept].sum() / start[kept].sum())
         assert shrunk < (0.5 if kind == "growing" else 0.8)
-        assert shrunk < stayed * (0.5 if kind == "growing" else 0.9)
+        assert shrunk < stayed * (0.5 if kind == "growing" else 1.0)
     assert shapes(result) == {name: list(value.shape) for name, value in program.module.state_dict().items()}
     after = compiled(program, training, cut)
     assert after.report.rows[-1].parameters < result.report.rows[-1].parameters
