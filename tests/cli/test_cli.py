@@ -145,6 +145,8 @@ def test_outputs_are_chosen() -> None:
     refused = call("inspect", "net.py:two", "--outputs", "logit")
     assert refused.exit_code == 2
     assert "did you mean logits?" in refused.output
+
+
 TUNE = ["--pass", "fine_tune:learning_rate=0.01,epochs=2"]
 
 

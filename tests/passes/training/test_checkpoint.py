@@ -49,7 +49,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     module = network()
     identity = Identity.of("P()", module)
     shared = torch.randn(3, 4)
-    state = {
+    state: dict[str, Any] = {
         "weights": {"a": shared, "b": shared, "view": shared[1:], "turned": shared.T},
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}, 1: {}}, "groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]},
         "best": None,
@@ -63,10 +63,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert found.state["optimizer"]["groups"] == [{"lr": 0.1, "betas": [0.9, 0.99]}]
     assert list(found.state["optimizer"]["state"]) == [0, 1]
     assert found.state["best"] is None
-    for name, value in state["weights"].items():  # type: ignore[union-attr]
+    for name, value in state["weights"].items():
         assert torch.equal(found.state["weights"][name], value)
     assert found.state["half"].dtype == torch.bfloat16
-    assert torch.equal(found.state["mask"], state["mask"])  # type: ignore[arg-type]
+    assert torch.equal(found.state["mask"], state["mask"])
     assert Checkpoint.read(tmp_path / "none", identity) is None
     first = sorted(file.name for file in tmp_path.iterdir())
     Checkpoint(identity, {}, {"weights": torch.zeros(2)}).write(tmp_path)

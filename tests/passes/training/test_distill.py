@@ -354,7 +354,13 @@ def test_a_hugging_face_model_trains_on_its_own_loss() -> None:
         {name: value[part] for name, value in batch.items()} for part in (slice(4), slice(4, 8))
     ]
     program = trace(model, batch)
-    tuning = {"learning_rate": 1e-3, "epochs": 2, "schedule": "constant", "warmup": 0.0, "clip_norm": None}
+    tuning: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "epochs": 2,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "clip_norm": None,
+    }
     result = lobo_fx.compile(program, [FineTune(**tuning)], train_data=data, progress=False)
     optimizer = torch.optim.AdamW(
         [

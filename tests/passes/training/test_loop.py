@@ -279,7 +279,7 @@ def dying(function: Callable[..., Any], calls: int) -> Callable[..., Any]:
 
 def states(data: Any) -> list[Any]:
     own = [getattr(holder, "generator", None) for holder in (data, getattr(data, "sampler", None))]
-    found: list[Any] = [torch.get_rng_state(), torch.tensor(np.random.get_state()[1].astype(np.int64))]  # type: ignore[union-attr]
+    found: list[Any] = [torch.get_rng_state(), torch.tensor(np.random.get_state(legacy=True)[1].astype(np.int64))]  # type: ignore[index]
     found += [g.get_state() for g in own if isinstance(g, torch.Generator)]
     return [*found, random.getstate()]
 
@@ -403,6 +403,7 @@ def test_masks_and_ties_last_under_every_optimizer(optimizer: str) -> None:
         loss_fn=cross_entropy,
         progress=False,
     )
+    assert result.original is not None
     pruned = lobo_fx.compile(result.original, [pruning], progress=False).module.state_dict()
     after = result.module.state_dict()
     for name in ("first.weight", "last.weight"):

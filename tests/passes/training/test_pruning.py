@@ -28,6 +28,7 @@ from lobo_fx.passes import IterativePrune, PruneChannels, PruneWeights, SparseTr
 from lobo_fx.passes.pruning.widths import parameters
 from lobo_fx.passes.training import iterative_prune
 from lobo_fx.passes.training.iterative_prune import cut_state
+from lobo_fx.passes.training.loop import train
 from lobo_fx.passes.training.sparse_training import _Sparse
 from lobo_fx.result import Result
 
@@ -115,8 +116,8 @@ class Many(nn.Module):
         with torch.no_grad():
             for parameter in (self.norm.weight, self.norm.bias, self.layer.weight, self.group.bias):
                 parameter.fill_(5.0)
-            self.norm.running_mean.fill_(3.0)  # type: ignore[union-attr, operator]
-            self.norm.running_var.fill_(9.0)  # type: ignore[union-attr, operator]
+            self.norm.running_mean.fill_(3.0)  # type: ignore[union-attr]
+            self.norm.running_var.fill_(9.0)  # type: ignore[union-attr]
             self.linear.weight.mul_(100)
             self.conv.bias.fill_(50)  # type: ignore[union-attr]
 
@@ -184,7 +185,7 @@ def test_steps_reach_a_target(program: Program) -> None:
 
 def test_the_cubic_path_removes_much_at_first(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
-    trained = iterative_prune.train
+    trained = train
 
     def noted(objective: Any, *arguments: Any, **settings: Any) -> Any:
         widths.append(objective.module.get_parameter("3.weight").shape[0])
@@ -207,7 +208,7 @@ def test_moments_are_cut_as_their_parameters_are(
     given: list[dict[str, Any]] = []
     kept: list[Any] = []
     loops: list[Any] = []
-    trained = iterative_prune.train
+    trained = train
 
     def noted(objective: Any, settings: Any, context: Any, candidate: Any, state: Any, stage: str) -> Any:
         given.append(copy.deepcopy(dict(state)))
@@ -243,7 +244,10 @@ def test_moments_are_cut_as_their_parameters_are(
 
 def test_cutting_a_state_leaves_numbers_and_whole_parameters_alone() -> None:
     value = torch.arange(24.0).view(4, 6)
-    state = {"a": {"step": torch.tensor(3.0), "moment": value, "times": 2}, "b": {"moment": torch.ones(3)}}
+    state: dict[str, dict[str, Any]] = {
+        "a": {"step": torch.tensor(3.0), "moment": value, "times": 2},
+        "b": {"moment": torch.ones(3)},
+    }
     found = cut_state(state, {"a": {0: [0, 2, 5, 7]}}, {"a": {0: [2, 7], 1: [1, 3]}})
     assert torch.equal(found["a"]["moment"], value[[1, 3]][:, [1, 3]])
     assert found["a"]["step"] is state["a"]["step"]

@@ -47,7 +47,7 @@ def program() -> Program:
 
 
 def trained(program: Program, evaluate: Any = None, **settings: Any) -> Result:
-    settings = {"quantize": STATIC, "epochs": 2, "learning_rate": 2e-3} | settings
+    settings = {"quantize": STATIC, "epochs": 2, "learning_rate": 2e-3, **settings}
     return lobo_fx.compile(
         program,
         [QuantizationAwareTraining(**settings)],
@@ -116,7 +116,7 @@ def test_ranges_follow_weights_and_settle(program: Program, monkeypatch: pytest.
         def begin_step(self, share: float) -> None:
             super().begin_step(share)
             observers = [part for part in self.modules() if type(part) is MovingAverageMinMaxObserver]
-            seen.append([float(part.max_val) for part in observers])
+            seen.append([float(part.get_buffer("max_val")) for part in observers])
 
     monkeypatch.setattr(quantization_aware, "_Quantized", Noted)
     trained(program, settle_at=0.5, epochs=2)
