@@ -41,7 +41,7 @@ def program() -> Program:
 
 
 def tuned(program: Program, folder: Path, pass_: type[Pass] = FineTune, **settings: Any) -> Result:
-    made = pass_(**{"epochs": 2, "learning_rate": 1e-2, "checkpoint_dir": folder} | settings)  # type: ignore[call-arg]
+    made = pass_(**{"epochs": 2, "learning_rate": 1e-2, "checkpoint_dir": folder} | settings)
     return lobo_fx.compile(program, [made], train_data=DATA, loss_fn=cross_entropy, progress=False)
 
 

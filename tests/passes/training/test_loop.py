@@ -47,7 +47,7 @@ def rows(count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def batches(size: int = 8, count: int = 40) -> Batches:
-    return [(x, y) for x, y in zip(*(part.split(size) for part in rows(count)), strict=True)]
+    return [(x, y) for x, y in zip(*(part.split(size) for part in rows(count)), strict=True)]  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +329,7 @@ def test_a_process_killed_while_it_writes_goes_on(
     whole = weights(tuned(drawing_program, shuffled()))
     for moves in range(4):
         folder = tmp_path / str(moves)
-        assert killed_after(moves, lambda folder=folder: tuned(drawing_program, shuffled(), checkpoint_dir=folder))
+        assert killed_after(moves, lambda folder=folder: tuned(drawing_program, shuffled(), checkpoint_dir=folder))  # type: ignore[misc]
         assert same(weights(tuned(drawing_program, shuffled(), checkpoint_dir=folder)), whole)
 
 

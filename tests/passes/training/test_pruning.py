@@ -33,7 +33,7 @@ from lobo_fx.passes.training.sparse_training import _Sparse
 from lobo_fx.result import Result
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-DATA = [(part, (part.mean((1, 2, 3)) > 0).long()) for part in IMAGES.split(4)]
+DATA = [(part, (part.mean((1, 2, 3)) > 0).long()) for part in IMAGES.split(4)]  # type: ignore[no-untyped-call]
 RATE: dict[str, Any] = {"learning_rate": 1e-2}
 
 
