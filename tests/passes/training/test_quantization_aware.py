@@ -98,7 +98,6 @@ def test_it_is_never_below_static_quantization(program: Program) -> None:
 
 def test_a_score_that_is_lost_in_converting_is_seen(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training scores well on fake quantizers and badly as converted: what static quantization gives is kept."""
-
     rising = itertools.count(1.0)
 
     def score(module: nn.Module) -> float:
