@@ -110,7 +110,7 @@ class Distill(TrainingPass):
         teacher = context.original.module if self.teacher is None else self.teacher
         with self._sight(program.module, teacher) as (student, seen, taught, known):
             objective = _Imitation(program.module, student, taught, seen, known, self, context)
-            objective.prepare_projections(program.example_inputs)
+            objective.prepare(program.example_inputs)
             train(objective, self, context, lambda: program.clone().module)
         return program
 
@@ -168,12 +168,20 @@ class _Imitation(Objective):
         self.others[0].train(mode)
         return self
 
-    def prepare_projections(self, inputs: Inputs) -> None:
-        """Makes a projection for every feature whose widths differ, from the student's to the teacher's."""
+    def prepare(self, inputs: Inputs) -> None:
+        """Measures the teacher's values, and makes a projection for every feature whose widths differ.
+
+        A difference counts as a share of the mean square of what the teacher says of these inputs: of the batch at
+        hand, the shares of several processes would not add up to that of one.
+        """
         generator = self.context.generator()
         with torch.no_grad():
-            for network in self.others:
-                _called(network, inputs)
+            _called(self.others[0], inputs)
+            said = _called(self.others[1], inputs)
+        self.scales = [_mean_square(value) for value in _float_outputs(said) if value.dim()]
+        self.feature_scales = {
+            theirs: _mean_square(self.known["features", theirs]) for _, theirs in self.settings._paired("features")
+        }
         for mine, theirs in self.settings._paired("features"):
             given, wanted = (
                 _rows(value).shape[-1] for value in (self.seen["features", mine], self.known["features", theirs])
@@ -187,7 +195,10 @@ class _Imitation(Objective):
             said = _called(teacher, inputs)
         outputs = _called(student, inputs)
         settings, context = self.settings, self.context
-        compared = [_difference(mine, theirs, settings) for mine, theirs in pairs(outputs, said)]
+        compared = [
+            _difference(mine, theirs, scale, settings)
+            for (mine, theirs), scale in zip(pairs(outputs, said), self.scales, strict=True)
+        ]
         loss = torch.stack(compared).sum()
         if (labels is not None) if context.loss_fn is not None else context.signature.gives_loss:
             loss = (1 - settings.label_share) * loss + settings.label_share * context.loss(outputs, labels)
@@ -196,7 +207,8 @@ class _Imitation(Objective):
             key = mine.replace(".", "/")
             if key in self.projections:
                 given = self.projections[key](given)
-            loss = loss + settings.feature_share * _relative(given, wanted) / len(settings.features)
+            squared = (given - wanted).square().mean() / self.feature_scales[theirs]
+            loss = loss + settings.feature_share * squared / len(settings.features)
         for mine, theirs in settings._paired("attention"):
             given, wanted = self.seen["attention", mine], self.known["attention", theirs]
             entropy = (wanted * (wanted.clamp_min(1e-9).log() - given.clamp_min(1e-9).log())).sum(-1).mean()
@@ -222,10 +234,7 @@ def pairs(outputs: Any, said: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     Raises:
         InvalidInput: they are not of the same shapes.
     """
-    mine, theirs = (
-        [value for value in pytree.tree_leaves(found) if isinstance(value, torch.Tensor) and value.is_floating_point()]
-        for found in (outputs, said)
-    )
+    mine, theirs = _float_outputs(outputs), _float_outputs(said)
     shapes = [[tuple(value.shape) for value in found] for found in (mine, theirs)]
     if shapes[0] != shapes[1]:
         raise InvalidInput(f"the teacher's outputs don't fit: it gives {shapes[1]}, the model {shapes[0]}")
@@ -235,18 +244,22 @@ def pairs(outputs: Any, said: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-def _difference(mine: torch.Tensor, theirs: torch.Tensor, settings: Distill) -> torch.Tensor:
+def _float_outputs(outputs: Any) -> list[torch.Tensor]:
+    leaves = pytree.tree_leaves(outputs)
+    return [value for value in leaves if isinstance(value, torch.Tensor) and value.is_floating_point()]
+
+
+def _difference(mine: torch.Tensor, theirs: torch.Tensor, scale: float, settings: Distill) -> torch.Tensor:
     """How far an output is from the teacher's; the gradient does not shrink as the temperature rises."""
     if settings.match == "values":
-        return _relative(mine, theirs)
+        return (mine - theirs).square().mean() / scale
     t = settings.temperature
     given, wanted = ((value / t).log_softmax(-1).flatten(0, -2) for value in (mine, theirs))
     return functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * t**2
 
 
-def _relative(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference, as a share of the mean square of what is wanted."""
-    return (given - wanted).square().mean() / wanted.square().mean().clamp_min(torch.finfo(wanted.dtype).tiny)
+def _mean_square(value: torch.Tensor) -> float:
+    return float(value.double().square().mean()) or 1.0
 
 
 def _rows(value: torch.Tensor) -> torch.Tensor:
