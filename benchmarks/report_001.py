@@ -14,7 +14,6 @@ Torch-Pruning at its multiply-accumulates.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from tasks.glyphs.data import CHARACTERS
 from tasks.layers import conv_norm
 from tasks.training import Recipe
 from torch import nn
-from trained_report import Results, Trial, Variant, options, splits
+from trained_report import Results, Trial, Variant, options, splits, torch_pruned
 
 import lobo_fx
 from lobo_fx import passes, sources
@@ -80,33 +79,18 @@ NETWORKS = {
 }
 
 
+def _heads(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, nn.Linear) and part.out_features == CLASSES]
+
+
 def peer(trial: Trial, ratio: float) -> Callable[[nn.Module], nn.Module]:
     """Torch-Pruning's own pruner, at the multiply-accumulates that `PruneChannels(ratio)` leaves."""
 
     def prune(module: nn.Module) -> nn.Module:
-        import torch_pruning
-
         inputs = trial.train.inputs[:2]
         ours = lobo_fx.compile(module, [passes.PruneChannels(ratio)], example_inputs=inputs, progress=False)
         rows = ours.report.rows
-        share = (rows[-1].macs or 0) / (rows[0].macs or 1)
-        steps = 200
-        found = copy.deepcopy(module)
-        head = [part for part in found.modules() if isinstance(part, nn.Linear) and part.out_features == CLASSES]
-        pruner = torch_pruning.pruner.BasePruner(
-            found,
-            inputs,
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=0.99,
-            iterative_steps=steps,
-            ignored_layers=head,
-        )
-        whole, _ = torch_pruning.utils.count_ops_and_params(found, inputs)
-        for _ in range(steps):
-            pruner.step()
-            if torch_pruning.utils.count_ops_and_params(found, inputs)[0] <= share * whole:
-                break
-        return found.eval()
+        return torch_pruned(module, inputs, (rows[-1].macs or 0) / (rows[0].macs or 1), _heads)
 
     return prune
 

@@ -6,7 +6,10 @@ Results are kept in a JSON file as they come; a report that is started again goe
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
+import functools
+import gzip
 import json
 import sys
 import tempfile
@@ -27,25 +30,32 @@ import lobo_fx
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.files import write_files
+from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.machine import machine
+from lobo_fx.terminal.quiet import quiet
 from lobo_fx.terminal.tables import new_table, to_markdown
 
-__all__ = ["FileModule", "Results", "Trial", "Variant", "options", "splits"]
+__all__ = ["FileModule", "Results", "Trial", "Variant", "options", "splits", "torch_pruned"]
 
 CALIBRATION = 256
 VALIDATION = 2_000
 
 
 class FileModule(nn.Module):
-    """An exported file that is called as the module it was made of: one input, one output."""
+    """An exported file that is called as the module it was made of: one input, one output or a tuple of them."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.session = OnnxRuntime().load(path, torch.get_num_threads())
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> Any:
         arrays = {self.session.inputs[0].name: inputs.numpy()}
-        return torch.from_numpy(self.session.run(arrays)[0])
+        outputs = tuple(torch.from_numpy(output) for output in self.session.run(arrays))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+MakeFile = Callable[[Path, Path, Sequence[Mapping[str, Any]]], None]
+"""From the original's file to one of a peer, with arrays to calibrate with."""
 
 
 def splits(train: Split, count: int = VALIDATION) -> tuple[Split, Split]:
@@ -64,12 +74,14 @@ class Variant:
         compression: how much.
         passes: what does it; none for the original.
         prepare: makes another module of the trained one before the passes run (a peer's pruning).
+        make_file: makes a file of the exported original's instead of passes (a peer's quantization).
     """
 
     method: str
     compression: str
     passes: Sequence[Pass] = ()
     prepare: Callable[[nn.Module], nn.Module] | None = None
+    make_file: MakeFile | None = None
 
     @property
     def key(self) -> str:
@@ -85,18 +97,20 @@ class Trial:
         train: what may be learned from.
         validation: what chooses the best weights.
         test: what the report tells.
-        loss: to train with.
+        loss: to train with; None where nothing is learned from labels.
         score: of a module on a split; higher is better.
         batch: rows of a training batch.
+        calibration: how many rows of `train` calibrate.
     """
 
     module: nn.Module
     train: Split
     validation: Split
     test: Split
-    loss: Loss
+    loss: Loss | None
     score: Callable[[nn.Module, Split], float]
     batch: int = 128
+    calibration: int = CALIBRATION
 
     def run(self, variant: Variant, rounds: int, tell: Callable[[FileModule], Mapping[str, Any]]) -> dict[str, Any]:
         """Compiles, exports and measures a variant.
@@ -106,6 +120,8 @@ class Trial:
             rounds: of measuring latency, in turn with the original.
             tell: figures of the exported file.
         """
+        if variant.make_file is not None:
+            return self._run_file(variant.make_file, rounds, tell)
         start = time.perf_counter()
         module = self.module if variant.prepare is None else variant.prepare(self.module)
         result = lobo_fx.compile(
@@ -114,11 +130,11 @@ class Trial:
             example_inputs=self.train.inputs[:2],
             train_data=self.train.shuffled(self.batch),
             loss_fn=self.loss,
-            calibration_data=self.train.sample(CALIBRATION).batches(64),
+            calibration_data=self._calibration,
             evaluate=lambda found: self.score(found, self.validation),
         )
         seconds = time.perf_counter() - start
-        original = lobo_fx.compile(self.module, [], example_inputs=self.train.inputs[:2])
+        original = self._original
         with tempfile.TemporaryDirectory() as folder:
             artifact = result.export(Path(folder) / "model.onnx")
             result.report.artifacts["original"] = original.export(Path(folder) / "original.onnx")
@@ -142,6 +158,70 @@ class Trial:
             "notes": [str(note) for note in result.report.notes if "batches in" in note.reason],
             "seconds": seconds,
         }
+
+    @functools.cached_property
+    def _original(self) -> lobo_fx.Result:
+        return lobo_fx.compile(self.module, [], example_inputs=self.train.inputs[:2])
+
+    @property
+    def _calibration(self) -> list[tuple[torch.Tensor, ...]]:
+        return self.train.sample(self.calibration).batches(64)
+
+    def _run_file(self, make: MakeFile, rounds: int, tell: Callable[[FileModule], Mapping[str, Any]]) -> dict[str, Any]:
+        """What `run` gives, of a file that no pass made; what it computes inside is not looked into."""
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {label: Path(folder) / f"{label}.onnx" for label in ("original", "compiled")}
+            self._original.export(paths["original"])
+            name = OnnxRuntime().load(paths["original"], 1).inputs[0].name
+            start = time.perf_counter()
+            with quiet():
+                make(paths["original"], paths["compiled"], [{name: x.numpy()} for x, *_ in self._calibration])
+            seconds = time.perf_counter() - start
+            arrays = {name: self.train.inputs[:1].numpy()}
+            measured = benchmark(paths, OnnxRuntime(), arrays=arrays, rounds=rounds, progress=False)
+            told = dict(tell(FileModule(paths["compiled"])))
+            content = paths["compiled"].read_bytes()
+        latency = measured.latencies["compiled"]
+        return {
+            **told,
+            "bytes": len(content),
+            "gzip bytes": len(gzip.compress(content)),
+            "ms": latency.p50,
+            "ratio": measured.ratio("compiled", "p50"),
+            "memory": (latency.memory or 0) - (latency.base_memory or 0),
+            "seconds": seconds,
+        }
+
+
+def torch_pruned(
+    module: nn.Module, inputs: torch.Tensor, share: float, ends: Callable[[nn.Module], Sequence[nn.Module]]
+) -> nn.Module:
+    """A copy cut by Torch-Pruning's own pruner until so much of its multiply-accumulates is left.
+
+    Args:
+        module: to copy.
+        inputs: example.
+        share: of the multiply-accumulates that stays.
+        ends: of the copy, the layers that give outputs, whose widths stay.
+    """
+    import torch_pruning
+
+    steps = 200
+    found = copy.deepcopy(module)
+    pruner = torch_pruning.pruner.BasePruner(
+        found,
+        inputs,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=0.99,
+        iterative_steps=steps,
+        ignored_layers=list(ends(found)),
+    )
+    whole, _ = torch_pruning.utils.count_ops_and_params(found, inputs)
+    for _ in range(steps):
+        pruner.step()
+        if torch_pruning.utils.count_ops_and_params(found, inputs)[0] <= share * whole:
+            break
+    return found.eval()
 
 
 class Results:
@@ -188,6 +268,7 @@ def options(description: str, name: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help="which networks; default: all")
     parser.add_argument("--quick", action="store_true", help="a few rows and steps, to see that it works")
+    parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of the rows wanted (trained_weights.py)")
     parser.add_argument("--threads", type=int, default=2, help="to train with; latency is of one thread")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder for data and weights (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("docs/reports") / name, help="JSON file (%(default)s)")

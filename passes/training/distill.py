@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -26,6 +26,12 @@ __all__ = ["Distill"]
 _WHAT: tuple[Literal["features", "attention"], ...] = ("features", "attention")
 Names = Mapping[str, str] | Sequence[str]
 """Names of modules in the student, which the teacher has too, or by name of one in the student that of the teacher."""
+Match = Literal["logits", "probabilities", "values"]
+
+_LEAST = 1e-9
+"""The logarithm of a probability of 0 is that of this one."""
+_SUM_TOLERANCE = 1e-2
+"""By what probabilities may miss a sum of 1: those of half precision do by as much."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +40,9 @@ class Distill(TrainingPass):
 
     Attributes:
         teacher: any module that takes the same inputs; None is the model before all passes.
-        match: `logits` compares the distributions over the last dimension of each output, `values` the outputs
-            themselves (regression, embeddings).
+        match: `logits` compares the distributions over the last dimension of each output, `probabilities` those that
+            the outputs are (after a softmax: classes, attention), `values` the outputs themselves (regression,
+            embeddings). One for all float outputs, or a list, one for each: `["values", "probabilities"]`.
         temperature: that logits are divided by, so that the teacher's second choices count.
         label_share: how much the loss against labels counts, where there are labels and a loss; the rest is the
             teacher's.
@@ -56,7 +63,7 @@ class Distill(TrainingPass):
     """
 
     teacher: nn.Module | None = None
-    match: Literal["logits", "values"] = "logits"
+    match: Match | Sequence[Match] = "logits"
     temperature: float = 2.0
     label_share: float = 0.3
     features: Names = ()
@@ -68,8 +75,9 @@ class Distill(TrainingPass):
         super().__post_init__()
         if self.teacher is not None and not isinstance(self.teacher, nn.Module):
             raise InvalidInput(f"teacher is a {type(self.teacher).__name__}; expected an nn.Module, or None")
-        if self.match not in ("logits", "values"):
-            raise InvalidInput(f"match is {self.match!r}; it must be logits or values")
+        known = get_args(Match)
+        if not self._matches or any(match not in known for match in self._matches):
+            raise InvalidInput(f"match is {self.match!r}; it must be one of {', '.join(known)}, or a list of them")
         if not is_number(self.temperature) or self.temperature <= 0:
             raise InvalidInput(f"temperature is {self.temperature!r}; it must be a positive number")
         for name in ("label_share", "feature_share", "attention_share"):
@@ -100,7 +108,9 @@ class Distill(TrainingPass):
                 raise InvalidInput(
                     f"the teacher can't be called as the model is: {type(error).__name__}: {error}"
                 ) from error
-        pairs(outputs, said)
+        for (_, wanted), match in self._matched(outputs, said):
+            if match == "probabilities":
+                _distribution_dim(wanted)
         for what in _WHAT:
             for name, other in self._paired(what):
                 _check_places(name, seen[what, name], known[what, other])
@@ -113,6 +123,22 @@ class Distill(TrainingPass):
             objective.prepare(program.example_inputs)
             train(objective, self, context, lambda: program.clone().module)
         return program
+
+    @property
+    def _matches(self) -> Sequence[Match]:
+        return (self.match,) if isinstance(self.match, str) else self.match
+
+    def _matched(self, outputs: Any, said: Any) -> list[tuple[tuple[torch.Tensor, torch.Tensor], Match]]:
+        """The outputs of student and teacher, and how each pair is compared.
+
+        Raises:
+            InvalidInput: `match` is a list, and not as long as there are outputs.
+        """
+        found = pairs(outputs, said)
+        matches = [self.match] * len(found) if isinstance(self.match, str) else self.match
+        if len(matches) != len(found):
+            raise InvalidInput(f"match names {len(matches)} outputs; the model gives {len(found)} float outputs")
+        return list(zip(found, matches, strict=True))
 
     def _paired(self, name: str) -> dict[tuple[str, str], None]:
         given = getattr(self, name)
@@ -196,8 +222,8 @@ class _Imitation(Objective):
         outputs = _called(student, inputs)
         settings, context = self.settings, self.context
         compared = [
-            _difference(mine, theirs, scale, settings)
-            for (mine, theirs), scale in zip(pairs(outputs, said), self.scales, strict=True)
+            _difference(mine, theirs, match, scale, settings.temperature)
+            for ((mine, theirs), match), scale in zip(settings._matched(outputs, said), self.scales, strict=True)
         ]
         loss = torch.stack(compared).sum()
         if (labels is not None) if context.loss_fn is not None else context.signature.gives_loss:
@@ -249,13 +275,33 @@ def _float_outputs(outputs: Any) -> list[torch.Tensor]:
     return [value for value in leaves if isinstance(value, torch.Tensor) and value.is_floating_point()]
 
 
-def _difference(mine: torch.Tensor, theirs: torch.Tensor, scale: float, settings: Distill) -> torch.Tensor:
+def _difference(
+    mine: torch.Tensor, theirs: torch.Tensor, match: Match, scale: float, temperature: float
+) -> torch.Tensor:
     """How far an output is from the teacher's; the gradient does not shrink as the temperature rises."""
-    if settings.match == "values":
+    if match == "values":
         return (mine - theirs).square().mean() / scale
-    t = settings.temperature
-    given, wanted = ((value / t).log_softmax(-1).flatten(0, -2) for value in (mine, theirs))
-    return functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * t**2
+    if match == "probabilities":  # their logarithms are logits
+        dim = _distribution_dim(theirs)
+        mine, theirs = (value.movedim(dim, -1).clamp_min(_LEAST).log() for value in (mine, theirs))
+    given, wanted = ((value / temperature).log_softmax(-1).flatten(0, -2) for value in (mine, theirs))
+    return functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _distribution_dim(value: torch.Tensor) -> int:
+    """The last dimension along which everything sums to 1.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    for dim in reversed(range(value.dim())):
+        total = value.sum(dim)
+        if bool((value >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=_SUM_TOLERANCE):
+            return dim
+    raise InvalidInput(
+        f"match: the teacher's output of shape {list(value.shape)} holds no probabilities, which would sum to 1 along a "
+        "dimension; it may be logits or values"
+    )
 
 
 def _mean_square(value: torch.Tensor) -> float:
