@@ -31,7 +31,6 @@ from quantize import variants_of_nncf, variants_of_onnxruntime
 from trained_networks import Network, faces, rxnmapper
 from trained_report import MakeFile, Results, Variant, options, torch_pruned
 
-
 from lobo_fx import passes
 
 NETWORKS: dict[str, Callable[..., Network]] = faces.NETWORKS | rxnmapper.NETWORKS
@@ -111,7 +110,7 @@ def main() -> None:
     chosen = options(__doc__ or "", "trained_weights.json")
     results = Results(chosen.output)
     for name, load in NETWORKS.items():
-        if chosen.networks and name not in chosen.networks or chosen.quick and name not in (*chosen.networks, "R-Net"):
+        if name not in (chosen.networks or (["R-Net"] if chosen.quick else NETWORKS)):
             continue
         network = load(QUICK) if chosen.quick else load()
         training = {"steps": 3, "learning_rate": 1e-3} if chosen.quick else network.training

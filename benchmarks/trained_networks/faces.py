@@ -129,9 +129,9 @@ def _network(name: str, counts: Mapping[str, int] = COUNTS) -> Network:
             **names,
         }
 
-    trial = Trial(module, split("train", 0), split("validation", 1), test, None, agreement, calibration=2048)
+    trial = Trial(module, split("train", 0), split("validation", 1), test, None, agreement, calibration=counts["train"])
     match = ["values", "values", "probabilities"] if name == "O-Net" else ["values", "probabilities"]
-    training = {"epochs": 40, "patience": None}
+    training = {"epochs": 20}
     ends: Callable[[nn.Module], list[nn.Module]] = lambda copy: [  # noqa: E731
         part for layer, part in copy.named_children() if layer.startswith(("conv4_", "dense5_", "dense6_"))
     ]

@@ -299,8 +299,8 @@ def _distribution_dim(value: torch.Tensor) -> int:
         if bool((value >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=_SUM_TOLERANCE):
             return dim
     raise InvalidInput(
-        f"match: the teacher's output of shape {list(value.shape)} holds no probabilities, which would sum to 1 along a "
-        "dimension; it may be logits or values"
+        f"match: the teacher's output of shape {list(value.shape)} holds no probabilities, which sum to 1 along "
+        "a dimension; it may be logits or values"
     )
 
 
