@@ -129,13 +129,13 @@ def _network(name: str, counts: Mapping[str, int] = COUNTS) -> Network:
             **names,
         }
 
-    trial = Trial(module, split("train", 0), split("validation", 1), test, None, agreement, calibration=counts["train"])
+    trial = Trial(module, split("train", 0), split("validation", 1), test, None, agreement, calibration=2048)
     match = ["values", "values", "probabilities"] if name == "O-Net" else ["values", "probabilities"]
     training = {"epochs": 20}
     ends: Callable[[nn.Module], list[nn.Module]] = lambda copy: [  # noqa: E731
         part for layer, part in copy.named_children() if layer.startswith(("conv4_", "dense5_", "dense6_"))
     ]
-    return Network(trial, tell, "agreement", match, training, ends, {"round_to": 1})
+    return Network(trial, tell, "agreement", match, training, ends, {"round_to": 1, "scope": "global"})
 
 
 def _trained(name: str) -> nn.Module:
