@@ -131,7 +131,7 @@ def _network(name: str, counts: Mapping[str, int] = COUNTS) -> Network:
 
     trial = Trial(module, split("train", 0), split("validation", 1), test, None, agreement, calibration=2048)
     match = ["values", "values", "probabilities"] if name == "O-Net" else ["values", "probabilities"]
-    training = {"epochs": 20}
+    training = {"epochs": 12, "learning_rate": 1e-3, "temperature": 1.0}
     ends: Callable[[nn.Module], list[nn.Module]] = lambda copy: [  # noqa: E731
         part for layer, part in copy.named_children() if layer.startswith(("conv4_", "dense5_", "dense6_"))
     ]
