@@ -16,8 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from tasks.glyphs import TASK as GLYPHS
 from tasks.glyphs.data import CHARACTERS

@@ -11,9 +11,13 @@ Bars: at least 1.67 times as fast, at least 35 % less memory, bits per character
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 import torch
 from tasks.language import TASK

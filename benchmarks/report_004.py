@@ -12,8 +12,12 @@ lacks when trained alone.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from tasks.receiver import TASK
 from tasks.receiver.channel import TEST_SNRS
