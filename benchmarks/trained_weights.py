@@ -56,7 +56,7 @@ def _made_by(label: str) -> MakeFile:
 
 def variants(network: Network, training: Mapping[str, Any]) -> list[Variant]:
     """The rows of one network."""
-    distilled = passes.Distill(match=network.match, **training)  # type: ignore[arg-type]
+    distilled = passes.Distill(match=network.match, **training)
     rows = [
         Variant("float", ""),
         Variant("QuantizeStatic", "int8", [passes.QuantizeStatic()]),
@@ -81,7 +81,7 @@ def variants(network: Network, training: Mapping[str, Any]) -> list[Variant]:
                 kept,
                 [passes.Distill(network.trial.module, network.match, **training)],
                 peer,
-            ),  # type: ignore[arg-type]
+            ),
         ]
     return rows
 

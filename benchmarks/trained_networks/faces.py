@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn import functional
 from trained_report import Trial
 
+from lobo_fx.passes.training.distill import Match
+
 from .network import Network, package_folder
 
 __all__ = ["NETWORKS"]
@@ -130,7 +132,7 @@ def _network(name: str, counts: Mapping[str, int] = COUNTS) -> Network:
         }
 
     trial = Trial(module, split("train", 0), split("validation", 1), test, None, agreement, calibration=2048)
-    match = ["values", "values", "probabilities"] if name == "O-Net" else ["values", "probabilities"]
+    match: list[Match] = ["values", "values", "probabilities"] if name == "O-Net" else ["values", "probabilities"]
     training = {"epochs": 12, "learning_rate": 1e-3, "temperature": 1.0}
     ends: Callable[[nn.Module], list[nn.Module]] = lambda copy: [  # noqa: E731
         part for layer, part in copy.named_children() if layer.startswith(("conv4_", "dense5_", "dense6_"))

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 from trained_report import Trial
 
+from lobo_fx.passes.training.distill import Match
+
 __all__ = ["Network", "package_folder"]
 
 
@@ -31,7 +33,7 @@ class Network:
     trial: Trial
     tell: Callable[[nn.Module], Mapping[str, Any]]
     score_name: str
-    match: str | Sequence[str]
+    match: Match | Sequence[Match]
     training: Mapping[str, Any]
     ends: Callable[[nn.Module], Sequence[nn.Module]]
     pruning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
