@@ -249,10 +249,13 @@ class Results:
         record = {"machine": machine(), "training and compiling seconds": round(seconds), "networks": self.rows}
         write_files(self.path.parent, {self.path.name: json.dumps(record, indent=1)})
 
-    def write_markdown(self, title: str, columns: Mapping[str, Callable[[str, dict[str, Any]], str]]) -> str:
-        """A table for each network, its columns made of the name and the figures of each row."""
+    def write_markdown(
+        self, title: str, columns: Mapping[str, Callable[[str, dict[str, Any]], str]], remark: str = ""
+    ) -> str:
+        """A table for each network, its columns made of the name and the figures of each row, behind a remark."""
         seconds = sum(row["seconds"] for rows in self.rows.values() for row in rows.values())
         parts = [f"# {title}\n\nMeasured on {machine()}; training and compiling took {seconds / 3600:.1f} hours.\n"]
+        parts += [f"{remark}\n"] if remark else []
         for network, rows in self.rows.items():
             table = new_table("", list(columns))
             for key, row in rows.items():

@@ -99,7 +99,7 @@ def _outputs(module: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
     """Boxes, points where there are any, and the probability of a face, each (count, width)."""
     module.eval()
     with torch.no_grad():
-        batches = [module(part) for part in inputs.split(500)]
+        batches = [module(part) for part in torch.split(inputs, 500)]
     return [torch.cat(parts).flatten(1) for parts in zip(*batches, strict=True)]
 
 
@@ -151,6 +151,5 @@ def _trained(name: str) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[..., Network]] = {
-    name: lambda counts=COUNTS, name=name: _network(name, counts)  # type: ignore[misc]
-    for name in THRESHOLDS
+    name: lambda counts=COUNTS, name=name: _network(name, counts) for name in THRESHOLDS
 }

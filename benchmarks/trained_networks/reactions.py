@@ -92,7 +92,7 @@ def _react(template: Any, names: Sequence[str], reagent: str) -> Reaction | None
     """The reaction; None where the template fits in more than one way, or gives no valid molecule."""
     RDLogger.DisableLog("rdApp.*")
     reactants = [Chem.MolFromSmiles(name) for name in names]
-    made = {}
+    made: dict[Any, Any] = {}
     for (product,) in template.RunReactants(tuple(reactants)):
         origins = [
             (a.GetPropsAsDict().get("react_idx"), a.GetPropsAsDict().get("react_atom_idx")) for a in product.GetAtoms()
@@ -113,7 +113,7 @@ def _react(template: Any, names: Sequence[str], reagent: str) -> Reaction | None
     before.sort(key=lambda part: part[0])
     classes: list[int] = []
     by_origin: dict[tuple[int, int], int] = {}
-    pieces = []
+    pieces: list[Any] = []
     for text, index, mol in before:
         ranks, offset = list(Chem.CanonicalRankAtoms(mol, breakTies=False)), 1000 * len(pieces)
         for atom in _written(mol):

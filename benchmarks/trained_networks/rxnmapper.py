@@ -53,7 +53,8 @@ class AtomAttention(nn.Module):
             made(hidden).view(*hidden.shape[:2], -1, width)[:, :, HEAD] for made in (attention.query, attention.key)
         )
         scores = query @ key.mT * attention.scaling
-        return scores.masked_fill(~seen[:, 0], -torch.inf).softmax(-1)
+        shares: torch.Tensor = scores.masked_fill(~seen[:, 0], -torch.inf).softmax(-1)
+        return shares
 
 
 def trained() -> tuple[AtomAttention, dict[str, int]]:
@@ -114,7 +115,7 @@ def share_mapped(module: nn.Module, tokens: torch.Tensor, found: Sequence[Reacti
     """Share of the product atoms that are mapped to the atom they came from, or to one that is like it."""
     module.eval()
     with torch.no_grad():
-        attention = torch.cat([module(part) for part in tokens.split(50)]).double().numpy()
+        attention = torch.cat([module(part) for part in torch.split(tokens, 50)]).double().numpy()
     right = known = 0
     for reaction, whole in zip(found, attention, strict=True):
         end = 1 + len(reaction.tokens)
@@ -143,7 +144,7 @@ def _network(counts: Mapping[str, int] = COUNTS) -> Network:
         inputs = splits["test"].inputs
         found.eval()
         with torch.no_grad():
-            given = torch.cat([found(part) for part in inputs.split(50)])
+            given = torch.cat([found(part) for part in torch.split(inputs, 50)])
         rows = inputs != 0
         return {
             "score": share_mapped(found, inputs, made["test"]),

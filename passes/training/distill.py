@@ -86,9 +86,9 @@ class Distill(TrainingPass):
                 raise InvalidInput(f"{name} is {value!r}; it must be a number of at least 0, label_share at most 1")
         for name in ("features", "attention"):
             value = getattr(self, name)
-            known = isinstance(value, (list, tuple, Mapping))
-            entries = [*value, *(value.values() if isinstance(value, Mapping) else ())] if known else []
-            if not known or not all(isinstance(entry, str) for entry in entries):
+            named = isinstance(value, (list, tuple, Mapping))
+            entries = [*value, *(value.values() if isinstance(value, Mapping) else ())] if named else []
+            if not named or not all(isinstance(entry, str) for entry in entries):
                 raise InvalidInput(f"{name} is {value!r}; it must be names of modules, or pairs of them")
 
     @property
