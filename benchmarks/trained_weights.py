@@ -36,9 +36,9 @@ from lobo_fx import passes
 NETWORKS: dict[str, Callable[..., Network]] = faces.NETWORKS | rxnmapper.NETWORKS
 SHARES = (0.75, 0.5)
 QUICK = {"train": 96, "validation": 16, "test": 24}
-REMARK = """The settings of the pruned rows (criterion, scope, what stays whole) were chosen among four or five by the score
-on these same test rows, so those rows flatter them; Torch-Pruning's are its defaults, without data and without recovery.
-Rows that are missing were not measured."""
+REMARK = """The settings of the pruned rows (criterion, scope, what stays whole) were chosen among four or five by the
+score on these same test rows, so those rows flatter them; Torch-Pruning's are its defaults, without data and without
+recovery. Rows that are missing were not measured."""
 PEERS = ("onnxruntime static", "onnxruntime static, products", "onnxruntime dynamic", "NNCF, onnxruntime")
 
 
