@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,13 +35,23 @@ def version_of(path: Path) -> str:
     return f"{len(text)} {text[:3]}"
 
 
+def between_changes(changes: int) -> list[str]:
+    """A seed for each change to a file at which a process is killed that writes over an older version."""
+    found: dict[int, str] = {}
+    for number in range(1000):
+        chance = random.Random(f"seed {number}")
+        before, by_time = chance.choice(["nothing", "old", "old", "old"]), chance.random() < 0.5
+        if before == "old" and not by_time:
+            found.setdefault(chance.randrange(changes), f"seed {number}")
+    assert len(found) == changes
+    return list(found.values())
+
+
 def test_what_writes_in_place_is_found_torn(interruptions: Any, tmp_path: Path) -> None:
     operation = interruptions.Operation(in_place, {"graph": version_of})
     reference = interruptions.refer(operation, tmp_path / "reference")
     assert reference.changes == 3, "a folder and two files"
-    found = [
-        interruptions.trial("kill", operation, reference, f"seed {index}", tmp_path / "trial") for index in range(12)
-    ]
+    found = [interruptions.trial("kill", operation, reference, seed, tmp_path / "trial") for seed in between_changes(3)]
     assert any(outcome["faults"] for outcome in found)
     assert all(outcome["ended"] in ("killed", "done") for outcome in found)
 
