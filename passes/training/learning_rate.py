@@ -75,10 +75,10 @@ def _trial(
     """The mean loss on batches that were not seen; infinite where training diverged. All trials draw alike."""
     torch.manual_seed(0)
     for inputs, labels in itertools.islice(itertools.cycle(batches), steps):
+        optimizer.zero_grad()  # before all else: where a trial diverges, no gradient may be left for training
         loss = objective(inputs, labels)
         if not math.isfinite(float(loss.detach())):
             return math.inf
-        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable(objective).values(), 1.0)
         optimizer.step()
