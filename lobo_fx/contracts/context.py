@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import numbers
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -184,7 +185,8 @@ class Context:
         Raises:
             InvalidInput: names what is missing and who needs it.
         """
-        for need in needs:
+        wanted = tuple(needs)
+        for need in wanted:
             value = getattr(self, need)
             if need == "loss_fn" and self.signature.gives_loss:
                 continue
@@ -204,7 +206,8 @@ class Context:
             if first is value:
                 raise InvalidInput(f"{need} is empty: it must yield at least one batch")
             self._bind(need, 0, first)
-            if need == "train_data" and self.loss_fn is not None and self._labels(first) is None:
+            labelled = "loss_fn" in wanted and self.loss_fn is not None
+            if need == "train_data" and labelled and self._labels(first) is None:
                 raise InvalidInput("train_data, batch 0 holds no label beside the inputs")
 
     def _read(self, source: str, description: str) -> Iterator[tuple[int, object]]:
@@ -253,7 +256,7 @@ class Context:
             score: object = self.evaluate(module)
         if isinstance(score, torch.Tensor) and score.numel() == 1:
             score = score.item()
-        if not isinstance(score, (int, float)):
+        if not isinstance(score, numbers.Real):  # NumPy's are
             raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")
         if math.isnan(score):
             raise InvalidInput("evaluate returned NaN, which is no better or worse than any score")

@@ -183,6 +183,11 @@ class _Imitation(Objective):
         super().to_device(device)
         for other in self.others:
             other.to(device)
+        # a module that is moved keeps its parameters but gets new buffers: the statistics that move must be those
+        # that are saved
+        for name, buffer in self.module.named_buffers():
+            path, _, last = name.rpartition(".")
+            setattr(self.others[0].get_submodule(path), last, buffer)
 
     @property
     def running(self) -> nn.Module:

@@ -258,6 +258,25 @@ def test_the_teacher_is_left_as_it_was(program: Program) -> None:
     assert [dict(module._forward_hooks) for module in teacher.modules()] == hooks
 
 
+def test_a_loss_without_labels_is_left_out(program: Program) -> None:
+    with_loss, without = (distilled(program, [IMAGES], loss_fn=given) for given in (cross_entropy, None))
+    for name, value in without.module.state_dict().items():
+        assert torch.equal(with_loss.module.state_dict()[name], value)
+
+
+def test_statistics_follow_the_module_to_another_device() -> None:
+    program = trace(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).eval(), torch.randn(2, 6))
+    chosen = Distill(features=["0"])
+    with chosen._sight(program.module, program.clone().module) as (student, seen, taught, known):
+        context = Context(program.signature)
+        objective = _Imitation(program.module, student, taught, seen, known, chosen, context)
+        objective.to_device(torch.float64)  # type: ignore[arg-type]  as a device does, it gives buffers anew
+        running = dict(student.named_buffers())
+        assert running
+        for name, buffer in program.module.named_buffers():
+            assert running[name] is buffer
+
+
 def test_what_is_frozen_stays(program: Program) -> None:
     before = program.module.state_dict()
     result = distilled(program, [IMAGES], teacher=Net(9, seed=1), frozen=["stem*"])
