@@ -253,9 +253,12 @@ class Loop:
             optimizer = self._optimizer(trainable(self.objective).values(), rate)
             return optimizer, make_schedule(self.settings.schedule, optimizer, steps, self.settings.warmup)
 
+        from accelerate.utils import broadcast_object_list
+
         steps = length_of_trials(self._batches())
         rate, losses = find_learning_rate(self.objective, make, endless(), steps)
-        self.trained.rate = rate
+        # all processes try the same, but sums that a device adds up in any order may choose differently
+        (self.trained.rate,) = broadcast_object_list([rate])
         self.trained.rate_from = f"best of {len(losses)} trials of {steps} steps"
 
     def _batches(self) -> int:
@@ -415,13 +418,15 @@ class Loop:
 
         scores: list[Any] = [None]
         if self.accelerator.is_main_process:
-            scores = [self.context.score_of(self.candidate().eval())]
+            module = self.candidate().to(self.context.device)  # where `evaluate` finds every other module
+            scores = [self.context.score_of(module.eval())]
         (score,) = broadcast_object_list(scores)
         trained = self.trained
         trained.scores.append(score)
-        if self.settings.keeps_best and score > max(trained.scores[:-1], default=-math.inf):
+        if score > max(trained.scores[:-1], default=-math.inf):
             trained.best = len(trained.losses)
-            self.best = copy.deepcopy(self.objective.state_dict())
+            if self.settings.keeps_best:
+                self.best = copy.deepcopy(self.objective.state_dict())
 
     def _take_best(self) -> None:
         if self.best is not None:

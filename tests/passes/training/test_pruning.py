@@ -383,3 +383,10 @@ def test_what_will_go_shrinks_and_costs_little(program: Program, kind: Any) -> N
     assert shapes(result) == {name: list(value.shape) for name, value in program.module.state_dict().items()}
     after = compiled(program, training, cut)
     assert after.report.rows[-1].parameters < result.report.rows[-1].parameters
+
+
+def test_patience_counts_from_the_best_score_of_a_sparse_training(program: Program) -> None:
+    scores = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    training = SparseTraining(epochs=5, patience=2, learning_rate=1e-3)
+    result = compiled(program, training, evaluate=lambda module: next(scores, 0.0))
+    assert "Stopped early" not in "".join(note.reason for note in result.report.notes)
