@@ -8,6 +8,7 @@ from pathlib import Path
 from lobo_fx.capture.outputs import keep_outputs
 from lobo_fx.capture.tracing import Model, trace
 from lobo_fx.contracts.context import Context, Data, Evaluate, LossFunction
+from lobo_fx.contracts.passbase import Pass
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.contracts.verification import check_model
 from lobo_fx.errors import InvalidInput
@@ -96,6 +97,7 @@ def compile(
         context.require(pass_.needs, pass_.name)
     given = {"calibration_data": calibration_data, "train_data": train_data}
     context.require([name for name, data in given.items() if data is not None], "compile")
+    _check_folders(chosen)
     for pass_ in chosen:
         pass_.check(program)
     if unusual := unusual_weight(program.module):
@@ -125,6 +127,25 @@ def _program(model: Model | Program | Result, example_inputs: object, dynamic_sh
     if example_inputs is not None:
         raise InvalidInput(f"a {type(model).__name__} holds its example inputs; leave example_inputs out")
     return model if isinstance(model, Program) else model.program
+
+
+def _check_folders(chosen: Sequence[Pass]) -> None:
+    """Refuses two passes that keep checkpoints in one folder: the second would take those of the first for its own.
+
+    Raises:
+        InvalidInput: names both.
+    """
+    owners: dict[Path, str] = {}
+    for pass_ in chosen:
+        folder = pass_.settings.get("checkpoint_dir")
+        if folder is None:
+            continue
+        path = Path(folder).resolve()
+        if path in owners:
+            raise InvalidInput(
+                f"{owners[path]} and {pass_.name} both have checkpoint_dir {folder}; give each a folder of its own"
+            )
+        owners[path] = pass_.name
 
 
 def _name(model: Model | Program | Result) -> str:

@@ -456,6 +456,32 @@ def test_the_best_weights_are_kept(program: Program, best: int) -> None:
     assert [row[2] for row in sheet.rows] == scores[1:]
 
 
+def test_a_trial_that_diverges_leaves_nothing_behind(program: Program) -> None:
+    calls = iter(range(1000))
+    judges = 3  # of 14 batches that are read
+    stops = len(RATES[:-1]) * (length_of_trials(10) + judges) + 1  # the second step of the last trial
+
+    def loss_fn(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = cross_entropy(outputs, labels)
+        return loss * math.nan if next(calls) == stops else loss
+
+    found = tuned(program, batches(), learning_rate="auto", loss_fn=loss_fn)
+    (rate,) = (float(text) for text in re.findall(r"learning rate (\S+),", reasons(found)))
+    assert next(calls) > stops
+    assert same(weights(found), weights(tuned(program, batches(), learning_rate=rate)))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, int, torch.tensor])
+def test_a_score_is_any_number(program: Program, kind: Callable[..., Any]) -> None:
+    assert "best score 1 before" in reasons(tuned(program, batches(), epochs=1, evaluate=lambda module: kind(1)))
+
+
+def test_two_passes_with_one_folder_are_refused_before_work(program: Program, tmp_path: Path) -> None:
+    chosen = [FineTune(checkpoint_dir=tmp_path / "a"), FineTune(epochs=1, checkpoint_dir=f"{tmp_path}/b/../a")]
+    with pytest.raises(InvalidInput, match=r"fine_tune and fine_tune both have checkpoint_dir .*of its own"):
+        lobo_fx.compile(program, chosen, train_data=batches(), loss_fn=dying(cross_entropy, 0), progress=False)
+
+
 def test_patience_ends_training(program: Program) -> None:
     seen: list[Weights] = []
     scores = [0, 0.5, 0.6, 0.6, 0.55, 0.9, 0]
