@@ -274,7 +274,9 @@ def options(description: str, name: str) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of the rows wanted (trained_weights.py)")
     parser.add_argument("--threads", type=int, default=2, help="to train with; latency is of one thread")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder for data and weights (%(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("docs/reports") / name, help="JSON file (%(default)s)")
+    parser.add_argument("--output", type=Path, help=f"JSON file (docs/reports/{name}; with --quick in the cache)")
     found = parser.parse_args()
+    # rows that are there are not measured again: quick ones must never stand where those of a report do
+    found.output = found.output or (found.cache / "quick" if found.quick else Path("docs/reports")) / name
     torch.set_num_threads(found.threads)
     return found
