@@ -98,12 +98,15 @@ class IterativePrune(TrainingPass):
         start = program.clone()
         state: dict[str, Any] = {}
         shares = [_PATHS[self.path](cut / self.cuts) for cut in range(self.cuts + 1)]
+        interrupted = False
         for cut in range(self.cuts):
             part = cast("Gradual", self._pruning).portion(shares[cut], shares[cut + 1], start, program)
             before = kept_indices(program.module)
             program = part.run(program, dataclasses.replace(context, evaluate=None))
             propagate(program.module)
             check_expected(self, program, context)
+            if interrupted:
+                continue  # no training, and no checkpoint that another run, which ends this cut, could not use
             state = _masked(cut_state(state, before, kept_indices(program.module)), program)
             loop = train(
                 Objective(program.module, context),
@@ -113,6 +116,11 @@ class IterativePrune(TrainingPass):
                 {f"module.{name}": entry for name, entry in state.items()},
                 f"cut {cut + 1} of {self.cuts}",
             )
+            if loop.trained.interrupted:
+                interrupted = True
+                if cut + 1 < self.cuts:
+                    context.note(f"{self.name}: cuts {cut + 2} to {self.cuts} were made without training")
+                continue
             state = {name.removeprefix("module."): entry for name, entry in loop.optimizer_moments().items()}
         return program
 

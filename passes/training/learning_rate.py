@@ -58,8 +58,10 @@ def find_learning_rate(
     before = copy.deepcopy(objective.state_dict())
     losses: dict[float, float] = {}
     for rate in RATES:
-        losses[rate] = _trial(objective, *make(rate), seen, steps, judges)
-        objective.load_state_dict(before)
+        try:
+            losses[rate] = _trial(objective, *make(rate), seen, steps, judges)
+        finally:  # an interrupted trial is no training
+            objective.load_state_dict(before)
     best = min(losses, key=lambda rate: losses[rate])
     return best, losses
 

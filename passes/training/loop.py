@@ -38,6 +38,7 @@ __all__ = ["Loop", "Trained", "train"]
 
 _BETWEEN = 300.0
 """Seconds between checkpoints within an epoch."""
+_INTERRUPTED = "interrupted"
 
 
 @dataclasses.dataclass
@@ -69,6 +70,11 @@ class Trained:
     done: bool = False
     seconds: float = 0.0
     partial: float = 0.0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user ended it."""
+        return self.stopped == _INTERRUPTED
 
 
 def train(
@@ -174,7 +180,11 @@ class Loop:
             self.objective.train()
             try:
                 with frozen_parts(self.objective.running, self.settings.frozen):
-                    self._start(found)
+                    try:
+                        self._start(found)
+                    except KeyboardInterrupt:
+                        self.trained.stopped, self.trained.rate_from = _INTERRUPTED, "not found yet"
+                        return self.trained
                     if not self.trained.done:
                         self._train()
                     self._take_best()
@@ -273,21 +283,21 @@ class Loop:
 
     def _train(self) -> None:
         total = self._batches()
-        if not self.trained.scores:
-            self._evaluate()
         start = time.perf_counter()
         spent = self.trained.seconds
         self.wrote_last = spent
         show = self.context.show_progress and self.accelerator.is_main_process
         with training_bar(total, self.settings.name, show) as update:
-            update(self.trained.batches, None, self._last_score())
             try:
+                if not self.trained.scores:
+                    self._evaluate()
+                update(self.trained.batches, None, self._last_score())
                 while self.trained.batches < total:
                     self._epoch(total, update, lambda: spent + time.perf_counter() - start)
             except _Stop as stop:
                 self.trained.stopped = str(stop)
             except KeyboardInterrupt:  # maybe within a step: the last checkpoint stands, for another run to go on from
-                self.trained.stopped = "interrupted"
+                self.trained.stopped = _INTERRUPTED
                 return
         self.trained.done = True
         self.trained.seconds = spent + time.perf_counter() - start

@@ -471,6 +471,22 @@ def test_a_trial_that_diverges_leaves_nothing_behind(program: Program) -> None:
     assert same(weights(found), weights(tuned(program, batches(), learning_rate=rate)))
 
 
+@pytest.mark.parametrize("where", ["evaluate", "loss_fn"])
+def test_an_interrupt_before_the_first_step_leaves_the_model(program: Program, where: str) -> None:
+    functions = {"evaluate": accuracy, "loss_fn": cross_entropy}
+    calls = iter(range(1000))
+    at = 1 if where == "evaluate" else 5  # of `evaluate`, the first call scores the original
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return functions[where](*arguments)
+
+    found = tuned(program, batches(), learning_rate="auto", **functions | {where: interrupted})
+    assert "Stopped early: interrupted" in reasons(found)
+    assert same(weights(found), {name: value.clone() for name, value in program.module.state_dict().items()})
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, int, torch.tensor])
 def test_a_score_is_any_number(program: Program, kind: Callable[..., Any]) -> None:
     assert "best score 1 before" in reasons(tuned(program, batches(), epochs=1, evaluate=lambda module: kind(1)))

@@ -390,3 +390,21 @@ def test_patience_counts_from_the_best_score_of_a_sparse_training(program: Progr
     training = SparseTraining(epochs=5, patience=2, learning_rate=1e-3)
     result = compiled(program, training, evaluate=lambda module: next(scores, 0.0))
     assert "Stopped early" not in "".join(note.reason for note in result.report.notes)
+
+
+def test_an_interrupted_pruning_cuts_to_the_end_and_goes_on_later(program: Program, tmp_path: Path) -> None:
+    pruning: dict[str, Any] = {"prune": PruneChannels(0.5), "cuts": 3, "epochs": 2, "learning_rate": 1e-2}
+    whole = compiled(program, IterativePrune(**pruning))
+    calls = itertools.count()
+
+    def interrupted(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if next(calls) == len(DATA) + 1:  # in the second epoch behind the first cut
+            raise KeyboardInterrupt
+        return cross_entropy(outputs, labels)
+
+    stopped = compiled(program, IterativePrune(checkpoint_dir=tmp_path, **pruning), loss_fn=interrupted)
+    assert shapes(stopped) == shapes(whole)
+    assert next(calls) == len(DATA) + 2  # nothing was trained after it
+    assert "cuts 2 to 3 were made without training" in "".join(note.reason for note in stopped.report.notes)
+    again = compiled(program, IterativePrune(checkpoint_dir=tmp_path, **pruning)).module.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in whole.module.state_dict().items())
