@@ -20,7 +20,7 @@ __all__ = ["CHECKPOINT_FILE", "Checkpoint", "Identity"]
 CHECKPOINT_FILE = "training.json"
 _TENSORS_FILE = "training.safetensors"
 _FORMAT = 1
-_ALIKE = 1e-3
+_ALIKE = 1e-5
 """Starting weights whose norms differ by a smaller share are the same: fits before training round differently."""
 
 

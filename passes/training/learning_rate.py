@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.passes.training.objective import Objective, trainable
 
@@ -51,6 +52,9 @@ def find_learning_rate(
 
     Returns:
         The rate, and by rate the loss that its trial ended with.
+
+    Raises:
+        InvalidInput: no trial ended with a finite loss.
     """
     read = list(itertools.islice(batches, steps + _JUDGES))
     judges = read[-min(_JUDGES, max(1, len(read) // 4)) :]
@@ -63,6 +67,10 @@ def find_learning_rate(
         finally:  # an interrupted trial is no training
             objective.load_state_dict(before)
     best = min(losses, key=lambda rate: losses[rate])
+    if math.isinf(losses[best]):
+        raise InvalidInput(
+            "the loss is NaN or infinite at every learning rate tried: check the data, loss_fn and weights"
+        )
     return best, losses
 
 

@@ -130,6 +130,10 @@ class _Stop(Exception):
     """Training ends before its time; the message says why."""
 
 
+class _NotFinite(_Stop):
+    """A loss or a gradient is NaN or infinite."""
+
+
 class Loop:
     """Trains an objective in place.
 
@@ -160,7 +164,9 @@ class Loop:
         self.optimizer_state = optimizer_state
         self.best: dict[str, torch.Tensor] | None = None
         # a checkpoint may be moved
-        self.identity = Identity.of(str(dataclasses.replace(settings, checkpoint_dir=None)), objective)
+        self.identity = Identity.of(
+            f"{dataclasses.replace(settings, checkpoint_dir=None)}, seed {context.seed}", objective
+        )
         self.wrote_last = 0.0
 
     def run(self) -> Trained:
@@ -289,11 +295,14 @@ class Loop:
         show = self.context.show_progress and self.accelerator.is_main_process
         with training_bar(total, self.settings.name, show) as update:
             try:
-                if not self.trained.scores:
+                if len(self.trained.scores) == len(self.trained.losses):  # before training, or `evaluate` failed last
                     self._evaluate()
                 update(self.trained.batches, None, self._last_score())
                 while self.trained.batches < total:
                     self._epoch(total, update, lambda: spent + time.perf_counter() - start)
+            except _NotFinite as stop:  # the last checkpoint stands: data that is mended goes on from it
+                self.trained.stopped = str(stop)
+                return
             except _Stop as stop:
                 self.trained.stopped = str(stop)
             except KeyboardInterrupt:  # maybe within a step: the last checkpoint stands, for another run to go on from
@@ -335,8 +344,10 @@ class Loop:
         trained.losses.append(trained.partial / max(1, seen))
         trained.partial = 0.0
         trained.seconds = clock()
-        self._evaluate()
-        self._write()
+        self._write()  # whatever becomes of `evaluate`
+        if self.context.evaluate is not None:
+            self._evaluate()
+            self._write()
         patience = self.settings.patience
         if patience is not None and len(trained.losses) - trained.best >= patience and trained.batches < total:
             raise _Stop(f"no better score in {patience} epochs")
@@ -380,7 +391,7 @@ class Loop:
         where = f"{what} at step {number} (epoch {epoch + 1}, batch {at})"
         if number == 1:
             raise InvalidInput(f"{where}: nothing was trained. Check the labels, loss_fn and the learning rate")
-        raise _Stop(where)
+        raise _NotFinite(where)
 
     def _share(self, inputs: Inputs, labels: Any) -> tuple[Inputs, Any, float]:
         """This process's rows of a batch, and how much they weigh: gradients are averaged over processes.

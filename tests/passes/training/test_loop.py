@@ -313,7 +313,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
         again = tuned(drawing_program, data, checkpoint_dir=folder, evaluate=accuracy, loss_fn=counted, **settings)
         assert same(weights(again), whole)
         assert alike(states(data), before)
-        assert len(seen) == 15 - (5 * (calls - 2) if where == "between epochs" else calls)
+        assert len(seen) == 15 - (5 * (calls - 1) if where == "between epochs" else calls)
         assert "15 batches in 3 epochs" in reasons(again)
 
 
