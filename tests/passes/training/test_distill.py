@@ -270,7 +270,7 @@ def test_statistics_follow_the_module_to_another_device() -> None:
     with chosen._sight(program.module, program.clone().module) as (student, seen, taught, known):
         context = Context(program.signature)
         objective = _Imitation(program.module, student, taught, seen, known, chosen, context)
-        objective.to_device(torch.float64)  # type: ignore[arg-type]  as a device does, it gives buffers anew
+        objective.to_device(torch.float64)  # type: ignore[arg-type]  # as a device, it gives buffers anew
         running = dict(student.named_buffers())
         assert running
         for name, buffer in program.module.named_buffers():

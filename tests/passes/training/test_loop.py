@@ -473,7 +473,7 @@ def test_a_trial_that_diverges_leaves_nothing_behind(program: Program) -> None:
 
 @pytest.mark.parametrize("where", ["evaluate", "loss_fn"])
 def test_an_interrupt_before_the_first_step_leaves_the_model(program: Program, where: str) -> None:
-    functions = {"evaluate": accuracy, "loss_fn": cross_entropy}
+    functions: dict[str, Callable[..., Any]] = {"evaluate": accuracy, "loss_fn": cross_entropy}
     calls = iter(range(1000))
     at = 1 if where == "evaluate" else 5  # of `evaluate`, the first call scores the original
 
