@@ -100,8 +100,12 @@ def main() -> None:
 
     rows = [v for v in variants(training) if wanted is None or f"{v.method} {v.compression}" in wanted]
     results.measure("Demapper", rows, run)
-    print(results.write_markdown("Compression of a neural receiver", COLUMNS))
-    print("exact demapper:", exact)
+    known = ", ".join(f"{rate:.4f} at {snr} dB" for snr, rate in exact.items())
+    remark = (
+        f"The exact demapper, given the same pilots: {known}. Weights are chosen by 2,000 slots that the original "
+        "itself was trained on; the test slots are nobody's."
+    )
+    print(results.write_markdown("Compression of a neural receiver", COLUMNS, remark))
 
 
 if __name__ == "__main__":
