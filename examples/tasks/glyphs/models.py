@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..layers import ResNet, conv_norm
+from ..layers import Layer, ResNet, conv_norm
 from ..training import Recipe
 from .data import CHARACTERS, SIZE
 
@@ -29,36 +29,6 @@ def small_resnet() -> nn.Module:
     return ResNet((24, 48, 96), CLASSES, stem_stride=2)
 
 
-class Attention(nn.Module):
-    """Self-attention over all tokens."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*qkv.unbind(0))
-        return cast("torch.Tensor", self.out(mixed.transpose(1, 2).flatten(2)))
-
-
-class Layer(nn.Module):
-    """Attention and a two-layer perceptron, each behind a layer norm and beside a skip connection."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
-        self.perceptron = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(x)
-        return cast("torch.Tensor", x + self.perceptron(x))
-
-
 class VisionTransformer(nn.Module):
     """Patches of 4×4 pixels, a learned position for each, layers of attention, the mean of all tokens."""
 
@@ -66,7 +36,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(1, width, 4, 4)
         self.position = nn.Parameter(0.02 * torch.randn(1, (SIZE // 4) ** 2, width))
-        self.layers = nn.Sequential(*(Layer(width, heads) for _ in range(depth)))
+        self.layers = nn.Sequential(*(Layer(width, heads, expansion=2) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, CLASSES)
 
