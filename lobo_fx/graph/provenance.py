@@ -15,7 +15,7 @@ from torch import fx
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.graph.node_facts import facts_of
 
-__all__ = ["check_patterns", "describe", "inherit", "module_name", "phrase", "source_line", "user_line"]
+__all__ = ["check_named", "check_patterns", "describe", "inherit", "module_name", "phrase", "source_line", "user_line"]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
@@ -39,6 +39,24 @@ def check_patterns(patterns: Iterable[str], graph: fx.Graph) -> None:
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise InvalidInput(f"'{pattern}' matches no module; {suggestion(pattern, names)}")
+
+
+def check_named(setting: str, patterns: Iterable[str], module: fx.GraphModule) -> None:
+    """Refuses patterns of names of modules or parameters that match neither.
+
+    Args:
+        setting: what the patterns are given as, for the message.
+        patterns: of names.
+        module: whose modules and parameters they are to match.
+
+    Raises:
+        InvalidInput: names the pattern, and names that are near.
+    """
+    names = {name for name, _ in module.named_parameters()}
+    names |= {module_name(node) for node in module.graph.nodes} - {""}
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise InvalidInput(f"{setting}: '{pattern}' matches no module or parameter; {suggestion(pattern, names)}")
 
 
 def source_line(node: fx.Node) -> str:

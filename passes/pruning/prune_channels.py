@@ -20,10 +20,10 @@ from lobo_fx.axes.survey import survey
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.contracts.verification import check_expected
-from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import check_patterns, module_name
+from lobo_fx.graph.provenance import check_named, check_patterns
 from lobo_fx.graph.randomness import drawn
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.passes.fusion.fold_weights import fold_weights
@@ -138,11 +138,7 @@ class PruneChannels(Pass):
         """Every pattern must match a module; whether that has a width to prune may be up to the passes before."""
         if isinstance(self.ratio, Mapping):
             check_patterns(self.ratio, program.graph)
-        names = {name for name, _ in program.module.named_parameters()}
-        names |= {module_name(node) for node in program.graph.nodes} - {""}
-        for pattern in self.exclude:
-            if not fnmatch.filter(names, pattern):
-                raise InvalidInput(f"exclude: '{pattern}' matches no module or parameter; {suggestion(pattern, names)}")
+        check_named("exclude", self.exclude, program.module)
 
     def run(self, program: Program, context: Context) -> Program:
         method = self._method(context)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from lobo_fx.contracts.passbase import Pass, Promise
-from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.errors import InvalidInput
 from lobo_fx.files import check_folder
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import module_name
+from lobo_fx.graph.provenance import check_named
 from lobo_fx.passes.training.optimizers import SCHEDULES, MakeOptimizer, MakeSchedule, optimizer_class
 from lobo_fx.sources.packages import import_package
 
@@ -106,11 +105,7 @@ class TrainingPass(Pass):
 
     def check(self, program: Program) -> None:
         """Every pattern must match, and the folder for checkpoints must be one."""
-        names = {name for name, _ in program.module.named_parameters()}
-        names |= {module_name(node) for node in program.graph.nodes} - {""}
-        for pattern in self.frozen:
-            if not fnmatch.filter(names, pattern):
-                raise InvalidInput(f"frozen: '{pattern}' matches no module or parameter; {suggestion(pattern, names)}")
+        check_named("frozen", self.frozen, program.module)
         if self.checkpoint_dir is not None:
             check_folder(Path(self.checkpoint_dir))
 
