@@ -28,7 +28,7 @@ from tasks.glyphs.data import CHARACTERS
 from tasks.layers import conv_norm
 from tasks.training import Recipe
 from torch import nn
-from trained_report import Results, Trial, Variant, options, splits, torch_pruned
+from trained_report import VALIDATION, Results, Trial, Variant, options, torch_pruned
 
 import lobo_fx
 from lobo_fx import passes, sources
@@ -139,7 +139,7 @@ def main() -> None:
     """Runs what is missing, and writes JSON and markdown."""
     chosen = options(__doc__ or "", "report_001.json")
     train, test = GLYPHS.load(chosen.cache)
-    learned, validation = splits(train)
+    learned, validation = train.apart(VALIDATION)
     training: dict[str, Any] = {"epochs": EPOCHS}
     networks = {name: recipe for name, recipe in NETWORKS.items() if not chosen.networks or name in chosen.networks}
     if chosen.quick:

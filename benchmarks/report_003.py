@@ -25,7 +25,7 @@ from tasks.language.models import Decoder
 from tasks.language.score import bits_per_character
 from tasks.language.text import CONTEXT
 from torch import nn
-from trained_report import Results, Trial, Variant, options, splits
+from trained_report import Results, Trial, Variant, options
 
 from lobo_fx import passes
 from lobo_fx.passes.pruning.criteria import Consensus
@@ -74,8 +74,7 @@ COLUMNS: dict[str, Callable[[str, dict[str, Any]], str]] = {
 def main() -> None:
     """Runs what is missing, and writes JSON and markdown."""
     chosen = options(__doc__ or "", "report_003.json")
-    train, test = TASK.load(chosen.cache)
-    learned, validation = splits(train, 512)
+    learned, validation, test = TASK.splits(chosen.cache)
     training: dict[str, Any] = {"steps": STEPS}
     prompts, generated, rounds = test.sample(PROMPTS).inputs, GENERATED, 30
     if chosen.quick:

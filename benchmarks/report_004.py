@@ -23,7 +23,7 @@ from tasks.receiver import TASK
 from tasks.receiver.channel import TEST_SNRS
 from tasks.receiver.score import bit_error_rates, exact_rates
 from torch import nn
-from trained_report import Results, Trial, Variant, options, splits
+from trained_report import VALIDATION, Results, Trial, Variant, options
 
 from lobo_fx import passes
 
@@ -76,7 +76,7 @@ def main() -> None:
     """Runs what is missing, and writes JSON and markdown."""
     chosen = options(__doc__ or "", "report_004.json")
     train, test = TASK.load(chosen.cache)
-    learned, validation = splits(train)
+    learned, validation = train.apart(VALIDATION)
     training: dict[str, Any] = {"epochs": EPOCHS}
     wanted, rounds = None, 50
     module = None

@@ -35,7 +35,7 @@ from lobo_fx.measures.machine import machine
 from lobo_fx.terminal.quiet import quiet
 from lobo_fx.terminal.tables import new_table, to_markdown
 
-__all__ = ["FileModule", "Results", "Trial", "Variant", "options", "splits", "torch_pruned"]
+__all__ = ["FileModule", "Results", "Trial", "Variant", "options", "torch_pruned"]
 
 CALIBRATION = 256
 VALIDATION = 2_000
@@ -56,13 +56,6 @@ class FileModule(nn.Module):
 
 MakeFile = Callable[[Path, Path, Sequence[Mapping[str, Any]]], None]
 """From the original's file to one of a peer, with arrays to calibrate with."""
-
-
-def splits(train: Split, count: int = VALIDATION) -> tuple[Split, Split]:
-    """What is trained with, and rows that choose the best weights: neither is the test."""
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))
-    chosen, rest = order[:count], order[count:]
-    return Split(train.inputs[rest], train.labels[rest]), Split(train.inputs[chosen], train.labels[chosen])
 
 
 @dataclasses.dataclass(frozen=True)

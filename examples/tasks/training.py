@@ -55,6 +55,12 @@ class Split:
         chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
         return Split(self.inputs[chosen], self.labels[chosen])
 
+    def apart(self, count: int) -> tuple[Split, Split]:
+        """All rows but some, and those, drawn at random but always the same."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(1))
+        chosen, rest = order[:count], order[count:]
+        return Split(self.inputs[rest], self.labels[rest]), Split(self.inputs[chosen], self.labels[chosen])
+
 
 @dataclasses.dataclass(frozen=True)
 class Shuffled:
@@ -102,6 +108,7 @@ class Task:
         loss: of outputs and labels.
         score: of a module on a split; higher is better.
         score_name: what it is called.
+        held_out: how many rows of the training split no model is trained on, for choosing among weights.
     """
 
     name: str
@@ -110,6 +117,12 @@ class Task:
     loss: Loss = nn.functional.cross_entropy
     score: Callable[[nn.Module, Split], float] = accuracy
     score_name: str = "accuracy"
+    held_out: int = 0
+
+    def splits(self, cache: Path) -> tuple[Split, Split, Split]:
+        """What models are trained on, what chooses among weights, and what tests them: no row is in two of them."""
+        train, test = self.load(cache)
+        return *train.apart(self.held_out), test
 
     def file(self, model: str, cache: Path) -> Path:
         """Where the weights are kept; the name changes with the settings."""
@@ -123,7 +136,8 @@ class Task:
         path = self.file(model, cache)
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            train(self, model, *self.load(cache), path)
+            learned, _, test = self.splits(cache)
+            train(self, model, learned, test, path)
         module = build(self.models[model])
         module.load_state_dict(load_file(path))
         return module.eval()

@@ -5,4 +5,4 @@ from .models import MODELS
 from .score import character_loss, negative_bits
 from .text import load
 
-TASK = Task("language", load, MODELS, character_loss, negative_bits, "bits per character, negative")
+TASK = Task("language", load, MODELS, character_loss, negative_bits, "bits per character, negative", held_out=512)
