@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lobo_fx.errors import InvalidInput as InvalidInput
     from lobo_fx.errors import LoboError as LoboError
     from lobo_fx.errors import TraceError as TraceError
+    from lobo_fx.goal import Goal as Goal
     from lobo_fx.graph.program import Program as Program
     from lobo_fx.plugins.artifact import Artifact as Artifact
     from lobo_fx.report.report import Report as Report
@@ -33,6 +34,7 @@ _HOMES = {
     "Context": "contracts.context",
     "ContractError": "errors",
     "ExportError": "errors",
+    "Goal": "goal",
     "InvalidInput": "errors",
     "LoboError": "errors",
     "Pass": "contracts.passbase",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from lobo_fx.contracts.passbase import Pass
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.contracts.verification import check_model
 from lobo_fx.errors import InvalidInput
+from lobo_fx.goal import Goal
 from lobo_fx.graph.inputs import DynamicShapes
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.graph.tensors import unusual_weight
+from lobo_fx.plugins.registry import PASSES
 from lobo_fx.recipe import PassSpec, resolve
 from lobo_fx.report.report import Report
 from lobo_fx.result import Result
@@ -30,6 +33,7 @@ def compile(
     model: Model | Program | Result,
     passes: PassSpec | Iterable[PassSpec] = (),
     *,
+    goal: Goal | None = None,
     example_inputs: object = None,
     dynamic_shapes: DynamicShapes = "auto",
     outputs: str | Sequence[str] | None = None,
@@ -46,6 +50,8 @@ def compile(
         model: an `nn.Module` (in any mode), a `torch.export.ExportedProgram`, the path of a `.pt2` file, a `Program`
             that was traced before, or a `Result`, whose rows the new ones follow.
         passes: pass objects, names (`"quantize_static"`), a recipe file or the name of a built-in recipe.
+        goal: limits of latency, size, memory or loss; what meets them is searched for after the passes
+            (`lobo_fx.passes.FitGoal`), and `Result.front` holds what else was found.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. May be left
             out where the model says what it takes (Hugging Face, timm).
         dynamic_shapes: `"auto"` keeps the batch size and the lengths of sequences free, where the model allows it;
@@ -77,6 +83,10 @@ def compile(
         torch.Size([4, 8, 6, 6])
     """
     chosen = resolve(passes)
+    if goal is not None:
+        if not isinstance(goal, Goal):
+            raise InvalidInput(f"goal is a {type(goal).__name__}; expected lobo_fx.Goal(latency=0.25), for instance")
+        chosen.append(PASSES.get("fit_goal")(**dataclasses.asdict(goal)))
     if outputs is not None and isinstance(model, Result):
         raise InvalidInput("a Result has its outputs; choose them where its model is compiled first")
     if evaluate is not None and not callable(evaluate):

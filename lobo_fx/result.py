@@ -14,6 +14,7 @@ import torch
 from lobo_fx import saving
 from lobo_fx.axes.kept import kept_indices
 from lobo_fx.capture.reexport import named_arrays, with_rows
+from lobo_fx.contracts.candidates import Candidate, pareto
 from lobo_fx.contracts.confirmation import confirm as confirm_file
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
@@ -30,7 +31,9 @@ from lobo_fx.report.report import Report
 from lobo_fx.terminal.progress import spinner
 from lobo_fx.version import __version__
 
-__all__ = ["Result", "load"]
+__all__ = ["Alternative", "Result", "load"]
+
+_SEARCH = "FitGoal("
 
 _DRAWS = "draws random numbers, other ones in a file than in PyTorch: outputs made of them were not compared"
 
@@ -60,6 +63,12 @@ class Result:
     def original(self) -> Program | None:
         """The program as traced; it shares the user's weights. None after `lobo_fx.load`."""
         return None if self.pipeline is None else self.pipeline.original
+
+    @property
+    def front(self) -> list[Alternative]:
+        """What a search found and nothing else beats in latency, size and loss alike, fastest first; see `FitGoal`."""
+        found = [] if self.pipeline is None else self.pipeline.context.candidates
+        return [Alternative(candidate, self) for candidate in pareto(found)]
 
     @property
     def module(self) -> ProgramModule:
@@ -241,6 +250,48 @@ class Result:
             InvalidInput: the folder holds something else, or can't be written.
         """
         return saving.write(saving.Saved(self.program, self.report, self.passes), Path(folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternative:
+    """A candidate of a search, made only when it is asked for.
+
+    Attributes:
+        candidate: what is known of it.
+        result: of the search.
+    """
+
+    candidate: Candidate
+    result: Result
+
+    @property
+    def plan(self) -> Any:
+        """What it does, as a file may hold it (`save`)."""
+        return getattr(self.candidate.pass_, "plan", None)
+
+    @random_state_kept
+    def compile(self) -> Result:
+        """The result of it, without searching again."""
+        pipeline = self.result.pipeline
+        assert pipeline is not None
+        rows = [row for row in pipeline.rows if not row.name.startswith(_SEARCH)]
+        trial = pipeline.fork()
+        trial.go_on_from(self.candidate.start, rows[: len(self.result.passes)])
+        trial.context.candidates.clear()
+        trial.run(self.candidate.pass_)
+        report = Report(self.result.report.model, trial.rows, trial.context.notes, sheets=trial.context.sheets)
+        done = [*self.result.passes[: len(trial.rows) - 2], (self.candidate.pass_.name, self.candidate.pass_.settings)]
+        return Result(trial.program, trial, report, done, self.result.progress)
+
+    def export(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
+        """Makes it and writes its file, as `Result.export` does.
+
+        Raises:
+            InvalidInput: the path is not writable.
+            ExportError: the program can't be written, or the file disagrees with PyTorch.
+        """
+        check_writable(Path(path))
+        return self.compile().export(path, exporter)
 
 
 @random_state_kept

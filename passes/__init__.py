@@ -9,6 +9,8 @@ if not __name__.startswith("lobo_fx."):
 from lobo_fx.passes.fusion.fold_batch_norm import FoldBatchNorm
 from lobo_fx.passes.fusion.fold_weights import FoldWeights
 from lobo_fx.passes.fusion.fuse_attention import FuseAttention
+from lobo_fx.passes.goal.fit_goal import FitGoal
+from lobo_fx.passes.goal.plan import GoalPlan
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.prune_channels import PruneChannels
 from lobo_fx.passes.pruning.prune_weights import PruneWeights
@@ -31,9 +33,11 @@ __all__ = [
     "Distill",
     "EqualizeLayers",
     "FineTune",
+    "FitGoal",
     "FoldBatchNorm",
     "FoldWeights",
     "FuseAttention",
+    "GoalPlan",
     "IterativePrune",
     "MixedPrecision",
     "PruneChannels",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,12 @@ class OnnxRuntime:
         from lobo_fx.exporters.onnxruntime.kernel_costs import measure_kernels
 
         return measure_kernels(kernels)
+
+    def node_times(self, path: Path, arrays: Arrays, names: Collection[str]) -> dict[str, list[float]]:
+        """Times the nodes of a file, one thread, by the node of the program that each belongs to."""
+        from lobo_fx.exporters.onnxruntime.profile import node_times
+
+        return node_times(path, arrays, names)
 
     def load(self, path: Path, threads: int) -> OnnxRuntimeSession:
         """Loads a file; `threads` 0 lets ONNX Runtime choose.

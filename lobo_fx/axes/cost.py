@@ -14,7 +14,7 @@ from lobo_fx.axes.removal import Removal, kept_size
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import dimension_names, free_symbols
 
-__all__ = ["COSTS", "file_size_after", "macs_after", "parameters_after"]
+__all__ = ["COSTS", "file_size_after", "macs_after", "one_row_sizes", "parameters_after"]
 
 
 def parameters_after(inference: Inference, removal: Removal) -> int:
@@ -31,7 +31,7 @@ def macs_after(inference: Inference, removal: Removal) -> int:
 
     Lengths that are free count as in the example inputs.
     """
-    sizes = _of_one_row(inference.program)
+    sizes = one_row_sizes(inference.program)
     return sum(_positions(axes, removal, sizes) for axes in inference.findings.products)
 
 
@@ -66,7 +66,7 @@ def _positions(axes: Any, removal: Removal, sizes: Mapping[sympy.Symbol, int] | 
     return count
 
 
-def _of_one_row(program: Program) -> dict[sympy.Symbol, int]:
+def one_row_sizes(program: Program) -> dict[sympy.Symbol, int]:
     """What the free sizes are in the example inputs, but for the batch, of which one row counts."""
     names = dimension_names(program.graph, program.module.program_facts.free_dimensions)
     batch = program.signature.batch

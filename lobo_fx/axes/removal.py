@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from lobo_fx.axes.axis import Axis, Form, total
 
-__all__ = ["Removal", "kept", "kept_size", "positions", "project"]
+__all__ = ["Removal", "kept", "kept_size", "positions", "project", "size_with"]
 
 Removal = dict[Axis, torch.Tensor]
 """For each leaf from which positions go: a boolean vector, True where the position stays."""
@@ -31,10 +32,15 @@ def kept(axis: Axis, removal: Removal) -> torch.Tensor:
 
 def kept_size(axis: Axis, removal: Removal) -> Any:
     """How many positions of an axis stay; free dimensions stay as they are."""
+    return size_with(axis, {leaf: int(mask.sum()) for leaf, mask in removal.items()})
+
+
+def size_with(axis: Axis, widths: Mapping[Axis, int]) -> Any:
+    """How many positions an axis has where its leaves have these widths, and those not named their own."""
     root = axis.find()
     if root.form is Form.LEAF:
-        return int(removal[root].sum()) if root in removal else root.size
-    sizes = [kept_size(part, removal) for part in root.parts]
+        return widths.get(root, root.size)
+    sizes = [size_with(part, widths) for part in root.parts]
     return sum(sizes) if root.form is Form.CONCATENATION else total(sizes)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from lobo_fx.contracts.candidates import Candidate
 from lobo_fx.contracts.split import Split
 from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.graph.inputs import Inputs, check_tensors
@@ -67,6 +68,7 @@ class Context:
         notes: for the report; passes add to them with `note`.
         expected: what the outputs must be after the running pass; set with `expect`.
         sheets: tables for the report; passes append to them.
+        candidates: what a search found beside what it took; passes append to them.
         split: which rows of the calibration data are held out, in all reads of one compilation.
     """
 
@@ -83,6 +85,7 @@ class Context:
     notes: list[Note] = dataclasses.field(default_factory=list)
     expected: list[Any] = dataclasses.field(default_factory=list)
     sheets: list[Sheet] = dataclasses.field(default_factory=list)
+    candidates: list[Candidate] = dataclasses.field(default_factory=list)
     split: Split = dataclasses.field(default_factory=Split)
 
     def note(self, reason: str, node: fx.Node | None = None, parameter: str = "") -> None:

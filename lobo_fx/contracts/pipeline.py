@@ -79,7 +79,8 @@ class Pipeline:
 
     def fork(self) -> Pipeline:
         """A copy that may run passes on trial: its program, rows, notes and sheets are its own."""
-        context = dataclasses.replace(self.context, notes=list(self.context.notes), sheets=list(self.context.sheets))
+        lists = {name: list(getattr(self.context, name)) for name in ("notes", "sheets", "candidates")}
+        context = dataclasses.replace(self.context, **lists)
         return dataclasses.replace(self, context=context, program=self.program.clone(), rows=list(self.rows))
 
     @random_state_kept

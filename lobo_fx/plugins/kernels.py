@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Cost", "Kernel", "MeasuresKernels", "NoCost", "Setting"]
+from lobo_fx.plugins.protocols import Arrays
+
+__all__ = ["Cost", "Kernel", "MeasuresKernels", "NoCost", "ProfilesNodes", "Setting"]
 
 Setting = int | tuple[int, ...]
 """A number that a kernel's cost depends on beside its shapes, or one for each dimension."""
@@ -70,4 +73,22 @@ class MeasuresKernels(Protocol):
         """Times operators as float and as integer kernels, one thread.
 
         A kernel that the runtime can't build or run has no cost, and does not keep the others from theirs.
+        """
+
+
+@runtime_checkable
+class ProfilesNodes(Protocol):
+    """A runtime that can tell where the time of a file goes."""
+
+    def node_times(self, path: Path, arrays: Arrays, names: Collection[str]) -> Mapping[str, list[float]]:
+        """Times the nodes of a file, one thread.
+
+        Args:
+            path: a file that an exporter wrote.
+            arrays: its inputs.
+            names: of the nodes of the program that it was written of.
+
+        Returns:
+            By name, microseconds of each node of the file that belongs to it, the longest first; under an empty name
+            those that belong to none, such as changes of layout.
         """

@@ -33,7 +33,7 @@ class Gram:
         """From all rows of inputs, (groups, rows, columns)."""
         found = RowsOrSums()
         found.add(rows)
-        return found.gram
+        return found.gram()
 
     @functools.cached_property
     def energy(self) -> torch.Tensor:
@@ -107,11 +107,17 @@ class RowsOrSums:
         best = priority.topk(min(self.most, len(priority)), sorted=False).indices
         self.kept, self.priority = rows[:, best], priority[best]
 
-    @property
-    def gram(self) -> Gram:
-        """Of what was added."""
-        if self.most is not None:
-            return Gram(self.kept, False, len(self.priority), torch.zeros(len(self.kept), dtype=torch.double))
+    def gram(self, centred: bool = False) -> Gram:
+        """Of what was added; `centred` takes the mean of each column off, as a bias does."""
         moments = self.moments
-        values = torch.cat([x for x, _ in moments.rows], 1) if moments.rows else moments.xx
-        return Gram(values, not moments.rows, moments.count, torch.zeros(len(values), dtype=torch.double))
+        if self.most is not None:
+            values, count = self.kept, len(self.priority)
+        else:
+            values = torch.cat([x for x, _ in moments.rows], 1) if moments.rows else moments.xx
+            count = moments.count
+        is_sum = self.most is None and not moments.rows
+        if centred and is_sum:
+            values = values - count * moments.mean_x.unsqueeze(2) * moments.mean_x.unsqueeze(1)
+        elif centred:
+            values = values - values.mean(1, keepdim=True)
+        return Gram(values, is_sum, count, torch.zeros(len(values), dtype=torch.double))

@@ -141,10 +141,16 @@ def bytes_of(role: Role) -> int:
     return 0 if source is None else min(8 * source.groups * source.columns**2, _BYTES)
 
 
-def collect_grams(program: Program, roles: Iterable[Role], context: Context) -> dict[Role, Gram]:
+def collect_grams(program: Program, roles: Iterable[Role], context: Context, centred: bool = False) -> dict[Role, Gram]:
     """Second moments of what each weight is multiplied with; roles that have no rows, or zeros alone, have none.
 
     All are held at once, each within a bound: of wide layers a random choice of rows is kept in place of sums.
+
+    Args:
+        program: what runs.
+        roles: the weights asked for.
+        context: its calibration data without the rows that are held out.
+        centred: whether moments are about the means, as they matter to a layer whose bias is fitted too.
 
     Raises:
         InvalidInput: a value is NaN or infinite.
@@ -163,7 +169,7 @@ def collect_grams(program: Program, roles: Iterable[Role], context: Context) -> 
             sums.add(source.rows(given, value, draw(source.count(value), 1, generator)))
 
     sources = _walk(program, roles, context.fitting_batches(), add)
-    grams = {key: sums.gram for key, sums in found.items()}
+    grams = {key: sums.gram(centred) for key, sums in found.items()}
     for role, source in sources.items():
         if source.key in grams and not bool(grams[source.key].values.isfinite().all()):
             raise InvalidInput(f"calibration data gives NaN or infinity at the input of {describe(role.call)}")

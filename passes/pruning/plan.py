@@ -27,7 +27,8 @@ class AxisCut:
     """What stays of one axis.
 
     Attributes:
-        name: the first parameter and dimension that the axis runs through, as `layer1.0.conv1.weight[0]`.
+        name: the first parameter and dimension that the axis runs through, as `layer1.0.conv1.weight[0]`; where heads
+            and their dimensions share it, `qkv.weight[0, 1]` is the second of them.
         members: all of them, in graph order.
         kind: what the axis is used as, one of `lobo_fx.axes.KINDS`.
         before: its positions before the removal.
@@ -73,7 +74,7 @@ class PruningPlan:
         cuts = []
         for leaf, found in members(inference).items():
             if leaf in removal:
-                names = _names(found)
+                names = _names(leaf, found)
                 kept = tuple(removal[leaf].nonzero().flatten().tolist())
                 cuts.append(AxisCut(names[0], names, kind(leaf), leaf.size, kept, why.get(leaf, "")))
         return cls(tuple(cuts))
@@ -84,7 +85,7 @@ class PruningPlan:
         Raises:
             InvalidInput: the program is not the plan's; the first difference is named.
         """
-        leaves = {_names(found): leaf for leaf, found in members(inference).items()}
+        leaves = {_names(leaf, found): leaf for leaf, found in members(inference).items()}
         by_name = {names[0]: names for names in leaves}
         removal: Removal = {}
         for cut in self.cuts:
@@ -121,12 +122,22 @@ class PruningPlan:
         if content.get("format") != _FORMAT:
             raise InvalidInput(f"{path} is no pruning plan of format {_FORMAT}; PruningPlan.save writes one")
         try:
-            cuts = tuple(_cut(entry) for entry in content["cuts"])
-            if len({cut.members for cut in cuts}) < len(cuts):
-                raise ValueError("an axis is cut twice")
-            return cls(cuts)
+            return cls.of_json(content["cuts"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput(f"{path} is no pruning plan ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def of_json(cls, entries: Any) -> PruningPlan:
+        """From what JSON made of cuts.
+
+        Raises:
+            ValueError: positions are none, not in order or not in range, or an axis is cut twice; or another error of
+                Python's where an entry is no cut.
+        """
+        cuts = tuple(_cut(entry) for entry in entries)
+        if len({cut.members for cut in cuts}) < len(cuts):
+            raise ValueError("an axis is cut twice")
+        return cls(cuts)
 
     def __str__(self) -> str:
         table = new_table("pruning plan", ["axis", "runs through", "kind", "before", "after", "why"])
@@ -136,8 +147,14 @@ class PruningPlan:
         return render(table)
 
 
-def _names(found: Sequence[Member]) -> tuple[str, ...]:
-    return tuple(f"{member.name}[{member.dim}]" for member in found)
+def _names(leaf: Axis, found: Sequence[Member]) -> tuple[str, ...]:
+    """A name for each member: `name[dim]`, or `name[dim, part]` where several axes make up the dimension."""
+    names = []
+    for member in found:
+        parts = list(dict.fromkeys(member.axes[member.dim].leaves()))
+        part = f", {parts.index(leaf)}" if len(parts) > 1 else ""
+        names.append(f"{member.name}[{member.dim}{part}]")
+    return tuple(names)
 
 
 def _cut(entry: Any) -> AxisCut:

@@ -30,7 +30,7 @@ from lobo_fx.passes.quantization.integers.targets import target_named
 from lobo_fx.plugins.kernels import Cost, Kernel
 from lobo_fx.plugins.registry import RUNTIMES
 
-__all__ = ["QuantizeStatic"]
+__all__ = ["QuantizeStatic", "folded", "fused_where_faster"]
 
 _OBSERVERS = ("histogram", "mse", "entropy", "percentile", "min_max", "moving_average")
 
@@ -122,12 +122,10 @@ class QuantizeStatic(Pass):
 
         The cost table is opened once; what it lacks is measured.
         """
-        strip_masks(program)
-        fold_weights(program)
-        program = FoldBatchNorm().run(program, context)
+        program = folded(program, context)
         table = open_table(self.costs) if self.kernels == "cheapest" else None
         if table is not None:
-            program = FuseAttention().fuse(program, context, _slower_when_fused(program.graph, table, context))
+            program = fused_where_faster(program, table, context)
         return program, self._choices(program, table, context)
 
     def place(self, program: Program, context: Context) -> Placement:
@@ -188,6 +186,18 @@ class QuantizeStatic(Pass):
         }
         observing = Observing(self.observer, self.percentile)
         return Request(kernel_table(RUNTIMES.default), target_named(self.target), observing, overrides)
+
+
+def folded(program: Program, context: Context) -> Program:
+    """Makes masks zeros, computes what depends on weights alone, and folds batch norms."""
+    strip_masks(program)
+    fold_weights(program)
+    return FoldBatchNorm().run(program, context)
+
+
+def fused_where_faster(program: Program, table: CostTable, context: Context) -> Program:
+    """Fuses every attention whose fused kernel is faster; costs that the table lacks are measured."""
+    return FuseAttention().fuse(program, context, _slower_when_fused(program.graph, table, context))
 
 
 def _slower_when_fused(graph: fx.Graph, table: CostTable, context: Context) -> Callable[[fx.Node], str | None]:

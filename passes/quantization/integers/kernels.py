@@ -24,8 +24,10 @@ from lobo_fx.plugins.kernels import Kernel, Setting
 __all__ = [
     "ONNX_RUNTIME",
     "TABLES",
+    "TRACED",
     "IntegerKernel",
     "KernelTable",
+    "Sizes",
     "attention_kernel",
     "conversion",
     "kernel_table",
@@ -36,13 +38,28 @@ Description = Kernel | str
 """A kernel whose cost can be asked, or the reason why the cost model has no name for it."""
 
 
+class Sizes:
+    """Sizes of tensors as they were traced; other sizes are what a subclass says."""
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Of a node's tensor, one row of the batch; None where it is not known."""
+        return one_row(node)
+
+    def argument(self, node: fx.Node, name: str) -> Any:
+        """An argument that may count positions."""
+        return arguments(node)[name]
+
+
+TRACED = Sizes()
+
+
 @dataclasses.dataclass(frozen=True)
 class IntegerKernel:
     """A line of the table: a family of operators that a runtime computes on integers.
 
     Attributes:
         operators: the operators.
-        describe: the kernel that a call asks for, with the shapes that its cost depends on, or why there is none.
+        describe: the kernel that a call asks for where tensors have these sizes, or why there is none.
         refuse: why a call has no integer kernel; an empty string where there is nothing to say (a constant is added);
             None where it has one.
         gives_float: whether results are float, since what follows mostly is; otherwise they are quantized.
@@ -51,7 +68,7 @@ class IntegerKernel:
     """
 
     operators: frozenset[object]
-    describe: Callable[[fx.Node], Description]
+    describe: Callable[[fx.Node, Sizes], Description]
     refuse: Callable[[fx.Node], str | None]
     gives_float: bool = False
     starts: bool = False
@@ -173,14 +190,16 @@ def one_row(node: fx.Node) -> tuple[int, ...] | None:
     return tuple(max(1, size if dim else 1) if free[dim] else size for dim, size in enumerate(known))
 
 
-def _described(operator: str, sources: Iterable[fx.Node], settings: Iterable[tuple[str, Setting]] = ()) -> Description:
+def _described(
+    operator: str, sources: Iterable[fx.Node], sizes: Sizes, settings: Iterable[tuple[str, Setting]] = ()
+) -> Description:
     """The kernel of an operator on these tensors."""
-    shapes = [one_row(source) for source in sources]
+    shapes = [sizes.shape(source) for source in sources]
     known = tuple(shape for shape in shapes if shape is not None)
     return Kernel(operator, known, tuple(settings)) if len(known) == len(shapes) else _UNKNOWN
 
 
-def _convolution(node: fx.Node) -> Description:
+def _convolution(node: fx.Node, sizes: Sizes) -> Description:
     layer, given = layer_of(node), arguments(node)
     assert layer is not None
     if node.meta["val"].dim() != layer.weight.meta["val"].dim():
@@ -190,8 +209,13 @@ def _convolution(node: fx.Node) -> Description:
     padding = _padding(given["padding"], places, dilation)
     if padding is None:
         return "it pads one side more than the other"
-    settings = (("stride", stride), ("padding", padding), ("dilation", dilation), ("groups", int(given["groups"])))
-    return _described("conv", (layer.input, layer.weight), settings)
+    settings = (
+        ("stride", stride),
+        ("padding", padding),
+        ("dilation", dilation),
+        ("groups", int(sizes.argument(node, "groups"))),
+    )
+    return _described("conv", (layer.input, layer.weight), sizes, settings)
 
 
 def _padding(padding: str | int | Sequence[int], places: Sequence[int], dilation: Sequence[int]) -> Any:
@@ -208,51 +232,53 @@ def _each(value: int | Sequence[int], count: int) -> tuple[int, ...]:
     return values * count if len(values) == 1 else values
 
 
-def _linear(node: fx.Node) -> Description:
+def _linear(node: fx.Node, sizes: Sizes) -> Description:
     layer = layer_of(node)
     assert layer is not None
-    rows, weight = one_row(layer.input), one_row(layer.weight)
+    rows, weight = sizes.shape(layer.input), sizes.shape(layer.weight)
     if rows is None or weight is None:
         return _UNKNOWN
     return Kernel("linear", (rows, weight[::-1]))  # inputs × outputs, as products have it
 
 
-def _inputs(operator: str) -> Callable[[fx.Node], Description]:
+def _inputs(operator: str) -> Callable[[fx.Node, Sizes], Description]:
     """Of an operator whose cost depends on nothing but the shapes of its inputs."""
-    return lambda node: _described(operator, node.all_input_nodes)
+    return lambda node, sizes: _described(operator, node.all_input_nodes, sizes)
 
 
-def _concatenation(node: fx.Node) -> Description:
+def _concatenation(node: fx.Node, sizes: Sizes) -> Description:
     given = arguments(node)
     axis = given["dim"] % max(1, node.meta["val"].dim())
-    return _described("concat", given["tensors"], (("axis", axis),))
+    return _described("concat", given["tensors"], sizes, (("axis", axis),))
 
 
-def _average_pool(node: fx.Node) -> Description:
+def _average_pool(node: fx.Node, sizes: Sizes) -> Description:
     given = arguments(node)
     if node.meta["val"].dim() != 4:
         return "its input has no batch dimension"
     if given["ceil_mode"] or given["divisor_override"] is not None:
         return "it rounds sizes up, or divides by a number of its own"
-    sizes = {"kernel_size": given["kernel_size"], "stride": given["stride"] or given["kernel_size"]}
-    sizes["padding"] = given["padding"]
-    return _described("average_pool", [given["self"]], ((name, _each(size, 2)) for name, size in sizes.items()))
+    settings = {"kernel_size": given["kernel_size"], "stride": given["stride"] or given["kernel_size"]}
+    settings["padding"] = given["padding"]
+    return _described(
+        "average_pool", [given["self"]], sizes, ((name, _each(each, 2)) for name, each in settings.items())
+    )
 
 
-def _global_average_pool(node: fx.Node) -> Description:
+def _global_average_pool(node: fx.Node, sizes: Sizes) -> Description:
     given = arguments(node)
     if node.meta["val"].dim() != 4:
         return "its input has no batch dimension"
     if list(given["output_size"]) != [1, 1]:
         return "it pools to more than one place"
-    return _described("global_average_pool", [given["self"]])
+    return _described("global_average_pool", [given["self"]], sizes)
 
 
-def attention_kernel(node: fx.Node) -> Description:
+def attention_kernel(node: fx.Node, sizes: Sizes = TRACED) -> Description:
     """The kernel of an attention, whose cost as one fused operator is compared with several; or why it has none."""
     given = arguments(node)
     tensors = [given[name] for name in ("query", "key", "value")]
-    shapes = [one_row(tensor) for tensor in tensors]  # [batch, heads, length, head_dim] each
+    shapes = [sizes.shape(tensor) for tensor in tensors]  # [batch, heads, length, head_dim] each
     if None in shapes:
         return _UNKNOWN
     query, key, value = (shape for shape in shapes if shape is not None)
@@ -262,12 +288,12 @@ def attention_kernel(node: fx.Node) -> Description:
         return "keys have other heads, or another batch, than queries"
     if query[3] != key[3] or key[2] != value[2]:
         return "its queries, keys and values don't fit together"
-    return _described("attention", tensors)
+    return _described("attention", tensors, sizes)
 
 
-def conversion(node: fx.Node) -> Kernel | None:
+def conversion(node: fx.Node, sizes: Sizes = TRACED) -> Kernel | None:
     """The conversion of a node's tensor between float and integers; images change their layout too."""
-    shape = one_row(node)
+    shape = sizes.shape(node)
     if shape is None:
         return None
     return Kernel("convert", (shape if len(shape) == 4 else (math.prod(shape),),))
@@ -280,7 +306,7 @@ def _layers(word: str) -> frozenset[object]:
 
 def _line(
     operators: Collection[object],
-    describe: Callable[[fx.Node], Description],
+    describe: Callable[[fx.Node, Sizes], Description],
     refuse: Callable[[fx.Node], str | None],
     gives_float: bool = False,
     starts: bool = False,

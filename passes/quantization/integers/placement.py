@@ -18,7 +18,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.operators import aten
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.measures.kernel_costs import CostTable
-from lobo_fx.passes.quantization.integers.kernels import KernelTable, attention_kernel, conversion
+from lobo_fx.passes.quantization.integers.kernels import TRACED, KernelTable, attention_kernel, conversion
 from lobo_fx.passes.quantization.integers.minimum_cut import cheapest_regions, conversions_around, is_converted
 from lobo_fx.passes.quantization.integers.targets import Target
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
@@ -145,7 +145,7 @@ class Choices:
             if refusal is None and node.name in overridden:
                 refusal = "overrides say so"
             if refusal is None and line is not None:
-                kernels[node.name] = line.describe(node)
+                kernels[node.name] = line.describe(node, TRACED)
             elif refusal:
                 floating[node.name] = refusal
             if node.name in kernels or table.passes(node) or table.fuses(node):
@@ -178,6 +178,12 @@ class Choices:
         if self.costs is None:
             return self._placement(*self._between_integers(may, floating))
         return self._cheapest(self.costs, may, floating, penalties or {})
+
+    def exactly(self, names: Collection[str]) -> Placement:
+        """Integers where they were placed before, whatever they cost; operators that can't have them stay float."""
+        able = [node for node in self.graph.nodes if node.name in self.kernels]
+        floating = {node.name: "the plan leaves it float" for node in able if node.name not in names}
+        return self._placement([node for node in able if node.name in names], {**self.floating, **floating})
 
     def _cheapest(
         self, table: CostTable, may: Iterable[fx.Node], floating: dict[str, str], penalties: Mapping[str, float]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tasks.layers import Layer
 from torch import nn
 
 import lobo_fx
@@ -68,7 +69,7 @@ def test_a_saved_plan_gives_another_checkpoint_the_same_structure(tmp_path: Path
         (lambda: network(width=32), r"0\.weight\[0\] is 32 wide, not 16"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(576, 5)),
-            r"no free axis that starts at 2\.weight\[0\]",
+            r"axis of 0\.weight\[0\] does not run through 2\.weight\[1\]",
         ),
         (lambda: nn.Sequential(nn.Conv2d(3, 5, 3)), r"no free axis that starts at 0\.weight\[0\]"),
     ],
@@ -145,3 +146,17 @@ def test_a_plan_of_weights_that_are_computed_fits_when_they_are_refitted() -> No
     settings: dict[str, Any] = {"example_inputs": rows[:2], "calibration_data": [rows], "progress": False}
     result = lobo_fx.compile(model, [PruneChannels(plan=plan)], **settings)
     assert list(result.module.get_parameter("2.weight").shape) == [5, 8]
+
+
+def test_heads_and_their_dimensions_are_two_axes_of_one_plan() -> None:
+    torch.manual_seed(0)
+    model = Layer(16, 4, 2).eval()
+    rows = torch.randn(2, 3, 16)
+    program = lobo_fx.trace(model, rows)
+    plan = PruneChannels({"attention.*": 0.5}, kinds=["heads", "head_dim"], round_to=1).plan_for(
+        program, Context(program.signature)
+    )
+    assert {(cut.kind, cut.before, cut.after) for cut in plan.cuts} == {("heads", 4, 2), ("head_dim", 4, 2)}
+    assert len({cut.name for cut in plan.cuts}) == 2
+    result = lobo_fx.compile(model, [PruneChannels(plan=plan)], example_inputs=rows, progress=False)
+    assert result.module.get_parameter("attention.1.out.weight").shape == (16, 4)

@@ -13,6 +13,7 @@ from torch import fx, nn
 import lobo_fx
 from lobo_fx.passes.quantization.integers.kernels import (
     ONNX_RUNTIME,
+    TRACED,
     IntegerKernel,
     KernelTable,
     attention_kernel,
@@ -51,7 +52,7 @@ def described(model: nn.Module, x: torch.Tensor, batch: str | None = "batch") ->
     line = ONNX_RUNTIME.line(node)
     assert line is not None
     assert line.refuse(node) is None
-    found = line.describe(node)
+    found = line.describe(node, TRACED)
     return found.key if isinstance(found, Kernel) else found
 
 

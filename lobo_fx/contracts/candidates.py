@@ -1,0 +1,57 @@
+"""What a search found beside what it took: other ways to the same model, each to be had without searching again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lobo_fx.graph.program import Program
+
+if TYPE_CHECKING:
+    from lobo_fx.contracts.passbase import Pass
+
+__all__ = ["Candidate", "pareto"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way, and what it brings.
+
+    Attributes:
+        name: what proposed it.
+        pass_: makes it of `start`, without a search.
+        start: the program that the search began with.
+        predicted: latency as a share of the original's, by the model.
+        measured: the same, of files that ran in turn; None where it was not measured.
+        bytes: size of the file, as expected or, where it was written, as it is.
+        decibels: signal-to-noise ratio of the outputs against the original's, on rows that no fit saw.
+        score: `evaluate`'s; None where it was not asked.
+        chosen: whether the search took it.
+    """
+
+    name: str
+    pass_: Pass
+    start: Program
+    predicted: float
+    measured: float | None
+    bytes: int
+    decibels: float
+    score: float | None = None
+    chosen: bool = False
+
+    @property
+    def latency(self) -> float:
+        """As measured, else as predicted."""
+        return self.predicted if self.measured is None else self.measured
+
+
+def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that no other one beats in latency, size and loss alike, fastest first."""
+
+    def beats(a: Candidate, b: Candidate) -> bool:
+        ours, theirs = ((c.latency, c.bytes, -(c.decibels if c.score is None else c.score)) for c in (a, b))
+        return ours != theirs and all(x <= y for x, y in zip(ours, theirs, strict=True))
+
+    front = [c for c in candidates if not any(beats(other, c) for other in candidates)]
+    return sorted(front, key=lambda candidate: candidate.latency)

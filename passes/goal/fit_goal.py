@@ -1,0 +1,144 @@
+"""`FitGoal`: limits in, a model out: widths and integers together, on measured latency."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from lobo_fx.axes import KINDS, Inference
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.errors import InvalidInput
+from lobo_fx.goal import Goal
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import check_named
+from lobo_fx.passes.goal.plan import GoalPlan
+from lobo_fx.passes.goal.search import GoalSearch
+from lobo_fx.passes.quantization.integers.prices import check_costs
+from lobo_fx.passes.quantization.integers.targets import target_named, target_of_this_machine
+from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded
+
+__all__ = ["FitGoal"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitGoal(Pass):
+    """Makes the best model within limits: how wide every axis stays, and which operators run as integers.
+
+    What a width costs comes from kernels measured on a grid of sizes and from the profile of the original's file; what
+    it loses from the moments that refitting uses, set right by one run an axis. A solver chooses widths; equal shares
+    and the other scopes of `PruneChannels` are candidates beside them. Then candidates of the same cost are pruned,
+    refitted and compared, as long as there is time. Files are measured in turn with the original's, and the budget is
+    set right by that. Plans of all that was tried stand in `Result.front`.
+
+    Attributes:
+        latency: as in `lobo_fx.Goal`, as are the next four.
+        size: of the file.
+        memory: peak memory.
+        drop: what may be lost of `evaluate`'s score.
+        decibels: least signal-to-noise ratio.
+        precision: `auto` runs as integers what is faster so, where that loses less than being narrower would; `int8`
+            and `float` leave no choice.
+        kinds: the kinds of axes that may be cut (`lobo_fx.axes.KINDS`); None for all.
+        exclude: patterns of names of modules or parameters; an axis that runs through one of them stays whole.
+        round_to: widths are multiples of this, where the axis is at least twice as wide; 0 takes 16 for int8, 8 for
+            float.
+        moves: candidates that are pruned, refitted and compared beside the solver's.
+        seconds: after which no further candidate is begun.
+        quantizer: how operators are quantized.
+        costs: a cost table of the machine to run on; None measures this one, once.
+        target: the integers that the CPU multiplies fast, as in `QuantizeStatic`.
+        plan: a `GoalPlan`, or the file of one: what to do was decided before, and nothing is searched.
+
+    Source: the problem with measured costs: Kurtić et al., "ZipLM: Inference-Aware Structured Pruning of Language
+        Models", 2023.
+
+    Example:
+        ```python
+        lobo_fx.compile(model, [FitGoal(latency="20ms")], example_inputs=x, calibration_data=loader)
+        ```
+    """
+
+    latency: float | str | None = None
+    size: float | str | None = None
+    memory: float | str | None = None
+    drop: float | None = None
+    decibels: float | None = None
+    precision: Literal["auto", "int8", "float"] = "auto"
+    kinds: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    round_to: int = 0
+    moves: int = 60
+    seconds: float = 240.0
+    quantizer: QuantizeStatic | None = None
+    costs: str | None = None
+    target: str = "auto"
+    plan: GoalPlan | str | Path | None = None
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+
+    def __post_init__(self) -> None:
+        limits = (self.latency, self.size, self.memory, self.drop, self.decibels)
+        if self.plan is not None:
+            if given := [name for name in self.settings if name not in ("plan", "quantizer", "costs", "target")]:
+                raise InvalidInput(f"plan= says what to do; leave out {', '.join(given)}")
+            self.given_plan  # noqa: B018  refused here, before any work
+        else:
+            Goal(*limits)
+        if self.precision not in ("auto", "int8", "float"):
+            raise InvalidInput(f"precision is {self.precision!r}; it must be one of auto, int8, float")
+        if self.kinds is not None and not (self.kinds and all(kind in KINDS for kind in self.kinds)):
+            raise InvalidInput(f"kinds is {self.kinds!r}; it must be a list of {', '.join(KINDS)}")
+        if isinstance(self.exclude, str) or not all(isinstance(pattern, str) for pattern in self.exclude):
+            raise InvalidInput(f"exclude is {self.exclude!r}; it must be a list of patterns of names")
+        for name in ("round_to", "moves"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 0")
+        if not isinstance(self.seconds, (int, float)) or not self.seconds >= 0:
+            raise InvalidInput(f"seconds is {self.seconds!r}; it must be a number of at least 0")
+        if self.quantizer is not None and not isinstance(self.quantizer, QuantizeStatic):
+            raise InvalidInput(f"quantizer is a {type(self.quantizer).__name__}; expected a QuantizeStatic")
+        check_costs(self.costs)
+        target_named(self.target)
+        if self.target not in ("auto", target_of_this_machine()) and self.costs is None:
+            raise InvalidInput(
+                f"target={self.target!r} is another machine: its kernels can't be measured here. Run "
+                "`lobo-fx costs MODEL -o costs.json` there, and give costs="
+            )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Calibration data, and the score where that is limited."""
+        return ("calibration_data", *(("evaluate",) if self.drop is not None else ()))
+
+    @functools.cached_property
+    def goal(self) -> Goal:
+        """The limits."""
+        return Goal(self.latency, self.size, self.memory, self.drop, self.decibels)
+
+    @functools.cached_property
+    def given_plan(self) -> GoalPlan | None:
+        """The plan to apply; a file is read once."""
+        if self.plan is None or isinstance(self.plan, GoalPlan):
+            return self.plan
+        if not isinstance(self.plan, (str, Path)):
+            raise InvalidInput(f"plan is a {type(self.plan).__name__}; expected a GoalPlan, or the path of one")
+        return GoalPlan.load(self.plan)
+
+    @property
+    def quantizing(self) -> QuantizeStatic:
+        """How operators are quantized, for this target and by these costs."""
+        return dataclasses.replace(self.quantizer or QuantizeStatic(), costs=self.costs, target=self.target)
+
+    def check(self, program: Program) -> None:
+        """Every pattern must match; a plan must be one of this model."""
+        check_named("exclude", self.exclude, program.module)
+
+    def run(self, program: Program, context: Context) -> Program:
+        if self.given_plan is not None:
+            self.given_plan.check(Inference(folded(program.clone(), context)).run())
+            return self.given_plan.apply(program, context, self.quantizing)
+        return GoalSearch(program, context, self).run()

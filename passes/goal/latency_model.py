@@ -1,0 +1,279 @@
+"""What a file takes at any widths: kernels measured on a grid of sizes, everything else as the original's profile says.
+
+A kernel's time at given sizes is interpolated between the nearest that were measured, and scaled by what the same
+kernel takes within the original's file. What has no kernel in the table grows and shrinks with its elements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from lobo_fx.axes import Axis, Inference
+from lobo_fx.axes.removal import size_with
+from lobo_fx.graph.layers import weight_uses
+from lobo_fx.graph.operators import arguments, aten, is_call
+from lobo_fx.graph.provenance import module_name
+from lobo_fx.measures.kernel_costs import CostTable
+from lobo_fx.passes.goal.terms import Sum, Term
+from lobo_fx.passes.quantization.integers.kernels import (
+    KernelTable,
+    Sizes,
+    attention_kernel,
+    conversion,
+    one_row,
+)
+from lobo_fx.passes.quantization.integers.minimum_cut import is_converted
+from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
+
+__all__ = ["LatencyModel"]
+
+_LEVELS = ((), (0.125, 0.25, 0.375, 0.5, 0.75, 1.0), (0.125, 0.25, 0.5, 0.75, 1.0), (0.25, 0.5, 1.0))
+"""By how many sizes a kernel depends on, the shares of each that are measured; of more, the last."""
+_UNIT = 8
+"""Sizes measured are multiples of this: between them, vector registers are filled alike."""
+_CALL = 1.5
+"""Microseconds of a node that has next to nothing to do."""
+_SCALES = (0.5, 2.0)
+"""By what a kernel within the file may differ from the same kernel alone."""
+
+
+@dataclasses.dataclass
+class _Resized(Sizes):
+    """Sizes of tensors where axes have other sizes; notes which axes were asked for."""
+
+    inference: Inference
+    sizes: Mapping[Axis, int] = dataclasses.field(default_factory=dict)
+    asked: dict[Axis, None] = dataclasses.field(default_factory=dict)
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        traced, axes = one_row(node), self.inference.values.get(node)
+        if traced is None or not isinstance(axes, tuple):
+            return traced
+        return tuple(self._size(axis, size) for axis, size in zip(axes, traced, strict=True))
+
+    def argument(self, node: fx.Node, name: str) -> Any:
+        axis = self.inference.findings.sizes.get(node, {}).get(name)
+        return self._size(axis, arguments(node)[name]) if isinstance(axis, Axis) else arguments(node)[name]
+
+    def _size(self, axis: Axis, traced: int) -> int:
+        root = axis.find()
+        if root.locked or not isinstance(root.size, int):
+            return traced
+        self.asked[root] = None
+        return self.sizes.get(root, root.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """A kernel at several sizes.
+
+    Attributes:
+        axes: which it depends on.
+        levels: sizes of each that are measured, in rising order.
+        kernels: by sizes.
+    """
+
+    axes: tuple[Axis, ...]
+    levels: tuple[tuple[int, ...], ...]
+    kernels: Mapping[tuple[int, ...], Kernel]
+
+    @classmethod
+    def of(cls, inference: Inference, describe: Any) -> _Grid | None:
+        """From what describes a kernel, given sizes; None where it has no name."""
+        resized = _Resized(inference)
+        if not isinstance(describe(resized), Kernel):
+            return None
+        axes = tuple(resized.asked)
+        shares = _LEVELS[min(len(axes), len(_LEVELS) - 1)]
+        levels = tuple(tuple(sorted({_level(axis.size, share) for share in shares})) for axis in axes)
+        kernels = {
+            sizes: describe(_Resized(inference, dict(zip(axes, sizes, strict=True))))
+            for sizes in itertools.product(*levels)
+        }
+        return cls(axes, levels, kernels)
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The sizes that there are."""
+        return tuple(found[-1] for found in self.levels)
+
+    def leaves(self) -> Iterator[Axis]:
+        for axis in self.axes:
+            yield from axis.leaves()
+
+    def at(self, table: CostTable, widths: Mapping[Axis, int]) -> Cost | NoCost:
+        """The cost at the widths of leaves, between the nearest that are known."""
+        corners: list[list[tuple[int, float]]] = []
+        for axis, levels in zip(self.axes, self.levels, strict=True):
+            size = size_with(axis, widths)
+            above = next((level for level in levels if level >= size), levels[-1])
+            below = max((level for level in levels if level <= size), default=levels[0])
+            share = 0.0 if above == below else (size - below) / (above - below)
+            corners.append([(below, 1 - share), (above, share)] if above != below else [(above, 1.0)])
+        floating = integer = 0.0
+        for chosen in itertools.product(*corners):
+            found = table.find(self.kernels[tuple(size for size, _ in chosen)])
+            if isinstance(found, NoCost):
+                return found
+            weight = math.prod(share for _, share in chosen)
+            floating, integer = floating + weight * found.floating, integer + weight * found.integer
+        return Cost(floating, integer)
+
+
+def _level(size: int, share: float) -> int:
+    found = round(size * share)
+    return max(_UNIT, _UNIT * round(found / _UNIT)) if size >= 2 * _UNIT and share < 1 else max(1, found)
+
+
+class LatencyModel:
+    """Microseconds of a program's file, float and with some operators as integers, at any widths.
+
+    Args:
+        inference: axes of the program.
+        kernels: of the runtime.
+        times: the profile of the program's file, as `ProfilesNodes.node_times` gives it.
+    """
+
+    def __init__(self, inference: Inference, kernels: KernelTable, times: Mapping[str, Sequence[float]]) -> None:
+        self.inference, self.kernels, self.times = inference, kernels, times
+        self.graph = inference.program.graph
+        self.calls = [node for node in self.graph.nodes if node.op == "call_function"]
+        self.grids = {node: grid for node in self.calls if (grid := self._grid(node)) is not None}
+        self.conversions = {
+            node: grid
+            for node in self.graph.nodes
+            if is_converted(node) and (grid := _Grid.of(inference, lambda sizes, n=node: conversion(n, sizes)))
+        }
+        self.table: CostTable | None = None
+
+    def _grid(self, node: fx.Node) -> _Grid | None:
+        if is_call(node, aten.scaled_dot_product_attention.default):
+            return _Grid.of(self.inference, lambda sizes: attention_kernel(node, sizes))
+        line = self.kernels.line(node)
+        if line is None or line.refuse(node) is not None:
+            return None
+        return _Grid.of(self.inference, lambda sizes: line.describe(node, sizes))
+
+    @property
+    def priced(self) -> list[Kernel]:
+        """All kernels whose costs are asked."""
+        grids = [*self.grids.values(), *self.conversions.values()]
+        return list(dict.fromkeys(kernel for grid in grids for kernel in grid.kernels.values()))
+
+    def sum(self, leaves: Iterable[Axis], integer: Collection[str] = ()) -> Sum:
+        """The latency as terms over widths, with these nodes as integers.
+
+        `table` must hold what is `priced`.
+        """
+        leaves = tuple(leaves)
+        chosen = set(leaves)
+        elements = {node: self._elements(node, {}) for node in self.calls}
+        spread = sum(self.times.get("", ())) / max(1.0, sum(elements.values()))
+        terms: list[Term] = []
+
+        def add(node: fx.Node, axes: Iterable[Axis], value: Any) -> None:
+            name = module_name(node) or node.name
+            terms.append(Term(tuple(dict.fromkeys(leaf for leaf in axes if leaf in chosen)), value, name))
+
+        for node in self.calls:
+            times = list(self.times.get(node.name, ()))
+            grid, near = self.grids.get(node), self._near(node)
+            if grid is not None and not isinstance(grid.at(self._known, {}), NoCost):
+                alone = self._time(node, grid, {}, False)
+                within = times.pop(0) if times else alone
+                if is_call(node, aten.scaled_dot_product_attention.default):
+                    within, times = within + sum(times), []
+                scale = min(max(within / max(alone, 1e-3), _SCALES[0]), _SCALES[1])
+                as_integer = node.name in integer
+                add(
+                    node,
+                    grid.leaves(),
+                    lambda widths, n=node, g=grid, s=scale, i=as_integer: s * self._time(n, g, widths, i),
+                )
+            if times or elements[node] * spread:
+                whole, calls = sum(times), _CALL * len(times)
+                weighed = max(0.0, whole - calls) + elements[node] * spread
+
+                def rest(widths: Any, n: fx.Node = node, calls: float = calls, weighed: float = weighed) -> float:
+                    return calls + weighed * self._elements(n, widths) / max(1.0, elements[n])
+
+                add(node, (leaf for source in near for leaf in self._leaves(source)), rest)
+        for node, as_float in self._converted(integer):
+            grid = self.conversions[node]
+            add(node, grid.leaves(), lambda widths, g=grid, f=as_float: self._conversion(g, widths, f))
+        return Sum(leaves, terms)
+
+    @property
+    def _known(self) -> CostTable:
+        assert self.table is not None, "costs are measured before they are asked"
+        return self.table
+
+    def _time(self, node: fx.Node, grid: _Grid, widths: Mapping[Axis, int], as_integer: bool) -> float:
+        cost = grid.at(self._known, widths)
+        assert isinstance(cost, Cost)
+        if is_call(node, aten.scaled_dot_product_attention.default):
+            return min(cost.floating, cost.integer)  # fused or not, whichever is faster
+        return cost.integer if as_integer else cost.floating
+
+    def _conversion(self, grid: _Grid, widths: Mapping[Axis, int], to_float: bool) -> float:
+        cost = grid.at(self._known, widths)
+        if isinstance(cost, NoCost):
+            return 0.0
+        return cost.integer if to_float else cost.floating
+
+    def _near(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors that an operator reads and gives."""
+        return [source for source in (node, *node.all_input_nodes) if one_row_of(source) is not None]
+
+    def _elements(self, node: fx.Node, widths: Mapping[Axis, int]) -> float:
+        """How many elements an operator reads and gives, of one row; of a layer without a kernel, of its weight."""
+        uses = [use.read for use in weight_uses(node)]
+        return float(sum(self._count(source, widths) for source in uses or self._near(node)))
+
+    def _count(self, node: fx.Node, widths: Mapping[Axis, int]) -> float:
+        shape, axes = one_row_of(node), self.inference.values.get(node)
+        if shape is None:
+            return 0.0
+        if not isinstance(axes, tuple):
+            return float(math.prod(shape))
+        return float(
+            math.prod(
+                size_with(axis, widths) if isinstance(axis.find().size, int) else size
+                for axis, size in zip(axes, shape, strict=True)
+            )
+        )
+
+    def _leaves(self, node: fx.Node) -> Iterator[Axis]:
+        axes = self.inference.values.get(node)
+        for axis in axes if isinstance(axes, tuple) else ():
+            yield from axis.leaves()
+
+    def _converted(self, integer: Collection[str]) -> Iterator[tuple[fx.Node, bool]]:
+        """Tensors that change between float and integers, and whether to float."""
+        held: dict[fx.Node, bool] = {}  # whether a value is integers
+        wires = {n for n in self.graph.nodes if self.kernels.passes(n) or self.kernels.fuses(n)}
+        for node in self.graph.nodes:
+            if node.name in integer:
+                held[node] = self.kernels.gives_integers(node)
+            else:
+                held[node] = node in wires and held.get(node.all_input_nodes[0], False)
+        for node in self.graph.nodes:
+            if node not in self.conversions:
+                continue
+            as_integers = [user for user in node.users if user.name in integer]
+            as_float = [user for user in node.users if user.name not in integer and user not in wires]
+            if held[node] and as_float:
+                yield node, True
+            if not held[node] and as_integers:
+                yield node, False
+
+
+def one_row_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Sizes of a node's tensor, one row of the batch; None where it gives no tensor."""
+    return one_row(node) if hasattr(node.meta.get("val"), "shape") else None

@@ -1,0 +1,165 @@
+"""What each width of each axis loses: the shape from second-order elimination, its height from one measured run.
+
+The elimination says how an axis' error grows as positions go. What that means at the outputs is measured once an axis:
+the original runs with the layers that read the axis replaced by those that are left about halfway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.axes import Axis, Inference
+from lobo_fx.axes.members import members
+from lobo_fx.axes.removal import Removal
+from lobo_fx.axes.surgery import zero
+from lobo_fx.contracts.context import Context
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.layers import layer_of
+from lobo_fx.graph.operators import named_values
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.running import AS_IT_IS, Runner
+from lobo_fx.measures.fidelity import float_outputs
+from lobo_fx.passes.pruning.second_order import Elimination, eliminations, output_weights
+from lobo_fx.passes.pruning.widths import best_positions, parameters
+from lobo_fx.terminal.progress import track
+
+__all__ = ["LossModel", "Noise", "added"]
+
+_ROWS = 64
+_LEAST = 1e-12
+
+
+class Noise:
+    """Noise of a program's outputs as a share of the variance of the original's, on rows that no fit saw.
+
+    Args:
+        original: what is compared with.
+        batches: what both run on.
+    """
+
+    def __init__(self, original: Program, batches: Sequence[Inputs]) -> None:
+        self.original, self.batches = original, batches
+        self.reference = self._outputs(Runner(original.module))
+        self.signal = sum(float((y - y.mean(0)).square().sum()) for y in self.reference) or 1.0
+
+    def of(self, runner: Runner) -> float:
+        """Of what runs in the original's place."""
+        found = self._outputs(runner)
+        noise = sum(float((y - r).square().sum()) for y, r in zip(found, self.reference, strict=True))
+        return math.inf if math.isnan(noise) else noise / self.signal
+
+    def _outputs(self, runner: Runner) -> list[torch.Tensor]:
+        """Each output over all batches, (rows, …); of batches whose sizes differ, all elements as rows."""
+        batches = [float_outputs(runner(inputs)) for inputs in self.batches]
+        found = []
+        for parts in zip(*batches, strict=True):
+            same = parts[0].dim() > 0 and len({part.shape[1:] for part in parts}) == 1
+            found.append(torch.cat([part if same else part.flatten() for part in parts]).double())
+        return found
+
+    def __call__(self, program: Program) -> float:
+        return self.of(Runner(program.module))
+
+
+@dataclasses.dataclass(frozen=True)
+class LossModel:
+    """What widths lose, each axis alone, and which positions stay.
+
+    Attributes:
+        leaves: the free axes.
+        scores: by leaf, importance of each position.
+        losses: by leaf, (positions + 1,) noise with so many positions left.
+    """
+
+    leaves: tuple[Axis, ...]
+    scores: Mapping[Axis, torch.Tensor]
+    losses: Mapping[Axis, torch.Tensor]
+
+    @classmethod
+    def measure(cls, inference: Inference, context: Context, noise: Noise) -> LossModel:
+        """Eliminates along every axis, and runs the original once for each."""
+        program = inference.program
+        found = eliminations(inference, context, output_weights(program, context))
+        free = members(inference)
+        means = _means(program, noise.batches, {node for entry in found.values() for node in entry.weights})
+        scores: dict[Axis, torch.Tensor] = {}
+        losses: dict[Axis, torch.Tensor] = {}
+        for leaf in track(list(free), "loss of widths", context.show_progress):
+            entry = found.get(leaf)
+            if entry is not None:
+                scores[leaf] = entry.scores
+                shape = entry.errors.flip(0)  # by how many are left
+                measured = noise.of(_replaced(program, entry, means))
+                halfway = entry.halfway
+            else:
+                parts = [member.along(leaf, member.weight.square()) for member in parameters(free[leaf])]
+                scores[leaf] = sum(parts, start=torch.zeros(leaf.size, dtype=torch.double))
+                ranked = scores[leaf].sort(descending=True).values
+                shape = ranked.sum() - torch.cat([torch.zeros(1, dtype=torch.double), ranked.cumsum(0)])
+                halfway = max(1, leaf.size // 2)
+                measured = noise(_zeroed(program, list(free).index(leaf), scores[leaf], halfway))
+            height = added(measured) / max(float(shape[halfway]), _LEAST)
+            losses[leaf] = (shape * height).flip(0).cummax(0).values.flip(0)
+        return cls(tuple(free), scores, losses)
+
+
+def added(noise: float) -> float:
+    """Noise in what adds up: refitted layers damp what is noise, so its share of the whole never passes one."""
+    return noise / max(1 - noise, 0.05)
+
+
+def _means(program: Program, batches: Sequence[Inputs], nodes: set[fx.Node]) -> dict[fx.Node, torch.Tensor]:
+    """By layer, the mean of each output."""
+    sums: dict[fx.Node, tuple[torch.Tensor, int]] = {}
+
+    def see(node: fx.Node, value: Any) -> None:
+        if node in nodes:
+            total, count = sums.get(node, (torch.zeros(()), 0))
+            mean = _channel_mean(node, value)
+            sums[node] = total + mean, count + 1
+
+    runner = Runner(program.module, see)
+    for inputs in batches:
+        runner(inputs)
+    return {node: total / count for node, (total, count) in sums.items()}
+
+
+def _channel_mean(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
+    """Over all places, shaped to be added to the value."""
+    layer = layer_of(node)
+    assert layer is not None
+    channel = layer.kind.channel_dim % value.dim()
+    kept = {channel, 0} if layer.kind.group_dim is not None else {channel}
+    return value.mean([dim for dim in range(value.dim()) if dim not in kept], keepdim=True)
+
+
+def _replaced(program: Program, entry: Elimination, means: Mapping[fx.Node, torch.Tensor]) -> Runner:
+    """Runs a program with other weights in some layers, and biases that keep the means of their outputs."""
+
+    def instead(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node not in entry.weights:
+            return AS_IT_IS
+        layer = layer_of(node)
+        assert layer is not None
+        given = named_values(node, args, kwargs)
+        weight = entry.weights[node].to(given[layer.kind.weight].dtype)
+        value = node.target(**{**given, layer.kind.weight: weight})  # type: ignore[operator]
+        return value + (means[node] - _channel_mean(node, value))
+
+    return Runner(program.module, instead=instead)
+
+
+def _zeroed(program: Program, at: int, scores: torch.Tensor, stay: int) -> Program:
+    """A copy with the least important positions of one axis zeroed."""
+    copy = program.clone()
+    inference = Inference(copy).run()
+    leaf = list(members(inference))[at]
+    removal: Removal = best_positions({leaf: scores}, {leaf: stay})
+    zero(inference, removal)
+    return copy

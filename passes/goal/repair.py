@@ -1,0 +1,146 @@
+"""Widths put right by what they really lose: candidates of one cost, each pruned, refitted and compared.
+
+Losses of single axes mislead where much is removed, since refitted layers make up for others. Every candidate measured
+teaches the model by what each axis' loss is to be multiplied; the next one is what the model then thinks best: the
+solution of the whole problem where that is new, else the most promising move around the best so far.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+
+from lobo_fx.axes import Axis, kind
+from lobo_fx.passes.goal.solver import Losses, Options, fill, solve
+from lobo_fx.passes.goal.terms import Sum
+from lobo_fx.passes.pruning.widths import Widths
+
+__all__ = ["Repair"]
+
+_STIFF = 0.3
+"""How much a multiplier is drawn to that of its kind, against a candidate's relative error."""
+_STEPS = (1, 2, 4)
+_CURIOUS = 0.1
+"""By what predictions are blurred, so that not always the same axes move."""
+
+
+@dataclasses.dataclass
+class Repair:
+    """A search among widths of one budget.
+
+    Attributes:
+        cost: of widths.
+        losses: what each axis loses alone.
+        options: the widths that axes may have.
+        budget: the most that they may cost.
+        measure: the noise of a candidate, in what adds up.
+        seed: for what is drawn.
+        tried: noise by candidate.
+    """
+
+    cost: Sum
+    losses: Losses
+    options: Options
+    budget: float
+    measure: Callable[[Widths], float]
+    seed: int = 0
+    tried: dict[tuple[int, ...], float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.leaves = list(self.options)
+
+    def run(self, starts: Iterable[Widths], moves: int, until: float = math.inf) -> Widths:
+        """The best of the starts and of so many candidates beside them.
+
+        Args:
+            starts: widths within the budget.
+            moves: how many more.
+            until: on the monotonic clock, after which no candidate is begun but the first.
+        """
+        for widths in starts:
+            if not self.tried or time.monotonic() < until:
+                self._try(widths)
+        for _ in range(moves):
+            candidate = next(self._proposals(), None) if time.monotonic() < until else None
+            if candidate is None:
+                break
+            self._try(candidate)
+        return self.best
+
+    @property
+    def best(self) -> Widths:
+        """The least noisy of all that were tried."""
+        return dict(zip(self.leaves, min(self.tried, key=lambda key: self.tried[key]), strict=True))
+
+    def _try(self, widths: Widths) -> None:
+        key = tuple(widths[leaf] for leaf in self.leaves)
+        if key not in self.tried:
+            self.tried[key] = self.measure(widths)
+
+    def _is_new(self, widths: Widths) -> bool:
+        return tuple(widths[leaf] for leaf in self.leaves) not in self.tried
+
+    def _proposals(self) -> Iterator[Widths]:
+        learned = self.learned()
+        solution = solve(self.cost, learned, self.options, self.budget)
+        if self._is_new(solution):
+            yield solution
+        found = [
+            (self._loss(learned, moved) * self.random.lognormvariate(0, _CURIOUS), at, moved)
+            for at, moved in enumerate(self._moves(learned))
+            if self._is_new(moved)
+        ]
+        yield from (moved for _, _, moved in sorted(found, key=lambda entry: entry[:2]))
+
+    def _moves(self, learned: Losses) -> Iterator[Widths]:
+        """Around the best: an axis some steps wider and another as much narrower as the budget asks."""
+        best = self.best
+        pairs = list(itertools.permutations(self.leaves, 2))
+        for wider, narrower in self.random.sample(pairs, min(len(pairs), 400)):
+            at = self.options[wider].index(best[wider]) + self.random.choice(_STEPS)
+            if at >= len(self.options[wider]):
+                continue
+            moved = best | {wider: self.options[wider][at]}
+            for width in reversed(self.options[narrower]):
+                if width < best[narrower] and self.cost(moved) > self.budget:
+                    moved[narrower] = width
+            if self.cost(moved) <= self.budget:
+                yield fill(self.cost, learned, self.options, self.budget, moved)
+
+    def _loss(self, losses: Losses, widths: Widths) -> float:
+        return sum(losses[leaf][width] for leaf, width in widths.items())
+
+    def learned(self) -> Losses:
+        """The losses, each axis' multiplied by what the candidates so far say.
+
+        Least squares of the relative errors; multipliers are drawn to those of their kind, these to one for all.
+        """
+        factors = self._factors()
+        return {
+            leaf: {width: factors[leaf] * loss for width, loss in self.losses[leaf].items()} for leaf in self.leaves
+        }
+
+    def _factors(self) -> Mapping[Axis, float]:
+        rows = [[self.losses[leaf][width] for leaf, width in zip(self.leaves, key, strict=True)] for key in self.tried]
+        parts = torch.tensor(rows, dtype=torch.double) / torch.tensor(list(self.tried.values())).double().unsqueeze(1)
+        common = 1 / max(float(parts.sum(1).log().mean().exp()), 1e-12)
+        kinds = sorted({kind(leaf) for leaf in self.leaves})
+        member = torch.tensor([[float(kind(leaf) == name) for name in kinds] for leaf in self.leaves]).double()
+        factors = torch.full((len(kinds),), common, dtype=torch.double)
+        factors = member @ _ridge(parts @ member, factors)
+        return dict(zip(self.leaves, _ridge(parts, factors).tolist(), strict=True))
+
+
+def _ridge(parts: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+    """Multipliers m near a prior with parts·m near one; none falls under a tenth of its prior."""
+    scaled = parts * prior
+    gram = scaled.mT @ scaled + _STIFF * torch.eye(len(prior), dtype=torch.double)
+    moved = torch.linalg.solve(gram, scaled.mT @ (1 - scaled.sum(1)))
+    return prior * (1 + moved).clamp(0.1, 10.0)

@@ -1,0 +1,606 @@
+"""The search behind `FitGoal`: models of cost and loss, a solver, a repair, and whole files measured in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lobo_fx.axes import Axis, Inference, kind
+from lobo_fx.axes.cost import macs_after
+from lobo_fx.axes.members import Member, members
+from lobo_fx.axes.surgery import remove
+from lobo_fx.capture.reexport import named_arrays, with_rows
+from lobo_fx.contracts.candidates import Candidate
+from lobo_fx.contracts.context import Context
+from lobo_fx.errors import InvalidInput
+from lobo_fx.files import temporary_folder
+from lobo_fx.graph.notes import Note
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.shapes import propagate
+from lobo_fx.measures.latency import benchmark
+from lobo_fx.measures.memory import peak_memory
+from lobo_fx.passes.fitting.side_by_side import Pairs
+from lobo_fx.passes.goal.latency_model import LatencyModel
+from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
+from lobo_fx.passes.goal.plan import GoalPlan
+from lobo_fx.passes.goal.repair import Repair
+from lobo_fx.passes.goal.solver import Losses, Options, solve
+from lobo_fx.passes.goal.terms import Sum, stored_bytes
+from lobo_fx.passes.pruning.layer_fitting import Fit
+from lobo_fx.passes.pruning.plan import PruningPlan
+from lobo_fx.passes.pruning.search import SCOPES, Candidates, Search
+from lobo_fx.passes.pruning.widths import Widths, best_positions, modules_above
+from lobo_fx.passes.quantization.integers.kernels import kernel_table
+from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
+from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded
+from lobo_fx.plugins.kernels import ProfilesNodes
+from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
+from lobo_fx.report.records import Sheet
+from lobo_fx.terminal.progress import spinner, track
+
+if TYPE_CHECKING:
+    from lobo_fx.passes.goal.fit_goal import FitGoal
+
+__all__ = ["GoalSearch"]
+
+_LEVELS = 24
+"""Most widths of an axis that are options."""
+_NARROWEST = 16
+"""No axis gets narrower than one of so many positions."""
+_NEAR = 0.03
+"""By what a measured quantity may miss its limit."""
+_WORK = 2e12
+"""Multiply-accumulates that the runs of the loss model may take: they compare on more rows where these cost less."""
+_FIT_ROWS = 512
+"""Rows that candidates are refitted to while they are compared."""
+_ROUNDS = 25
+_CORRECTIONS = 3
+_SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
+"""Of the original's latency: where the front is looked at beside the goal."""
+_LOSS_STEPS = 5
+"""Bisections of the latency, where the loss is what is limited."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Precision:
+    """The program with some operators as integers.
+
+    Attributes:
+        name: `int8` or `float`.
+        integers: names of the operators; None for none.
+        costs: as shares of the original's, by name of the quantity.
+        options: widths that axes may have.
+    """
+
+    name: str
+    integers: tuple[str, ...] | None
+    costs: Mapping[str, Sum]
+    options: Options
+
+
+@dataclasses.dataclass(frozen=True)
+class _Built:
+    """A whole program of some widths, and what was measured of its file."""
+
+    precision: _Precision
+    widths: Widths
+    plan: GoalPlan
+    program: Program
+    measured: Mapping[str, float]
+    noise: float
+    score: float | None
+    notes: Sequence[Note]
+
+
+class GoalSearch:
+    """Searches once.
+
+    Args:
+        start: what is compressed; changed.
+        context: data, score, seed and notes.
+        settings: the goal and how to look for it.
+    """
+
+    def __init__(self, start: Program, context: Context, settings: FitGoal) -> None:
+        self.context, self.settings, self.goal = context, settings, settings.goal
+        self.quiet = dataclasses.replace(context, show_progress=False, notes=[], sheets=[])
+        self.start = start.clone()
+        self.program = folded(start, context)
+        propagate(self.program.module)
+        self.inference = Inference(self.program).run()
+        self.free = {leaf: found for leaf, found in members(self.inference).items() if self._may_go(leaf, found)}
+        self.leaves = tuple(self.free)
+        self.whole: Widths = {leaf: leaf.size for leaf in self.leaves}
+        self.tried: list[tuple[_Precision, Widths, float]] = []
+        self.built: list[_Built] = []
+        self.corrections: dict[tuple[str, str], float] = {}
+        self.exporter = EXPORTERS.get(EXPORTERS.default)()
+        self.runtime = RUNTIMES.get(RUNTIMES.default)()
+
+    def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
+        kinds, exclude = self.settings.kinds, self.settings.exclude
+        names = {name for member in found for name in (member.name, *modules_above(member.name))}
+        return (kinds is None or kind(leaf) in kinds) and not any(fnmatch.filter(names, p) for p in exclude)
+
+    def run(self) -> Program:
+        """The best program within the goal.
+
+        Raises:
+            InvalidInput: the goal can't be met; says how near one can get and what is in the way.
+        """
+        with ExitStack() as stack:
+            self.folder = stack.enter_context(temporary_folder())
+            with spinner("goal: profile of the original", self.context.show_progress):
+                self._measure_original()
+            self.precisions = self._precisions()
+            self._learn_losses()
+            self.until = time.monotonic() + self.settings.seconds
+            limits = {
+                name: limit.of(self.original[name]) / self.original[name] for name, limit in self.goal.limits.items()
+            }
+            best = self._within(limits) if limits else self._fastest()
+            self._check_loss(best)
+            self._look_around()
+        self._report(best, limits)
+        return best.program
+
+    # What the original costs, and what widths and integers do to it.
+
+    def _measure_original(self) -> None:
+        """Writes the original's file: its times, size and memory are what shares are of."""
+        self.arrays = named_arrays(self.program, with_rows(self.program, 1))
+        self.file = self.exporter.export(self.start, self.folder / "original.onnx", {}).path
+        folded_file = self.exporter.export(self.program, self.folder / "folded.onnx", {}).path
+        names = {node.name for node in self.program.graph.nodes}
+        profiles = isinstance(self.runtime, ProfilesNodes)
+        self.times = self.runtime.node_times(folded_file, self.arrays, names) if profiles else {}
+        measured = benchmark(
+            {"original": self.file}, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False
+        )
+        self.original = {
+            "latency": measured.latencies["original"].cpu,
+            "size": float(sum(path.stat().st_size for path in self.folder.glob("original*"))),
+        }
+        if "memory" in self.goal.limits:
+            self.original["memory"] = float(self._memory(self.file))
+
+    def _memory(self, file: Path) -> int:
+        kind = type(self.runtime)
+        base, peak = peak_memory(file, f"{kind.__module__}:{kind.__qualname__}", 1, self.arrays)
+        return peak - base
+
+    def _precisions(self) -> list[_Precision]:
+        """Float, and with what is faster as integers."""
+        quantizer, table = self.settings.quantizing, open_table(self.settings.costs)
+        model = LatencyModel(self.inference, kernel_table(RUNTIMES.default), self.times)
+        measure_missing(table, model.priced, self.context)
+        model.table = table
+        floating = model.sum(self.leaves)
+        found = []
+        if self.settings.precision != "float":
+            choices = quantizer.simplify(self.program.clone(), self.quiet)[1]
+            integers = tuple(choices.place().integer)
+            if integers or self.settings.precision == "int8":
+                found.append(self._precision("int8", integers, model.sum(self.leaves, integers), floating))
+        if self.settings.precision != "int8":
+            found.append(self._precision("float", None, floating, floating))
+        return found
+
+    def _precision(self, name: str, integers: tuple[str, ...] | None, latency: Sum, floating: Sum) -> _Precision:
+        size = stored_bytes(self.inference, self.leaves, as_codes=integers is not None)
+        costs = {
+            "latency": latency.scaled(1 / floating(self.whole)),
+            "size": size.scaled(1 / self.original["size"]),
+        }
+        if "memory" in self.original:  # activations stay about what they are, weights come and go with the file
+            rest = max(0.0, self.original["memory"] - self.original["size"]) / self.original["memory"]
+            costs["memory"] = size.scaled(1 / self.original["memory"]) + Sum(self.leaves, [_constant(rest)])
+        unit = self.settings.round_to or (16 if integers is not None else 8)
+        return _Precision(name, integers, costs, {leaf: _options(leaf.size, unit) for leaf in self.leaves})
+
+    def _learn_losses(self) -> None:
+        macs = macs_after(self.inference, {}) or 1
+        rows = int(min(64, max(8, _WORK / (macs * max(1, len(self.leaves))))))
+        held_out = self.quiet.held_out_batches(rows) or [self.program.example_inputs]
+        self.noise = Noise(self.program, held_out)
+        model = LossModel.measure(self.inference, self.context, self.noise)
+        self.scores = {leaf: model.scores[leaf] for leaf in self.leaves}
+        self.losses: Losses = {leaf: dict(enumerate(model.losses[leaf].tolist())) for leaf in self.leaves}
+
+    # Widths for a budget.
+
+    def _within(self, limits: Mapping[str, float]) -> _Built:
+        """The least loss within limits, each a share of the original's."""
+        nearest = [why for precision in self.precisions if (why := self._out_of_reach(precision, limits))]
+        able = [precision for precision in self.precisions if not self._out_of_reach(precision, limits)]
+        expected = {precision.name: self._set_right(precision, limits) for precision in able}
+        for precision in sorted(able, key=lambda precision: expected[precision.name]):
+            if self.built and not self._integers_hurt():
+                break
+            self._build_within(precision, limits)
+        if not self.built:
+            raise InvalidInput("the goal can't be met: " + "; ".join(nearest))
+        inside = [b for b in self.built if all(b.measured[name] <= (1 + _NEAR) * limits[name] for name in limits)]
+        if not inside:
+            near = min(self.built, key=lambda b: max(b.measured[name] / limits[name] for name in limits))
+            told = ", ".join(
+                f"{name} {near.measured[name]:.3f} of the original's, not {limits[name]:.3f}" for name in limits
+            )
+            raise InvalidInput(f"the goal was not met by measurement: the nearest file has {told}")
+        return max(inside, key=_quality)
+
+    def _out_of_reach(self, precision: _Precision, limits: Mapping[str, float]) -> str:
+        """How near the narrowest widths come where that is not near enough, and what is in the way."""
+        narrowest = {leaf: widths[0] for leaf, widths in precision.options.items()}
+        for name, limit in limits.items():
+            cost = precision.costs[name]
+            if (least := cost(narrowest)) > limit:
+                parts: dict[str, float] = {}
+                for term in cost.terms:
+                    parts[term.name] = parts.get(term.name, 0.0) + term(narrowest)
+                largest = sorted(parts, key=lambda part: -parts[part])[:3]
+                where = ", ".join(f"{part or 'stored tensors'} ({parts[part] / least:.0%})" for part in largest)
+                return (
+                    f"in {precision.name}, with every axis as narrow as it may get, the {name} is still {least:.3f} of "
+                    f"the original's, not {limit:.3f}; most of that is {where}"
+                )
+        return ""
+
+    def _integers_hurt(self) -> bool:
+        """Whether rounding is most of the noise of what was built last: then narrower floats may lose less."""
+        last = self.built[-1]
+        if last.precision.integers is None:
+            return False
+        pruned = min((noise for precision, widths, noise in self.tried if widths == last.widths), default=0.0)
+        return last.noise > 2 * pruned
+
+    def _set_right(self, precision: _Precision, limits: Mapping[str, float]) -> float:
+        """Solves and measures structures until they take what was expected; gives the loss expected then."""
+        for _ in range(_CORRECTIONS):
+            widths = solve(self._combined(precision, limits), self.losses, precision.options, 1.0)
+            measured = self._measure(self._structure(precision, widths), limits)
+            if not self._correct(precision, widths, measured, limits):
+                break
+        widths = solve(self._combined(precision, limits), self.losses, precision.options, 1.0)
+        return sum(self.losses[leaf][width] for leaf, width in widths.items())
+
+    def _build_within(self, precision: _Precision, limits: Mapping[str, float]) -> None:
+        """Repairs what the solver gives within a budget that was set right, and builds the best."""
+        cost = self._combined(precision, limits)
+        repair = Repair(cost, self.losses, precision.options, 1.0, lambda w: self._try(precision, w), self.context.seed)
+        starts = [solve(cost, self.losses, precision.options, 1.0), *self._scopes(precision, cost)]
+        widths = repair.run(starts, self.settings.moves, self.until)
+        for _ in range(_CORRECTIONS):
+            built = self._build(precision, widths, limits)
+            self.built.append(built)
+            if not self._correct(precision, widths, built.measured, limits):
+                break
+            cost = self._combined(precision, limits)
+            widths = solve(cost, repair.learned(), precision.options, 1.0)
+
+    def _combined(self, precision: _Precision, limits: Mapping[str, float]) -> Sum:
+        """A cost of at most one where every limit holds, as far as weights of single limits can say that."""
+        parts = {
+            name: precision.costs[name].scaled(self.corrections.get((precision.name, name), 1.0) / limit)
+            for name, limit in limits.items()
+        }
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        weights = dict.fromkeys(parts, 1.0 / len(parts))
+        for _ in range(12):
+            total = _sum(parts[name].scaled(weight) for name, weight in weights.items())
+            widths = solve(total, self.losses, precision.options, 1.0)
+            over = {name: part(widths) for name, part in parts.items()}
+            if all(value <= 1.0 for value in over.values()):
+                break
+            raised = {name: weights[name] * max(over[name], 1e-3) ** 2 for name in parts}
+            weights = {name: weight / sum(raised.values()) for name, weight in raised.items()}
+        worst = max(over.values())
+        return total.scaled(max(1.0, worst))
+
+    def _correct(
+        self, precision: _Precision, widths: Widths, measured: Mapping[str, float], limits: Mapping[str, float]
+    ) -> bool:
+        """Takes what was measured over what was expected into the models; whether a limit was missed."""
+        missed = False
+        for name, limit in limits.items():
+            key = precision.name, name
+            expected = precision.costs[name](widths)
+            self.corrections[key] = measured[name] / max(expected, 1e-9)
+            over = measured[name] > (1 + _NEAR) * limit
+            under = widths != self.whole and measured[name] < (1 - _NEAR) * limit and len(limits) == 1
+            missed |= over or under
+        return missed
+
+    def _scopes(self, precision: _Precision, cost: Sum) -> Iterator[Widths]:
+        """Equal shares, and what ranks axes together: as `PruneChannels` would cut."""
+        candidates = Candidates(self.free, self.scores)
+        for scope in SCOPES:
+            search, low, high = Search(scope, 1, 1), 0.0, 1.0
+            found: Widths | None = None
+            for _ in range(16):
+                middle = (low + high) / 2
+                shares = search.shares(candidates, middle)
+                widths = {
+                    leaf: _nearest(precision.options[leaf], leaf.size * (1 - share)) for leaf, share in shares.items()
+                }
+                if cost(widths) <= 1.0:
+                    found, high = widths, middle
+                else:
+                    low = middle
+            if found is not None:
+                yield found
+
+    # Programs of widths.
+
+    def _cut(self, widths: Widths) -> tuple[Program, PruningPlan]:
+        """A pruned copy, not refitted, and its plan."""
+        copy = self.program.clone()
+        inference = Inference(copy).run()
+        twins = dict(zip(members(self.inference), members(inference), strict=True))
+        removal = best_positions(
+            {twins[leaf]: self.scores[leaf] for leaf in self.leaves},
+            {twins[leaf]: width for leaf, width in widths.items()},
+        )
+        plan = PruningPlan.of(inference, removal, {})
+        if removal:
+            remove(inference, removal)
+            propagate(copy.module)
+        return copy, plan
+
+    def _try(self, precision: _Precision, widths: Widths) -> float:
+        """Noise of a pruned and refitted copy, in what adds up."""
+        program, _ = self._cut(widths)
+        if widths != self.whole:
+            with torch.no_grad(), Pairs(self.program.graph, program.graph, self._fit_batches()) as pairs:
+                Fit(program, self.program, pairs, "reconstruct", self.quiet.note).run(False)
+        noise = self.noise(program)
+        self.tried.append((precision, widths, noise))
+        return added(noise)
+
+    def _fit_batches(self) -> Iterator[tuple[Sequence[Any], bool]]:
+        seen = 0
+        for inputs, held_out in self.quiet.split_batches():
+            yield inputs.leaves, held_out
+            seen += self.context.signature.count_rows(inputs)
+            if seen >= _FIT_ROWS:
+                return
+
+    def _structure(self, precision: _Precision, widths: Widths) -> Program:
+        """A program of these widths with integers where they are placed, its values of no use."""
+        program, _ = self._cut(widths)
+        if precision.integers is None:
+            return program
+        quick = QuantizeStatic("min_max", correct_bias=False, costs=self.settings.costs, target=self.settings.target)
+        few = self.context.signature.take_rows(next(self.quiet.fitting_batches()), [0])
+        rows = dataclasses.replace(self.quiet, calibration_data=[_as_batch(few)])
+        program, choices = quick.simplify(program, rows)
+        return quick.quantize(program, choices.exactly(precision.integers), rows)
+
+    def _measure(self, program: Program, limits: Mapping[str, float]) -> dict[str, float]:
+        """What a program's file takes, as shares of the original's."""
+        path = self.folder / "candidate.onnx"
+        artifact = self.exporter.export(program, path, {})
+        found = {"size": artifact.bytes / self.original["size"]}
+        if self.settings.costs is None:
+            files = {"original": self.file, "candidate": path}
+            measured = benchmark(files, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False)
+            found["latency"] = measured.ratio("candidate")
+        if "memory" in limits:
+            found["memory"] = self._memory(path) / self.original["memory"]
+        return found
+
+    def _build(self, precision: _Precision, widths: Widths, limits: Mapping[str, float]) -> _Built:
+        """The whole program of these widths: refitted to all data, quantized, written and measured."""
+        _, pruning = self._cut(widths)
+        plan = GoalPlan(pruning, precision.integers, self.runtime.version)
+        own = dataclasses.replace(self.quiet, notes=[], sheets=[])
+        with spinner("goal: build a candidate", self.context.show_progress):
+            program = plan.apply(self.start.clone(), own, self.settings.quantizing)
+            propagate(program.module)
+            measured = self._measure(program, limits)
+            measured.setdefault("latency", precision.costs["latency"](widths))
+            noise = self.noise(program)
+            score = self._score(program)
+        expected = {f"{name} of the original's": value for name, value in measured.items()}
+        expected["decibels"] = _decibels(noise)
+        return _Built(
+            precision, widths, dataclasses.replace(plan, expected=expected), program, measured, noise, score, own.notes
+        )
+
+    def _score(self, program: Program) -> float | None:
+        """`evaluate`'s score; the mean of three where it differs between calls."""
+        if self.context.evaluate is None:
+            return None
+        if not hasattr(self, "calls"):
+            first, second = (self.context.score(self.start) for _ in range(2))
+            assert first is not None
+            assert second is not None
+            self.calls, self.first_score = (1, first) if first == second else (3, (first + second) / 2)
+            if first != second:
+                self.context.note(
+                    f"evaluate is noisy: {first:.4g}, then {second:.4g} of the same model; means of three calls count"
+                )
+        found = [score for _ in range(self.calls) if (score := self.context.score(program)) is not None]
+        return sum(found) / len(found)
+
+    # The loss as the limit, the front, the report.
+
+    def _fastest(self) -> _Built:
+        """The fastest within the limit of loss: the latency is bisected, from what integers alone give."""
+        precision = self.precisions[0]
+        widest = precision.costs["latency"](self.whole)
+        narrowest = precision.costs["latency"]({leaf: widths[0] for leaf, widths in precision.options.items()})
+        best = self._build(precision, self.whole, {})
+        self.built.append(best)
+        if not self._keeps(best) and len(self.precisions) > 1:
+            precision = self.precisions[1]
+            widest, best = precision.costs["latency"](self.whole), self._build(precision, self.whole, {})
+            self.built.append(best)
+        low, high = math.log(narrowest), math.log(widest)
+        for _ in range(_LOSS_STEPS):
+            middle = (low + high) / 2
+            cost = precision.costs["latency"].scaled(1 / math.exp(middle))
+            repair = Repair(
+                cost, self.losses, precision.options, 1.0, lambda w: self._try(precision, w), self.context.seed
+            )
+            starts = [solve(cost, self.losses, precision.options, 1.0), *self._scopes(precision, cost)]
+            until = min(self.until, time.monotonic() + self.settings.seconds / _LOSS_STEPS)
+            found = self._build(precision, repair.run(starts, self.settings.moves, until), {})
+            self.built.append(found)
+            if self._keeps(found):
+                best, high = found, middle
+            else:
+                low = middle
+        return best
+
+    def _keeps(self, built: _Built) -> bool:
+        """Whether the limit of loss holds."""
+        if self.goal.drop is not None:
+            assert built.score is not None
+            return built.score >= self.first_score - self.goal.drop
+        return self.goal.decibels is None or _decibels(built.noise) >= self.goal.decibels
+
+    def _check_loss(self, best: _Built) -> None:
+        if not self._keeps(best):
+            got = (
+                f"loses {self.first_score - best.score:.4g} of the score"
+                if best.score is not None and self.goal.drop is not None
+                else f"has {_decibels(best.noise):.1f} dB"
+            )
+            asked = f"drop={self.goal.drop}" if self.goal.drop is not None else f"decibels={self.goal.decibels}"
+            raise InvalidInput(
+                f"the goal can't be met: the best within the other limits {got}, and {asked} was asked for. "
+                "Loosen one of them, or train after a looser goal (FineTune, Distill)"
+            )
+
+    def _look_around(self) -> None:
+        """Candidates at other latencies, for the front, as long as there is time."""
+        precision = self.built[-1].precision
+        for share in track(_SHARES, "front", self.context.show_progress):
+            if time.monotonic() > self.until:
+                return
+            cost = precision.costs["latency"].scaled(self.corrections.get((precision.name, "latency"), 1.0) / share)
+            widths = solve(cost, self.losses, precision.options, 1.0)
+            if cost(widths) <= 1.0 and all(widths != known for _, known, _ in self.tried):
+                self._try(precision, widths)
+
+    def _candidates(self, best: _Built) -> list[Candidate]:
+        from lobo_fx.passes.goal.fit_goal import FitGoal
+
+        def made(plan: GoalPlan) -> FitGoal:
+            return FitGoal(
+                plan=plan, quantizer=self.settings.quantizer, costs=self.settings.costs, target=self.settings.target
+            )
+
+        found = []
+        rounding: dict[str, float] = {}
+        for built in self.built:
+            size = round(built.measured["size"] * self.original["size"])
+            predicted = self._predicted(built.precision, "latency", built.widths)
+            measured = built.measured["latency"] if self.settings.costs is None else None
+            found.append(
+                Candidate(
+                    built.precision.name,
+                    made(built.plan),
+                    self.start,
+                    predicted,
+                    measured,
+                    size,
+                    _decibels(built.noise),
+                    built.score,
+                    built is best,
+                )
+            )
+            pruned = min((noise for _, widths, noise in self.tried if widths == built.widths), default=0.0)
+            rounding[built.precision.name] = max(0.0, built.noise - pruned)
+        whole = {(built.precision.name, tuple(built.widths.values())) for built in self.built}
+        for precision, widths, noise in self.tried:
+            if (precision.name, tuple(widths.values())) in whole:
+                continue
+            expected = noise + rounding.get(precision.name, 0.0)
+            predicted = self._predicted(precision, "latency", widths)
+            size = round(self._predicted(precision, "size", widths) * self.original["size"])
+            plan = GoalPlan(
+                self._cut(widths)[1], precision.integers, self.runtime.version, {"decibels": _decibels(expected)}
+            )
+            found.append(Candidate(precision.name, made(plan), self.start, predicted, None, size, _decibels(expected)))
+        return found
+
+    def _predicted(self, precision: _Precision, name: str, widths: Widths) -> float:
+        return precision.costs[name](widths) * self.corrections.get((precision.name, name), 1.0)
+
+    def _report(self, best: _Built, limits: Mapping[str, float]) -> None:
+        candidates = self._candidates(best)
+        self.context.candidates.extend(candidates)
+        self.context.notes.extend(note for note in best.notes if note not in self.context.notes)
+        rows = tuple(
+            (
+                round(candidate.latency, 4),
+                round(candidate.decibels, 2),
+                candidate.bytes,
+                "" if candidate.score is None else round(candidate.score, 4),
+                candidate.name,
+                "measured" if candidate.measured is not None else "predicted",
+                "taken" if candidate.chosen else "",
+            )
+            for candidate in sorted(candidates, key=lambda candidate: candidate.latency)
+        )
+        columns = ("latency, of the original's", "dB", "bytes", "score", "precision", "latency is", "")
+        self.context.sheets.append(Sheet("candidates", columns, rows))
+        measured = ", ".join(f"{name} {best.measured[name]:.3f} of the original's" for name in best.measured)
+        asked = ", ".join(f"{name} {limit:.3f}" for name, limit in limits.items()) or repr(self.goal)
+        self.context.note(
+            f"fit_goal took {best.precision.name}, of {len(self.tried)} candidates: {measured}; asked for: {asked}"
+        )
+        if self.settings.costs is not None:
+            self.context.note("latency is what the cost table says of another machine: nothing was measured there")
+
+
+def _quality(built: _Built) -> tuple[float, float]:
+    return (0.0 if built.score is None else built.score, -built.noise)
+
+
+def _options(size: int, unit: int) -> list[int]:
+    """Widths that an axis may have, the widest last."""
+    step = unit if size >= 2 * unit else 1
+    widths = list(range(step, size, step)) or [size]
+    least = max(1, size // _NARROWEST)
+    widths = [width for width in widths if width >= least]
+    every = max(1, math.ceil(len(widths) / _LEVELS))
+    return sorted({*widths[::-1][::every], size})
+
+
+def _nearest(options: Sequence[int], width: float) -> int:
+    return min(options, key=lambda option: abs(option - width))
+
+
+def _constant(value: float) -> Any:
+    from lobo_fx.passes.goal.terms import Term
+
+    return Term((), lambda widths: value)
+
+
+def _sum(parts: Iterator[Sum] | Any) -> Sum:
+    found = list(parts)
+    total = found[0]
+    for part in found[1:]:
+        total = total + part
+    return total
+
+
+def _decibels(noise: float) -> float:
+    return math.inf if noise == 0 else -10 * math.log10(noise)
+
+
+def _as_batch(inputs: Any) -> Any:
+    """Inputs as calibration data gives them."""
+    return inputs.args if not inputs.kwargs else dict(inputs.kwargs)

@@ -1,0 +1,253 @@
+"""Second-order selection: what can be left out of a layer's inputs at the least cost, the rest making up for it.
+
+Each position of an axis is a group of columns of the layers that read it. Of all that are left, those go whose columns
+the others replace best; the weights of the others and the inverse of their moments are brought up to date.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx
+
+from lobo_fx.axes import Axis, Inference
+from lobo_fx.axes.members import Member, members
+from lobo_fx.axes.removal import positions
+from lobo_fx.contracts.context import Context
+from lobo_fx.graph.layers import Layer, layers
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.randomness import seeded
+from lobo_fx.graph.running import Runner, kept_buffers
+from lobo_fx.measures.fidelity import tensor_leaves
+from lobo_fx.passes.fitting.gram import Gram
+from lobo_fx.passes.fitting.layer_grams import Role, collect_grams
+from lobo_fx.passes.fitting.linear_problem import matrix_of
+from lobo_fx.passes.pruning.criteria import Criterion, Scorer
+
+__all__ = ["Elimination", "SecondOrder", "eliminations", "output_weights"]
+
+_SHARE = 16
+"""One of so many positions that are left goes in a step."""
+_RIDGE = 1e-3
+"""Of the mean variance of the inputs: as least squares has it where rows are many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Elimination:
+    """In what order positions of an axis go, and what that costs.
+
+    Attributes:
+        order: positions, the first to go first.
+        errors: (positions + 1,) mean squared error of what reads the axis once so many are gone, the rest refitted.
+        halfway: with how many positions left `weights` were noted, about half of them.
+        weights: by layer's node, the weight that it has by then, as the call reads it, zero where positions are gone.
+    """
+
+    order: torch.Tensor
+    errors: torch.Tensor
+    halfway: int
+    weights: Mapping[fx.Node, torch.Tensor]
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """What each position cost when it went, never less than those before it."""
+        costs = self.errors.diff().cummax(0).values
+        ties = torch.arange(len(costs), dtype=costs.dtype) * torch.finfo(costs.dtype).eps * costs[-1].clamp_min(1e-300)
+        return torch.empty_like(costs).index_copy_(0, self.order, costs + ties)
+
+
+@dataclasses.dataclass
+class _Reader:
+    """A layer that reads an axis, as far as it was cut.
+
+    Attributes:
+        layer: the layer.
+        weight: (groups, outputs, columns), each output times the root of what its error counts.
+        inverse: (groups, columns, columns) of the moments of its inputs.
+        columns: (positions, columns of each) which columns are whose.
+        counts: what an error of each output counts, (groups, outputs, 1).
+    """
+
+    layer: Layer
+    weight: torch.Tensor
+    inverse: torch.Tensor
+    columns: torch.Tensor
+    counts: torch.Tensor
+
+    @property
+    def refitted(self) -> torch.Tensor:
+        """The weight as the call reads it."""
+        matrix = self.weight / self.counts.sqrt().clamp_min(1e-150)
+        return (matrix.mT if self.layer.kind.group_dim is not None else matrix).reshape(
+            self.layer.weight.meta["val"].shape
+        )
+
+    def costs(self, left: torch.Tensor) -> torch.Tensor:
+        """By position that is left, the error that leaving it out adds: Σ W_p·(H⁻¹_pp)⁻¹·W_pᵀ."""
+        chosen = self.columns[left]  # (left, columns of each)
+        blocks = self.inverse[:, chosen.unsqueeze(2), chosen.unsqueeze(1)]  # (groups, left, each, each)
+        weights = self.weight[:, :, chosen].movedim(2, 1)  # (groups, left, outputs, each)
+        if chosen.shape[1] == 1:
+            return (weights.square().sum((2, 3)) / blocks[..., 0, 0]).sum(0)
+        replaced = torch.linalg.solve(blocks, weights.mT)
+        return (weights.mT * replaced).sum((0, 2, 3))
+
+    def leave_out(self, gone: torch.Tensor) -> float:
+        """Takes positions out, the others making up for them; gives the error that this adds."""
+        chosen = self.columns[gone].flatten()
+        block = self.inverse[:, chosen[:, None], chosen]
+        replaced = torch.linalg.solve(block, self.inverse[:, chosen])  # (groups, gone, columns)
+        weight = self.weight[:, :, chosen]
+        error = float((weight * torch.linalg.solve(block, weight.mT).mT).sum())
+        self.weight = self.weight - weight @ replaced
+        self.inverse = self.inverse - self.inverse[:, :, chosen] @ replaced
+        return error
+
+
+def eliminations(
+    inference: Inference, context: Context, weights: Mapping[fx.Node, torch.Tensor] | None = None
+) -> dict[Axis, Elimination]:
+    """The order and the cost of leaving positions out, for every free axis that a layer reads.
+
+    Args:
+        inference: axes of the program.
+        context: its calibration data.
+        weights: by layer's node, what a squared error of each output counts, (outputs,); without them, errors count
+            as shares of what each layer gives.
+
+    Source: Hassibi and Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", 1992; the removal
+        of groups with downdates: Kurtić et al., "ZipLM", 2023, and Meng et al., "OSSCAR", 2024.
+    """
+    program = inference.program
+    roles = {
+        layer: Role(layer.node, layer.read)
+        for layer in layers(program.graph)
+        if layer.read is not None and (layer.groups == 1 or layer.kind.group_dim is not None)
+    }
+    grams = collect_grams(program, roles.values(), context, centred=True)
+    found: dict[Axis, Elimination] = {}
+    for leaf in members(inference):
+        readers = [
+            reader
+            for layer, role in roles.items()
+            if role in grams and (reader := _reader(layer, grams[role], leaf, inference, weights)) is not None
+        ]
+        if readers:
+            found[leaf] = _eliminate(readers, leaf.size)
+    return found
+
+
+def _reader(
+    layer: Layer, gram: Gram, leaf: Axis, inference: Inference, weights: Mapping[fx.Node, torch.Tensor] | None
+) -> _Reader | None:
+    """A layer as a reader of an axis; None where it does not read it."""
+    assert layer.read is not None
+    parameter = inference.program.parameter(layer.read)
+    axis = inference.stored[id(parameter)][layer.input_dim]
+    if not any(part is leaf for part in axis.leaves()):
+        return None
+    places, whose = positions(axis, leaf)
+    window = parameter.shape[2:].numel() if layer.kind.convolves else 1
+    order = sorted(range(len(places)), key=lambda at: (whose[at], places[at]))
+    each = torch.tensor([places[at] for at in order]).view(leaf.size, -1, 1) * window + torch.arange(window)
+    matrix = matrix_of(layer, parameter.detach()).double()
+    moments = gram.shrunk()
+    sums = (moments.sums + moments.ridge.view(-1, 1, 1) * torch.eye(matrix.shape[2]).double()) / moments.count
+    scale = sums.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+    damped = sums + _RIDGE * scale.view(-1, 1, 1) * torch.eye(matrix.shape[2], dtype=torch.double)
+    if weights is None:
+        counts = 1 / ((matrix @ sums) * matrix).sum((1, 2)).clamp_min(1e-300).view(-1, 1, 1)
+    else:
+        counts = weights[layer.node].double().view(len(matrix), -1, 1)
+    counts = counts.expand(len(matrix), matrix.shape[1], 1)
+    return _Reader(layer, matrix * counts.sqrt(), torch.linalg.inv(damped), each.flatten(1), counts)
+
+
+def _eliminate(readers: Sequence[_Reader], size: int) -> Elimination:
+    """Takes positions out until one is left."""
+    left, order, errors = torch.arange(size), list[int](), [0.0]
+    halfway, weights = size, dict[fx.Node, torch.Tensor]()
+    while len(left) > 1:
+        if 2 * len(left) <= size + 1 and not weights:
+            halfway, weights = len(left), {reader.layer.node: reader.refitted.float() for reader in readers}
+        costs = sum((reader.costs(left) for reader in readers), start=torch.zeros(len(left), dtype=torch.double))
+        count = max(1, min(len(left) - 1, len(left) // _SHARE))
+        ranked = costs.argsort(stable=True)
+        gone = left[ranked[:count]]
+        added = max(0.0, sum(reader.leave_out(gone) for reader in readers))
+        errors += [errors[-1] + added * (at + 1) / count for at in range(count)]
+        order += gone.tolist()
+        left = left[ranked[count:].sort().values]
+    costs = sum((reader.costs(left) for reader in readers), start=torch.zeros(1, dtype=torch.double))
+    if not weights:
+        halfway, weights = len(left), {reader.layer.node: reader.refitted.float() for reader in readers}
+    errors.append(errors[-1] + max(0.0, float(costs)))
+    return Elimination(torch.tensor([*order, *left.tolist()]), torch.tensor(errors).double(), halfway, weights)
+
+
+def output_weights(program: Program, context: Context, probes: int = 2) -> dict[fx.Node, torch.Tensor]:
+    """By layer's node, how much noise at the outputs a squared error of each of its own outputs is, to first order.
+
+    The squares of Jᵀv, summed over places, for random v: Hutchinson's estimate of the columns' energies of the
+    Jacobian J. Noise is a share of the variance of the outputs.
+
+    Args:
+        program: what runs.
+        context: its calibration data; the first rows that no fit sees are enough.
+        probes: random vectors for each batch.
+    """
+    chosen = {layer.node: layer for layer in layers(program.graph)}
+    sums: dict[fx.Node, torch.Tensor] = {}
+    found: dict[fx.Node, torch.Tensor] = {}
+
+    def see(node: fx.Node, value: torch.Tensor) -> None:
+        if node in chosen and value.requires_grad:
+            found[node] = value
+
+    generator = context.generator()
+    signal, rows = 0.0, 0
+    for inputs in context.held_out_batches():
+        found.clear()
+        with torch.enable_grad(), kept_buffers(program.module), seeded(program.module):
+            runner = Runner(program.module, see)
+            outputs = _differentiable(runner.run(*inputs.leaves, enable_io_processing=False))
+        signal += sum(float((y.detach().double() - y.detach().double().mean(0)).square().sum()) for y in outputs)
+        rows += context.signature.count_rows(inputs)
+        for _ in range(probes):
+            vectors = [torch.randn(y.shape, generator=generator) for y in outputs]
+            nodes = list(found)
+            gradients = torch.autograd.grad(
+                outputs, [found[node] for node in nodes], vectors, retain_graph=True, allow_unused=True
+            )
+            for node, gradient in zip(nodes, gradients, strict=True):
+                if gradient is not None:
+                    channel = chosen[node].kind.channel_dim % gradient.dim()
+                    energy = gradient.double().square().sum([d for d in range(gradient.dim()) if d != channel])
+                    sums[node] = sums.get(node, torch.zeros(())) + energy
+    return {node: total / (probes * max(signal, 1e-300)) for node, total in sums.items()}
+
+
+def _differentiable(outputs: object) -> list[torch.Tensor]:
+    return [y for y in tensor_leaves(outputs) if y.requires_grad]
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondOrder(Criterion):
+    """What the layers that read a position lose by it once their other inputs make up for it; L2 where none does."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it is computed from."""
+        return ("calibration_data",)
+
+    def scorer(self, inference: Inference, context: Context) -> Scorer:
+        found = eliminations(inference, context)
+
+        def score(leaf: Axis, members: Sequence[Member]) -> torch.Tensor:
+            if leaf in found:
+                return found[leaf].scores
+            return sum((m.along(leaf, m.weight.square()) for m in members), start=torch.zeros(leaf.size).double())
+
+        return score
