@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.passes.training.features import Seen, seeing
 from lobo_fx.passes.training.loop import train
@@ -26,7 +27,7 @@ __all__ = ["Distill"]
 _WHAT: tuple[Literal["features", "attention"], ...] = ("features", "attention")
 Names = Mapping[str, str] | Sequence[str]
 """Names of modules in the student, which the teacher has too, or by name of one in the student that of the teacher."""
-Match = Literal["logits", "probabilities", "values"]
+Match = Literal["auto", "logits", "probabilities", "binary_logits", "binary_probabilities", "values"]
 
 _LEAST = 1e-9
 """The logarithm of a probability of 0 is that of this one."""
@@ -41,8 +42,11 @@ class Distill(TrainingPass):
     Attributes:
         teacher: any module that takes the same inputs; None is the model before all passes.
         match: `logits` compares the distributions over the last dimension of each output, `probabilities` those that
-            the outputs are (after a softmax: classes, attention), `values` the outputs themselves (regression,
-            embeddings). One for all float outputs, or a list, one for each: `["values", "probabilities"]`.
+            the outputs are (after a softmax: classes, attention); `binary_logits` and `binary_probabilities` (after a
+            sigmoid) compare every number on its own, as bits and labels that don't exclude each other; `values` the
+            outputs themselves (regression, embeddings). `auto` takes probabilities for what they are, by their sum of 1
+            or the sigmoid that they come from, and all else for `logits`; the report says what it took and why. One
+            for all float outputs, or a list, one for each: `["values", "probabilities"]`.
         temperature: that logits are divided by, so that the teacher's second choices count.
         label_share: how much the loss against labels counts, where there are labels and a loss; the rest is the
             teacher's.
@@ -63,7 +67,7 @@ class Distill(TrainingPass):
     """
 
     teacher: nn.Module | None = None
-    match: Match | Sequence[Match] = "logits"
+    match: Match | Sequence[Match] = "auto"
     temperature: float = 2.0
     label_share: float = 0.3
     features: Names = ()
@@ -76,7 +80,7 @@ class Distill(TrainingPass):
         if self.teacher is not None and not isinstance(self.teacher, nn.Module):
             raise InvalidInput(f"teacher is a {type(self.teacher).__name__}; expected an nn.Module, or None")
         known = get_args(Match)
-        if not self._matches or any(match not in known for match in self._matches):
+        if not self._given or any(match not in known for match in self._given):
             raise InvalidInput(f"match is {self.match!r}; it must be one of {', '.join(known)}, or a list of them")
         if not is_number(self.temperature) or self.temperature <= 0:
             raise InvalidInput(f"temperature is {self.temperature!r}; it must be a positive number")
@@ -108,9 +112,8 @@ class Distill(TrainingPass):
                 raise InvalidInput(
                     f"the teacher can't be called as the model is: {type(error).__name__}: {error}"
                 ) from error
-        for (_, wanted), match in self._matched(outputs, said):
-            if match == "probabilities":
-                _distribution_dim(wanted)
+        for wanted, match, _ in self._matches(outputs, said, program.module.graph):
+            _check_match(wanted, match)
         for what in _WHAT:
             for name, other in self._paired(what):
                 _check_places(name, seen[what, name], known[what, other])
@@ -125,20 +128,25 @@ class Distill(TrainingPass):
         return program
 
     @property
-    def _matches(self) -> Sequence[Match]:
+    def _given(self) -> Sequence[Match]:
         return (self.match,) if isinstance(self.match, str) else self.match
 
-    def _matched(self, outputs: Any, said: Any) -> list[tuple[tuple[torch.Tensor, torch.Tensor], Match]]:
-        """The outputs of student and teacher, and how each pair is compared.
+    def _matches(self, outputs: Any, said: Any, graph: fx.Graph) -> list[tuple[torch.Tensor, Match, str]]:
+        """What the teacher says of each output, how the student is compared with it, and why where nobody said so.
 
         Raises:
             InvalidInput: `match` is a list, and not as long as there are outputs.
         """
-        found = pairs(outputs, said)
-        matches = [self.match] * len(found) if isinstance(self.match, str) else self.match
-        if len(matches) != len(found):
-            raise InvalidInput(f"match names {len(matches)} outputs; the model gives {len(found)} float outputs")
-        return list(zip(found, matches, strict=True))
+        wanted = [theirs for _, theirs in pairs(outputs, said)]
+        given = [self.match] * len(wanted) if isinstance(self.match, str) else self.match
+        if len(given) != len(wanted):
+            raise InvalidInput(f"match names {len(given)} outputs; the model gives {len(wanted)} float outputs")
+        leaves = pytree.tree_leaves(graph.output_node().args[0])
+        nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and _is_compared(leaf.meta.get("val"))]
+        return [
+            (theirs, *(_found(theirs, node) if match == "auto" else (match, "")))
+            for theirs, match, node in zip(wanted, given, nodes, strict=True)
+        ]
 
     def _paired(self, name: str) -> dict[tuple[str, str], None]:
         given = getattr(self, name)
@@ -210,6 +218,12 @@ class _Imitation(Objective):
             _called(self.others[0], inputs)
             said = _called(self.others[1], inputs)
         self.scales = [_mean_square(value) for value in _float_outputs(said) if value.dim()]
+        assert isinstance(self.module, fx.GraphModule)
+        matches = self.settings._matches(said, said, self.module.graph)
+        self.matches = [match for _, match, _ in matches]
+        for number, (_, match, why) in enumerate(matches):
+            if why:
+                self.context.note(f"{self.settings.name}: output {number} is compared as {match}, {why}")
         self.feature_scales = {
             theirs: _mean_square(self.known["features", theirs]) for _, theirs in self.settings._paired("features")
         }
@@ -228,7 +242,7 @@ class _Imitation(Objective):
         settings, context = self.settings, self.context
         compared = [
             _difference(mine, theirs, match, scale, settings.temperature)
-            for ((mine, theirs), match), scale in zip(settings._matched(outputs, said), self.scales, strict=True)
+            for (mine, theirs), match, scale in zip(pairs(outputs, said), self.matches, self.scales, strict=True)
         ]
         loss = torch.stack(compared).sum()
         if (labels is not None) if context.loss_fn is not None else context.signature.gives_loss:
@@ -269,7 +283,7 @@ def pairs(outputs: Any, said: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     shapes = [[tuple(value.shape) for value in found] for found in (mine, theirs)]
     if shapes[0] != shapes[1]:
         raise InvalidInput(f"the teacher's outputs don't fit: it gives {shapes[1]}, the model {shapes[0]}")
-    found = [pair for pair in zip(mine, theirs, strict=True) if pair[0].dim()]
+    found = [pair for pair in zip(mine, theirs, strict=True) if _is_compared(pair[0])]
     if not found:
         raise InvalidInput("the model gives no float output that could be compared with a teacher's")
     return found
@@ -278,6 +292,10 @@ def pairs(outputs: Any, said: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def _float_outputs(outputs: Any) -> list[torch.Tensor]:
     leaves = pytree.tree_leaves(outputs)
     return [value for value in leaves if isinstance(value, torch.Tensor) and value.is_floating_point()]
+
+
+def _is_compared(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0
 
 
 def _difference(
@@ -289,6 +307,10 @@ def _difference(
     if match == "probabilities":  # their logarithms are logits
         dim = _distribution_dim(theirs)
         mine, theirs = (value.movedim(dim, -1).clamp_min(_LEAST).log() for value in (mine, theirs))
+    elif match == "binary_probabilities":
+        mine, theirs = (torch.stack([value, 1 - value], -1).clamp_min(_LEAST).log() for value in (mine, theirs))
+    elif match == "binary_logits":  # a sigmoid is a softmax beside zero
+        mine, theirs = (torch.stack([value, torch.zeros_like(value)], -1) for value in (mine, theirs))
     given, wanted = ((value / temperature).log_softmax(-1).flatten(0, -2) for value in (mine, theirs))
     return functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
 
@@ -305,8 +327,38 @@ def _distribution_dim(value: torch.Tensor) -> int:
             return dim
     raise InvalidInput(
         f"match: the teacher's output of shape {list(value.shape)} holds no probabilities, which sum to 1 along "
-        "a dimension; it may be logits or values"
+        "a dimension; it may be logits, values, or probabilities of bits (binary_probabilities)"
     )
+
+
+def _found(wanted: torch.Tensor, node: fx.Node) -> tuple[Match, str]:
+    """How an output is compared where nobody says so, and why."""
+    if node.target is aten.sigmoid.default:
+        return "binary_probabilities", "since it comes from a sigmoid"
+    with contextlib.suppress(InvalidInput):
+        return "probabilities", f"since the teacher's sum to 1 along dimension {_distribution_dim(wanted)}"
+    return "logits", (
+        "one distribution over the last dimension, since nothing tells it from logits of classes; say "
+        "match='binary_logits' where its numbers are of bits or labels that don't exclude each other, 'values' where "
+        "they are a regression"
+    )
+
+
+def _check_match(wanted: torch.Tensor, match: Match) -> None:
+    """Refuses to compare as a distribution what is none."""
+    shape = list(wanted.shape)
+    if match == "logits" and shape[-1] == 1:
+        raise InvalidInput(
+            f"match: the teacher's output of shape {shape} holds one number in its last dimension, and a distribution "
+            "over one class says nothing: say match='binary_logits', 'binary_probabilities' or 'values'"
+        )
+    if match == "probabilities":
+        _distribution_dim(wanted)
+    if match == "binary_probabilities" and not ((wanted >= 0) & (wanted <= 1)).all():
+        raise InvalidInput(
+            f"match: the teacher's output of shape {shape} holds numbers outside of 0 to 1, which are no "
+            "probabilities; before a sigmoid they are binary_logits"
+        )
 
 
 def _mean_square(value: torch.Tensor) -> float:

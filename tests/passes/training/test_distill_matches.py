@@ -52,7 +52,8 @@ def test_probabilities_and_values_are_compared_by_their_own_formulas() -> None:
     [
         (["values"], "match names 1 outputs; the model gives 2"),
         (["probabilities", "values"], "holds no probabilities"),
-        (["values", "logit"], "it must be one of logits, probabilities, values"),
+        (["values", "logit"], "it must be one of auto, logits, probabilities, binary_logits, binary_probabilities"),
+        (["binary_probabilities", "probabilities"], "outside of 0 to 1, which are no probabilities"),
         ([], "it must be one of"),
     ],
 )
@@ -60,3 +61,74 @@ def test_a_match_that_does_not_fit_is_refused_before_any_work(match: list[Match]
     student, teacher, images = networks()
     with pytest.raises(lobo_fx.InvalidInput, match=words):
         loss_of(match, student, teacher, images)
+
+
+class Labels(nn.Module):
+    """What an image shows, of labels that don't exclude each other; `end` is what their logits go through."""
+
+    def __init__(self, end: nn.Module, labels: int = 5) -> None:
+        super().__init__()
+        self.head, self.end = nn.Linear(6, labels), end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(3 * self.head(x))  # type: ignore[no-any-return]
+
+
+def two(end: nn.Module, labels: int = 5) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    return Labels(end, labels).eval(), Labels(end, labels).eval(), torch.randn(4, 6)
+
+
+@pytest.mark.parametrize(("end", "match"), [(nn.Identity(), "logits"), (nn.Sigmoid(), "probabilities")])
+def test_bits_are_compared_one_by_one(end: nn.Module, match: str) -> None:
+    student, teacher, inputs = two(end)
+    with torch.no_grad():
+        mine, theirs = (
+            (found(inputs) if match == "probabilities" else found(inputs).sigmoid()) for found in (student, teacher)
+        )
+        entropy = nn.functional.binary_cross_entropy(theirs, theirs)  # of the teacher, which no student can undercut
+        expected = float(nn.functional.binary_cross_entropy(mine, theirs) - entropy)
+    assert loss_of(f"binary_{match}", student, teacher, inputs) == pytest.approx(expected, rel=1e-3)
+    assert loss_of("logits", student, teacher, inputs) != pytest.approx(expected, rel=0.05)
+
+
+def test_a_temperature_softens_bits() -> None:
+    student, teacher, inputs = two(nn.Identity())
+    distil = passes.Distill(teacher, "binary_logits", 4.0, epochs=2, learning_rate=1e-12, optimizer="sgd")
+    result = lobo_fx.compile(student, [distil], example_inputs=inputs, train_data=[inputs], progress=False)
+    with torch.no_grad():
+        mine, theirs = ((found(inputs) / 4).sigmoid() for found in (student, teacher))
+        apart = theirs * (theirs / mine).log() + (1 - theirs) * ((1 - theirs) / (1 - mine)).log()
+    (loss,) = {row[1] for sheet in result.report.sheets for row in sheet.rows[:1]}
+    assert loss == pytest.approx(16 * float(apart.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("end", "chosen", "why"),
+    [
+        (nn.Identity(), "logits", "one distribution over the last dimension, since nothing tells it from"),
+        (nn.Sigmoid(), "binary_probabilities", "since it comes from a sigmoid"),
+        (nn.Softmax(-1), "probabilities", "since the teacher's sum to 1 along dimension 1"),
+    ],
+)
+def test_the_report_says_how_outputs_were_compared_and_why(end: nn.Module, chosen: str, why: str) -> None:
+    student, teacher, inputs = two(end)
+
+    def said(match: object) -> list[str]:
+        distil = passes.Distill(teacher, match, steps=1, learning_rate=1e-3)  # type: ignore[arg-type]
+        result = lobo_fx.compile(student, [distil], example_inputs=inputs, train_data=[inputs], progress=False)
+        return [note.reason for note in result.report.notes if "is compared as" in note.reason]
+
+    (note,) = said("auto")
+    assert note.startswith(f"distill: output 0 is compared as {chosen}, {why}")
+    assert not said(chosen)
+    by_default, given, other = (loss_of(match, student, teacher, inputs) for match in ("auto", chosen, "values"))
+    assert by_default == given != other
+
+
+def test_a_distribution_over_one_class_is_refused() -> None:
+    student, teacher, inputs = two(nn.Identity(), labels=1)
+    for match in ("auto", "logits"):
+        with pytest.raises(lobo_fx.InvalidInput, match="over one class says nothing: say match='binary_logits'"):
+            loss_of(match, student, teacher, inputs)
+    assert loss_of("binary_logits", student, teacher, inputs) > 0.01
