@@ -99,6 +99,7 @@ class IterativePrune(TrainingPass):
         state: dict[str, Any] = {}
         shares = [_PATHS[self.path](cut / self.cuts) for cut in range(self.cuts + 1)]
         interrupted = False
+        rate: float | None = None
         for cut in range(self.cuts):
             part = cast("Gradual", self._pruning).portion(shares[cut], shares[cut + 1], start, program)
             before = kept_indices(program.module)
@@ -115,7 +116,9 @@ class IterativePrune(TrainingPass):
                 functools.partial(_copy_of, program),
                 {f"module.{name}": entry for name, entry in state.items()},
                 f"cut {cut + 1} of {self.cuts}",
+                rate,
             )
+            rate = loop.trained.rate
             if loop.trained.interrupted:
                 interrupted = True
                 if cut + 1 < self.cuts:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
 from lobo_fx.contracts.context import Context
@@ -24,7 +23,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.randomness import own_generators, own_generators_kept, random_state_kept
 from lobo_fx.passes.training.checkpoint import Checkpoint, Identity
-from lobo_fx.passes.training.learning_rate import find_learning_rate, length_of_trials
+from lobo_fx.passes.training.learning_rate import JUDGES, RATES, apart, best_rate, length_of_trials
 from lobo_fx.passes.training.objective import Objective, frozen_parts, trainable
 from lobo_fx.passes.training.optimizers import make_optimizer, make_schedule
 from lobo_fx.passes.training.training_pass import TrainingPass
@@ -84,6 +83,7 @@ def train(
     candidate: Callable[[], nn.Module],
     optimizer_state: Mapping[str, Any] | None = None,
     stage: str = "",
+    known_rate: float | None = None,
 ) -> Loop:
     """Runs the loop on an objective, and tells the report what came of it.
 
@@ -94,9 +94,10 @@ def train(
         candidate: gives a copy of the module to be scored.
         optimizer_state: by name of a parameter, what an earlier optimizer knew of it.
         stage: of a pass that trains more than once, which time it is.
+        known_rate: the learning rate that was found the first time.
     """
     folder = None if settings.checkpoint_dir is None else Path(settings.checkpoint_dir) / stage
-    loop = Loop(objective, settings, context, candidate, optimizer_state, folder)
+    loop = Loop(objective, settings, context, candidate, optimizer_state, folder, known_rate)
     trained = loop.run()
     context.note(_told(trained, settings, stage))
     context.sheets.append(_sheet(trained, f"{settings.name} {stage}".strip()))
@@ -147,6 +148,7 @@ class Loop:
         candidate: gives a copy of the module in training, as it would be shipped, to be scored.
         optimizer_state: of an earlier training of the same parameters, to go on from.
         folder: for checkpoints; None writes none.
+        known_rate: that the same pass found when it trained before; None looks for one where none is given.
     """
 
     def __init__(
@@ -157,11 +159,12 @@ class Loop:
         candidate: Callable[[], nn.Module],
         optimizer_state: Mapping[str, Any] | None = None,
         folder: Path | None = None,
+        known_rate: float | None = None,
     ) -> None:
         self.objective, self.settings, self.context, self.candidate = objective, settings, context, candidate
         self.data = dataclasses.replace(context, show_progress=False)  # there is one bar for all of it
         self.folder, self.trained = folder, Trained()
-        self.optimizer_state = optimizer_state
+        self.optimizer_state, self.known_rate = optimizer_state, known_rate
         self.best: dict[str, torch.Tensor] | None = None
         # a checkpoint may be moved
         self.identity = Identity.of(
@@ -219,21 +222,27 @@ class Loop:
     def _start(self, found: Checkpoint | None) -> None:
         """Rate, optimizer and schedule; where a checkpoint was found, as they were then."""
         parameters = trainable(self.objective)
+        self.model = self.accelerator.prepare(self.objective)
         if found is not None:
             self.trained.rate = float(found.progress.get("rate", 0.0))
-        elif self.settings.learning_rate == "auto":
-            self._find_rate()
-        else:
+        elif self.settings.learning_rate != "auto":
             self.trained.rate, self.trained.rate_from = float(self.settings.learning_rate), "given"
-        optimizer = self._optimizer(parameters.values(), self.trained.rate)
-        self.steps = max(1, math.ceil(self._batches() / self.settings.accumulate))
-        self.schedule = make_schedule(self.settings.schedule, optimizer, self.steps, self.settings.warmup)
-        self.plain_optimizer = optimizer
+        elif self.known_rate is not None:
+            self.trained.rate, self.trained.rate_from = self.known_rate, "as found at first"
+        else:
+            self._find_rate()
+        self._make_optimizer(self.trained.rate, max(1, math.ceil(self._batches() / self.settings.accumulate)))
         if self.optimizer_state is not None:
-            _load_moments(optimizer, parameters, self.optimizer_state)
+            _load_moments(self.plain_optimizer, parameters, self.optimizer_state)
         if found is not None:
             self._restore(found, parameters)
-        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+
+    def _make_optimizer(self, rate: float, steps: int) -> None:
+        """An optimizer that knows nothing yet, and its schedule."""
+        settings, parameters = self.settings, trainable(self.objective).values()
+        self.plain_optimizer = make_optimizer(settings.optimizer, parameters, rate, settings.weight_decay)
+        self.schedule = make_schedule(settings.schedule, self.plain_optimizer, steps, settings.warmup)
+        self.optimizer = self.accelerator.prepare(self.plain_optimizer)
 
     def _restore(self, found: Checkpoint, parameters: Mapping[str, nn.Parameter]) -> None:
         """Puts everything back to where it was when a checkpoint was written.
@@ -254,28 +263,35 @@ class Loop:
                 f"the checkpoint in {self.folder} is damaged ({type(error).__name__}: {error}); empty the folder"
             ) from error
 
-    def _optimizer(self, parameters: Any, rate: float) -> torch.optim.Optimizer:
-        return make_optimizer(self.settings.optimizer, parameters, rate, self.settings.weight_decay)
-
     def _find_rate(self) -> None:
         def endless() -> Iterator[tuple[Inputs, Any]]:
             for epoch in itertools.count():
                 _seed(self._draw(epoch))
                 _seed_loader(self.context.train_data, self._draw(epoch))
-                for inputs, labels in self.data.training_batches():
-                    yield self._on_device(inputs, labels)
+                yield from self.data.training_batches()
 
-        def make(rate: float) -> tuple[torch.optim.Optimizer, LRScheduler]:
-            optimizer = self._optimizer(trainable(self.objective).values(), rate)
-            return optimizer, make_schedule(self.settings.schedule, optimizer, steps, self.settings.warmup)
+        steps = length_of_trials(math.ceil(self._batches() / self.settings.accumulate))
+        total = steps * self.settings.accumulate
+        seen, judges = apart(itertools.islice(endless(), total + JUDGES))
+        before = copy.deepcopy(self.objective.state_dict())
 
-        from accelerate.utils import broadcast_object_list
+        def trial(rate: float) -> float:
+            self._make_optimizer(rate, steps)
+            try:
+                for number, batch in enumerate(itertools.islice(itertools.cycle(seen), total)):
+                    _seed(self._draw(number))
+                    self._step(number, total, *batch)
+                with torch.no_grad():  # in training mode, as the losses above: what is frozen stays so
+                    return sum(self._loss(*batch)[1] for batch in judges) / len(judges)
+            except _NotFinite:
+                return math.inf
+            finally:  # an interrupted trial is no training
+                self.objective.zero_grad()
+                self.objective.load_state_dict(before)
+                self.objective.begin_step(0.0)
 
-        steps = length_of_trials(self._batches())
-        rate, losses = find_learning_rate(self.objective, make, endless(), steps)
-        # all processes try the same, but sums that a device adds up in any order may choose differently
-        (self.trained.rate,) = broadcast_object_list([rate])
-        self.trained.rate_from = f"best of {len(losses)} trials of {steps} steps"
+        self.trained.rate = best_rate(trial)
+        self.trained.rate_from = f"best of {len(RATES)} trials of {steps} steps"
 
     def _batches(self) -> int:
         """How many batches training sees.
@@ -301,6 +317,10 @@ class Loop:
                 while self.trained.batches < total:
                     self._epoch(total, update, lambda: spent + time.perf_counter() - start)
             except _NotFinite as stop:  # the last checkpoint stands: data that is mended goes on from it
+                if not self.trained.batches:
+                    raise InvalidInput(
+                        f"{stop}: nothing was trained. Check the labels, loss_fn and the learning rate"
+                    ) from None
                 self.trained.stopped = str(stop)
                 return
             except _Stop as stop:
@@ -331,8 +351,11 @@ class Loop:
             number += 1
             if number <= trained.batches:
                 continue  # seen before the checkpoint was written
-            self.objective.begin_step((number - 1) / total)
-            loss = self._step(number, epoch, number - first, *self._share(inputs, labels), last=number == total)
+            try:
+                loss = self._step(number - 1, total, inputs, labels)
+            except _NotFinite as stop:
+                where = f"at step {number} (epoch {epoch + 1}, batch {number - first})"
+                raise _NotFinite(f"{stop} {where}") from None
             trained.partial += loss
             trained.batches = number
             update(number, loss, self._last_score())
@@ -356,42 +379,49 @@ class Loop:
         """What the generators start from in a step."""
         return (self.context.seed * 1_000_003 + number) % 2**32
 
-    def _step(self, number: int, epoch: int, at: int, inputs: Inputs, labels: Any, weight: float, last: bool) -> float:
-        """Lowers the loss of a batch; returns it.
+    def _step(self, number: int, total: int, inputs: Inputs, labels: Any) -> float:
+        """Lowers the loss of a batch, the first of `total` being number 0; returns it.
+
+        Gradients are averaged over as many batches as share a step: fewer than `accumulate` in the last one.
 
         Raises:
-            _Stop: the loss or its gradient is NaN or infinite; the weights are those before the step.
+            _NotFinite: the loss or its gradient is NaN or infinite; the weights are those before the step.
         """
         accelerator, settings = self.accelerator, self.settings
         before = [(buffer, buffer.clone()) for buffer in _statistics(self.objective)]
-        steps = last or number % settings.accumulate == 0
-        with contextlib.nullcontext() if steps else accelerator.no_sync(self.model):
-            loss = self.model(inputs, labels)
-            value = float(accelerator.reduce(loss.detach() * weight, "mean"))
-            if not math.isfinite(value):
-                self._refuse(number, epoch, at, f"the loss is {value}", before)
-            accelerator.backward(loss * (weight / settings.accumulate))
+        self.objective.begin_step(number / total)
+        first = number - number % settings.accumulate
+        count = min(settings.accumulate, total - first)
+        steps = number + 1 == first + count
+        try:
+            with contextlib.nullcontext() if steps else accelerator.no_sync(self.model):
+                loss, value = self._loss(inputs, labels)
+                if not math.isfinite(value):
+                    raise _NotFinite(f"the loss is {value}")
+                accelerator.backward(loss / count)
+            if steps:
+                accelerator.unscale_gradients(self.optimizer)  # of all that were made, trials' too, it would be twice
+                norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip_norm or math.inf)
+                # with half precision, the scaler skips such steps and lowers its scale
+                if settings.mixed_precision != "fp16" and not math.isfinite(float(norm)):
+                    raise _NotFinite("a gradient is NaN or infinite")
+        except _NotFinite:
+            self.optimizer.zero_grad()
+            for buffer, old in before:
+                buffer.copy_(old)
+            raise
         if steps:
-            norm = accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip_norm or math.inf)
-            # with half precision, the scaler skips such steps and lowers its scale
-            if settings.mixed_precision != "fp16" and not math.isfinite(float(norm)):
-                self._refuse(number, epoch, at, "a gradient is NaN or infinite", before)
             self.optimizer.step()
             if not self.optimizer.step_was_skipped:
                 self.schedule.step()
             self.optimizer.zero_grad()
         return value
 
-    def _refuse(
-        self, number: int, epoch: int, at: int, what: str, before: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> None:
-        self.optimizer.zero_grad()
-        for buffer, value in before:
-            buffer.copy_(value)
-        where = f"{what} at step {number} (epoch {epoch + 1}, batch {at})"
-        if number == 1:
-            raise InvalidInput(f"{where}: nothing was trained. Check the labels, loss_fn and the learning rate")
-        raise _NotFinite(where)
+    def _loss(self, inputs: Inputs, labels: Any) -> tuple[torch.Tensor, float]:
+        """What this process adds to the loss of a batch, and the loss itself."""
+        *mine, weight = self._share(inputs, labels)
+        loss = self.model(*mine) * weight
+        return loss, float(self.accelerator.reduce(loss.detach(), "mean"))
 
     def _share(self, inputs: Inputs, labels: Any) -> tuple[Inputs, Any, float]:
         """This process's rows of a batch, and how much they weigh: gradients are averaged over processes.
@@ -501,6 +531,7 @@ def _load_moments(
     for name, parameter in parameters.items():
         if name in known:
             optimizer.state[parameter] = copy.deepcopy(known[name])
+    optimizer.load_state_dict(optimizer.state_dict())  # moves it to where the parameters are
 
 
 def _seed(seed: int) -> None:

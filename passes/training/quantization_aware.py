@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from torch import nn
+from torch import fx, nn
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.operators import aten, set_argument, training_flag
+from lobo_fx.graph.operators import arguments, aten, set_argument
 from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.passes.quantization.integers.calibration import calibrate, convert, prepare
 from lobo_fx.passes.quantization.integers.storing import store_rest
@@ -122,12 +122,16 @@ class _Quantized(Objective):
 
         super().__init__(module, context)
         self.program_module, self.settings, self.settled = module, settings, False
+        self.stopped: list[fx.Node] = []
         self.learned = learn_ranges(module) if settings.ranges == "learned" else {}
 
     def begin_step(self, share: float) -> None:
-        if share >= self.settings.settle_at and not self.settled:
-            self.settled = True
-            settle(self.program_module)
+        settled = share >= self.settings.settle_at
+        if settled and not self.settled:
+            self.stopped = settle(self.program_module)
+        elif self.settled and not settled:  # a trial has ended; that ranges are followed is part of the state put back
+            _set_following(self.program_module, self.stopped, True)
+        self.settled = settled
 
     def candidate(self) -> nn.Module:
         """A copy whose ranges don't move any more."""
@@ -143,13 +147,18 @@ class _Quantized(Objective):
         give_back_ranges(self.program_module, self.learned)
 
 
-def settle(module: ProgramModule) -> None:
-    """Ranges of activations, and statistics of batch norms, stay as they are from now on."""
+def settle(module: ProgramModule) -> list[fx.Node]:
+    """Ranges of activations, and statistics of batch norms, stay as they are from now on; the norms that followed."""
     from lobo_fx.passes.quantization.integers.training_ranges import stop_following
 
     stop_following(module)
-    for node in module.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
-        flag = training_flag(node)
-        assert flag is not None
-        set_argument(node, flag, False)
+    norms = module.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
+    following = [node for node in norms if arguments(node)["training"]]
+    _set_following(module, following, False)
+    return following
+
+
+def _set_following(module: ProgramModule, norms: Sequence[fx.Node], following: bool) -> None:
+    for node in norms:
+        set_argument(node, "training", following)
     module.recompile()

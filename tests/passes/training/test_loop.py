@@ -21,8 +21,9 @@ from lobo_fx.capture.tracing import trace
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.program import Program
 from lobo_fx.passes import FineTune, PruneWeights
-from lobo_fx.passes.training import loop
+from lobo_fx.passes.training import fine_tune, loop
 from lobo_fx.passes.training.learning_rate import RATES, length_of_trials
+from lobo_fx.passes.training.objective import Objective
 from lobo_fx.result import Result
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -114,8 +115,9 @@ def written_out(
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
         optimizer.zero_grad()
-        for inputs, labels in all_batches[step * accumulate : (step + 1) * accumulate]:
-            (cross_entropy(model(inputs), labels) / accumulate).backward()  # type: ignore[no-untyped-call]
+        shared = all_batches[step * accumulate : (step + 1) * accumulate]
+        for inputs, labels in shared:
+            (cross_entropy(model(inputs), labels) / len(shared)).backward()  # type: ignore[no-untyped-call]
         if clip is not None:
             norm = math.sqrt(
                 sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None)
@@ -142,8 +144,13 @@ def sgd(groups: Any, lr: float) -> torch.optim.Optimizer:
             {"make": sgd, "shape": "constant", "decay": 0.3},
         ),
         ({"optimizer": sgd, "accumulate": 3}, {"make": sgd, "accumulate": 3}),
+        # one batch is left for the last step, whose rate is not zero
+        (
+            {"optimizer": sgd, "accumulate": 7, "schedule": "constant"},
+            {"make": sgd, "accumulate": 7, "shape": "constant"},
+        ),
     ],
-    ids=["defaults", "clipped", "linear", "sgd", "accumulated"],
+    ids=["defaults", "clipped", "linear", "sgd", "accumulated", "incomplete"],
 )
 def test_the_loop_is_a_plain_loop(program: Program, settings: dict[str, Any], oracle: dict[str, Any]) -> None:
     found = weights(tuned(program, batches(), epochs=3, **settings))
@@ -206,6 +213,42 @@ def test_a_rate_is_found_and_the_model_is_as_before(program: Program) -> None:
     # the same training with that rate given; it is printed with two digits
     given = weights(tuned(program, batches(), learning_rate=rate))
     assert all((given[name] - value).abs().max() < 0.05 * rate * 20 for name, value in weights(found).items())
+
+
+def test_a_trial_is_a_short_training(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: dict[float, float] = {}
+
+    def best(trial: Callable[[float], float]) -> float:
+        losses.update({rate: trial(rate) for rate in (1e-3, 1e-2)})
+        return 1e-2
+
+    monkeypatch.setattr(loop, "best_rate", best)
+    tuned(program, batches(), learning_rate="auto", epochs=3, clip_norm=0.05, accumulate=3, optimizer=sgd)
+    read = (batches() * 6)[:30]  # eight steps of three batches, and six to judge by
+
+    def oracle(rate: float, clip: float = 0.05, accumulate: int = 3) -> float:
+        model = network()
+        length = 8 * accumulate
+        written_out(model, read[:length], epochs=1, rate=rate, clip=clip, accumulate=accumulate, make=sgd)
+        return sum(float(cross_entropy(model(x).detach(), y)) for x, y in read[24:]) / 6
+
+    for rate, found in losses.items():
+        assert found == pytest.approx(oracle(rate), rel=1e-5)
+    assert losses[1e-2] != pytest.approx(oracle(1e-2, clip=1.0), rel=1e-3)
+    assert losses[1e-2] != pytest.approx(oracle(1e-2, accumulate=1), rel=1e-4)
+
+
+def test_a_trial_tells_the_objective_how_far_it_is(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    class Noted(Objective):
+        def begin_step(self, share: float) -> None:
+            shares.append(share)
+
+    monkeypatch.setattr(fine_tune, "Objective", Noted)
+    tuned(program, batches(), learning_rate="auto")
+    trial = [step / 8 for step in range(8)] + [0.0]  # at last, all is as before
+    assert shares == trial * len(RATES) + [step / 10 for step in range(10)]
 
 
 # --- killed and gone on -----------------------------------------------------------------------------------

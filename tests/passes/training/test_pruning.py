@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,10 +211,10 @@ def test_moments_are_cut_as_their_parameters_are(
     loops: list[Any] = []
     trained = train
 
-    def noted(objective: Any, settings: Any, context: Any, candidate: Any, state: Any, stage: str) -> Any:
+    def noted(objective: Any, settings: Any, context: Any, candidate: Any, state: Any, *rest: Any) -> Any:
         given.append(copy.deepcopy(dict(state)))
         kept.append(kept_indices(objective.module))
-        loops.append(trained(objective, settings, context, candidate, state, stage))
+        loops.append(trained(objective, settings, context, candidate, state, *rest))
         loops[-1].left = copy.deepcopy(loops[-1].optimizer_moments())
         return loops[-1]
 
@@ -253,6 +254,15 @@ def test_cutting_a_state_leaves_numbers_and_whole_parameters_alone() -> None:
     assert found["a"]["step"] is state["a"]["step"]
     assert found["a"]["times"] == 2
     assert found["b"]["moment"] is state["b"]["moment"]
+
+
+def test_one_learning_rate_is_found_for_all_cuts(program: Program) -> None:
+    result = compiled(program, IterativePrune(PruneWeights(0.5), cuts=3))
+    said = [note.reason for note in result.report.notes if "batches in" in note.reason]
+    rates, reasons = zip(*(re.findall(r"learning rate (\S+), ([a-z ]+)", line)[0] for line in said), strict=True)
+    assert [reason.startswith("best of") for reason in reasons] == [True, False, False]
+    assert reasons[1:] == ("as found at first",) * 2
+    assert len(set(rates)) == 1
 
 
 def test_single_weights_go_in_steps_and_stay_zero(program: Program) -> None:

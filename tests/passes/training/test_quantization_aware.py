@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torchao.quantization.pt2e import FakeQuantize, MovingAverageMinMaxObserver
 import lobo_fx
 from lobo_fx.capture.tracing import trace
 from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.operators import arguments, aten
 from lobo_fx.graph.program import Program
 from lobo_fx.passes import QuantizationAwareTraining, QuantizeStatic
 from lobo_fx.passes.quantization.integers.training_ranges import LearnedRange
-from lobo_fx.passes.training import quantization_aware
+from lobo_fx.passes.training import loop, quantization_aware
 from lobo_fx.result import Result
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -127,6 +129,31 @@ def test_ranges_follow_weights_and_settle(program: Program, monkeypatch: pytest.
     assert len({tuple(entry) for entry in seen[4:]}) == 1
     result = trained(program, settle_at=1.0)
     assert result.report.rows[-1].snr is not None
+
+
+def test_what_a_trial_settles_follows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch norm before everything else can't be folded: it follows the data in the first half of each training."""
+    seen: list[tuple[bool, bool]] = []
+
+    class Noted(quantization_aware._Quantized):
+        def begin_step(self, share: float) -> None:
+            super().begin_step(share)
+            (norm,) = self.program_module.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
+            observers = [part for part in self.modules() if isinstance(part, FakeQuantize)]
+            following = [bool(part.observer_enabled[0]) for part in observers]  # those of weights always do
+            seen.append((bool(arguments(norm)["training"]), all(following)))
+
+    def one(trial: Callable[[float], float]) -> float:
+        assert trial(1e-3) < math.inf
+        return 1e-3
+
+    monkeypatch.setattr(quantization_aware, "_Quantized", Noted)
+    monkeypatch.setattr(loop, "best_rate", one)
+    torch.manual_seed(0)
+    first = trace(nn.Sequential(nn.BatchNorm2d(3), network()).eval(), IMAGES[:2])
+    trained(first, learning_rate="auto", settle_at=0.5)
+    following, settled = (True, True), (False, False)
+    assert seen == [following] * 4 + [settled] * 4 + [following] * 5 + [settled] * 4
 
 
 def test_learned_ranges_have_the_gradient_of_what_they_compute() -> None:
