@@ -68,6 +68,7 @@ class Variant:
         passes: what does it; none for the original.
         prepare: makes another module of the trained one before the passes run (a peer's pruning).
         make_file: makes a file of the exported original's instead of passes (a peer's quantization).
+        settings: of what no pass says: a peer's.
     """
 
     method: str
@@ -75,10 +76,16 @@ class Variant:
     passes: Sequence[Pass] = ()
     prepare: Callable[[nn.Module], nn.Module] | None = None
     make_file: MakeFile | None = None
+    settings: str = ""
 
     @property
     def key(self) -> str:
         return f"{self.method} {self.compression}".strip()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What a row is made with, which is kept in it: a row of other settings is not this one."""
+        return {"passes": [str(pass_) for pass_ in self.passes], "settings": self.settings}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +153,6 @@ class Trial:
             "ms": latency.p50,
             "ratio": measured.ratio("compiled", "p50"),
             "memory": (latency.memory or 0) - (latency.base_memory or 0),
-            "passes": [str(pass_) for pass_ in variant.passes],
             "scores": [row.score for row in result.report.rows],
             "notes": [str(note) for note in result.report.notes if "batches in" in note.reason],
             "seconds": seconds,
@@ -229,11 +235,14 @@ class Results:
         self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text())["networks"] if path.exists() else {}
 
     def measure(self, network: str, variants: Sequence[Variant], run: Callable[[Variant], dict[str, Any]]) -> None:
-        """Runs what is missing, and keeps every row as soon as it is there."""
+        """Runs what is missing or was made with other settings, and keeps every row as soon as it is there."""
         found = self.rows.setdefault(network, {})
         for variant in variants:
-            if variant.key not in found:
-                found[variant.key] = run(variant)
+            row = found.get(variant.key)
+            if row is None or variant.recipe != {
+                key: row.get(key, none) for key, none in Variant("", "").recipe.items()
+            }:
+                found[variant.key] = run(variant) | variant.recipe
                 print(f"{network}, {variant.key}: {found[variant.key]}", flush=True)
                 self.save()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from lobo_fx import passes
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = {"report_001": ("LeNet-5", 15), "report_003": ("Decoder", 5), "report_004": ("Demapper", 5)}
@@ -47,3 +51,37 @@ def test_a_report_runs_and_goes_on_where_it_stopped(name: str, tmp_path: Path) -
     said = run(name, output, tmp_path)
     assert sum(line.startswith(f"{network}, ") for line in said.splitlines()) == 1
     assert json.loads(output.read_text())["networks"][network].keys() == rows.keys()
+
+
+@pytest.fixture
+def report_004(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("report_004")
+
+
+def test_a_row_of_other_settings_is_measured_again(report_004: Any, tmp_path: Path) -> None:
+    variant, ran = report_004.Variant, []
+
+    def run(variant: Any) -> dict[str, float]:
+        ran.append(variant.key)
+        return {"seconds": 1.0}
+
+    def measured(epochs: int, settings: str = "") -> list[str]:
+        ran.clear()
+        rows = [
+            variant("original", ""),
+            variant("tuned", "50%", [passes.PruneChannels(0.5), passes.FineTune(epochs=epochs)]),
+            variant("peer", "50%", [], settings=settings),
+        ]
+        report_004.Results(tmp_path / "report.json").measure("net", rows, run)
+        return list(ran)
+
+    assert measured(2) == ["original", "tuned 50%", "peer 50%"]
+    assert measured(2) == []
+    assert measured(3) == ["tuned 50%"]
+    assert measured(3, "one epoch with a penalty") == ["peer 50%"]
+    record = json.loads((tmp_path / "report.json").read_text())
+    for row in record["networks"]["net"].values():  # as rows were kept before settings were
+        del row["settings"]
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    assert measured(3) == []
