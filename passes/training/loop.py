@@ -171,6 +171,7 @@ class Loop:
             f"{dataclasses.replace(settings, checkpoint_dir=None)}, seed {context.seed}", objective
         )
         self.wrote_last = 0.0
+        self.told: Exception | None = None  # an error that all processes know
 
     def run(self) -> Trained:
         """Trains, keeps the best weights, and puts modes back.
@@ -178,7 +179,6 @@ class Loop:
         Raises:
             InvalidInput: data, loss or score can't work, or the checkpoint belongs to something else.
         """
-        found = None if self.folder is None else Checkpoint.read(self.folder, self.identity)
         training = self.objective.module.training
         with (
             random_state_kept,
@@ -190,7 +190,7 @@ class Loop:
             try:
                 with frozen_parts(self.objective.running, self.settings.frozen):
                     try:
-                        self._start(found)
+                        self._start(self._read())
                     except KeyboardInterrupt:
                         self.trained.stopped, self.trained.rate_from = _INTERRUPTED, "not found yet"
                         return self.trained
@@ -218,6 +218,49 @@ class Loop:
         finally:
             # a process has one precision, unless told to forget it; processes and devices stay as they are
             AcceleratorState._reset_state()
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """What fails on one process alone fails on all, where they would wait for it for ever.
+
+        Raises:
+            InvalidInput: another process failed; the message tells what it said.
+        """
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        if self.accelerator.num_processes > 1 and (failed is None or failed is not self.told):
+            from accelerate.utils import gather_object
+
+            flag = torch.tensor(float(failed is not None), device=self.accelerator.device)
+            if float(self.accelerator.reduce(flag, "sum")):
+                reports = gather_object([None if failed is None else f"{type(failed).__name__}: {failed}"])
+                rank, report = next((rank, report) for rank, report in enumerate(reports) if report is not None)
+                self.told = failed = failed or InvalidInput(f"process {rank} failed with {report}")
+        if failed is not None:
+            raise failed
+
+    def _read(self) -> Checkpoint | None:
+        """The checkpoint to go on from, the same on every process.
+
+        Raises:
+            InvalidInput: it is damaged, belongs to something else, or processes find different ones.
+        """
+        with self._together():
+            found = None if self.folder is None else Checkpoint.read(self.folder, self.identity)
+        if self.accelerator.num_processes > 1 and self.folder is not None:
+            from accelerate.utils import gather_object
+
+            batches = gather_object([None if found is None else found.progress.get("batches")])
+            if len(set(batches)) > 1:
+                listed = ", ".join("none" if count is None else f"one of batch {count}" for count in batches)
+                raise InvalidInput(
+                    f"processes find different checkpoints in {self.folder} ({listed}): give a folder that all of them "
+                    "share, and start again once it is in step"
+                )
+        return found
 
     def _start(self, found: Checkpoint | None) -> None:
         """Rate, optimizer and schedule; where a checkpoint was found, as they were then."""
@@ -272,7 +315,8 @@ class Loop:
 
         steps = length_of_trials(math.ceil(self._batches() / self.settings.accumulate))
         total = steps * self.settings.accumulate
-        seen, judges = apart(itertools.islice(endless(), total + JUDGES))
+        with self._together():
+            seen, judges = apart(itertools.islice(endless(), total + JUDGES))
         before = copy.deepcopy(self.objective.state_dict())
 
         def trial(rate: float) -> float:
@@ -345,7 +389,8 @@ class Loop:
         number = first
         while number < total:
             _seed(self._draw(number))
-            inputs, labels = next(batches, (None, None))
+            with self._together():
+                inputs, labels = next(batches, (None, None))
             if inputs is None:
                 break
             number += 1
@@ -420,7 +465,8 @@ class Loop:
     def _loss(self, inputs: Inputs, labels: Any) -> tuple[torch.Tensor, float]:
         """What this process adds to the loss of a batch, and the loss itself."""
         *mine, weight = self._share(inputs, labels)
-        loss = self.model(*mine) * weight
+        with self._together():
+            loss = self.model(*mine) * weight
         return loss, float(self.accelerator.reduce(loss.detach(), "mean"))
 
     def _share(self, inputs: Inputs, labels: Any) -> tuple[Inputs, Any, float]:
@@ -468,9 +514,10 @@ class Loop:
         from accelerate.utils import broadcast_object_list
 
         scores: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            module = self.candidate().to(self.context.device)  # where `evaluate` finds every other module
-            scores = [self.context.score_of(module.eval())]
+        with self._together():
+            if self.accelerator.is_main_process:
+                module = self.candidate().to(self.context.device)  # where `evaluate` finds every other module
+                scores = [self.context.score_of(module.eval())]
         (score,) = broadcast_object_list(scores)
         trained = self.trained
         trained.scores.append(score)
