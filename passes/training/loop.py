@@ -171,7 +171,6 @@ class Loop:
             f"{dataclasses.replace(settings, checkpoint_dir=None)}, seed {context.seed}", objective
         )
         self.wrote_last = 0.0
-        self.told: Exception | None = None  # an error that all processes know
 
     def run(self) -> Trained:
         """Trains, keeps the best weights, and puts modes back.
@@ -231,14 +230,14 @@ class Loop:
             yield
         except Exception as error:
             failed = error
-        if self.accelerator.num_processes > 1 and (failed is None or failed is not self.told):
+        if self.accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
             flag = torch.tensor(float(failed is not None), device=self.accelerator.device)
             if float(self.accelerator.reduce(flag, "sum")):
                 reports = gather_object([None if failed is None else f"{type(failed).__name__}: {failed}"])
                 rank, report = next((rank, report) for rank, report in enumerate(reports) if report is not None)
-                self.told = failed = failed or InvalidInput(f"process {rank} failed with {report}")
+                failed = failed or InvalidInput(f"process {rank} failed with {report}")
         if failed is not None:
             raise failed
 

@@ -24,8 +24,8 @@ class TrainingPass(Pass):
     """A pass that trains; subclasses say what the loss is.
 
     Training runs on Hugging Face Accelerate: on one process, or on as many as `accelerate launch` starts, which all end
-    with the error of one whose data, loss, score or checkpoint fails. What a step
-    draws at random depends on its number alone, so an interrupted training goes on to the same weights.
+    with the error of one whose data, loss, score or checkpoint fails. What a step draws at random depends on its number
+    alone, so an interrupted training goes on to the same weights.
 
     Attributes:
         epochs: passes over the training data.

@@ -42,7 +42,8 @@ def score(module):
         return -float(cross_entropy(module(x), y))
 
 
-settings = {"epochs": 3, "learning_rate": 1e-2, "accumulate": 2, "checkpoint_dir": target + ".checkpoints"}
+rate = 1e-2 if kind == "tune" else "auto"
+settings = {"epochs": 3, "learning_rate": rate, "accumulate": 2, "checkpoint_dir": target + ".checkpoints"}
 pass_ = FineTune(**settings) if kind == "tune" else Distill(teacher, features={"0": "0", "1": "1"}, **settings)
 result = lobo_fx.compile(
     net, [pass_], example_inputs=x[:2], train_data=data, loss_fn=loss, evaluate=score, progress=False
