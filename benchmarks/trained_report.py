@@ -193,7 +193,11 @@ class Trial:
 
 
 def torch_pruned(
-    module: nn.Module, inputs: torch.Tensor, share: float, ends: Callable[[nn.Module], Sequence[nn.Module]]
+    module: nn.Module,
+    inputs: torch.Tensor,
+    share: float,
+    ends: Callable[[nn.Module], Sequence[nn.Module]],
+    learn: Callable[[nn.Module, Any], None] | None = None,
 ) -> nn.Module:
     """A copy cut by Torch-Pruning's own pruner until so much of its multiply-accumulates is left.
 
@@ -202,12 +206,14 @@ def torch_pruned(
         inputs: example.
         share: of the multiply-accumulates that stays.
         ends: of the copy, the layers that give outputs, whose widths stay.
+        learn: trains the copy with the penalty of its group-norm pruner before, which then cuts it.
     """
     import torch_pruning
 
     steps = 200
     found = copy.deepcopy(module)
-    pruner = torch_pruning.pruner.BasePruner(
+    make = torch_pruning.pruner.BasePruner if learn is None else torch_pruning.pruner.GroupNormPruner
+    pruner = make(
         found,
         inputs,
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
@@ -215,6 +221,8 @@ def torch_pruned(
         iterative_steps=steps,
         ignored_layers=list(ends(found)),
     )
+    if learn is not None:
+        learn(found, pruner)
     whole, _ = torch_pruning.utils.count_ops_and_params(found, inputs)
     for _ in range(steps):
         pruner.step()
