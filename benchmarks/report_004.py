@@ -7,7 +7,7 @@ train get the same epochs; the rows of the report without training stand beside 
 
 Bars: half of every width removed, with recovery: at most 1.2 times the original's bit error rate at every
 signal-to-noise ratio; a distilled student of a quarter of the width makes up at least half of what the same student
-lacks when trained alone.
+lacks when trained alone (it makes up 6 %: that bar is missed).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ FORMATS = ("log2_4", "log2_6", "log2_8", "e4m3", "e5m2", "e3m4")
 
 def variants(training: dict[str, Any]) -> Sequence[Variant]:
     """The rows, as the report has them, and those with recovery."""
-    tuned, distilled = passes.FineTune(**training), passes.Distill(match="values", label_share=0.5, **training)
+    tuned = passes.FineTune(**training)
+    distilled = passes.Distill(match="binary_logits", temperature=1.0, label_share=0.5, **training)
     rows = [Variant("original", "")]
     for amount in AMOUNTS:
         rows += [
@@ -44,7 +45,8 @@ def variants(training: dict[str, Any]) -> Sequence[Variant]:
             Variant(f"magnitude_{amount}", "fine-tuned", [passes.PruneWeights(amount), tuned]),
             Variant(f"structured_{amount}", "fine-tuned", [passes.PruneChannels(amount, round_to=1), tuned]),
         ]
-    rows.append(Variant("structured_0.5", "distilled", [passes.PruneChannels(0.5, round_to=1), distilled]))
+    as_values = passes.Distill(match="values", label_share=0.5, **training)
+    rows.append(Variant("structured_0.5", "distilled as values", [passes.PruneChannels(0.5, round_to=1), as_values]))
     rows.append(Variant("dynamic_int8", "", [passes.QuantizeDynamic()]))
     rows.append(Variant("static_int8", "", [passes.QuantizeStatic()]))
     rows.append(Variant("qat_int8", "", [passes.QuantizationAwareTraining(**training)]))

@@ -85,3 +85,9 @@ def test_a_row_of_other_settings_is_measured_again(report_004: Any, tmp_path: Pa
         del row["settings"]
     (tmp_path / "report.json").write_text(json.dumps(record))
     assert measured(3) == []
+
+
+def test_the_rows_of_the_receiver_are_those_that_its_report_asks_for(report_004: Any) -> None:
+    rows = json.loads((ROOT / "docs/reports/report_004.json").read_text())["networks"]["Demapper"]
+    wanted = report_004.variants({"epochs": report_004.EPOCHS})
+    assert {row.key: row.recipe["passes"] for row in wanted} == {key: row["passes"] for key, row in rows.items()}
