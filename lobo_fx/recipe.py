@@ -15,7 +15,19 @@ from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.plugins.registry import PASSES
 
-__all__ = ["PassSpec", "build", "builtin_recipes", "read_pass", "read_recipe", "read_value", "resolve"]
+__all__ = [
+    "PassSpec",
+    "build",
+    "builtin_recipes",
+    "entries",
+    "line_of",
+    "pass_of",
+    "read_pass",
+    "read_recipe",
+    "read_text",
+    "read_value",
+    "resolve",
+]
 
 _N_OF_M = re.compile(r"\d+:\d+")
 PassSpec = Pass | type[Pass] | str | Path
@@ -47,16 +59,24 @@ def resolve(passes: PassSpec | Iterable[PassSpec]) -> list[Pass]:
 
 def _named(name: str) -> list[Pass]:
     if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise InvalidInput(f"no recipe file {name}")
-        try:
-            return read_recipe(path.read_text(encoding="utf-8"), name)
-        except UnicodeDecodeError:
-            raise InvalidInput(f"{name} is no text file") from None
+        return read_recipe(read_text(Path(name)), name)
     if name in builtin_recipes():
         return read_recipe((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
     return [build(PASSES.get(name, builtin_recipes()), {})]
+
+
+def read_text(path: Path, what: str = "recipe") -> str:
+    """The text of a file of YAML.
+
+    Raises:
+        InvalidInput: there is no such file, or it is no text.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"no {what} file {path}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path} is no text file") from None
 
 
 def _folder() -> Any:
@@ -85,26 +105,40 @@ def read_recipe(text: str, source: str) -> list[Pass]:
           - quantize_static: {observer: histogram}
         ```
     """
+    return [pass_of(entry, source) for entry in entries(text, source)]
+
+
+def entries(text: str, source: str, what: str = "recipe") -> list[yaml.Node]:
+    """The list under `passes`, as nodes that know their lines.
+
+    Args:
+        text: as `read_recipe` takes it.
+        source: likewise.
+        what: what the text is, for messages.
+
+    Raises:
+        InvalidInput: not YAML, or no such list; the message starts with `source:line`.
+    """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
-        raise InvalidInput(f"{source}:1: nested too deeply for a recipe") from None
+        raise InvalidInput(f"{source}:1: nested too deeply for a {what}") from None
     except yaml.YAMLError as error:
         line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 1
         raise InvalidInput(f"{source}:{line}: not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(root, yaml.MappingNode):
-        raise InvalidInput(f"{source}:1: a recipe is a mapping with the key 'passes'")
-    found: list[Pass] = []
+        raise InvalidInput(f"{source}:1: a {what} is a mapping with the key 'passes'")
+    found: list[yaml.Node] = []
     if len(root.value) > 1 and root.value[1][0].value == "passes":
-        raise InvalidInput(f"{source}:{_line(root.value[1][0])}: 'passes' is given twice")
+        raise InvalidInput(f"{source}:{line_of(root.value[1][0])}: 'passes' is given twice")
     for key, value in root.value:
         if key.value != "passes":
-            raise InvalidInput(f"{source}:{_line(key)}: unknown key '{key.value}'; a recipe has one key, 'passes'")
+            raise InvalidInput(f"{source}:{line_of(key)}: unknown key '{key.value}'; a {what} has one key, 'passes'")
         if not isinstance(value, yaml.SequenceNode):
-            raise InvalidInput(f"{source}:{_line(value)}: 'passes' must be a list")
-        found = [_pass_of(entry, source) for entry in value.value]
+            raise InvalidInput(f"{source}:{line_of(value)}: 'passes' must be a list")
+        found = value.value
     if not found:
-        raise InvalidInput(f"{source}:1: the recipe names no pass")
+        raise InvalidInput(f"{source}:1: the {what} names no pass")
     return found
 
 
@@ -151,30 +185,35 @@ def _split(text: str) -> Iterator[str]:
         yield pair
 
 
-def _pass_of(node: yaml.Node, source: str) -> Pass:
+def pass_of(node: yaml.Node, source: str) -> Pass:
+    """A pass as an entry of a recipe has it.
+
+    Raises:
+        InvalidInput: an unknown name or wrong settings; the message starts with `source:line`.
+    """
     settings: dict[str, Any] = {}
     lines: dict[str, int] = {}
     name = node
     if isinstance(node, yaml.MappingNode) and len(node.value) == 1:
         name, body = node.value[0]
         if not isinstance(body, yaml.MappingNode):
-            raise InvalidInput(f"{source}:{_line(body)}: settings must be 'name: value' pairs")
+            raise InvalidInput(f"{source}:{line_of(body)}: settings must be 'name: value' pairs")
         for key, _ in body.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                raise InvalidInput(f"{source}:{_line(key)}: the name of a setting must be text")
+                raise InvalidInput(f"{source}:{line_of(key)}: the name of a setting must be text")
             if key.value in lines:
-                raise InvalidInput(f"{source}:{_line(key)}: '{key.value}' is set twice")
-            lines[key.value] = _line(key)
+                raise InvalidInput(f"{source}:{line_of(key)}: '{key.value}' is set twice")
+            lines[key.value] = line_of(key)
         try:
             settings = _value(body)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InvalidInput(f"{source}:{_line(body)}: {getattr(error, 'problem', error)}") from None
+            raise InvalidInput(f"{source}:{line_of(body)}: {getattr(error, 'problem', error)}") from None
     if not isinstance(name, yaml.ScalarNode):
-        raise InvalidInput(f"{source}:{_line(node)}: a pass is a name, or 'name: {{setting: value}}'")
+        raise InvalidInput(f"{source}:{line_of(node)}: a pass is a name, or 'name: {{setting: value}}'")
     try:
         return build(PASSES.get(name.value), settings)
     except InvalidInput as error:
-        line = next((lines[s] for s in lines if f"'{s}'" in str(error) or str(error).startswith(s)), _line(name))
+        line = next((lines[s] for s in lines if f"'{s}'" in str(error) or str(error).startswith(s)), line_of(name))
         raise InvalidInput(f"{source}:{line}: {error}") from None
 
 
@@ -220,5 +259,6 @@ def _value(node: yaml.Node) -> Any:
     return yaml.SafeLoader("").construct_object(node, deep=True)
 
 
-def _line(node: yaml.Node) -> int:
+def line_of(node: yaml.Node) -> int:
+    """The line that a node starts at, from 1 on."""
     return int(node.start_mark.line) + 1
