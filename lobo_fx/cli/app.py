@@ -15,13 +15,20 @@ __all__ = [
     "MODEL_HELP",
     "AsJson",
     "Batch",
+    "Batches",
+    "CalibrationData",
     "Checkpoint",
     "Command",
+    "Evaluate",
+    "Loss",
     "ModelArgument",
     "Outputs",
     "Rounds",
     "Seed",
+    "Static",
     "Threads",
+    "TrainBatch",
+    "TrainData",
     "Widened",
     "app",
     "command",
@@ -50,6 +57,20 @@ Outputs = Annotated[
         "--outputs", help="An output to keep, as files name it; may be repeated. Default: all, or the head's."
     ),
 ]
+CalibrationData = Annotated[
+    str | None, typer.Option(help=".npy, .npz, .safetensors, or file.py:function. Default: random data.")
+]
+Batches = Annotated[int, typer.Option(min=1, help="Random calibration batches, where no data is given.")]
+TrainData = Annotated[
+    str | None,
+    typer.Option(help=".npz or .safetensors with an array 'labels', or file.py:function that returns batches."),
+]
+TrainBatch = Annotated[int, typer.Option(min=1, help="Rows of a training batch, where arrays are given.")]
+Loss = Annotated[
+    str | None, typer.Option(help="file.py:function of outputs and labels, or one of torch.nn.functional.")
+]
+Evaluate = Annotated[str | None, typer.Option(help="file.py:function from a module to a score, higher is better.")]
+Static = Annotated[bool, typer.Option("--static", help="Fix all sizes, the batch included.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, data and choices.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows of the input.")]
