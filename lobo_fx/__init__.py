@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lobo_fx.report.report import Report as Report
     from lobo_fx.result import Result as Result
     from lobo_fx.result import load as load
+    from lobo_fx.studies.searching import search as search
 
 _HOMES = {
     "Artifact": "plugins.artifact",
@@ -45,6 +46,7 @@ _HOMES = {
     "TraceError": "errors",
     "compile": "compiler",
     "load": "result",
+    "search": "studies.searching",
     "trace": "capture.tracing",
 }
 

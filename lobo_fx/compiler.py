@@ -25,7 +25,7 @@ from lobo_fx.report.report import Report
 from lobo_fx.result import Result
 from lobo_fx.terminal.progress import spinner
 
-__all__ = ["compile"]
+__all__ = ["compile", "compile_again"]
 
 
 @random_state_kept
@@ -124,6 +124,29 @@ def compile(
     report = Report(_name(model), pipeline.rows, context.notes, sheets=context.sheets)
     done = [(pass_.name, pass_.settings) for pass_ in chosen]
     return Result(pipeline.program, pipeline, report, [*(earlier.passes if earlier else ()), *done], progress)
+
+
+def compile_again(original: Result, passes: Sequence[Pass]) -> Result:
+    """Runs other passes on a model that was compiled without any: it is neither traced nor measured again.
+
+    Args:
+        original: what `compile` returned with no passes; not changed.
+        passes: what to run.
+
+    Raises:
+        InvalidInput: as `compile`.
+        ContractError: likewise.
+    """
+    assert original.pipeline is not None
+    pipeline = original.pipeline.fork()
+    pipeline.context = dataclasses.replace(pipeline.context, show_progress=False)
+    for pass_ in passes:
+        pipeline.context.require(pass_.needs, pass_.name)
+        pass_.check(pipeline.program)
+    for pass_ in passes:
+        pipeline.run(pass_)
+    report = Report(original.report.model, pipeline.rows, pipeline.context.notes, sheets=pipeline.context.sheets)
+    return Result(pipeline.program, pipeline, report, [(pass_.name, pass_.settings) for pass_ in passes], False)
 
 
 def _program(model: Model | Program | Result, example_inputs: object, dynamic_shapes: DynamicShapes) -> Program:

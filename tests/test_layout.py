@@ -104,6 +104,7 @@ def test_entry_points_lead_into_the_package() -> None:
 
 HEAVY = (
     "accelerate",
+    "optuna",
     "torchao",
     "onnx",
     "onnxruntime",
@@ -290,7 +291,7 @@ def test_tests_stand_where_the_code_stands() -> None:
 PUBLIC = {
     "lobo_fx": """
         Artifact Context ContractError ExportError InvalidInput LoboError Pass Program Promise Report Result
-        TraceError __version__ axes compile exporters graph load measures passes plugins sources testing trace
+        TraceError __version__ axes compile exporters graph load measures passes plugins search sources testing trace
     """,
     "lobo_fx.axes": """
         Axis AxisError Call Inference KINDS MOVED NOWHERE all_of any_of axis_rule elementwise kind through

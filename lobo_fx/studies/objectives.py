@@ -1,0 +1,114 @@
+"""What the trials of a study are compared by."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.result import Result
+from lobo_fx.studies.storage import Direction
+
+__all__ = ["OBJECTIVES", "Measuring", "Objective", "chosen_objectives"]
+
+_MOST_DECIBELS = 150.0
+"""Decibels of outputs that are the same to float32's rounding: no more are counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is searched for.
+
+    Attributes:
+        direction: `maximize` or `minimize`.
+        meaning: in a table.
+    """
+
+    direction: Direction
+    meaning: str
+
+
+OBJECTIVES = {
+    "score": Objective("maximize", "what evaluate returned"),
+    "decibels": Objective("maximize", "signal-to-noise ratio on held-out calibration rows, at most 150 dB"),
+    "latency": Objective("minimize", "CPU time of a call, of the original's"),
+    "size": Objective("minimize", "bytes of the file, of the original's"),
+    "memory": Objective("minimize", "peak memory of the model, of the original's"),
+}
+
+
+def chosen_objectives(names: Sequence[str] | None, is_scored: bool) -> tuple[str, ...]:
+    """The objectives of a study, in order.
+
+    Args:
+        names: as given; None takes the loss (score, or decibels where there is none) and latency.
+        is_scored: whether `evaluate` is given.
+
+    Raises:
+        InvalidInput: an unknown name, one given twice, or a score without `evaluate`.
+    """
+    chosen = tuple(names) if names else ("score" if is_scored else "decibels", "latency")
+    for name in chosen:
+        if name not in OBJECTIVES:
+            raise InvalidInput(f"no objective is called '{name}'; {suggestion(name, OBJECTIVES)}")
+        if chosen.count(name) > 1:
+            raise InvalidInput(f"the objective '{name}' is given twice")
+        if name == "score" and not is_scored:
+            raise InvalidInput("the objective 'score' needs evaluate=; without it, 'decibels' is the loss")
+    return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Measuring:
+    """How a compiled model is measured.
+
+    Attributes:
+        objectives: what is asked for.
+        folder: for its file.
+        original: the original's file.
+        threads: threads of the runtime.
+        batch: rows of the input.
+        rounds: how often each file runs.
+    """
+
+    objectives: tuple[str, ...]
+    folder: Path
+    original: Artifact
+    threads: int
+    batch: int
+    rounds: int
+
+    def __call__(self, result: Result) -> dict[str, float]:
+        """Exports and measures; what costs nothing beside what is asked for comes too.
+
+        Raises:
+            InvalidInput: the outputs are not finite where the original's are.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of noise, which is an objective
+            artifact = result.export(self.folder / f"model{self.original.path.suffix}")
+        result.report.artifacts["original"] = self.original
+        last = result.report.rows[-1]  # only now: the export may take kernels back
+        if last.snr == -math.inf:
+            raise InvalidInput("the outputs are NaN or infinite where the original's are not, or hold no signal")
+        found = {
+            "decibels": max(-_MOST_DECIBELS, min(_MOST_DECIBELS, last.snr)),
+            "size": artifact.bytes / self.original.bytes,
+        }
+        if last.score is not None:
+            found["score"] = last.score
+        if {"latency", "memory"} & set(self.objectives):
+            with_memory = "memory" in self.objectives
+            measured = result.benchmark(threads=self.threads, batch=self.batch, rounds=self.rounds, memory=with_memory)
+            found["latency"] = measured.ratio("compiled")
+            if with_memory:
+                of = {
+                    label: max(1, (latency.memory or 0) - (latency.base_memory or 0))
+                    for label, latency in measured.latencies.items()
+                }
+                found["memory"] = of["compiled"] / of["original"]
+        return found
