@@ -21,7 +21,7 @@ Direction = Literal["maximize", "minimize"]
 __all__ = ["Direction", "check_identity", "open_study", "shown", "storage_errors", "unless_taken"]
 
 _URL = re.compile(r"[a-z0-9_+]+://", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)([^/@\s]*):([^/\s]*)(?=@)|(?<=[?&]password=)[^&\s]*", re.IGNORECASE)
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)\S*(?=@)|([?&;]\w*(?:pass|pwd|secret|token)\w*=)[^&;\s]*", re.IGNORECASE)
 _IDENTITY = "lobo_fx"
 _TRIES, _PAUSE = 5, 0.2
 """How often tables are looked for where processes that start at once all make them, and seconds between."""
@@ -31,7 +31,7 @@ _WAIT = 60
 
 def shown(storage: str) -> str:
     """A storage without its password, for messages."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}:***" if found[1] is not None else "***", storage)
+    return _PASSWORD.sub(lambda found: f"{found[1] or found[2]}***", storage)
 
 
 @contextlib.contextmanager
