@@ -63,7 +63,7 @@ def search(
     name: str = "",
     progress: bool = True,
 ) -> Front:
-    """Searches a space of settings for the best trade-offs, by compiling and measuring.
+    r"""Searches a space of settings for the best trade-offs, by compiling and measuring.
 
     Any number of processes, on any number of machines, may call this with the same storage and study: each runs the
     next trial. One that dies loses nothing: its trial is run again. Called later, a study goes on where it was.
@@ -104,9 +104,9 @@ def search(
 
     Example:
         ```python
-        front = lobo_fx.search(model, "space.yaml", storage="study.journal", calibration_data=loader, trials=40)
-        print(front)
-        lobo_fx.compile(model, front[0].passes, calibration_data=loader)
+        space = "passes:\n  - prune_weights: {amount: {from: 0.1, to: 0.6}}"  # or the path of a file
+        front = lobo_fx.search(model, space, example_inputs=images, trials=2)
+        lobo_fx.compile(model, front[0].passes, example_inputs=images)
         ```
     """
     found = space if isinstance(space, Space) else read_space(space)
@@ -142,7 +142,7 @@ def search(
     }
     where = "memory" if place is None else shown(place)
 
-    with temporary_folder() as folder, _interrupts() as asked:
+    with temporary_folder() as folder, _interrupts():
         artifact = original.export_original(folder / "original.onnx")
         measuring = Measuring(chosen, folder, artifact, threads, batch, rounds)
 
@@ -160,9 +160,6 @@ def search(
                 return Outcome(reason=str(error), is_refused=True, facts=facts)
             except Exception as error:
                 return Outcome(reason=f"{type(error).__name__}: {error}", facts=facts)
-            finally:
-                if asked.is_set():  # a training that ends early at Ctrl-C is not the trial's outcome
-                    raise KeyboardInterrupt
             return Outcome([measured[objective] for objective in chosen], facts=facts | measured)
 
         worker = Worker(kept, where, run, lease)
@@ -173,7 +170,7 @@ def search(
                 check_identity(kept, identity)
             with training_bar(trials, f"study {study}", progress) as bar:
                 ledger = worker.work(trials, until, lambda ledger: bar(min(ledger.ended, trials), None, None))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, _Interrupted):
             ledger, is_interrupted = worker.ledger(), True
     front = _front(ledger, found, Front(study, name, chosen, [], ledger.ended, {}, {}, [], is_interrupted))
     if ledger.ended and not ledger.done:
@@ -255,20 +252,23 @@ def _fingerprint(data: object) -> str:
     return checksum.hexdigest()[:16]
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C in a search. A training, which ends early at a `KeyboardInterrupt` as if it were done, lets it through."""
+
+
 @contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Whether Ctrl-C was pressed, even where a training took it as the sign to end early."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
+def _interrupts() -> Iterator[None]:
+    """Makes Ctrl-C raise `_Interrupted`, unless the caller has a handler of its own."""
 
     def handle(number: int, frame: Any) -> None:
-        asked.set()
-        raise KeyboardInterrupt
+        raise _Interrupted
 
-    before = signal.signal(signal.SIGINT, handle)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, handle)
     try:
-        yield asked
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -52,11 +53,9 @@ class Troubled(Pass):
             raise InvalidInput("this can't be reached")
         if self.trouble == "breaks":
             raise KeyError("a bug")
-        if self.trouble == "interrupted":  # as a training is, which then ends early
-            try:
+        if self.trouble == "interrupted":
+            with contextlib.suppress(KeyboardInterrupt):  # as a training does, which then ends early
                 signal.raise_signal(signal.SIGINT)
-            except KeyboardInterrupt:
-                context.note("ended early")
         return program
 
 
