@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import alembic.command  # noqa: F401  once, for all processes made here
 import optuna
@@ -16,7 +18,7 @@ from optuna.trial import TrialState as State
 from lobo_fx.studies.storage import open_study
 from lobo_fx.studies.trials import Ledger, Outcome, Worker
 
-LEASE = 0.6
+LEASE = 1.0
 STORAGES = {"journal": "{}/study.journal", "database": "sqlite:///{}/study.db"}
 Run = Callable[[optuna.Trial], Outcome]
 
@@ -43,8 +45,9 @@ def process(task: Callable[[], object]) -> int:
     if child == 0:
         try:
             task()
-        finally:
             os._exit(0)
+        finally:
+            os._exit(1)
     return child
 
 
@@ -60,74 +63,87 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 # --- several processes -----------------------------------------------------------------------------------
 
 
-def test_of_three_processes_one_is_killed_and_no_trial_is_lost_or_counted_twice(storage: str, tmp_path: Path) -> None:
-    """The first one is killed in the middle of its second trial."""
+def together(folder: Path, count: int) -> Run:
+    """Runs trials, the first of each process only when so many processes have one."""
 
-    def noted(trial: optuna.Trial) -> Outcome:
+    def run(trial: optuna.Trial) -> Outcome:
         value = drawn(trial)
-        (tmp_path / f"{os.getpid()}_{trial.number}_{time.monotonic_ns()}").write_text(str(value))
-        time.sleep(0.05)
+        (folder / f"process_{os.getpid()}").touch()
+        until = time.monotonic() + 60
+        while len(list(folder.glob("process_*"))) < count:
+            assert time.monotonic() < until
+            time.sleep(0.01)
         return Outcome([value])
 
+    return run
+
+
+def test_of_three_processes_one_is_killed_and_no_trial_is_lost_or_counted_twice(storage: str, tmp_path: Path) -> None:
+    run = together(tmp_path, 3)
+
     def fatal(trial: optuna.Trial) -> Outcome:
-        if list(tmp_path.glob(f"{os.getpid()}_*")):
-            noted(trial)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return noted(trial)
+        run(trial)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
-    children = [process(lambda run=run: work(storage, 12, run)) for run in (fatal, noted, noted)]  # type: ignore[misc]
-    ends = [os.waitpid(child, 0)[1] for child in children]
-    assert ends == [signal.SIGKILL, 0, 0]
-    study = open_study("study", storage, ["minimize"])
-    trials = study.get_trials()
-    ledger = Ledger(trials)
-    assert (len(ledger.done), ledger.ended, len(ledger.roots)) == (12, 12, 12)
-    (killed,) = [trial for trial in trials if trial.number in ledger.first]
-    again = trials[ledger.first[killed.number]]
-    assert (killed.state, again.state) == (State.FAIL, State.COMPLETE)
-    assert again.params == killed.params
-    assert again.value == killed.params["x"]
-    ran = {path.name.split("_")[0] for path in tmp_path.glob("*_*_*")}
-    assert ran == {str(child) for child in children}
-
-
-def test_two_processes_share_the_trials_of_a_study(storage: str) -> None:
-    def slow(trial: optuna.Trial) -> Outcome:
-        time.sleep(0.03)
-        return measured(trial)
-
-    children = [process(lambda: work(storage, 8, slow)) for _ in range(2)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    children = [process(lambda run=run: work(storage, 9, run)) for run in (fatal, run, run)]  # type: ignore[misc]
+    assert [os.waitpid(child, 0)[1] for child in children] == [signal.SIGKILL, 0, 0]
     trials = open_study("study", storage, ["minimize"]).get_trials()
-    assert len(Ledger(trials).done) == 8
-    assert len({trial.user_attrs["owner"] for trial in trials}) == 2
+    ledger = Ledger(trials)
+    assert (len(ledger.done), ledger.ended, len(ledger.roots)) == (9, 9, 9)
+    killed = next(trial for trial in trials if trial.user_attrs["owner"].endswith(f":{children[0]}"))
+    assert killed.state == State.FAIL
+    again = trials[ledger.first[killed.number]]
+    assert again.params == killed.params
+    assert killed.number not in numbers(ledger)
+    assert [trial.value for trial in ledger.done if trial.params == killed.params] == [killed.params["x"]]
+
+
+def test_two_processes_share_the_trials_of_a_study(storage: str, tmp_path: Path) -> None:
+    children = [process(lambda: work(storage, 6, together(tmp_path, 2))) for _ in range(2)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    ledger = Ledger(open_study("study", storage, ["minimize"]).get_trials())
+    assert (len(ledger.done), len(ledger.roots)) == (6, 6)
+    assert {trial.user_attrs["owner"].rpartition(":")[2] for trial in ledger.done} == {*map(str, children)}
 
 
 # --- silence ---------------------------------------------------------------------------------------------
 
 
-def test_a_silent_trial_is_repeated_after_the_lease_and_not_before() -> None:
-    one = worker(None)
-    one.study.ask().suggest_float("x", 0, 1)  # of a process that died
-    started = time.monotonic()
-    one.work(1, started + LEASE / 2, lambda ledger: None)
-    assert [trial.state for trial in one.study.trials] == [State.RUNNING]
-    ledger = one.work(1, started + 30, lambda ledger: None)
-    assert time.monotonic() - started > LEASE
-    assert [trial.state for trial in one.study.trials] == [State.FAIL, State.COMPLETE]
-    assert numbers(ledger) == [1]
+def test_a_trial_is_repeated_after_a_silence_of_the_lease_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("lobo_fx.studies.trials.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    one = worker(None, lease=10)
+    dead, alive = one.study.ask(), one.study.ask()
+    states = []
+    for number, clock[0] in enumerate((0.0, 9.0, 10.0, 10.5)):
+        alive.set_user_attr("beat", number)
+        one._take_back()
+        states.append([trial.state for trial in one.study.trials])
+    running = [State.RUNNING, State.RUNNING]
+    assert states == [running, running, running, [State.FAIL, State.RUNNING, State.WAITING]]
+    assert one.study.trials[2].user_attrs == {"repeats": dead.number}
+    clock[0] = 21.0
+    one._take_back()
+    assert one.study.trials[1].state == State.FAIL
 
 
-def test_a_trial_that_takes_longer_than_the_lease_is_left_to_its_process(storage: str) -> None:
+def test_a_trial_beats_while_it_runs() -> None:
+    one, threads = worker(None, lease=0.06), threading.active_count()
+
+    def beats() -> int:
+        return int(one.study.trials[0].user_attrs.get("beat", 0))
+
     def long(trial: optuna.Trial) -> Outcome:
-        time.sleep(2 * LEASE)
+        until = time.monotonic() + 30
+        while beats() < 3:
+            assert time.monotonic() < until
+            time.sleep(0.01)
         return measured(trial)
 
-    child = process(lambda: work(storage, 1, long))
-    ledger = work(storage, 1)
-    os.waitpid(child, 0)
-    assert [trial.number for trial in open_study("study", storage, ["minimize"]).trials] == [0]
-    assert numbers(ledger) == [0]
+    one.run = long
+    assert numbers(one.work(1, time.monotonic() + 30, lambda ledger: None)) == [0]
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("has_drawn", [True, False])
