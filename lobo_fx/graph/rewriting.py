@@ -164,8 +164,9 @@ def add_parameter(program: Program, name: str, value: Any) -> fx.Node:
 
 def free_name(program: Program, name: str) -> str:
     """`name`, or with a number after it where the module has something of that name."""
-    taken = {known for known, _ in [*program.module.named_parameters(), *program.module.named_buffers()]}
-    taken |= {known for known, _ in program.module.named_modules()}
+    module = program.module
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    taken = {known for known, _ in [*named, *module.named_modules()]}
     candidates = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 2)))
     return next(candidate for candidate in candidates if candidate not in taken)
 

@@ -14,7 +14,7 @@ from lobo_fx.graph.masks import mask_weight
 from lobo_fx.graph.operators import arguments, aten, set_argument
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe, inherit, module_name, source_line
-from lobo_fx.graph.rewriting import Match, Op, Rejected, add_parameter, drop_unused, rewrite
+from lobo_fx.graph.rewriting import Match, Op, Rejected, add_parameter, drop_unused, free_name, rewrite
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
 
@@ -295,3 +295,16 @@ def test_an_argument_is_set_wherever_it_stands() -> None:
     set_argument(conv, "weight", weight)
     assert conv.kwargs == {"weight": weight}
     assert len(conv.args) == 1
+
+
+def test_no_name_of_a_tied_parameter_is_free() -> None:
+    def body(model: Model, x: torch.Tensor) -> torch.Tensor:
+        return model.other(model.linear(x))  # type: ignore[no-any-return]
+
+    model = Model(body)
+    model.other.weight = model.linear.weight
+    program = trace(model.eval(), X).clone()
+    assert free_name(program, "linear.weight") == "linear.weight_1"
+    assert free_name(program, "other.weight") == "other.weight_1"
+    assert free_name(program, "other") == "other_1"
+    assert free_name(program, "third.weight") == "third.weight"
