@@ -33,7 +33,17 @@ class Gram:
         """From all rows of inputs, (groups, rows, columns)."""
         found = RowsOrSums()
         found.add(rows)
-        return found.gram()
+        return found.gram
+
+    @classmethod
+    def of_moments(cls, moments: Moments, centred: bool = False) -> Gram:
+        """From gathered inputs; less their mean where `centred`: what a bias can't make up for."""
+        mean = moments.mean_x if centred else torch.zeros_like(moments.x)  # (groups, columns)
+        if moments.rows:
+            values = torch.cat([x for x, _ in moments.rows], 1) - mean.unsqueeze(1)
+        else:
+            values = moments.xx - moments.count * mean.unsqueeze(2) * mean.unsqueeze(1)
+        return cls(values, not moments.rows, moments.count, torch.zeros(len(values), dtype=torch.double))
 
     @functools.cached_property
     def energy(self) -> torch.Tensor:
@@ -107,17 +117,14 @@ class RowsOrSums:
         best = priority.topk(min(self.most, len(priority)), sorted=False).indices
         self.kept, self.priority = rows[:, best], priority[best]
 
-    def gram(self, centred: bool = False) -> Gram:
-        """Of what was added; `centred` takes the mean of each column off, as a bias does."""
-        moments = self.moments
-        if self.most is not None:
-            values, count = self.kept, len(self.priority)
-        else:
-            values = torch.cat([x for x, _ in moments.rows], 1) if moments.rows else moments.xx
-            count = moments.count
-        is_sum = self.most is None and not moments.rows
-        if centred and is_sum:
-            values = values - count * moments.mean_x.unsqueeze(2) * moments.mean_x.unsqueeze(1)
-        elif centred:
-            values = values - values.mean(1, keepdim=True)
-        return Gram(values, is_sum, count, torch.zeros(len(values), dtype=torch.double))
+    @property
+    def gram(self) -> Gram:
+        """Of what was added."""
+        return self.gram_of(centred=False)
+
+    def gram_of(self, centred: bool) -> Gram:
+        """Of what was added, less its mean where `centred`."""
+        if self.most is None:
+            return Gram.of_moments(self.moments, centred)
+        rows = self.kept - self.kept.mean(1, keepdim=True) if centred else self.kept
+        return Gram(rows, False, len(self.priority), torch.zeros(len(rows), dtype=torch.double))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
@@ -26,12 +26,15 @@ from lobo_fx.passes.fitting.gram import Gram, RowsOrSums
 from lobo_fx.passes.fitting.linear_problem import count_rows, draw, input_rows
 from lobo_fx.terminal.quiet import quiet
 
-__all__ = ["Role", "bytes_of", "collect_energies", "collect_grams", "roles_of"]
+__all__ = ["Role", "bytes_of", "collect_energies", "collect_grams", "in_parts", "roles_of"]
 
 _BYTES = 1 << 27
 """Most that the moments of one role take: of 4096 columns all sums, of more a share of the rows."""
+_TOGETHER = 1 << 30
+"""Most that all moments together take. Where they would take more, calibration data is read once for each part."""
 _ENERGY_ROWS = 4096
 """Rows of a batch that say how large each column is."""
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Role:
     """A stored weight as one call multiplies with it.
 
     Attributes:
-        call: the layer or recurrent layer.
+        call: the layer (one with swapped dimensions too) or recurrent layer.
         read: the `get_attr` of the weight.
     """
 
@@ -78,7 +81,7 @@ def _source(role: Role) -> _Source | None:
     if is_call(role.call, *RECURRENT):
         return _of_recurrent(role)
     layer = layer_of(role.call)
-    if layer is None or layer.read is not role.read or layer.swapped or not layer.is_batched or layer.kind.mirrored:
+    if layer is None or layer.read is not role.read or not layer.is_batched or layer.kind.mirrored:
         return None
     return _of_layer(layer, role)
 
@@ -87,7 +90,7 @@ def _of_layer(layer: Layer, role: Role) -> _Source:
     grouped = layer.kind.group_dim is not None
     sizes = role.read.meta["val"].shape
     window = sizes[2:] if layer.kind.convolves else ()
-    columns = sizes[1] if grouped else sizes[1:].numel()
+    columns = sizes[1] if grouped else sizes[layer.input_dim] * sizes[2:].numel()
 
     def rows(given: Mapping[str, Any], value: Any, chosen: torch.Tensor) -> torch.Tensor:
         return input_rows(layer, given[layer.kind.input], window, chosen)
@@ -141,16 +144,30 @@ def bytes_of(role: Role) -> int:
     return 0 if source is None else min(8 * source.groups * source.columns**2, _BYTES)
 
 
+def in_parts(items: Iterable[Item], roles: Callable[[Item], Iterable[Role]]) -> list[list[Item]]:
+    """Items in order, as many together as the moments of all their roles fit into memory."""
+    parts: list[list[Item]] = []
+    total = _TOGETHER
+    for item in items:
+        size = sum(map(bytes_of, roles(item)))
+        if not parts or total + size > _TOGETHER:
+            parts.append([])
+            total = 0
+        parts[-1].append(item)
+        total += size
+    return parts
+
+
 def collect_grams(program: Program, roles: Iterable[Role], context: Context, centred: bool = False) -> dict[Role, Gram]:
     """Second moments of what each weight is multiplied with; roles that have no rows, or zeros alone, have none.
 
     All are held at once, each within a bound: of wide layers a random choice of rows is kept in place of sums.
 
     Args:
-        program: what runs.
-        roles: the weights asked for.
-        context: its calibration data without the rows that are held out.
-        centred: whether moments are about the means, as they matter to a layer whose bias is fitted too.
+        program: is run.
+        roles: weights, and what reads them.
+        context: its calibration data.
+        centred: whether the mean of the rows is taken off them.
 
     Raises:
         InvalidInput: a value is NaN or infinite.
@@ -169,7 +186,7 @@ def collect_grams(program: Program, roles: Iterable[Role], context: Context, cen
             sums.add(source.rows(given, value, draw(source.count(value), 1, generator)))
 
     sources = _walk(program, roles, context.fitting_batches(), add)
-    grams = {key: sums.gram(centred) for key, sums in found.items()}
+    grams = {key: sums.gram_of(centred) for key, sums in found.items()}
     for role, source in sources.items():
         if source.key in grams and not bool(grams[source.key].values.isfinite().all()):
             raise InvalidInput(f"calibration data gives NaN or infinity at the input of {describe(role.call)}")

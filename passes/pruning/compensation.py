@@ -7,7 +7,7 @@ the one asked for is tried, and the network that is nearest to the original on h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -57,7 +57,9 @@ class Compensated:
     sheet: Sheet | None = None
 
 
-def compensate(program: Program, original: Program, context: Context, method: str) -> Compensated:
+def compensate(
+    program: Program, original: Program, context: Context, method: str, fit: Callable[..., Fit] = Fit
+) -> Compensated:
     """Fits a pruned network to the original's activations, and takes back what harms.
 
     Args:
@@ -65,13 +67,14 @@ def compensate(program: Program, original: Program, context: Context, method: st
         original: the network before removal.
         context: its calibration data; and for notes of layers that can't be fitted.
         method: the last of `METHODS` to try.
+        fit: what fits the layers, made as `Fit` is.
     """
     split = Split.of(context)
     if not split.held_out_rows:
         return Compensated(program, "nothing was fitted: no row of calibration data can be held out")
     tried: dict[str, float] = {}
     best = Attempt(METHODS[0], program, 0.0, ())
-    for attempt in attempts(program, original, split, method):
+    for attempt in attempts(program, original, split, method, fit):
         tried[attempt.method] = attempt.decibels
         if chosen(tried) == attempt.method:
             best = attempt
@@ -122,7 +125,9 @@ class Split:
         return ratio.decibels
 
 
-def attempts(program: Program, original: Program, split: Split, method: str) -> Iterator[Attempt]:
+def attempts(
+    program: Program, original: Program, split: Split, method: str, fit: Callable[..., Fit] = Fit
+) -> Iterator[Attempt]:
     """The pruned network as it is, then copies fitted by every method up to the one given."""
     context = split.context
     for name in METHODS[: METHODS.index(method) + 1]:
@@ -133,9 +138,9 @@ def attempts(program: Program, original: Program, split: Split, method: str) -> 
             copy = program.clone()
             batches = ((inputs.leaves, held_out) for inputs, held_out in context.split_batches())
             with torch.no_grad(), Pairs(original.graph, copy.graph, batches) as pairs:
-                fit = Fit(copy, original, pairs, name, context.note)
-                fit.run(context.show_progress)
-            layers = fit.fitted
+                fitting = fit(copy, original, pairs, name, context.note)
+                fitting.run(context.show_progress)
+            layers = fitting.fitted
         yield Attempt(name, copy, split.decibels(copy, original), layers)
 
 

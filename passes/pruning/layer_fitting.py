@@ -37,7 +37,7 @@ from lobo_fx.passes.fitting.linear_problem import (
 from lobo_fx.passes.fitting.side_by_side import Pair, Pairs, side_by_side
 from lobo_fx.passes.pruning.attention_bases import Bases, Basis
 
-__all__ = ["METHODS", "RIDGES", "Fit", "Fitted", "kept_outputs"]
+__all__ = ["METHODS", "RIDGES", "Fit", "Fitted", "best_fit", "kept_outputs"]
 
 METHODS = ("none", "recalibrate", "bias", "reconstruct")
 """What is fitted: nothing, statistics of batch norms, biases too, weights too."""
@@ -213,13 +213,19 @@ class Fit:
             shifted, share, _ = held_out.approach(start, shifted)
         chosen, moved = shifted, 0.0
         if isinstance(sums, Moments):
-            chosen, moved = _fit_weight(weight, sums, held_out, shifted)
+            chosen, moved = self._fit_weight(layer, weight, sums, held_out, shifted)
             put_matrix(layer, parameter, chosen.weight.to(parameter.dtype))
         if _norm_after(layer.node) is None:
             self._set_bias(layer, chosen.bias.flatten().to(parameter.dtype))
         self._record(layer.node, share, moved, held_out.error(start), held_out.error(chosen))
         if layer.node is self._readers(layer)[-1]:
             del self.sums[id(parameter)]
+
+    def _fit_weight(
+        self, layer: Layer, start: torch.Tensor, moments: Moments, held_out: HeldOut, current: Affine
+    ) -> tuple[Affine, float]:
+        """What a layer should be that computes `current`, and how much of the way to the fitted weight that is."""
+        return best_fit(start, moments, held_out, current)
 
     def _bias(self, layer: Layer) -> torch.Tensor:
         assert layer.bias is not None
@@ -355,7 +361,7 @@ class Fit:
         return torch.arange(len(known)) if after is None else torch.isin(known, torch.tensor(after)).nonzero().flatten()
 
 
-def _fit_weight(start: torch.Tensor, moments: Moments, held_out: HeldOut, current: Affine) -> tuple[Affine, float]:
+def best_fit(start: torch.Tensor, moments: Moments, held_out: HeldOut, current: Affine) -> tuple[Affine, float]:
     """The best of what lies between a layer and its fits, with ever larger ridges, and its share of the way.
 
     First each output is scaled, which few rows are enough for: what came to be noise is damped.

@@ -30,7 +30,7 @@ from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.pruning.compensation import METHODS, Compensated, compensate
 from lobo_fx.passes.pruning.criteria import Criterion, Elementwise, resolve
 from lobo_fx.passes.pruning.plan import PruningPlan
-from lobo_fx.passes.pruning.search import SCOPES, Candidates, Patterns, Search, Target
+from lobo_fx.passes.pruning.search import SCOPES, Candidates, Patterns, Search, Target, makers
 from lobo_fx.passes.pruning.widths import best_positions, modules_above, parameters
 
 __all__ = ["PruneChannels"]
@@ -316,10 +316,9 @@ class PruneChannels(Pass):
 
     def _matched(
         self, ratios: Iterable[str], free: Mapping[Axis, Sequence[Member]], program: Program, context: Context
-    ) -> Patterns:
-        patterns = Patterns(ratios, free, program.graph)
-        for (pattern, winner), count in patterns.overridden.items():
-            context.note(f"'{pattern}' is overridden by '{winner}', which is more specific, on {count} axes")
+    ) -> Patterns[Axis]:
+        patterns = Patterns(ratios, makers(free, program.graph), "a width to prune")
+        patterns.note_overridden(context, "axes")
         return patterns
 
     def _scores(

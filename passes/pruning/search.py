@@ -7,7 +7,8 @@ import fnmatch
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import fx
@@ -15,17 +16,19 @@ from torch import fx
 from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.cost import COSTS
 from lobo_fx.axes.members import Member
+from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.graph.layers import weight_uses
 from lobo_fx.passes.pruning.widths import Widths, best_positions, likeness, specificity
 
-__all__ = ["SCOPES", "TARGET_TOLERANCE", "Candidates", "Patterns", "Search", "Target"]
+__all__ = ["SCOPES", "TARGET_TOLERANCE", "Candidates", "Patterns", "Search", "Target", "makers"]
 
 SCOPES = ("axis", "global", "isomorphic")
 TARGET_TOLERANCE = 0.02
 _BISECTIONS = 24  # to 6e-8 of the ratio, finer than one position of any axis
 _MOST_TRIED = 1000
 """Widths tried to hit a target."""
+Chosen = TypeVar("Chosen", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,35 +163,50 @@ class Search:
         return ""
 
 
-class Patterns:
-    """Which pattern of module names sets the width of which axis: the most specific of those that match.
+class Patterns(Generic[Chosen]):
+    """Which pattern of module names counts for what: the most specific of those that match.
 
     Attributes:
-        chosen: by axis, the pattern that counts.
-        overridden: how many axes a less specific pattern would have set; by that pattern and the one that counts.
+        chosen: the pattern that counts, by what it was matched with.
+        overridden: how often a less specific pattern would have counted; by that pattern and the one that does.
     """
 
-    def __init__(self, patterns: Iterable[str], free: Mapping[Axis, Sequence[Member]], graph: fx.Graph) -> None:
-        """Matches patterns with the modules whose output widths the axes are.
+    def __init__(self, patterns: Iterable[str], modules: Mapping[Chosen, Iterable[str]], wanted: str) -> None:
+        """Matches patterns with names of modules.
+
+        Args:
+            patterns: of names.
+            modules: the names of each thing that a pattern may count for.
+            wanted: what a module must have to be among them, for the message.
 
         Raises:
-            InvalidInput: a pattern matches no module with a width to prune.
+            InvalidInput: a pattern matches no module.
         """
         patterns = list(patterns)
-        outputs = {str(use.read.target): use.output_dim for node in graph.nodes for use in weight_uses(node)}
-        self.chosen: dict[Axis, str] = {}
+        self.chosen: dict[Chosen, str] = {}
         self.overridden: Counter[tuple[str, str]] = Counter()
-        modules: set[str] = set()
         matched: set[str] = set()
-        for leaf, found in free.items():
-            makers = {m.name.rpartition(".")[0] for m in found if m.dim == outputs.get(m.name, 0)}
-            matching = sorted((p for p in patterns if fnmatch.filter(makers, p)), key=specificity, reverse=True)
-            modules |= makers
+        for one, names in modules.items():
+            matching = sorted((p for p in patterns if fnmatch.filter(names, p)), key=specificity, reverse=True)
             matched.update(matching)
             if matching:
-                self.chosen[leaf] = matching[0]
+                self.chosen[one] = matching[0]
                 self.overridden.update((other, matching[0]) for other in matching[1:])
         for pattern in patterns:
             if pattern not in matched:
-                near = suggestion(pattern, modules)
-                raise InvalidInput(f"'{pattern}' matches no module with a width to prune; {near}")
+                near = suggestion(pattern, {name for names in modules.values() for name in names})
+                raise InvalidInput(f"'{pattern}' matches no module with {wanted}; {near}")
+
+    def note_overridden(self, context: Context, what: str) -> None:
+        """Notes which patterns count for less than they match."""
+        for (pattern, winner), count in self.overridden.items():
+            context.note(f"'{pattern}' is overridden by '{winner}', which is more specific, on {count} {what}")
+
+
+def makers(free: Mapping[Axis, Sequence[Member]], graph: fx.Graph) -> dict[Axis, set[str]]:
+    """The modules whose output widths axes are."""
+    outputs = {str(use.read.target): use.output_dim for node in graph.nodes for use in weight_uses(node)}
+    return {
+        leaf: {m.name.rpartition(".")[0] for m in found if m.dim == outputs.get(m.name, 0)}
+        for leaf, found in free.items()
+    }

@@ -12,14 +12,11 @@ from lobo_fx.graph.operators import RECURRENT, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 from lobo_fx.passes.fitting.gram import Gram
-from lobo_fx.passes.fitting.layer_grams import Role, bytes_of, collect_grams, roles_of
+from lobo_fx.passes.fitting.layer_grams import Role, collect_grams, in_parts, roles_of
 from lobo_fx.passes.quantization.codes.weights import Weight
 from lobo_fx.terminal.progress import track
 
 __all__ = ["roles_of_weight", "with_grams"]
-
-_BYTES = 1 << 30
-"""Most that all moments together take. Where they would take more, calibration data is read once for each part."""
 
 
 def with_grams(program: Program, weights: Sequence[Weight], context: Context) -> Iterator[tuple[Weight, Gram | None]]:
@@ -31,7 +28,7 @@ def with_grams(program: Program, weights: Sequence[Weight], context: Context) ->
         context: its calibration data; notes which weights of products can't be compensated.
     """
     description = "round weights"
-    for group in track(_groups(weights), description, context.show_progress):
+    for group in track(in_parts(weights, roles_of_weight), description, context.show_progress):
         grams = collect_grams(program, [role for weight in group for role in roles_of_weight(weight)], context)
         for weight in group:
             roles = roles_of_weight(weight)
@@ -45,17 +42,3 @@ def with_grams(program: Program, weights: Sequence[Weight], context: Context) ->
 def roles_of_weight(weight: Weight) -> list[Role]:
     """All calls that read a weight."""
     return [role for read in weight.reads for role in roles_of(read)]
-
-
-def _groups(weights: Sequence[Weight]) -> list[list[Weight]]:
-    """In order, as many as fit into memory together."""
-    groups: list[list[Weight]] = []
-    total = _BYTES
-    for weight in weights:
-        size = sum(map(bytes_of, roles_of_weight(weight)))
-        if not groups or total + size > _BYTES:
-            groups.append([])
-            total = 0
-        groups[-1].append(weight)
-        total += size
-    return groups

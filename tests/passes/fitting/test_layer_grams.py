@@ -106,7 +106,7 @@ def test_rows_are_kept_while_they_are_fewer_than_columns(count: int, is_sum: boo
     rows, gathered = draw(2, count, 20), RowsOrSums()
     for part in torch.split(rows, 7, 1):
         gathered.add(part)
-    found = gathered.gram()
+    found = gathered.gram
     assert (found.is_sum, found.count) == (is_sum, count)
     assert found.values.shape == (2, 20 if is_sum else count, 20)
     for group in range(2):
@@ -133,7 +133,7 @@ def test_of_rows_beyond_the_bound_a_random_choice_is_kept() -> None:
             chosen, priority = gathered.draw(20, generator)
             assert len(chosen) == 8
             gathered.add(batch[chosen].view(1, -1, 1), priority)
-        found = gathered.gram()
+        found = gathered.gram
         assert (found.is_sum, found.count) == (False, 8)
         kept[found.values.flatten().long()] += 1
     assert kept.sum() == 400 * 8

@@ -26,8 +26,9 @@ from lobo_fx.own_operators.decode import DECODE, decode
 from lobo_fx.own_operators.formats import FORMATS, unpack
 from lobo_fx.own_operators.products import PRODUCT
 from lobo_fx.passes import PruneWeights, QuantizeStatic, QuantizeWeights
+from lobo_fx.passes.fitting import layer_grams
 from lobo_fx.passes.fitting.gram import Gram
-from lobo_fx.passes.quantization.codes import compensation, product_kernels
+from lobo_fx.passes.quantization.codes import product_kernels
 from lobo_fx.passes.quantization.codes.gptq import round_compensated
 from lobo_fx.passes.quantization.codes.rounding import Rounded, round_nearest
 from lobo_fx.passes.quantization.codes.weights import Weight
@@ -325,7 +326,7 @@ def test_weights_are_compensated_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch
 
     found = []
     for limit in (1 << 30, 2 * 8 * 24 * 24, 1):
-        monkeypatch.setattr(compensation, "_BYTES", limit)
+        monkeypatch.setattr(layer_grams, "_TOGETHER", limit)
         read.clear()
         result = quantize(model, torch.randn(2, 24), QuantizeWeights("int4", 16), calibration_data=Loader())
         found.append((len(read), state(result)))
