@@ -150,8 +150,20 @@ def quantize_weights(choose: random.Random) -> Settings:
     return settings
 
 
+def factorize(choose: random.Random) -> Settings:
+    """A share of the full rank, or decibels."""
+    settings: Settings = {
+        "round_to": choose.choice([1, 2, 8]),
+        "compensation": choose.choice(["auto", *METHODS]),
+    }
+    return settings | choose.choice(
+        [{"rank": choose.choice([0.1, 0.25, 0.4])}, {"decibels": choose.choice([5, 15, 30])}]
+    )
+
+
 DRAWS: dict[str, Callable[[random.Random], Settings]] = {
     "compute_in_float": lambda choose: {},
+    "factorize": factorize,
     "equalize_layers": lambda choose: {},
     "fold_batch_norm": lambda choose: {},
     "fold_weights": lambda choose: {},

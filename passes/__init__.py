@@ -11,6 +11,7 @@ from lobo_fx.passes.fusion.fold_weights import FoldWeights
 from lobo_fx.passes.fusion.fuse_attention import FuseAttention
 from lobo_fx.passes.goal.fit_goal import FitGoal
 from lobo_fx.passes.goal.plan import GoalPlan
+from lobo_fx.passes.low_rank.factorize import Factorize
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.prune_channels import PruneChannels
 from lobo_fx.passes.pruning.prune_weights import PruneWeights
@@ -32,6 +33,7 @@ __all__ = [
     "ComputeInFloat",
     "Distill",
     "EqualizeLayers",
+    "Factorize",
     "FineTune",
     "FitGoal",
     "FoldBatchNorm",

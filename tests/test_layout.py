@@ -316,7 +316,7 @@ PUBLIC = {
         AS_IT_IS Runner kept_buffers watch written_buffers
     """,
     "lobo_fx.passes": """
-        ComputeInFloat Distill EqualizeLayers FineTune FoldBatchNorm FoldWeights FuseAttention IterativePrune
+        ComputeInFloat Distill EqualizeLayers Factorize FineTune FoldBatchNorm FoldWeights FuseAttention IterativePrune
         MixedPrecision PruneChannels PruneWeights PruningPlan QuantizationAwareTraining QuantizeDynamic QuantizeStatic
         QuantizeWeights SmoothActivations SparseTraining Student
     """,

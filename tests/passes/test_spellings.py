@@ -76,6 +76,7 @@ PASSES: dict[str, Callable[[], list[Pass]]] = {
     "dynamic": lambda: [passes.QuantizeDynamic()],
     "weights": lambda: [passes.QuantizeWeights(format="int4")],
     "mixed": lambda: [passes.MixedPrecision(decibels=25, quantizer=passes.QuantizeStatic(kernels="all"))],
+    "factorize": lambda: [passes.Factorize(0.25, round_to=2)],
 }
 DATA = torch.randn(256, 16, generator=torch.Generator().manual_seed(5))
 FRESH = torch.randn(128, 16, generator=torch.Generator().manual_seed(6))

@@ -1,0 +1,1 @@
+"""Layers as two of a lower rank."""

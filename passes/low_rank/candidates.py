@@ -1,0 +1,94 @@
+"""Which layers can be two layers of a lower rank, and why the others can't."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import fx, nn
+
+from lobo_fx.axes.kept import names_of_tensors
+from lobo_fx.contracts.context import Context
+from lobo_fx.graph.layers import Layer, layers
+from lobo_fx.graph.masks import weight_node
+from lobo_fx.graph.program import Program
+from lobo_fx.passes.left_alone import note_left_alone
+from lobo_fx.passes.low_rank.ranks import Shape
+
+__all__ = ["Candidate", "find_candidates"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A weight of a linear layer or a convolution of one place, of one group.
+
+    Attributes:
+        names: under which it is registered; several where it is tied.
+        weight: the parameter.
+        layers: all that reads it, in graph order.
+    """
+
+    names: tuple[str, ...]
+    weight: nn.Parameter
+    layers: tuple[Layer, ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def shape(self) -> Shape:
+        first = self.layers[0]
+        return Shape(self.weight.shape[first.output_dim], self.weight.shape[first.input_dim])
+
+
+def find_candidates(program: Program, context: Context) -> list[Candidate]:
+    """In graph order; every other parameter of two or more dimensions is noted."""
+    names = names_of_tensors(program.module)
+    readers: dict[int, list[Layer]] = {}
+    for layer in layers(program.graph):
+        if layer.read is None:
+            context.note("is left alone: its weight is computed", layer.node)
+        else:
+            readers.setdefault(id(program.parameter(layer.read)), []).append(layer)
+    found, seen = [], list[torch.Tensor]()
+    for key, group in readers.items():
+        assert group[0].read is not None
+        weight = program.parameter(group[0].read)
+        seen.append(weight)
+        reason = _why_not(program, weight, group)
+        if reason is not None:
+            context.note(f"is left alone: {reason}", parameter=names[key][0])
+        elif isinstance(weight, nn.Parameter):
+            found.append(Candidate(tuple(names[key]), weight, tuple(group)))
+    note_left_alone(program, seen, context)
+    return found
+
+
+def _why_not(program: Program, weight: torch.Tensor, group: list[Layer]) -> str | None:
+    """What keeps a weight from being two."""
+    first = group[0]
+    if not isinstance(weight, nn.Parameter):
+        return "it is no parameter"
+    if first.kind.mirrored or first.kind.group_dim is not None:
+        return f"it belongs to a {first.kind.word}"
+    if first.groups > 1:
+        return f"its convolution has {first.groups} groups"
+    if math.prod(weight.shape[2:]) > 1:
+        return "the window of its convolution has more than one place"
+    alike = all((layer.kind, layer.swapped) == (first.kind, first.swapped) for layer in group)
+    return None if alike and _read_by_none_but(program, weight, group) else "it is read otherwise too"
+
+
+def _read_by_none_but(program: Program, weight: torch.Tensor, group: list[Layer]) -> bool:
+    """Whether nothing but the layers reads a weight, as it is, through its mask or through swapped dimensions."""
+    inside: set[fx.Node] = {layer.node for layer in group}
+    for layer in group:
+        value = layer.weight
+        while value.op != "get_attr":
+            inside.add(value)
+            value = value.args[0]  # type: ignore[assignment]
+    reads = [read for read in program.graph.find_nodes(op="get_attr") if program.parameter(read) is weight]
+    users = {user for node in (*reads, *inside.difference(layer.node for layer in group)) for user in node.users}
+    return users <= inside and not any(layer.input in inside or weight_node(layer.bias) in reads for layer in group)

@@ -1,0 +1,349 @@
+"""Low rank: a large layer becomes two that are together smaller."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import fx, nn
+
+from lobo_fx.axes import Inference
+from lobo_fx.axes.cost import COSTS
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.layers import Layer, layers
+from lobo_fx.graph.masks import mask_weight, masks, strip_masks
+from lobo_fx.graph.operators import arguments, set_argument
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import check_named, check_patterns, inherit
+from lobo_fx.graph.rewriting import drop_unused, free_name
+from lobo_fx.graph.running import watch
+from lobo_fx.graph.shapes import propagate
+from lobo_fx.graph.tensors import register
+from lobo_fx.measures.counts import rows
+from lobo_fx.passes.fitting.layer_grams import Role, collect_grams, in_parts
+from lobo_fx.passes.fitting.linear_problem import count_rows, matrix_of, put_matrix
+from lobo_fx.passes.fusion.fold_weights import fold_weights
+from lobo_fx.passes.low_rank.candidates import Candidate, find_candidates
+from lobo_fx.passes.low_rank.ranks import best_within, options
+from lobo_fx.passes.low_rank.refit import LowRankFit
+from lobo_fx.passes.low_rank.spectrum import Spectrum, spectrum
+from lobo_fx.passes.pruning.compensation import METHODS, compensate
+from lobo_fx.passes.pruning.search import Patterns, Search, Target
+from lobo_fx.passes.pruning.widths import modules_above
+from lobo_fx.report.records import Sheet
+
+__all__ = ["Factorize"]
+
+_QUARTER = 0.25
+"""What `rank` is where it is left out: a square layer is then half as large."""
+_HALF = 0.5
+"""What `keep` is where it is left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Factorize(Pass):
+    """A linear layer, or a convolution of one place, becomes two of a lower rank that are together smaller.
+
+    Before: `linear(x, W[512, 512], b)`. After: `linear(linear(x, W_down[64, 512]), W_up[512, 64], b)`; of a convolution
+    the first has its stride and padding. `fc.weight` becomes `fc.down.weight` and `fc.up.weight`. The rank is an axis
+    like others: `PruneChannels` may cut it afterwards.
+
+    With calibration data the nearest weight of a rank is the one that moves the layer's outputs least, and every layer
+    is then fitted to what the original's gave from the inputs that it has by then. A share of the data is held out;
+    where plain singular values, or no refitting, come within half a decibel on it, they are taken. Without data, it is
+    plain singular values.
+
+    Left alone, with the reason in the report: layers that two would not make smaller (a full rank among them: it stays
+    exact), convolutions of larger windows or of groups, and weights that anything else reads too. A weight that
+    several layers share is factorized once.
+
+    Attributes:
+        rank: share of the full rank that stays, in (0, 1], 0.25 where nothing else says how much; or shares by pattern
+            of module names (`{"layers.*.fc1": 0.3}`), where other layers stay whole. Of several patterns that match,
+            the most specific counts, as in `PruneChannels`.
+        decibels: the lowest rank of each layer at which its outputs about their mean have this signal-to-noise ratio on
+            calibration data; without data, its weight.
+        target: `macs`, `parameters` or `file_size`: chooses the ranks so that the share `keep` of them stays, and the
+            noise that each layer adds to its outputs is least, as a share of these and summed over all layers.
+        keep: share of `target` that stays in the whole model, in (0, 1], 0.5 where left out; hit within 2 %.
+        exclude: patterns of names of modules or parameters that stay whole.
+        round_to: ranks are multiples of this, where the full rank is at least twice as high.
+        compensation: what is fitted to calibration data: `none`, `recalibrate` (batch norms), `bias` (and biases),
+            `reconstruct` (and weights); `auto` is `reconstruct` where calibration data is given, else `none`.
+
+    Source: see `lobo_fx.passes.low_rank.spectrum`, `lobo_fx.passes.low_rank.refit`.
+    """
+
+    rank: float | Mapping[str, float] | None = None
+    decibels: float | None = None
+    target: str | None = None
+    keep: float | None = None
+    exclude: Sequence[str] = ()
+    round_to: int = 8
+    compensation: str = "auto"
+
+    promise: ClassVar[Promise] = Promise.APPROXIMATE
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("rank", "decibels", "target") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InvalidInput(f"{' and '.join(given)} each say how much stays; give one of them")
+        shares = self.rank.values() if isinstance(self.rank, Mapping) else [self.rank]
+        for share in shares if self.rank is not None else ():
+            if not _is_share(share):
+                raise InvalidInput(f"rank is {share!r}; it must be in (0, 1], the share of the full rank that stays")
+        if isinstance(self.rank, Mapping) and not (self.rank and all(isinstance(name, str) for name in self.rank)):
+            raise InvalidInput("rank maps patterns of module names to shares; it names none")
+        if self.decibels is not None and (not isinstance(self.decibels, (int, float)) or not self.decibels > 0):
+            raise InvalidInput(f"decibels is {self.decibels!r}; it must be above 0, the ratio of signal to noise")
+        choices = {"target": (None, *COSTS), "compensation": ("auto", *METHODS)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, known))}")
+        if self.keep is not None and not _is_share(self.keep):
+            raise InvalidInput(f"keep is {self.keep!r}; it must be in (0, 1], the share of the target that stays")
+        if not self.target and self.keep is not None:
+            raise InvalidInput("keep says how much of a target stays; give target= too, or rank= alone")
+        listed = isinstance(self.exclude, Sequence) and not isinstance(self.exclude, (str, bytes))
+        if not listed or not all(isinstance(pattern, str) for pattern in self.exclude):
+            raise InvalidInput(f"exclude is {self.exclude!r}; it must be a list of patterns of names")
+        if not isinstance(self.round_to, int) or self.round_to < 1:
+            raise InvalidInput(f"round_to is {self.round_to!r}; it must be a whole number of at least 1")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Calibration data where a compensation that fits to it is named."""
+        return ("calibration_data",) if self.compensation not in ("auto", "none") else ()
+
+    def check(self, program: Program) -> None:
+        """Every pattern must match a module; whether that can be factorized may be up to the passes before."""
+        if isinstance(self.rank, Mapping):
+            check_patterns(self.rank, program.graph)
+        check_named("exclude", self.exclude, program.module)
+
+    def run(self, program: Program, context: Context) -> Program:
+        if fold_weights(program, swapped=False):
+            propagate(program.module)
+        masked = {name: mask.clone() for name, mask in masks(program).items()}
+        strip_masks(program)
+        candidates = [one for one in find_candidates(program, context) if not self._is_excluded(one)]
+        ranks = self._ranks(candidates, program, context)
+        chosen = [one for one in candidates if ranks.get(one.name, one.shape.full) < one.shape.full]
+        if chosen:
+            program = self._lowered(program, chosen, ranks, masked, context)
+            _write(program, chosen, ranks)
+            context.sheets.append(_sheet(chosen, ranks))
+        else:
+            context.note("factorize found no layer that two would make smaller")
+        for name, mask in masked.items():
+            if any(name in one.names for one in chosen):
+                context.note("loses its mask: what two factors give has no zeros", parameter=name)
+            else:
+                mask_weight(program, name, mask)
+        return program
+
+    def _is_excluded(self, candidate: Candidate) -> bool:
+        names = {above for name in candidate.names for above in (name, *modules_above(name))}
+        return any(fnmatch.filter(names, pattern) for pattern in self.exclude)
+
+    def _ranks(self, candidates: Sequence[Candidate], program: Program, context: Context) -> dict[str, int]:
+        """The rank of each weight that is to have a lower one, by name; the others are noted."""
+        if self.target is not None:
+            return self._hit(candidates, self.target, program, context)
+        if self.decibels is not None:
+            found = _spectra(program, candidates, context)
+            wanted = {one.name: self._rounded_up(one, found[one.name].rank_for(self.decibels)) for one in candidates}
+        else:
+            shares = self._shares(candidates, context)
+            search = Search("axis", self.round_to, 1)
+            wanted = {
+                one.name: search.width(one.shape.full, 1 - shares[one.name]) for one in candidates if one.name in shares
+            }
+        for one in candidates:
+            if wanted.get(one.name, 0) > one.shape.highest:
+                context.note(
+                    f"is left alone: two layers of rank {wanted.pop(one.name)} are no smaller than one of "
+                    f"{one.shape.outputs} by {one.shape.inputs}; up to {one.shape.highest} they are",
+                    parameter=one.name,
+                )
+        return wanted
+
+    def _rounded_up(self, candidate: Candidate, rank: int) -> int:
+        step = self.round_to if candidate.shape.full >= 2 * self.round_to else 1
+        return min(candidate.shape.full, -(-rank // step) * step)
+
+    def _shares(self, candidates: Sequence[Candidate], context: Context) -> dict[str, float]:
+        """The share of the full rank that stays, by name of the weight."""
+        if not isinstance(self.rank, Mapping):
+            return dict.fromkeys((one.name for one in candidates), _QUARTER if self.rank is None else self.rank)
+        modules = {one.name: [name.rpartition(".")[0] for name in one.names] for one in candidates}
+        patterns = Patterns(self.rank, modules, "a weight that could be two")
+        patterns.note_overridden(context, "layers")
+        return {name: self.rank[pattern] for name, pattern in patterns.chosen.items()}
+
+    def _hit(self, candidates: Sequence[Candidate], target: str, program: Program, context: Context) -> dict[str, int]:
+        """The ranks that hit a target.
+
+        Raises:
+            InvalidInput: none do.
+        """
+        whole = COSTS[target](Inference(program).run(), {})
+        if not whole:
+            raise InvalidInput(f"target={target!r}: the model has none, so no share of it can be kept")
+        wanted = Target(target, _HALF if self.keep is None else self.keep)
+        costs = _costs(program, candidates, target)
+        found = _spectra(program, candidates, context)
+        choices = {one.name: options(one.shape, found[one.name], costs[one.name], self.round_to) for one in candidates}
+        rest = whole - sum(costs.values())
+        chosen = best_within(choices, wanted.keep * whole - rest)
+        share = (rest + sum(one.cost for one in chosen.values())) / whole
+        if not wanted.is_hit(share):
+            raise InvalidInput(
+                f"keep={wanted.keep} of the {target} can't be hit with round_to={self.round_to}: the nearest possible "
+                f"is {share:.3f}, since layers that can be two have {sum(costs.values()) / whole:.3f} of them"
+            )
+        for one in candidates:
+            if chosen[one.name].rank == one.shape.full:
+                context.note("is left alone: it loses most for what it would save", parameter=one.name)
+        return {name: one.rank for name, one in chosen.items()}
+
+    def _lowered(
+        self,
+        program: Program,
+        chosen: Sequence[Candidate],
+        ranks: Mapping[str, int],
+        masked: Iterable[str],
+        context: Context,
+    ) -> Program:
+        """The program, or a copy, with weights of lower rank in the places of the whole ones."""
+        method = self.compensation
+        if method == "auto":
+            method = "none" if context.calibration_data is None else "reconstruct"
+        original = program if method == "none" else program.clone()
+        for one in chosen:
+            nearest = spectrum(_matrix(one)).nearest(ranks[one.name])
+            with torch.no_grad():
+                put_matrix(one.layers[0], one.weight, nearest.unsqueeze(0).to(one.weight.dtype))
+        if method == "none":
+            context.note("ranks were lowered by plain singular values: no calibration data says what matters")
+            return program
+        bounds = {name: ranks[one.name] for one in chosen for name in one.names}
+        fit = functools.partial(LowRankFit, ranks=bounds, fixed=set(masked) - bounds.keys())
+        compensated = compensate(program, original, context, method, fit)
+        context.note(compensated.remark)
+        context.sheets.extend([compensated.sheet] if compensated.sheet else [])
+        return compensated.program
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value <= 1
+
+
+def _matrix(candidate: Candidate) -> torch.Tensor:
+    """The weight as (outputs, inputs)."""
+    return matrix_of(candidate.layers[0], candidate.weight.detach())[0]
+
+
+def _roles(candidate: Candidate) -> list[Role]:
+    return [Role(layer.node, layer.read) for layer in candidate.layers if layer.read is not None]
+
+
+def _spectra(program: Program, candidates: Sequence[Candidate], context: Context) -> dict[str, Spectrum]:
+    """What the outputs of each layer lose at every rank, on calibration data where there is some."""
+    if context.calibration_data is None:
+        return {one.name: spectrum(_matrix(one)) for one in candidates}
+    found = {}
+    for part in in_parts(candidates, _roles):
+        grams = collect_grams(program, [role for one in part for role in _roles(one)], context, centred=True)
+        for one in part:
+            known = [grams[role] for role in _roles(one) if role in grams]
+            if not known:
+                context.note("is weighed by plain singular values: no row of its inputs was seen", parameter=one.name)
+            found[one.name] = spectrum(_matrix(one), functools.reduce(operator.add, known).shrunk() if known else None)
+    return found
+
+
+def _costs(program: Program, candidates: Sequence[Candidate], target: str) -> dict[str, float]:
+    """What each weight costs as it is."""
+    if target != "macs":
+        return {
+            one.name: one.weight.numel() * (one.weight.element_size() if target == "file_size" else 1)
+            for one in candidates
+        }
+    counts: dict[fx.Node, int] = {}
+
+    def see(layer: Layer, value: torch.Tensor) -> None:
+        counts[layer.node] = count_rows(layer, value)
+
+    watchers = {layer.node: functools.partial(see, layer) for one in candidates for layer in one.layers}
+    watch(program.module, [program.example_inputs], watchers)
+    per_row = rows(program)
+    return {
+        one.name: sum(counts[layer.node] for layer in one.layers) * one.weight.numel() / per_row for one in candidates
+    }
+
+
+def _write(program: Program, chosen: Sequence[Candidate], ranks: Mapping[str, int]) -> None:
+    """Makes two layers of each whose weight has a lower rank."""
+    named = {name: one for one in chosen for name in one.names}
+    pairs: dict[str, tuple[str, str]] = {}
+    for layer in list(layers(program.graph)):
+        one = named.get(str(layer.read.target)) if layer.read is not None else None
+        if one is None:
+            continue
+        assert layer.read is not None
+        if one.name not in pairs:
+            pairs[one.name] = _store(program, layer, one.name, ranks[one.name])
+        _split(program, layer, *pairs[one.name])
+    program.graph.eliminate_dead_code()
+    drop_unused(program, named)
+    program.graph.lint()
+    program.module.recompile()
+
+
+def _store(program: Program, layer: Layer, name: str, rank: int) -> tuple[str, str]:
+    """Registers the factors of a layer's weight; their names."""
+    assert layer.read is not None
+    weight = program.parameter(layer.read)
+    up, down = spectrum(matrix_of(layer, weight)[0]).factors(rank)
+    path, _, leaf = name.rpartition(".")
+    places = [1] * layer.kind.places
+    stored = []
+    for part, value in (("down", down), ("up", up)):
+        made = f"{path}.{part}.weight" if leaf == "weight" else f"{name}_{part}"
+        stored.append(free_name(program, made.lstrip(".")))
+        value = value.to(weight.dtype).reshape(*value.shape, *places).contiguous()
+        register(program.module, stored[-1], nn.Parameter(value, requires_grad=weight.requires_grad))
+    return stored[0], stored[1]
+
+
+def _split(program: Program, layer: Layer, down: str, up: str) -> None:
+    """`layer(x, W, b)` → `layer(layer(x, down), up, b)`: the second is the call that there was."""
+    node, graph = layer.node, program.graph
+    given: dict[str, Any] = arguments(node)
+    with graph.inserting_before(node):
+        reads = [graph.get_attr(name) for name in (down, up)]
+        values = {**given, layer.kind.weight: reads[0], layer.kind.bias: None}.values()
+        first = graph.call_function(node.target, tuple(values))  # type: ignore[arg-type]
+    for new in (*reads, first):
+        inherit(new, node)
+    set_argument(node, layer.kind.input, first)
+    set_argument(node, layer.kind.weight, reads[1])
+    if layer.kind.convolves:
+        set_argument(node, "stride", [1] * layer.kind.places)
+        set_argument(node, "padding", "valid" if isinstance(given["padding"], str) else [0] * layer.kind.places)
+
+
+def _sheet(chosen: Sequence[Candidate], ranks: Mapping[str, int]) -> Sheet:
+    found = []
+    for one in chosen:
+        rank, shape = ranks[one.name], one.shape
+        found.append((one.name, rank, shape.full, round(shape.share(rank), 3)))
+    return Sheet("ranks", ("weight", "rank", "full rank", "share that stays"), tuple(found))

@@ -1,0 +1,66 @@
+"""Every layer of a network of lower ranks, fitted to what the original's gave, from the inputs that it really has.
+
+Least squares under a bound on the rank has a closed form (reduced-rank regression): of the best weight without the
+bound, the nearest of that rank, measured on the same inputs. So both factors are at their optimum at once.
+
+Source: Izenman, "Reduced-rank regression for the multivariate linear model", 1975.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import torch
+
+from lobo_fx.graph.layers import Layer, weight_uses
+from lobo_fx.graph.tensors import fetch
+from lobo_fx.passes.fitting.gram import Gram
+from lobo_fx.passes.fitting.held_out import Affine, HeldOut
+from lobo_fx.passes.fitting.linear_problem import Moments, matrix_of
+from lobo_fx.passes.low_rank.spectrum import spectrum
+from lobo_fx.passes.pruning.layer_fitting import Fit
+
+__all__ = ["LowRankFit"]
+
+
+@dataclasses.dataclass
+class LowRankFit(Fit):
+    """Fits layers as after pruning, some of them under a bound on their rank.
+
+    Attributes:
+        ranks: the bound, by name of the weight; there the network holds the nearest weight of that rank by plain
+            singular values.
+        fixed: names of weights that stay as they are.
+    """
+
+    ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    fixed: Collection[str] = ()
+
+    def _is_cut(self, node: torch.fx.Node) -> bool:
+        return any(use.read.target in self.ranks for use in weight_uses(node))
+
+    def _why_fixed(self, layer: Layer) -> str | None:
+        if layer.read is not None and layer.read.target in self.fixed:
+            return "its zeros are to stay"
+        return super()._why_fixed(layer)
+
+    def _fit_weight(
+        self, layer: Layer, start: torch.Tensor, moments: Moments, held_out: HeldOut, current: Affine
+    ) -> tuple[Affine, float]:
+        """The best on held-out rows: what there is, the original's weight and its best fit, both at the lower rank."""
+        assert layer.read is not None
+        name = str(layer.read.target)
+        if name not in self.ranks:
+            return super()._fit_weight(layer, start, moments, held_out, current)
+        whole = matrix_of(layer, fetch(self.original.module, name)).double()
+        given = Affine(whole, moments.bias(whole))
+        fitted, share = super()._fit_weight(layer, whole, moments, held_out, given)
+        gram = Gram.of_moments(moments, centred=True).shrunk()
+        best, moved, least = current, 0.0, held_out.error(current)
+        for weight, way in ((whole, 0.0), (fitted.weight, share)):
+            nearest = spectrum(weight[0], gram).nearest(self.ranks[name]).unsqueeze(0)
+            found = Affine(nearest, moments.bias(nearest))
+            if (error := held_out.error(found)) < least:
+                best, moved, least = found, way, error
+        return best, moved
