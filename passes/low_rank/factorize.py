@@ -31,11 +31,11 @@ from lobo_fx.passes.fitting.layer_grams import Role, collect_grams, in_parts
 from lobo_fx.passes.fitting.linear_problem import count_rows, matrix_of, put_matrix
 from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.low_rank.candidates import Candidate, find_candidates
-from lobo_fx.passes.low_rank.ranks import best_within, options
+from lobo_fx.passes.low_rank.ranks import Option, best_within, options
 from lobo_fx.passes.low_rank.refit import LowRankFit
 from lobo_fx.passes.low_rank.spectrum import Spectrum, spectrum
 from lobo_fx.passes.pruning.compensation import METHODS, compensate
-from lobo_fx.passes.pruning.search import Patterns, Search, Target
+from lobo_fx.passes.pruning.search import TARGET_TOLERANCE, Patterns, Search, Target
 from lobo_fx.passes.pruning.widths import modules_above
 from lobo_fx.report.records import Sheet
 
@@ -200,18 +200,30 @@ class Factorize(Pass):
         wanted = Target(target, _HALF if self.keep is None else self.keep)
         costs = _costs(program, candidates, target)
         found = _spectra(program, candidates, context)
-        choices = {one.name: options(one.shape, found[one.name], costs[one.name], self.round_to) for one in candidates}
         rest = whole - sum(costs.values())
-        chosen = best_within(choices, wanted.keep * whole - rest)
-        share = (rest + sum(one.cost for one in chosen.values())) / whole
+
+        def nearest(step: int) -> tuple[dict[str, Option], float]:
+            """What keeps no more than wanted, or hardly more where that misses; and the share that it keeps."""
+            choices = {one.name: options(one.shape, found[one.name], costs[one.name], step) for one in candidates}
+            for slack in (1.0, 1 + TARGET_TOLERANCE):
+                chosen = best_within(choices, slack * wanted.keep * whole - rest)
+                share = (rest + sum(one.cost for one in chosen.values())) / whole
+                if wanted.is_hit(share):
+                    break
+            return chosen, share
+
+        chosen, share = nearest(self.round_to)
         if not wanted.is_hit(share):
             raise InvalidInput(
                 f"keep={wanted.keep} of the {target} can't be hit with round_to={self.round_to}: the nearest possible "
                 f"is {share:.3f}, since layers that can be two have {sum(costs.values()) / whole:.3f} of them"
+                + ("; round_to=1 would hit it" if wanted.is_hit(nearest(1)[1]) else "")
             )
         for one in candidates:
             if chosen[one.name].rank == one.shape.full:
-                context.note("is left alone: it loses most for what it would save", parameter=one.name)
+                small = one.shape.highest < self._rounded_up(one, 1)
+                why = "no rank makes two layers smaller" if small else "it loses most for what it would save"
+                context.note(f"is left alone: {why}", parameter=one.name)
         return {name: one.rank for name, one in chosen.items()}
 
     def _lowered(

@@ -10,6 +10,9 @@ from lobo_fx.passes.low_rank.spectrum import Spectrum
 
 __all__ = ["Option", "Shape", "best_within", "options"]
 
+_ROUNDING = 1e-9
+"""By what share a sum of costs may be above a budget that it is meant to equal."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -75,7 +78,7 @@ def best_within(choices: Mapping[str, Sequence[Option]], budget: float) -> dict[
         budget: most that all may cost together.
     """
     chosen = {name: given[-1] for name, given in choices.items()}
-    spare = budget - math.fsum(one.cost for one in chosen.values())
+    spare = budget * (1 + _ROUNDING) - math.fsum(one.cost for one in chosen.values())
 
     def step(name: str) -> tuple[float, Option] | None:
         """The best of a layer's dearer options that fit, with the error that it saves for its cost."""
