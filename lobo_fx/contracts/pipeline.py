@@ -79,8 +79,10 @@ class Pipeline:
 
     def fork(self) -> Pipeline:
         """A copy that may run passes on trial: its program, rows, notes and sheets are its own."""
-        lists = {name: list(getattr(self.context, name)) for name in ("notes", "sheets", "candidates")}
-        context = dataclasses.replace(self.context, **lists)
+        own = self.context
+        context = dataclasses.replace(
+            own, notes=list(own.notes), sheets=list(own.sheets), candidates=list(own.candidates)
+        )
         return dataclasses.replace(self, context=context, program=self.program.clone(), rows=list(self.rows))
 
     @random_state_kept

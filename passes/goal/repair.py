@@ -77,7 +77,8 @@ class Repair:
     @property
     def best(self) -> Widths:
         """The least noisy of all that were tried."""
-        return dict(zip(self.leaves, min(self.tried, key=lambda key: self.tried[key]), strict=True))
+        least, _ = min(self.tried.items(), key=lambda entry: entry[1])
+        return dict(zip(self.leaves, least, strict=True))
 
     def _try(self, widths: Widths) -> None:
         key = tuple(widths[leaf] for leaf in self.leaves)
@@ -142,5 +143,5 @@ def _ridge(parts: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
     """Multipliers m near a prior with parts·m near one; none falls under a tenth of its prior."""
     scaled = parts * prior
     gram = scaled.mT @ scaled + _STIFF * torch.eye(len(prior), dtype=torch.double)
-    moved = torch.linalg.solve(gram, scaled.mT @ (1 - scaled.sum(1)))
+    moved: torch.Tensor = torch.linalg.solve(gram, scaled.mT @ (1 - scaled.sum(1)))
     return prior * (1 + moved).clamp(0.1, 10.0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import math
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +16,6 @@ import torch
 from lobo_fx.axes import Axis, Inference, kind
 from lobo_fx.axes.cost import macs_after
 from lobo_fx.axes.members import Member, members
-from lobo_fx.axes.surgery import remove
-from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.candidates import Candidate
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
@@ -25,24 +23,18 @@ from lobo_fx.files import temporary_folder
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
-from lobo_fx.measures.latency import benchmark
-from lobo_fx.measures.memory import peak_memory
 from lobo_fx.passes.fitting.side_by_side import Pairs
-from lobo_fx.passes.goal.latency_model import LatencyModel
+from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
 from lobo_fx.passes.goal.plan import GoalPlan
 from lobo_fx.passes.goal.repair import Repair
-from lobo_fx.passes.goal.solver import Losses, Options, solve
-from lobo_fx.passes.goal.terms import Sum, stored_bytes
+from lobo_fx.passes.goal.solver import Losses, solve
+from lobo_fx.passes.goal.terms import Sum
 from lobo_fx.passes.pruning.layer_fitting import Fit
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.search import SCOPES, Candidates, Search
-from lobo_fx.passes.pruning.widths import Widths, best_positions, modules_above
-from lobo_fx.passes.quantization.integers.kernels import kernel_table
-from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
-from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded
-from lobo_fx.plugins.kernels import ProfilesNodes
-from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
+from lobo_fx.passes.pruning.widths import Widths, modules_above
+from lobo_fx.passes.quantization.quantize_static import folded
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import spinner, track
 
@@ -51,17 +43,12 @@ if TYPE_CHECKING:
 
 __all__ = ["GoalSearch"]
 
-_LEVELS = 24
-"""Most widths of an axis that are options."""
-_NARROWEST = 16
-"""No axis gets narrower than one of so many positions."""
 _NEAR = 0.03
 """By what a measured quantity may miss its limit."""
 _WORK = 2e12
 """Multiply-accumulates that the runs of the loss model may take: they compare on more rows where these cost less."""
 _FIT_ROWS = 512
 """Rows that candidates are refitted to while they are compared."""
-_ROUNDS = 25
 _CORRECTIONS = 3
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
 """Of the original's latency: where the front is looked at beside the goal."""
@@ -70,27 +57,10 @@ _LOSS_STEPS = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class _Precision:
-    """The program with some operators as integers.
-
-    Attributes:
-        name: `int8` or `float`.
-        integers: names of the operators; None for none.
-        costs: as shares of the original's, by name of the quantity.
-        options: widths that axes may have.
-    """
-
-    name: str
-    integers: tuple[str, ...] | None
-    costs: Mapping[str, Sum]
-    options: Options
-
-
-@dataclasses.dataclass(frozen=True)
 class _Built:
     """A whole program of some widths, and what was measured of its file."""
 
-    precision: _Precision
+    precision: Precision
     widths: Widths
     plan: GoalPlan
     program: Program
@@ -119,11 +89,8 @@ class GoalSearch:
         self.free = {leaf: found for leaf, found in members(self.inference).items() if self._may_go(leaf, found)}
         self.leaves = tuple(self.free)
         self.whole: Widths = {leaf: leaf.size for leaf in self.leaves}
-        self.tried: list[tuple[_Precision, Widths, float]] = []
+        self.tried: list[tuple[Precision, Widths, float]] = []
         self.built: list[_Built] = []
-        self.corrections: dict[tuple[str, str], float] = {}
-        self.exporter = EXPORTERS.get(EXPORTERS.default)()
-        self.runtime = RUNTIMES.get(RUNTIMES.default)()
 
     def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
         kinds, exclude = self.settings.kinds, self.settings.exclude
@@ -136,75 +103,19 @@ class GoalSearch:
         Raises:
             InvalidInput: the goal can't be met; says how near one can get and what is in the way.
         """
-        with ExitStack() as stack:
-            self.folder = stack.enter_context(temporary_folder())
-            with spinner("goal: profile of the original", self.context.show_progress):
-                self._measure_original()
-            self.precisions = self._precisions()
+        with temporary_folder() as folder:
+            with spinner("goal: costs of widths", self.context.show_progress):
+                given = self.start, self.inference, self.leaves, self.quiet, self.settings, folder
+                self.costs = FileCosts(*given)
+            self.precisions, original = self.costs.precisions, self.costs.original
             self._learn_losses()
             self.until = time.monotonic() + self.settings.seconds
-            limits = {
-                name: limit.of(self.original[name]) / self.original[name] for name, limit in self.goal.limits.items()
-            }
+            limits = {name: limit.of(original[name]) / original[name] for name, limit in self.goal.limits.items()}
             best = self._within(limits) if limits else self._fastest()
             self._check_loss(best)
             self._look_around()
         self._report(best, limits)
         return best.program
-
-    # What the original costs, and what widths and integers do to it.
-
-    def _measure_original(self) -> None:
-        """Writes the original's file: its times, size and memory are what shares are of."""
-        self.arrays = named_arrays(self.program, with_rows(self.program, 1))
-        self.file = self.exporter.export(self.start, self.folder / "original.onnx", {}).path
-        folded_file = self.exporter.export(self.program, self.folder / "folded.onnx", {}).path
-        names = {node.name for node in self.program.graph.nodes}
-        profiles = isinstance(self.runtime, ProfilesNodes)
-        self.times = self.runtime.node_times(folded_file, self.arrays, names) if profiles else {}
-        measured = benchmark(
-            {"original": self.file}, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False
-        )
-        self.original = {
-            "latency": measured.latencies["original"].cpu,
-            "size": float(sum(path.stat().st_size for path in self.folder.glob("original*"))),
-        }
-        if "memory" in self.goal.limits:
-            self.original["memory"] = float(self._memory(self.file))
-
-    def _memory(self, file: Path) -> int:
-        kind = type(self.runtime)
-        base, peak = peak_memory(file, f"{kind.__module__}:{kind.__qualname__}", 1, self.arrays)
-        return peak - base
-
-    def _precisions(self) -> list[_Precision]:
-        """Float, and with what is faster as integers."""
-        quantizer, table = self.settings.quantizing, open_table(self.settings.costs)
-        model = LatencyModel(self.inference, kernel_table(RUNTIMES.default), self.times)
-        measure_missing(table, model.priced, self.context)
-        model.table = table
-        floating = model.sum(self.leaves)
-        found = []
-        if self.settings.precision != "float":
-            choices = quantizer.simplify(self.program.clone(), self.quiet)[1]
-            integers = tuple(choices.place().integer)
-            if integers or self.settings.precision == "int8":
-                found.append(self._precision("int8", integers, model.sum(self.leaves, integers), floating))
-        if self.settings.precision != "int8":
-            found.append(self._precision("float", None, floating, floating))
-        return found
-
-    def _precision(self, name: str, integers: tuple[str, ...] | None, latency: Sum, floating: Sum) -> _Precision:
-        size = stored_bytes(self.inference, self.leaves, as_codes=integers is not None)
-        costs = {
-            "latency": latency.scaled(1 / floating(self.whole)),
-            "size": size.scaled(1 / self.original["size"]),
-        }
-        if "memory" in self.original:  # activations stay about what they are, weights come and go with the file
-            rest = max(0.0, self.original["memory"] - self.original["size"]) / self.original["memory"]
-            costs["memory"] = size.scaled(1 / self.original["memory"]) + Sum(self.leaves, [_constant(rest)])
-        unit = self.settings.round_to or (16 if integers is not None else 8)
-        return _Precision(name, integers, costs, {leaf: _options(leaf.size, unit) for leaf in self.leaves})
 
     def _learn_losses(self) -> None:
         macs = macs_after(self.inference, {}) or 1
@@ -237,7 +148,7 @@ class GoalSearch:
             raise InvalidInput(f"the goal was not met by measurement: the nearest file has {told}")
         return max(inside, key=_quality)
 
-    def _out_of_reach(self, precision: _Precision, limits: Mapping[str, float]) -> str:
+    def _out_of_reach(self, precision: Precision, limits: Mapping[str, float]) -> str:
         """How near the narrowest widths come where that is not near enough, and what is in the way."""
         narrowest = {leaf: widths[0] for leaf, widths in precision.options.items()}
         for name, limit in limits.items():
@@ -262,41 +173,38 @@ class GoalSearch:
         pruned = min((noise for precision, widths, noise in self.tried if widths == last.widths), default=0.0)
         return last.noise > 2 * pruned
 
-    def _set_right(self, precision: _Precision, limits: Mapping[str, float]) -> float:
+    def _set_right(self, precision: Precision, limits: Mapping[str, float]) -> float:
         """Solves and measures structures until they take what was expected; gives the loss expected then."""
         for _ in range(_CORRECTIONS):
             widths = solve(self._combined(precision, limits), self.losses, precision.options, 1.0)
-            measured = self._measure(self._structure(precision, widths), limits)
+            measured = self.costs.measure(self.costs.structure(precision, self._cut(widths)[0]))
             if not self._correct(precision, widths, measured, limits):
                 break
         widths = solve(self._combined(precision, limits), self.losses, precision.options, 1.0)
         return sum(self.losses[leaf][width] for leaf, width in widths.items())
 
-    def _build_within(self, precision: _Precision, limits: Mapping[str, float]) -> None:
+    def _build_within(self, precision: Precision, limits: Mapping[str, float]) -> None:
         """Repairs what the solver gives within a budget that was set right, and builds the best."""
         cost = self._combined(precision, limits)
         repair = Repair(cost, self.losses, precision.options, 1.0, lambda w: self._try(precision, w), self.context.seed)
         starts = [solve(cost, self.losses, precision.options, 1.0), *self._scopes(precision, cost)]
         widths = repair.run(starts, self.settings.moves, self.until)
         for _ in range(_CORRECTIONS):
-            built = self._build(precision, widths, limits)
+            built = self._build(precision, widths)
             self.built.append(built)
             if not self._correct(precision, widths, built.measured, limits):
                 break
             cost = self._combined(precision, limits)
             widths = solve(cost, repair.learned(), precision.options, 1.0)
 
-    def _combined(self, precision: _Precision, limits: Mapping[str, float]) -> Sum:
+    def _combined(self, precision: Precision, limits: Mapping[str, float]) -> Sum:
         """A cost of at most one where every limit holds, as far as weights of single limits can say that."""
-        parts = {
-            name: precision.costs[name].scaled(self.corrections.get((precision.name, name), 1.0) / limit)
-            for name, limit in limits.items()
-        }
+        parts = {name: self.costs.towards(precision, name, limit) for name, limit in limits.items()}
         if len(parts) == 1:
             return next(iter(parts.values()))
         weights = dict.fromkeys(parts, 1.0 / len(parts))
         for _ in range(12):
-            total = _sum(parts[name].scaled(weight) for name, weight in weights.items())
+            total = functools.reduce(operator.add, [parts[name].scaled(weight) for name, weight in weights.items()])
             widths = solve(total, self.losses, precision.options, 1.0)
             over = {name: part(widths) for name, part in parts.items()}
             if all(value <= 1.0 for value in over.values()):
@@ -307,20 +215,18 @@ class GoalSearch:
         return total.scaled(max(1.0, worst))
 
     def _correct(
-        self, precision: _Precision, widths: Widths, measured: Mapping[str, float], limits: Mapping[str, float]
+        self, precision: Precision, widths: Widths, measured: Mapping[str, float], limits: Mapping[str, float]
     ) -> bool:
         """Takes what was measured over what was expected into the models; whether a limit was missed."""
         missed = False
+        self.costs.learn(precision, widths, measured)
         for name, limit in limits.items():
-            key = precision.name, name
-            expected = precision.costs[name](widths)
-            self.corrections[key] = measured[name] / max(expected, 1e-9)
             over = measured[name] > (1 + _NEAR) * limit
             under = widths != self.whole and measured[name] < (1 - _NEAR) * limit and len(limits) == 1
             missed |= over or under
         return missed
 
-    def _scopes(self, precision: _Precision, cost: Sum) -> Iterator[Widths]:
+    def _scopes(self, precision: Precision, cost: Sum) -> Iterator[Widths]:
         """Equal shares, and what ranks axes together: as `PruneChannels` would cut."""
         candidates = Candidates(self.free, self.scores)
         for scope in SCOPES:
@@ -342,21 +248,9 @@ class GoalSearch:
     # Programs of widths.
 
     def _cut(self, widths: Widths) -> tuple[Program, PruningPlan]:
-        """A pruned copy, not refitted, and its plan."""
-        copy = self.program.clone()
-        inference = Inference(copy).run()
-        twins = dict(zip(members(self.inference), members(inference), strict=True))
-        removal = best_positions(
-            {twins[leaf]: self.scores[leaf] for leaf in self.leaves},
-            {twins[leaf]: width for leaf, width in widths.items()},
-        )
-        plan = PruningPlan.of(inference, removal, {})
-        if removal:
-            remove(inference, removal)
-            propagate(copy.module)
-        return copy, plan
+        return narrowed(self.inference, self.scores, widths)
 
-    def _try(self, precision: _Precision, widths: Widths) -> float:
+    def _try(self, precision: Precision, widths: Widths) -> float:
         """Noise of a pruned and refitted copy, in what adds up."""
         program, _ = self._cut(widths)
         if widths != self.whole:
@@ -374,40 +268,16 @@ class GoalSearch:
             if seen >= _FIT_ROWS:
                 return
 
-    def _structure(self, precision: _Precision, widths: Widths) -> Program:
-        """A program of these widths with integers where they are placed, its values of no use."""
-        program, _ = self._cut(widths)
-        if precision.integers is None:
-            return program
-        quick = QuantizeStatic("min_max", correct_bias=False, costs=self.settings.costs, target=self.settings.target)
-        few = self.context.signature.take_rows(next(self.quiet.fitting_batches()), [0])
-        rows = dataclasses.replace(self.quiet, calibration_data=[_as_batch(few)])
-        program, choices = quick.simplify(program, rows)
-        return quick.quantize(program, choices.exactly(precision.integers), rows)
-
-    def _measure(self, program: Program, limits: Mapping[str, float]) -> dict[str, float]:
-        """What a program's file takes, as shares of the original's."""
-        path = self.folder / "candidate.onnx"
-        artifact = self.exporter.export(program, path, {})
-        found = {"size": artifact.bytes / self.original["size"]}
-        if self.settings.costs is None:
-            files = {"original": self.file, "candidate": path}
-            measured = benchmark(files, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False)
-            found["latency"] = measured.ratio("candidate")
-        if "memory" in limits:
-            found["memory"] = self._memory(path) / self.original["memory"]
-        return found
-
-    def _build(self, precision: _Precision, widths: Widths, limits: Mapping[str, float]) -> _Built:
+    def _build(self, precision: Precision, widths: Widths) -> _Built:
         """The whole program of these widths: refitted to all data, quantized, written and measured."""
         _, pruning = self._cut(widths)
-        plan = GoalPlan(pruning, precision.integers, self.runtime.version)
+        plan = GoalPlan(pruning, precision.integers, self.costs.runtime.version)
         own = dataclasses.replace(self.quiet, notes=[], sheets=[])
         with spinner("goal: build a candidate", self.context.show_progress):
             program = plan.apply(self.start.clone(), own, self.settings.quantizing)
             propagate(program.module)
-            measured = self._measure(program, limits)
-            measured.setdefault("latency", precision.costs["latency"](widths))
+            measured = self.costs.measure(program)
+            measured.setdefault("latency", self.costs.expected(precision, "latency", widths))
             noise = self.noise(program)
             score = self._score(program)
         expected = {f"{name} of the original's": value for name, value in measured.items()}
@@ -439,11 +309,11 @@ class GoalSearch:
         precision = self.precisions[0]
         widest = precision.costs["latency"](self.whole)
         narrowest = precision.costs["latency"]({leaf: widths[0] for leaf, widths in precision.options.items()})
-        best = self._build(precision, self.whole, {})
+        best = self._build(precision, self.whole)
         self.built.append(best)
         if not self._keeps(best) and len(self.precisions) > 1:
             precision = self.precisions[1]
-            widest, best = precision.costs["latency"](self.whole), self._build(precision, self.whole, {})
+            widest, best = precision.costs["latency"](self.whole), self._build(precision, self.whole)
             self.built.append(best)
         low, high = math.log(narrowest), math.log(widest)
         for _ in range(_LOSS_STEPS):
@@ -454,7 +324,7 @@ class GoalSearch:
             )
             starts = [solve(cost, self.losses, precision.options, 1.0), *self._scopes(precision, cost)]
             until = min(self.until, time.monotonic() + self.settings.seconds / _LOSS_STEPS)
-            found = self._build(precision, repair.run(starts, self.settings.moves, until), {})
+            found = self._build(precision, repair.run(starts, self.settings.moves, until))
             self.built.append(found)
             if self._keeps(found):
                 best, high = found, middle
@@ -488,7 +358,7 @@ class GoalSearch:
         for share in track(_SHARES, "front", self.context.show_progress):
             if time.monotonic() > self.until:
                 return
-            cost = precision.costs["latency"].scaled(self.corrections.get((precision.name, "latency"), 1.0) / share)
+            cost = self.costs.towards(precision, "latency", share)
             widths = solve(cost, self.losses, precision.options, 1.0)
             if cost(widths) <= 1.0 and all(widths != known for _, known, _ in self.tried):
                 self._try(precision, widths)
@@ -504,8 +374,8 @@ class GoalSearch:
         found = []
         rounding: dict[str, float] = {}
         for built in self.built:
-            size = round(built.measured["size"] * self.original["size"])
-            predicted = self._predicted(built.precision, "latency", built.widths)
+            size = round(built.measured["size"] * self.costs.original["size"])
+            predicted = self.costs.expected(built.precision, "latency", built.widths)
             measured = built.measured["latency"] if self.settings.costs is None else None
             found.append(
                 Candidate(
@@ -527,16 +397,13 @@ class GoalSearch:
             if (precision.name, tuple(widths.values())) in whole:
                 continue
             expected = noise + rounding.get(precision.name, 0.0)
-            predicted = self._predicted(precision, "latency", widths)
-            size = round(self._predicted(precision, "size", widths) * self.original["size"])
+            predicted = self.costs.expected(precision, "latency", widths)
+            size = round(self.costs.expected(precision, "size", widths) * self.costs.original["size"])
             plan = GoalPlan(
-                self._cut(widths)[1], precision.integers, self.runtime.version, {"decibels": _decibels(expected)}
+                self._cut(widths)[1], precision.integers, self.costs.runtime.version, {"decibels": _decibels(expected)}
             )
             found.append(Candidate(precision.name, made(plan), self.start, predicted, None, size, _decibels(expected)))
         return found
-
-    def _predicted(self, precision: _Precision, name: str, widths: Widths) -> float:
-        return precision.costs[name](widths) * self.corrections.get((precision.name, name), 1.0)
 
     def _report(self, best: _Built, limits: Mapping[str, float]) -> None:
         candidates = self._candidates(best)
@@ -569,38 +436,9 @@ def _quality(built: _Built) -> tuple[float, float]:
     return (0.0 if built.score is None else built.score, -built.noise)
 
 
-def _options(size: int, unit: int) -> list[int]:
-    """Widths that an axis may have, the widest last."""
-    step = unit if size >= 2 * unit else 1
-    widths = list(range(step, size, step)) or [size]
-    least = max(1, size // _NARROWEST)
-    widths = [width for width in widths if width >= least]
-    every = max(1, math.ceil(len(widths) / _LEVELS))
-    return sorted({*widths[::-1][::every], size})
-
-
 def _nearest(options: Sequence[int], width: float) -> int:
     return min(options, key=lambda option: abs(option - width))
 
 
-def _constant(value: float) -> Any:
-    from lobo_fx.passes.goal.terms import Term
-
-    return Term((), lambda widths: value)
-
-
-def _sum(parts: Iterator[Sum] | Any) -> Sum:
-    found = list(parts)
-    total = found[0]
-    for part in found[1:]:
-        total = total + part
-    return total
-
-
 def _decibels(noise: float) -> float:
     return math.inf if noise == 0 else -10 * math.log10(noise)
-
-
-def _as_batch(inputs: Any) -> Any:
-    """Inputs as calibration data gives them."""
-    return inputs.args if not inputs.kwargs else dict(inputs.kwargs)

@@ -91,7 +91,7 @@ class _Reader:
         weights = self.weight[:, :, chosen].movedim(2, 1)  # (groups, left, outputs, each)
         if chosen.shape[1] == 1:
             return (weights.square().sum((2, 3)) / blocks[..., 0, 0]).sum(0)
-        replaced = torch.linalg.solve(blocks, weights.mT)
+        replaced: torch.Tensor = torch.linalg.solve(blocks, weights.mT)
         return (weights.mT * replaced).sum((0, 2, 3))
 
     def leave_out(self, gone: torch.Tensor) -> float:

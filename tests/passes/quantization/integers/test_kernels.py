@@ -183,7 +183,7 @@ def test_activations_are_folded_where_they_cut_a_range_that_holds_zero() -> None
 
 def test_an_operator_stands_in_one_line() -> None:
     add: Any = torch.ops.aten.add.Tensor
-    line = IntegerKernel(frozenset({add}), lambda node: "", lambda node: None)
+    line = IntegerKernel(frozenset({add}), lambda node, sizes: "", lambda node: None)
     with pytest.raises(AssertionError, match="one line only"):
         KernelTable("twice", (line, line), frozenset(), frozenset())
     with pytest.raises(AssertionError, match="one line only"):

@@ -1,0 +1,232 @@
+"""What files of any widths cost: shares of the original's latency, size and memory, predicted and measured.
+
+Predictions are models of the parts; a file that was measured sets them right near its own cost.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lobo_fx.axes import Axis, Inference
+from lobo_fx.axes.members import members
+from lobo_fx.axes.surgery import remove
+from lobo_fx.capture.reexport import named_arrays, with_rows
+from lobo_fx.contracts.context import Context
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.shapes import propagate
+from lobo_fx.measures.latency import benchmark
+from lobo_fx.measures.memory import peak_memory
+from lobo_fx.passes.goal.latency_model import LatencyModel
+from lobo_fx.passes.goal.solver import Options
+from lobo_fx.passes.goal.terms import Sum, Term, stored_bytes
+from lobo_fx.passes.pruning.plan import PruningPlan
+from lobo_fx.passes.pruning.widths import Widths, best_positions
+from lobo_fx.passes.quantization.integers.kernels import kernel_table
+from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
+from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
+from lobo_fx.plugins.kernels import ProfilesNodes
+from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
+
+if TYPE_CHECKING:
+    from lobo_fx.passes.goal.fit_goal import FitGoal
+
+__all__ = ["FileCosts", "Precision", "narrowed"]
+
+_LEVELS = 24
+"""Most widths of an axis that are options."""
+_NARROWEST = 16
+"""No axis gets narrower than one of so many positions."""
+_ROUNDS = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """The program with some operators as integers.
+
+    Attributes:
+        name: `int8` or `float`.
+        integers: names of the operators; None for none.
+        costs: as shares of the original's, by name of the quantity.
+        options: widths that axes may have.
+    """
+
+    name: str
+    integers: tuple[str, ...] | None
+    costs: Mapping[str, Sum]
+    options: Options
+
+
+class FileCosts:
+    """Costs of the files that a program may become.
+
+    Args:
+        start: the program as it came: its file is the original's.
+        inference: axes of the program with batch norms folded.
+        leaves: whose widths may change.
+        context: calibration data, without progress of its own.
+        settings: the goal, how operators are quantized, and for what machine.
+        folder: for files.
+    """
+
+    def __init__(
+        self,
+        start: Program,
+        inference: Inference,
+        leaves: Sequence[Axis],
+        context: Context,
+        settings: FitGoal,
+        folder: Path,
+    ) -> None:
+        self.start, self.inference, self.leaves = start, inference, tuple(leaves)
+        self.program, self.context, self.settings, self.folder = inference.program, context, settings, folder
+        self.whole: Widths = {leaf: leaf.size for leaf in leaves}
+        self.known: dict[tuple[str, str], dict[float, float]] = {}  # by precision and quantity: measured by expected
+        self.exporter = EXPORTERS.get(EXPORTERS.default)()
+        self.runtime = RUNTIMES.get(RUNTIMES.default)()
+        self._measure_original()
+        self.precisions = self._precisions()
+
+    def expected(self, precision: Precision, name: str, widths: Widths) -> float:
+        """A quantity of a file, as a share of the original's: the model's, set right by what was measured."""
+        found = precision.costs[name](widths)
+        return found * self._factor(precision, name, found)
+
+    def towards(self, precision: Precision, name: str, limit: float) -> Sum:
+        """The quantity as a share of a limit, right near the limit."""
+        known = self.known.get((precision.name, name), {})
+        near = min(known, key=lambda expected: abs(math.log(known[expected] / limit)), default=None)
+        factor = 1.0 if near is None else known[near] / near
+        return precision.costs[name].scaled(factor / limit)
+
+    def learn(self, precision: Precision, widths: Widths, measured: Mapping[str, float]) -> None:
+        """Takes in what a file of these widths was measured to take."""
+        for name, value in measured.items():
+            expected = max(precision.costs[name](widths), 1e-9)
+            self.known.setdefault((precision.name, name), {})[expected] = max(value, 1e-9)
+
+    def _factor(self, precision: Precision, name: str, expected: float) -> float:
+        """By what to multiply: of the two nearest that were measured, mixed by how near they are."""
+        known = self.known.get((precision.name, name), {})
+        points = sorted((math.log(at), value / at) for at, value in known.items())
+        if not points:
+            return 1.0
+        at = math.log(max(expected, 1e-9))
+        index = bisect.bisect(points, (at, math.inf))
+        if index in (0, len(points)):
+            return points[min(index, len(points) - 1)][1]
+        (low, first), (high, second) = points[index - 1 : index + 1]
+        return first + (second - first) * (at - low) / (high - low)
+
+    def _measure_original(self) -> None:
+        """Writes the original's file: its times, size and memory are what shares are of."""
+        self.arrays = named_arrays(self.program, with_rows(self.program, 1))
+        self.file = self.exporter.export(self.start, self.folder / "original.onnx", {}).path
+        folded_file = self.exporter.export(self.program, self.folder / "folded.onnx", {}).path
+        names = {node.name for node in self.program.graph.nodes}
+        profiles = isinstance(self.runtime, ProfilesNodes)
+        self.times = self.runtime.node_times(folded_file, self.arrays, names) if profiles else {}
+        measured = benchmark(
+            {"original": self.file}, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False
+        )
+        self.original = {
+            "latency": measured.latencies["original"].cpu,
+            "size": float(sum(path.stat().st_size for path in self.folder.glob("original*"))),
+        }
+        if "memory" in self.settings.goal.limits:
+            self.original["memory"] = float(self._memory(self.file))
+
+    def _memory(self, file: Path) -> int:
+        kind = type(self.runtime)
+        base, peak = peak_memory(file, f"{kind.__module__}:{kind.__qualname__}", 1, self.arrays)
+        return peak - base
+
+    def _precisions(self) -> list[Precision]:
+        """Float, and with what is faster as integers."""
+        quantizer, table = self.settings.quantizing, open_table(self.settings.costs)
+        model = LatencyModel(self.inference, kernel_table(RUNTIMES.default), self.times)
+        measure_missing(table, model.priced, self.context)
+        model.table = table
+        floating = model.sum(self.leaves)
+        found = []
+        if self.settings.precision != "float":
+            choices = quantizer.simplify(self.program.clone(), self.context)[1]
+            integers = tuple(choices.place().integer)
+            if integers or self.settings.precision == "int8":
+                found.append(self._precision("int8", integers, model.sum(self.leaves, integers), floating))
+        if self.settings.precision != "int8":
+            found.append(self._precision("float", None, floating, floating))
+        return found
+
+    def _precision(self, name: str, integers: tuple[str, ...] | None, latency: Sum, floating: Sum) -> Precision:
+        size = stored_bytes(self.inference, self.leaves, as_codes=integers is not None)
+        costs = {
+            "latency": latency.scaled(1 / floating(self.whole)),
+            "size": size.scaled(1 / self.original["size"]),
+        }
+        if "memory" in self.original:  # activations stay about what they are, weights come and go with the file
+            rest = max(0.0, self.original["memory"] - self.original["size"]) / self.original["memory"]
+            costs["memory"] = size.scaled(1 / self.original["memory"]) + Sum(
+                self.leaves, [Term((), lambda widths: rest)]
+            )
+        unit = self.settings.round_to or (16 if integers is not None else 8)
+        return Precision(name, integers, costs, {leaf: _options(leaf.size, unit) for leaf in self.leaves})
+
+    def structure(self, precision: Precision, program: Program) -> Program:
+        """A narrowed program with integers where they are placed, its values of no use."""
+        if precision.integers is None:
+            return program
+        quick = QuantizeStatic("min_max", correct_bias=False, costs=self.settings.costs, target=self.settings.target)
+        few = self.context.signature.take_rows(next(self.context.fitting_batches()), [0])
+        rows = dataclasses.replace(self.context, calibration_data=[_as_batch(few)])
+        program, choices = quick.simplify(program, rows)
+        return quick.quantize(program, choices.exactly(precision.integers), rows)
+
+    def measure(self, program: Program) -> dict[str, float]:
+        """What a program's file takes, as shares of the original's."""
+        path = self.folder / "candidate.onnx"
+        artifact = self.exporter.export(program, path, {})
+        found = {"size": artifact.bytes / self.original["size"]}
+        if self.settings.costs is None:
+            files = {"original": self.file, "candidate": path}
+            measured = benchmark(files, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False)
+            found["latency"] = measured.ratio("candidate")
+        if "memory" in self.original:
+            found["memory"] = self._memory(path) / self.original["memory"]
+        return found
+
+
+def narrowed(inference: Inference, scores: Mapping[Axis, torch.Tensor], widths: Widths) -> tuple[Program, PruningPlan]:
+    """A copy of a program with the best positions of each axis, not refitted, and the plan of the removal."""
+    copy = inference.program.clone()
+    found = Inference(copy).run()
+    twins = dict(zip(members(inference), members(found), strict=True))
+    removal = best_positions(
+        {twins[leaf]: scores[leaf] for leaf in widths}, {twins[leaf]: width for leaf, width in widths.items()}
+    )
+    plan = PruningPlan.of(found, removal, {})
+    if removal:
+        remove(found, removal)
+        propagate(copy.module)
+    return copy, plan
+
+
+def _options(size: int, unit: int) -> list[int]:
+    """Widths that an axis may have, the widest last."""
+    step = unit if size >= 2 * unit else 1
+    widths = list(range(step, size, step)) or [size]
+    least = max(1, size // _NARROWEST)
+    widths = [width for width in widths if width >= least]
+    every = max(1, math.ceil(len(widths) / _LEVELS))
+    return sorted({*widths[::-1][::every], size})
+
+
+def _as_batch(inputs: Any) -> Any:
+    """Inputs as calibration data gives them."""
+    return inputs.args if not inputs.kwargs else dict(inputs.kwargs)
