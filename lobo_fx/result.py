@@ -71,6 +71,12 @@ class Result:
         return [Alternative(candidate, self) for candidate in pareto(found)]
 
     @property
+    def plan(self) -> Any:
+        """What a search for a goal decided, as a file may hold it (`save`); None where there was no search."""
+        found = [] if self.pipeline is None else self.pipeline.context.candidates
+        return next((getattr(candidate.pass_, "plan", None) for candidate in found if candidate.chosen), None)
+
+    @property
     def module(self) -> ProgramModule:
         """The compiled model as an `nn.Module`: call it, train it, deep-copy it; parameters keep their names.
 

@@ -30,7 +30,7 @@ from lobo_fx.graph.notes import Note
 
 __all__ = ["compile"]
 
-ORIGINAL_FILE, MODEL_FILE = "original.onnx", "model.onnx"
+ORIGINAL_FILE, MODEL_FILE, PLAN_FILE = "original.onnx", "model.onnx", "plan.json"
 
 
 @command
@@ -40,6 +40,15 @@ def compile(
     passes: Annotated[
         list[str] | None, typer.Option("--pass", help="NAME or NAME:setting=value,…; may be repeated.")
     ] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="At most so much: a share of the original's (0.25, 25%), or a time (20ms).")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="At most so much: a share of the original file's, or 5MB.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Peak memory, at most: a share of the original's, or 90MB.")
+    ] = None,
+    drop: Annotated[float | None, typer.Option(help="What may be lost of --evaluate's score.")] = None,
+    decibels: Annotated[float | None, typer.Option(help="Least signal-to-noise ratio against the original.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for files and report.")] = Path("out"),
     checkpoint: Checkpoint = None,
     outputs: Outputs = None,
@@ -56,20 +65,25 @@ def compile(
     seed: Seed = 0,
     float32: Widened = False,
 ) -> None:
-    """Compile a model, export it and the original, and measure both in turn."""
+    """Compile a model by passes, or towards a goal; export it and the original, and measure both in turn."""
     import lobo_fx
     from lobo_fx.cli.given import read_given, read_program
     from lobo_fx.files import check_writable, make_folder
+    from lobo_fx.plugins.registry import PASSES
     from lobo_fx.recipe import read_pass, resolve
     from lobo_fx.report.report import REPORT_FILES
     from lobo_fx.saving import check_target
 
-    if (recipe is None) == (not passes):
-        raise InvalidInput("give --recipe, or one or more --pass; `lobo-fx passes` lists both")
-    chosen = resolve(recipe) if recipe else [read_pass(text) for text in passes or []]
+    limits = {"latency": latency, "size": size, "memory": memory, "drop": drop, "decibels": decibels}
+    wanted = [] if all(limit is None for limit in limits.values()) else [PASSES.get("fit_goal")(**limits)]
+    if (recipe is not None and passes) or not (recipe or passes or wanted):
+        raise InvalidInput(
+            "give --recipe, or one or more --pass, or a goal such as --latency; `lobo-fx passes` lists what there is"
+        )
+    chosen = [*(resolve(recipe) if recipe else [read_pass(text) for text in passes or []]), *wanted]
     check_target(output / "program")
     if output.is_dir():
-        for name in (ORIGINAL_FILE, MODEL_FILE, *REPORT_FILES):
+        for name in (ORIGINAL_FILE, MODEL_FILE, PLAN_FILE, *REPORT_FILES):
             check_writable(output / name)
     given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate)
     program, notes = read_program(model, checkpoint, seed, static, outputs, float32, chosen, given, batches)
@@ -84,5 +98,9 @@ def compile(
     result.benchmark(threads=threads, batch=batch, rounds=rounds)
     result.save(output / "program")
     result.report.save(output)
+    written = [MODEL_FILE, ORIGINAL_FILE, "program/", *REPORT_FILES]
+    if result.plan is not None:
+        result.plan.save(output / PLAN_FILE)
+        written.append(PLAN_FILE)
     typer.echo(str(result))
-    typer.echo(f"written to {output}: {MODEL_FILE}, {ORIGINAL_FILE}, program/, report.md, report.csv, report.json")
+    typer.echo(f"written to {output}: {', '.join(written)}")

@@ -19,6 +19,7 @@ from lobo_fx.passes.goal.plan import GoalPlan
 from lobo_fx.passes.goal.search import GoalSearch
 from lobo_fx.passes.quantization.integers.prices import check_costs
 from lobo_fx.passes.quantization.integers.targets import target_named, target_of_this_machine
+from lobo_fx.passes.quantization.mixed_precision import DECIBELS
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded
 
 __all__ = ["FitGoal"]
@@ -39,7 +40,7 @@ class FitGoal(Pass):
         size: of the file.
         memory: peak memory.
         drop: what may be lost of `evaluate`'s score.
-        decibels: least signal-to-noise ratio.
+        decibels: least signal-to-noise ratio; 30 where nothing is limited.
         precision: `auto` runs as integers what is faster so, where that loses less than being narrower would; `int8`
             and `float` leave no choice.
         kinds: the kinds of axes that may be cut (`lobo_fx.axes.KINDS`); None for all.
@@ -81,13 +82,12 @@ class FitGoal(Pass):
     promise: ClassVar[Promise] = Promise.APPROXIMATE
 
     def __post_init__(self) -> None:
-        limits = (self.latency, self.size, self.memory, self.drop, self.decibels)
         if self.plan is not None:
             if given := [name for name in self.settings if name not in ("plan", "quantizer", "costs", "target")]:
                 raise InvalidInput(f"plan= says what to do; leave out {', '.join(given)}")
             self.given_plan  # noqa: B018  refused here, before any work
         else:
-            Goal(*limits)
+            self.goal  # noqa: B018  likewise
         if self.precision not in ("auto", "int8", "float"):
             raise InvalidInput(f"precision is {self.precision!r}; it must be one of auto, int8, float")
         if self.kinds is not None and not (self.kinds and all(kind in KINDS for kind in self.kinds)):
@@ -116,8 +116,10 @@ class FitGoal(Pass):
 
     @functools.cached_property
     def goal(self) -> Goal:
-        """The limits."""
-        return Goal(self.latency, self.size, self.memory, self.drop, self.decibels)
+        """The limits; the decibels that stay where none is given."""
+        limits = (self.latency, self.size, self.memory, self.drop)
+        nothing = all(limit is None for limit in (*limits, self.decibels))
+        return Goal(*limits, DECIBELS if nothing else self.decibels)
 
     @functools.cached_property
     def given_plan(self) -> GoalPlan | None:
