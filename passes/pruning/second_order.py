@@ -30,6 +30,8 @@ __all__ = ["Elimination", "SecondOrder", "eliminations", "output_weights"]
 
 _SHARE = 16
 """One of so many positions that are left goes in a step."""
+_WIDE = 1024
+"""Matrices of more columns are of single precision while they are cut."""
 _RIDGE = 1e-3
 """Of the mean variance of the inputs: as least squares has it where rows are many."""
 
@@ -60,13 +62,15 @@ class Elimination:
 
 @dataclasses.dataclass
 class _Reader:
-    """A layer that reads an axis, as far as it was cut.
+    """A layer that reads an axis, as far as it was cut: columns of positions that are gone are dropped.
 
     Attributes:
         layer: the layer.
-        weight: (groups, outputs, columns), each output times the root of what its error counts.
+        weight: (groups, outputs, columns), each output times the root of what its error counts; columns of the
+            positions that are left one after the other, then those that are none of the axis'.
         inverse: (groups, columns, columns) of the moments of its inputs.
-        columns: (positions, columns of each) which columns are whose.
+        columns: which of the matrix' columns these are.
+        each: how many columns a position has.
         counts: what an error of each output counts, (groups, outputs, 1).
     """
 
@@ -74,35 +78,41 @@ class _Reader:
     weight: torch.Tensor
     inverse: torch.Tensor
     columns: torch.Tensor
+    each: int
     counts: torch.Tensor
 
     @property
     def refitted(self) -> torch.Tensor:
-        """The weight as the call reads it."""
-        matrix = self.weight / self.counts.sqrt().clamp_min(1e-150)
-        return (matrix.mT if self.layer.kind.group_dim is not None else matrix).reshape(
-            self.layer.weight.meta["val"].shape
-        )
+        """The weight as the call reads it, zero where positions are gone."""
+        shape = self.layer.weight.meta["val"].shape
+        matrix = self.weight / self.counts.sqrt().clamp_min(1e-30)
+        whole = matrix.new_zeros(*matrix.shape[:2], shape.numel() // matrix[..., 0].numel())
+        whole[:, :, self.columns] = matrix
+        return (whole.mT if self.layer.kind.group_dim is not None else whole).reshape(shape).float()
 
-    def costs(self, left: torch.Tensor) -> torch.Tensor:
+    def costs(self, left: int) -> torch.Tensor:
         """By position that is left, the error that leaving it out adds: Σ W_p·(H⁻¹_pp)⁻¹·W_pᵀ."""
-        chosen = self.columns[left]  # (left, columns of each)
-        blocks = self.inverse[:, chosen.unsqueeze(2), chosen.unsqueeze(1)]  # (groups, left, each, each)
-        weights = self.weight[:, :, chosen].movedim(2, 1)  # (groups, left, outputs, each)
-        if chosen.shape[1] == 1:
-            return (weights.square().sum((2, 3)) / blocks[..., 0, 0]).sum(0)
+        groups, outputs, _ = self.weight.shape
+        own = left * self.each
+        blocks = self.inverse[:, :own, :own].view(groups, left, self.each, left, self.each)
+        blocks = blocks.diagonal(dim1=1, dim2=3).movedim(3, 1)  # (groups, left, each, each)
+        weights = self.weight[:, :, :own].view(groups, outputs, left, self.each).movedim(2, 1)
         replaced: torch.Tensor = torch.linalg.solve(blocks, weights.mT)
-        return (weights.mT * replaced).sum((0, 2, 3))
+        return (weights.mT * replaced).sum((0, 2, 3)).double()
 
     def leave_out(self, gone: torch.Tensor) -> float:
         """Takes positions out, the others making up for them; gives the error that this adds."""
-        chosen = self.columns[gone].flatten()
-        block = self.inverse[:, chosen[:, None], chosen]
-        replaced = torch.linalg.solve(block, self.inverse[:, chosen])  # (groups, gone, columns)
-        weight = self.weight[:, :, chosen]
+        chosen = (gone.unsqueeze(1) * self.each + torch.arange(self.each)).flatten()
+        stays = torch.ones(self.weight.shape[2], dtype=torch.bool)
+        stays[chosen] = False
+        rest = stays.nonzero().flatten()
+        across = self.inverse[:, chosen]
+        block, weight = across[:, :, chosen], self.weight[:, :, chosen]
+        replaced = torch.linalg.solve(block, across[:, :, rest])  # (groups, gone, rest)
         error = float((weight * torch.linalg.solve(block, weight.mT).mT).sum())
-        self.weight = self.weight - weight @ replaced
-        self.inverse = self.inverse - self.inverse[:, :, chosen] @ replaced
+        self.weight = self.weight[:, :, rest] - weight @ replaced
+        self.inverse = self.inverse[:, rest][:, :, rest] - across[:, :, rest].mT @ replaced
+        self.columns = self.columns[rest]
         return error
 
 
@@ -151,7 +161,8 @@ def _reader(
     places, whose = positions(axis, leaf)
     window = parameter.shape[2:].numel() if layer.kind.convolves else 1
     order = sorted(range(len(places)), key=lambda at: (whose[at], places[at]))
-    each = torch.tensor([places[at] for at in order]).view(leaf.size, -1, 1) * window + torch.arange(window)
+    own = torch.tensor([places[at] for at in order]).view(leaf.size, -1, 1) * window + torch.arange(window)
+    each = own[0].numel()
     matrix = matrix_of(layer, parameter.detach()).double()
     moments = gram.shrunk()
     sums = (moments.sums + moments.ridge.view(-1, 1, 1) * torch.eye(matrix.shape[2]).double()) / moments.count
@@ -161,29 +172,37 @@ def _reader(
         counts = 1 / ((matrix @ sums) * matrix).sum((1, 2)).clamp_min(1e-300).view(-1, 1, 1)
     else:
         counts = weights[layer.node].double().view(len(matrix), -1, 1)
+    stays = torch.ones(matrix.shape[2], dtype=torch.bool)
+    stays[own.flatten()] = False
+    columns = torch.cat([own.flatten(), stays.nonzero().flatten()])
+    precise = torch.double if len(columns) <= _WIDE else torch.float
+    inverse = torch.linalg.inv(damped)[:, columns][:, :, columns].to(precise)
     counts = counts.expand(len(matrix), matrix.shape[1], 1)
-    return _Reader(layer, matrix * counts.sqrt(), torch.linalg.inv(damped), each.flatten(1), counts)
+    weight = (matrix * counts.sqrt())[:, :, columns]
+    return _Reader(layer, weight.to(precise), inverse, columns, each, counts.to(precise))
 
 
 def _eliminate(readers: Sequence[_Reader], size: int) -> Elimination:
     """Takes positions out until one is left."""
     left, order, errors = torch.arange(size), list[int](), [0.0]
     halfway, weights = size, dict[fx.Node, torch.Tensor]()
+
+    def costs() -> torch.Tensor:
+        return sum((reader.costs(len(left)) for reader in readers), start=torch.zeros(len(left), dtype=torch.double))
+
     while len(left) > 1:
         if 2 * len(left) <= size + 1 and not weights:
-            halfway, weights = len(left), {reader.layer.node: reader.refitted.float() for reader in readers}
-        costs = sum((reader.costs(left) for reader in readers), start=torch.zeros(len(left), dtype=torch.double))
-        count = max(1, min(len(left) - 1, len(left) // _SHARE))
-        ranked = costs.argsort(stable=True)
-        gone = left[ranked[:count]]
+            halfway, weights = len(left), {reader.layer.node: reader.refitted for reader in readers}
+        count = max(1, len(left) // _SHARE)
+        ranked = costs().argsort(stable=True)
+        gone, stays = ranked[:count], ranked[count:].sort().values
         added = max(0.0, sum(reader.leave_out(gone) for reader in readers))
         errors += [errors[-1] + added * (at + 1) / count for at in range(count)]
-        order += gone.tolist()
-        left = left[ranked[count:].sort().values]
-    costs = sum((reader.costs(left) for reader in readers), start=torch.zeros(1, dtype=torch.double))
+        order += left[gone].tolist()
+        left = left[stays]
     if not weights:
-        halfway, weights = len(left), {reader.layer.node: reader.refitted.float() for reader in readers}
-    errors.append(errors[-1] + max(0.0, float(costs)))
+        halfway, weights = len(left), {reader.layer.node: reader.refitted for reader in readers}
+    errors.append(errors[-1] + max(0.0, float(costs())))
     return Elimination(torch.tensor([*order, *left.tolist()]), torch.tensor(errors).double(), halfway, weights)
 
 
