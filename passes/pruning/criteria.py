@@ -20,6 +20,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.layers import weight_uses
 from lobo_fx.graph.operators import aten
 from lobo_fx.passes.fitting.statistics import gradients, input_norms
+from lobo_fx.passes.pruning.second_order import eliminations
 
 __all__ = [
     "CRITERIA",
@@ -34,6 +35,7 @@ __all__ = [
     "Magnitude",
     "Random",
     "Scorer",
+    "SecondOrder",
     "Taylor",
     "resolve",
 ]
@@ -192,6 +194,29 @@ class Activation(Criterion):
 
 
 @dataclasses.dataclass(frozen=True)
+class SecondOrder(Criterion):
+    """What the layers that read a position lose by it once their other inputs make up for it; L2 where none does.
+
+    Source: see `lobo_fx.passes.pruning.second_order.eliminations`.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it is computed from."""
+        return ("calibration_data",)
+
+    def scorer(self, inference: Inference, context: Context) -> Scorer:
+        found = eliminations(inference, context)
+
+        def score(leaf: Axis, members: Sequence[Member]) -> torch.Tensor:
+            if leaf in found:
+                return found[leaf].scores
+            return _total(leaf, [m.along(leaf, m.weight.square()) for m in members])
+
+        return score
+
+
+@dataclasses.dataclass(frozen=True)
 class Lamp(Criterion):
     """L2 divided by the sum of all that is at least as large: comparable across layers.
 
@@ -250,6 +275,7 @@ CRITERIA: dict[str, Criterion] = {
     "fisher": Fisher(),
     "activation": Activation(),
     "lamp": Lamp(),
+    "second_order": SecondOrder(),
 }
 
 

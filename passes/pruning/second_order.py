@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from lobo_fx.axes import Axis, Inference
-from lobo_fx.axes.members import Member, members
+from lobo_fx.axes.members import members
 from lobo_fx.axes.removal import positions
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.layers import Layer, layers
@@ -24,9 +24,8 @@ from lobo_fx.measures.fidelity import tensor_leaves
 from lobo_fx.passes.fitting.gram import Gram
 from lobo_fx.passes.fitting.layer_grams import Role, collect_grams
 from lobo_fx.passes.fitting.linear_problem import matrix_of
-from lobo_fx.passes.pruning.criteria import Criterion, Scorer
 
-__all__ = ["Elimination", "SecondOrder", "eliminations", "output_weights"]
+__all__ = ["Elimination", "eliminations", "output_weights"]
 
 _SHARE = 16
 """One of so many positions that are left goes in a step."""
@@ -250,23 +249,3 @@ def output_weights(program: Program, context: Context, probes: int = 2) -> dict[
 
 def _differentiable(outputs: object) -> list[torch.Tensor]:
     return [y for y in tensor_leaves(outputs) if y.requires_grad]
-
-
-@dataclasses.dataclass(frozen=True)
-class SecondOrder(Criterion):
-    """What the layers that read a position lose by it once their other inputs make up for it; L2 where none does."""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What it is computed from."""
-        return ("calibration_data",)
-
-    def scorer(self, inference: Inference, context: Context) -> Scorer:
-        found = eliminations(inference, context)
-
-        def score(leaf: Axis, members: Sequence[Member]) -> torch.Tensor:
-            if leaf in found:
-                return found[leaf].scores
-            return sum((m.along(leaf, m.weight.square()) for m in members), start=torch.zeros(leaf.size).double())
-
-        return score
