@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lobo_fx.graph.program import Program
-
-if TYPE_CHECKING:
-    from lobo_fx.contracts.passbase import Pass
 
 __all__ = ["Candidate", "pareto"]
 
@@ -20,7 +17,7 @@ class Candidate:
 
     Attributes:
         name: what proposed it.
-        pass_: makes it of `start`, without a search.
+        pass_: the `Pass` that makes it of `start`, without a search; its module imports this one.
         start: the program that the search began with.
         predicted: latency as a share of the original's, by the model.
         measured: the same, of files that ran in turn; None where it was not measured.
@@ -31,7 +28,7 @@ class Candidate:
     """
 
     name: str
-    pass_: Pass
+    pass_: Any
     start: Program
     predicted: float
     measured: float | None
