@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,6 +24,7 @@ from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.memory import peak_memory
 from lobo_fx.passes.goal.latency_model import LatencyModel
+from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Options
 from lobo_fx.passes.goal.terms import Sum, Term, stored_bytes
 from lobo_fx.passes.pruning.plan import PruningPlan
@@ -33,9 +34,6 @@ from lobo_fx.passes.quantization.integers.prices import measure_missing, open_ta
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
 from lobo_fx.plugins.kernels import ProfilesNodes
 from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
-
-if TYPE_CHECKING:
-    from lobo_fx.passes.goal.fit_goal import FitGoal
 
 __all__ = ["FileCosts", "Precision", "narrowed"]
 
@@ -81,7 +79,7 @@ class FileCosts:
         inference: Inference,
         leaves: Sequence[Axis],
         context: Context,
-        settings: FitGoal,
+        settings: Settings,
         folder: Path,
     ) -> None:
         self.start, self.inference, self.leaves = start, inference, tuple(leaves)

@@ -135,6 +135,10 @@ class FitGoal(Pass):
         """How operators are quantized, for this target and by these costs."""
         return dataclasses.replace(self.quantizer or QuantizeStatic(), costs=self.costs, target=self.target)
 
+    def applying(self, plan: GoalPlan) -> FitGoal:
+        """Another one that does what a plan says, for the same machine."""
+        return FitGoal(plan=plan, quantizer=self.quantizer, costs=self.costs, target=self.target)
+
     def check(self, program: Program) -> None:
         """Every pattern must match; a plan must be one of this model."""
         check_named("exclude", self.exclude, program.module)

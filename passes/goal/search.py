@@ -9,7 +9,7 @@ import math
 import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -28,6 +28,7 @@ from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
 from lobo_fx.passes.goal.plan import GoalPlan
 from lobo_fx.passes.goal.repair import Repair
+from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Losses, solve
 from lobo_fx.passes.goal.terms import Sum
 from lobo_fx.passes.pruning.layer_fitting import Fit
@@ -37,9 +38,6 @@ from lobo_fx.passes.pruning.widths import Widths, modules_above
 from lobo_fx.passes.quantization.quantize_static import folded
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import spinner, track
-
-if TYPE_CHECKING:
-    from lobo_fx.passes.goal.fit_goal import FitGoal
 
 __all__ = ["GoalSearch"]
 
@@ -79,7 +77,7 @@ class GoalSearch:
         settings: the goal and how to look for it.
     """
 
-    def __init__(self, start: Program, context: Context, settings: FitGoal) -> None:
+    def __init__(self, start: Program, context: Context, settings: Settings) -> None:
         self.context, self.settings, self.goal = context, settings, settings.goal
         self.quiet = dataclasses.replace(context, show_progress=False, notes=[], sheets=[])
         self.start = start.clone()
@@ -364,13 +362,6 @@ class GoalSearch:
                 self._try(precision, widths)
 
     def _candidates(self, best: _Built) -> list[Candidate]:
-        from lobo_fx.passes.goal.fit_goal import FitGoal
-
-        def made(plan: GoalPlan) -> FitGoal:
-            return FitGoal(
-                plan=plan, quantizer=self.settings.quantizer, costs=self.settings.costs, target=self.settings.target
-            )
-
         found = []
         rounding: dict[str, float] = {}
         for built in self.built:
@@ -380,7 +371,7 @@ class GoalSearch:
             found.append(
                 Candidate(
                     built.precision.name,
-                    made(built.plan),
+                    self.settings.applying(built.plan),
                     self.start,
                     predicted,
                     measured,
@@ -402,7 +393,8 @@ class GoalSearch:
             plan = GoalPlan(
                 self._cut(widths)[1], precision.integers, self.costs.runtime.version, {"decibels": _decibels(expected)}
             )
-            found.append(Candidate(precision.name, made(plan), self.start, predicted, None, size, _decibels(expected)))
+            made = self.settings.applying(plan)
+            found.append(Candidate(precision.name, made, self.start, predicted, None, size, _decibels(expected)))
         return found
 
     def _report(self, best: _Built, limits: Mapping[str, float]) -> None:
