@@ -290,7 +290,7 @@ def test_tests_stand_where_the_code_stands() -> None:
 
 PUBLIC = {
     "lobo_fx": """
-        Artifact Context ContractError ExportError InvalidInput LoboError Pass Program Promise Report Result
+        Artifact Context ContractError ExportError Goal InvalidInput LoboError Pass Program Promise Report Result
         TraceError __version__ axes compile exporters graph load measures passes plugins search sources testing trace
     """,
     "lobo_fx.axes": """
@@ -316,13 +316,13 @@ PUBLIC = {
         AS_IT_IS Runner kept_buffers watch written_buffers
     """,
     "lobo_fx.passes": """
-        ComputeInFloat Distill EqualizeLayers Factorize FineTune FoldBatchNorm FoldWeights FuseAttention IterativePrune
-        MixedPrecision PruneChannels PruneWeights PruningPlan QuantizationAwareTraining QuantizeDynamic QuantizeStatic
-        QuantizeWeights SmoothActivations SparseTraining Student
+        ComputeInFloat Distill EqualizeLayers Factorize FineTune FitGoal FoldBatchNorm FoldWeights FuseAttention
+        GoalPlan IterativePrune MixedPrecision PruneChannels PruneWeights PruningPlan QuantizationAwareTraining
+        QuantizeDynamic QuantizeStatic QuantizeWeights SmoothActivations SparseTraining Student
     """,
     "lobo_fx.passes.pruning.criteria": """
         Activation BatchNormScale CRITERIA Consensus Criterion Elementwise Fisher GeometricMedian Lamp Magnitude
-        Random Scorer Taylor resolve
+        Random Scorer SecondOrder Taylor resolve
     """,
     "lobo_fx.plugins.protocols": """
         ArraySpec Arrays Exporter Runtime Session
