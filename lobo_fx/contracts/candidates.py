@@ -44,10 +44,16 @@ class Candidate:
 
 
 def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no other one beats in latency, size and loss alike, fastest first."""
+    """Those that no other one beats in latency, size and loss alike, fastest first.
+
+    The loss is the score where both have one, else decibels; by these alone, none with a score is beaten.
+    """
 
     def beats(a: Candidate, b: Candidate) -> bool:
-        ours, theirs = ((c.latency, c.bytes, -(c.decibels if c.score is None else c.score)) for c in (a, b))
+        if a.score is None and b.score is not None:
+            return False
+        by_score = b.score is not None
+        ours, theirs = ((c.latency, c.bytes, -((c.score or 0.0) if by_score else c.decibels)) for c in (a, b))
         return ours != theirs and all(x <= y for x, y in zip(ours, theirs, strict=True))
 
     front = [c for c in candidates if not any(beats(other, c) for other in candidates)]
