@@ -123,8 +123,8 @@ def eliminations(
     Args:
         inference: axes of the program.
         context: its calibration data.
-        weights: by layer's node, what a squared error of each output counts, (outputs,); without them, errors count
-            as shares of what each layer gives.
+        weights: by layer's node, what a squared error of each output counts, (outputs,), of groups one after another;
+            without them, errors count as shares of what each layer gives.
 
     Source: Hassibi and Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", 1992; the removal
         of groups with downdates: Kurtić et al., "ZipLM", 2023, and Meng et al., "OSSCAR", 2024.
@@ -241,9 +241,10 @@ def output_weights(program: Program, context: Context, probes: int = 2) -> dict[
             )
             for node, gradient in zip(nodes, gradients, strict=True):
                 if gradient is not None:
-                    channel = chosen[node].kind.channel_dim % gradient.dim()
-                    energy = gradient.double().square().sum([d for d in range(gradient.dim()) if d != channel])
-                    sums[node] = sums.get(node, torch.zeros(())) + energy
+                    kind = chosen[node].kind
+                    own = {kind.channel_dim % gradient.dim(), *((0,) if kind.group_dim is not None else ())}
+                    energy = gradient.double().square().sum([d for d in range(gradient.dim()) if d not in own])
+                    sums[node] = sums.get(node, torch.zeros(())) + energy.flatten()
     return {node: total / (probes * max(signal, 1e-300)) for node, total in sums.items()}
 
 
