@@ -130,7 +130,12 @@ class Repair:
 
     def _factors(self) -> Mapping[Axis, float]:
         rows = [[self.losses[leaf][width] for leaf, width in zip(self.leaves, key, strict=True)] for key in self.tried]
-        parts = torch.tensor(rows, dtype=torch.double) / torch.tensor(list(self.tried.values())).double().unsqueeze(1)
+        noises = torch.tensor(list(self.tried.values())).double()
+        expected = torch.tensor(rows, dtype=torch.double)
+        tells = (noises > 0) & noises.isfinite() & (expected.sum(1) > 0)
+        if not bool(tells.any()):
+            return dict.fromkeys(self.leaves, 1.0)
+        parts = expected[tells] / noises[tells].unsqueeze(1)
         common = 1 / max(float(parts.sum(1).log().mean().exp()), 1e-12)
         kinds = sorted({kind(leaf) for leaf in self.leaves})
         member = torch.tensor([[float(kind(leaf) == name) for name in kinds] for leaf in self.leaves]).double()
