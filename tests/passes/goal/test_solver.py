@@ -1,0 +1,114 @@
+"""The solver against every choice of widths there is."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from lobo_fx.axes import Axis
+from lobo_fx.passes.goal.solver import Losses, Options, fill, solve
+from lobo_fx.passes.goal.terms import Sum, Term
+from lobo_fx.passes.pruning.widths import Widths
+
+
+class Problem:
+    """A chain of layers, each as costly as the widths of its two axes say, with convex losses."""
+
+    def __init__(self, seed: int, axes: int = 3, widths: int = 16) -> None:
+        random = np.random.default_rng(seed)
+        self.leaves = [Axis(8 * widths) for _ in range(axes)]
+        self.options: Options = {leaf: [8 * (at + 1) for at in range(widths)] for leaf in self.leaves}
+        terms = []
+        for a, b in itertools.pairwise(self.leaves):
+            times, call = random.uniform(0.2, 2), random.uniform(0, 50)
+
+            def product(w: Any, a: Axis = a, b: Axis = b, times: float = times, call: float = call) -> float:
+                return float(call + times * w[a] * w[b])
+
+            terms.append(Term((a, b), product))
+        for leaf in self.leaves:
+            own = random.uniform(1, 20)
+            terms.append(Term((leaf,), lambda w, leaf=leaf, own=own: own * w[leaf]))  # type: ignore[misc]
+        self.cost = Sum(self.leaves, terms)
+        self.losses: Losses = {}
+        for leaf in self.leaves:
+            height, power = random.lognormal(0, 1.5), random.uniform(1, 3)
+            shares = np.linspace(0, 1, leaf.size + 1)
+            self.losses[leaf] = dict(enumerate((height * (1 - shares) ** power).tolist()))
+
+    @property
+    def whole(self) -> float:
+        return self.cost({leaf: leaf.size for leaf in self.leaves})
+
+    @property
+    def narrowest(self) -> float:
+        return self.cost({leaf: found[0] for leaf, found in self.options.items()})
+
+    def loss(self, widths: Widths) -> float:
+        return sum(self.losses[leaf][width] for leaf, width in widths.items())
+
+    @functools.cached_property
+    def choices(self) -> list[tuple[float, float]]:
+        """Cost and loss of every choice there is."""
+        found = (dict(zip(self.leaves, chosen, strict=True)) for chosen in itertools.product(*self.options.values()))
+        return [(self.cost(widths), self.loss(widths)) for widths in found]
+
+    def best(self, budget: float) -> float:
+        """The least loss of all choices within a budget."""
+        return min(loss for cost, loss in self.choices if cost <= budget)
+
+
+def test_widths_are_near_the_best_of_all_and_within_the_budget() -> None:
+    excess = []
+    for seed, share in itertools.product(range(8), (0.8, 0.5, 0.3, 0.15)):
+        problem = Problem(seed)
+        budget = share * problem.whole
+        widths = solve(problem.cost, problem.losses, problem.options, budget)
+        assert problem.cost(widths) <= budget
+        assert all(widths[leaf] in problem.options[leaf] for leaf in problem.leaves)
+        excess.append(problem.loss(widths) / problem.best(budget) - 1)
+    assert max(excess) < 0.2
+    assert float(np.mean(excess)) < 0.03
+    assert float(np.median(excess)) < 0.005
+
+
+def test_all_fits_and_nothing_fits() -> None:
+    problem = Problem(0)
+    widest = {leaf: leaf.size for leaf in problem.leaves}
+    narrowest = dict.fromkeys(problem.leaves, 8)
+    for budget in (problem.whole, 2 * problem.whole, math.inf):
+        assert solve(problem.cost, problem.losses, problem.options, budget) == widest
+    for budget in (0.0, problem.narrowest / 2, problem.narrowest):
+        assert solve(problem.cost, problem.losses, problem.options, budget) == narrowest
+
+
+def test_a_wider_budget_loses_no_more() -> None:
+    problem = Problem(3)
+    losses = [
+        problem.loss(solve(problem.cost, problem.losses, problem.options, share * problem.whole))
+        for share in np.linspace(0.1, 1, 19)
+    ]
+    assert all(later <= earlier * 1.05 for earlier, later in itertools.pairwise(losses))
+    assert losses[-1] == 0
+
+
+def test_losses_of_nothing_and_a_cost_that_widths_do_not_move_are_no_hindrance() -> None:
+    problem = Problem(1)
+    free: Losses = {leaf: dict.fromkeys(range(leaf.size + 1), 0.0) for leaf in problem.leaves}
+    assert problem.cost(solve(problem.cost, free, problem.options, problem.whole / 2)) <= problem.whole / 2
+    flat = Sum(problem.leaves, [Term((), lambda widths: 1.0)])
+    assert solve(flat, problem.losses, problem.options, 1.0) == {leaf: leaf.size for leaf in problem.leaves}
+
+
+def test_what_is_left_of_a_budget_goes_to_what_gains_most_for_it() -> None:
+    cheap, dear = Axis(4), Axis(4)
+    cost = Sum([cheap, dear], [Term((cheap,), lambda w: float(w[cheap])), Term((dear,), lambda w: 10.0 * w[dear])])
+    losses: Losses = {leaf: {1: 3.0, 2: 2.0, 3: 1.0, 4: 0.0} for leaf in (cheap, dear)}
+    options: Options = {leaf: [1, 2, 3, 4] for leaf in (cheap, dear)}
+    assert fill(cost, losses, options, 14.5, {cheap: 1, dear: 1}) == {cheap: 4, dear: 1}
+    assert fill(cost, losses, options, 24, {cheap: 1, dear: 1}) == {cheap: 4, dear: 2}
+    assert fill(cost, losses, options, 11, {cheap: 1, dear: 1}) == {cheap: 1, dear: 1}
