@@ -70,6 +70,24 @@ class Swapped(Readers):
         return F.linear(self.hidden(x).tanh(), self.weight.t())
 
 
+class Beside(Readers):
+    """The layer reads other inputs beside the axis."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.out = nn.Linear(SIZE + 5, 4)
+
+    def inside(self, x: torch.Tensor) -> list[Rows]:
+        return [torch.cat([self.hidden(x).tanh(), x], 1).detach().numpy()[None]]
+
+    @property
+    def matrices(self) -> list[Rows]:
+        return [self.out.weight.detach().numpy()[None]]
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.out(torch.cat([self.hidden(x).tanh(), x], 1))
+
+
 class Windows(nn.Module):
     """A convolution reads the axis through a window."""
 
@@ -131,6 +149,7 @@ class Experts(nn.Module):
 NETWORKS: dict[str, tuple[Callable[[], Any], torch.Tensor]] = {
     "linear": (lambda: Readers(4), skewed(200, 5)),
     "two readers": (lambda: Readers(4, 3), skewed(200, 5)),
+    "beside other inputs": (Beside, skewed(200, 5)),
     "swapped": (Swapped, skewed(200, 5)),
     "convolution with a window": (Windows, draw(40, 2, 7, 6) + 1),
     "linear over places": (Spread, draw(200, 2, 4, 4) + 1),
