@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ __all__ = ["node_times"]
 _ROUNDS = 20
 _WARMUP = 3
 _ONLY_FATAL = 4
+_FUSED = 4
+"""Most nodes in a row that are fused into one: a convolution, a sum, an activation, and one more."""
 _MADE_UP = re.compile(r"(_nchwc|_quant|_token_\d+|/.*)$")
 """What ONNX Runtime appends to the name of a node that it replaced."""
 
 
-def node_times(path: Path, arrays: Arrays, names: Collection[str]) -> dict[str, list[float]]:
+def node_times(path: Path, arrays: Arrays, names: Mapping[str, str]) -> dict[str, list[float]]:
     """Median microseconds by node of the program, as `lobo_fx.plugins.kernels.ProfilesNodes` has it."""
     with temporary_folder() as folder:
         options = onnxruntime.SessionOptions()
@@ -44,8 +46,11 @@ def node_times(path: Path, arrays: Arrays, names: Collection[str]) -> dict[str, 
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         optimized = onnx.load(folder / "optimized.onnx", load_external_data=False).graph
-    owners = _owners(onnx.load(path, load_external_data=False).graph, set(names))
+    written = onnx.load(path, load_external_data=False).graph
+    owners = _owners(written, names)
     outputs = {node.name: list(node.output) for node in optimized.node}
+    operators = {node.name: node.op_type for node in optimized.node}
+    makers = {key: node for node in written.node for key in (node.name, *node.output)}
     spent: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
@@ -53,14 +58,27 @@ def node_times(path: Path, arrays: Arrays, names: Collection[str]) -> dict[str, 
     found: dict[str, list[float]] = defaultdict(list)
     for name, times in spent.items():
         kept = [*outputs.get(name, ()), name, _MADE_UP.sub("", name)]
-        owner = next((owners[key] for key in kept if key in owners), "")
-        found[owner].append(statistics.median(times[_WARMUP:]))
+        key = next((key for key in kept if key in owners), "")
+        if key in makers:
+            key = _fused(operators.get(name, ""), makers[key], makers).name
+        found[owners.get(key, "")].append(statistics.median(times[_WARMUP:]))
     return {owner: sorted(times, reverse=True) for owner, times in found.items()}
 
 
-def _owners(graph: Any, names: set[str]) -> dict[str, str]:
+def _fused(operator: str, last: Any, makers: Mapping[str, Any]) -> Any:
+    """Of what was fused into one node that is named by the last of them: the node that it computes as (Conv, Gemm)."""
+    operator = operator.removeprefix("Fused")
+    around = [last]
+    for _ in range(_FUSED):
+        if (same := next((node for node in around if node.op_type == operator), None)) is not None:
+            return same
+        around = [makers[value] for node in around for value in node.input if value in makers]
+    return last
+
+
+def _owners(graph: Any, names: Mapping[str, str]) -> dict[str, str]:
     """By name of a value or node of a file, the node of the program that it was translated from."""
-    owners = {value: value for value in names}
+    owners = dict(names)
     for node in reversed(graph.node):
         owner = next((owners[value] for value in node.output if value in owners), None)
         if owner is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class OnnxRuntime:
 
         return measure_kernels(kernels)
 
-    def node_times(self, path: Path, arrays: Arrays, names: Collection[str]) -> dict[str, list[float]]:
+    def node_times(self, path: Path, arrays: Arrays, names: Mapping[str, str]) -> dict[str, list[float]]:
         """Times the nodes of a file, one thread, by the node of the program that each belongs to."""
         from lobo_fx.exporters.onnxruntime.profile import node_times
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -80,15 +80,15 @@ class MeasuresKernels(Protocol):
 class ProfilesNodes(Protocol):
     """A runtime that can tell where the time of a file goes."""
 
-    def node_times(self, path: Path, arrays: Arrays, names: Collection[str]) -> Mapping[str, list[float]]:
+    def node_times(self, path: Path, arrays: Arrays, names: Mapping[str, str]) -> Mapping[str, list[float]]:
         """Times the nodes of a file, one thread.
 
         Args:
             path: a file that an exporter wrote.
             arrays: its inputs.
-            names: of the nodes of the program that it was written of.
+            names: by name of a value of the file, the node of the program that gives it: nodes' own, and outputs'.
 
         Returns:
-            By name, microseconds of each node of the file that belongs to it, the longest first; under an empty name
+            By node, microseconds of each node of the file that belongs to it, the longest first; under an empty name
             those that belong to none, such as changes of layout.
         """

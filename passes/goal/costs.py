@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
+from torch.utils import _pytree as pytree
 
 from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.members import members
@@ -127,8 +129,7 @@ class FileCosts:
         self.arrays = named_arrays(self.program, with_rows(self.program, 1))
         self.file = self.exporter.export(self.start, self.folder / "original.onnx", {}).path
         folded_file = self.exporter.export(self.program, self.folder / "folded.onnx", {}).path
-        names = {node.name for node in self.program.graph.nodes}
-        profiles = isinstance(self.runtime, ProfilesNodes)
+        names, profiles = _givers(self.program), isinstance(self.runtime, ProfilesNodes)
         self.times = self.runtime.node_times(folded_file, self.arrays, names) if profiles else {}
         measured = benchmark(
             {"original": self.file}, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False
@@ -213,6 +214,17 @@ def narrowed(inference: Inference, scores: Mapping[Axis, torch.Tensor], widths: 
         remove(found, removal)
         propagate(copy.module)
     return copy, plan
+
+
+def _givers(program: Program) -> dict[str, str]:
+    """By name of a value in the file, the node that gives it: its own name, or that of an output."""
+    outputs = pytree.tree_leaves(program.graph.output_node().args[0])
+    named = {
+        spec.name: node.name
+        for spec, node in zip(program.signature.outputs, outputs, strict=True)
+        if spec is not None and isinstance(node, fx.Node)
+    }
+    return {node.name: node.name for node in program.graph.nodes} | named
 
 
 def _options(size: int, unit: int) -> list[int]:
