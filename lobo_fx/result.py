@@ -33,7 +33,6 @@ from lobo_fx.version import __version__
 
 __all__ = ["Alternative", "Result", "load"]
 
-_SEARCH = "FitGoal("
 
 _DRAWS = "draws random numbers, other ones in a file than in PyTorch: outputs made of them were not compared"
 
@@ -278,15 +277,15 @@ class Alternative:
     @random_state_kept
     def compile(self) -> Result:
         """The result of it, without searching again."""
-        pipeline = self.result.pipeline
+        pipeline, pass_ = self.result.pipeline, self.candidate.pass_
         assert pipeline is not None
-        rows = [row for row in pipeline.rows if not row.name.startswith(_SEARCH)]
+        before = [name for name, _ in self.result.passes].index(self.candidate.made_by)
         trial = pipeline.fork()
-        trial.go_on_from(self.candidate.start, rows[: len(self.result.passes)])
+        trial.go_on_from(self.candidate.start, pipeline.rows[: before + 1])  # the first row is the original's
         trial.context.candidates.clear()
-        trial.run(self.candidate.pass_)
+        trial.run(pass_)
         report = Report(self.result.report.model, trial.rows, trial.context.notes, sheets=trial.context.sheets)
-        done = [*self.result.passes[: len(trial.rows) - 2], (self.candidate.pass_.name, self.candidate.pass_.settings)]
+        done = [*self.result.passes[:before], (pass_.name, pass_.settings)]
         return Result(trial.program, trial, report, done, self.result.progress)
 
     def export(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:

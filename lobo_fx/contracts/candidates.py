@@ -18,6 +18,7 @@ class Candidate:
     Attributes:
         name: what proposed it.
         pass_: the `Pass` that makes it of `start`, without a search; its module imports this one.
+        made_by: name of the pass that searched.
         start: the program that the search began with.
         predicted: latency as a share of the original's, by the model.
         measured: the same, of files that ran in turn; None where it was not measured.
@@ -29,6 +30,7 @@ class Candidate:
 
     name: str
     pass_: Any
+    made_by: str
     start: Program
     predicted: float
     measured: float | None

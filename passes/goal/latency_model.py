@@ -107,6 +107,10 @@ class _Grid:
         for axis in self.axes:
             yield from axis.leaves()
 
+    def is_known(self, table: CostTable) -> bool:
+        """Whether every size has a cost: a runtime may refuse a kernel at some."""
+        return all(isinstance(table.find(kernel), Cost) for kernel in self.kernels.values())
+
     def at(self, table: CostTable, widths: Mapping[Axis, int]) -> Cost | NoCost:
         """The cost at the widths of leaves, between the nearest that are known."""
         corners: list[list[tuple[int, float]]] = []
@@ -184,7 +188,7 @@ class LatencyModel:
         for node in self.calls:
             times = list(self.times.get(node.name, ()))
             grid, near = self.grids.get(node), self._near(node)
-            if grid is not None and not isinstance(grid.at(self._known, {}), NoCost):
+            if grid is not None and grid.is_known(self._known):
                 alone = self._time(node, grid, {}, False)
                 within = times.pop(0) if times else alone
                 if is_call(node, aten.scaled_dot_product_attention.default):

@@ -47,6 +47,8 @@ _WORK = 2e12
 """Multiply-accumulates that the runs of the loss model may take: they compare on more rows where these cost less."""
 _FIT_ROWS = 512
 """Rows that candidates are refitted to while they are compared."""
+_CALLS = 3
+"""Calls of a noisy `evaluate`, whose mean counts."""
 _CORRECTIONS = 3
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
 """Of the original's latency: where the front is looked at beside the goal."""
@@ -89,6 +91,7 @@ class GoalSearch:
         self.whole: Widths = {leaf: leaf.size for leaf in self.leaves}
         self.tried: list[tuple[Precision, Widths, float]] = []
         self.built: list[_Built] = []
+        self.score = _Score(context, self.start)
 
     def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
         kinds, exclude = self.settings.kinds, self.settings.exclude
@@ -277,28 +280,12 @@ class GoalSearch:
             measured = self.costs.measure(program)
             measured.setdefault("latency", self.costs.expected(precision, "latency", widths))
             noise = self.noise(program)
-            score = self._score(program)
+            score = self.score(program)
         expected = {f"{name} of the original's": value for name, value in measured.items()}
         expected["decibels"] = _decibels(noise)
         return _Built(
             precision, widths, dataclasses.replace(plan, expected=expected), program, measured, noise, score, own.notes
         )
-
-    def _score(self, program: Program) -> float | None:
-        """`evaluate`'s score; the mean of three where it differs between calls."""
-        if self.context.evaluate is None:
-            return None
-        if not hasattr(self, "calls"):
-            first, second = (self.context.score(self.start) for _ in range(2))
-            assert first is not None
-            assert second is not None
-            self.calls, self.first_score = (1, first) if first == second else (3, (first + second) / 2)
-            if first != second:
-                self.context.note(
-                    f"evaluate is noisy: {first:.4g}, then {second:.4g} of the same model; means of three calls count"
-                )
-        found = [score for _ in range(self.calls) if (score := self.context.score(program)) is not None]
-        return sum(found) / len(found)
 
     # The loss as the limit, the front, the report.
 
@@ -316,7 +303,7 @@ class GoalSearch:
         low, high = math.log(narrowest), math.log(widest)
         for _ in range(_LOSS_STEPS):
             middle = (low + high) / 2
-            cost = precision.costs["latency"].scaled(1 / math.exp(middle))
+            cost = self.costs.towards(precision, "latency", math.exp(middle))
             repair = Repair(
                 cost, self.losses, precision.options, 1.0, lambda w: self._try(precision, w), self.context.seed
             )
@@ -324,6 +311,7 @@ class GoalSearch:
             until = min(self.until, time.monotonic() + self.settings.seconds / _LOSS_STEPS)
             found = self._build(precision, repair.run(starts, self.settings.moves, until))
             self.built.append(found)
+            self.costs.learn(precision, found.widths, found.measured)
             if self._keeps(found):
                 best, high = found, middle
             else:
@@ -334,13 +322,13 @@ class GoalSearch:
         """Whether the limit of loss holds."""
         if self.goal.drop is not None:
             assert built.score is not None
-            return built.score >= self.first_score - self.goal.drop
+            return built.score >= self.score.original - self.goal.drop
         return self.goal.decibels is None or _decibels(built.noise) >= self.goal.decibels
 
     def _check_loss(self, best: _Built) -> None:
         if not self._keeps(best):
             got = (
-                f"loses {self.first_score - best.score:.4g} of the score"
+                f"loses {self.score.original - best.score:.4g} of the score"
                 if best.score is not None and self.goal.drop is not None
                 else f"has {_decibels(best.noise):.1f} dB"
             )
@@ -372,6 +360,7 @@ class GoalSearch:
                 Candidate(
                     built.precision.name,
                     self.settings.applying(built.plan),
+                    self.context.made_by,
                     self.start,
                     predicted,
                     measured,
@@ -394,7 +383,11 @@ class GoalSearch:
                 self._cut(widths)[1], precision.integers, self.costs.runtime.version, {"decibels": _decibels(expected)}
             )
             made = self.settings.applying(plan)
-            found.append(Candidate(precision.name, made, self.start, predicted, None, size, _decibels(expected)))
+            found.append(
+                Candidate(
+                    precision.name, made, self.context.made_by, self.start, predicted, None, size, _decibels(expected)
+                )
+            )
         return found
 
     def _report(self, best: _Built, limits: Mapping[str, float]) -> None:
@@ -422,6 +415,34 @@ class GoalSearch:
         )
         if self.settings.costs is not None:
             self.context.note("latency is what the cost table says of another machine: nothing was measured there")
+
+
+class _Score:
+    """`evaluate`'s score of programs; where it differs between calls, the mean of several.
+
+    Args:
+        context: whose `evaluate` it is.
+        original: scored twice at once.
+    """
+
+    def __init__(self, context: Context, original: Program) -> None:
+        self.context, self.calls = context, 1
+        if context.evaluate is None:
+            return
+        first, self.calls = self(original), _CALLS
+        second = self(original)
+        assert first is not None
+        assert second is not None
+        self.original = second
+        if first == second:
+            self.calls = 1
+        else:
+            context.note(f"evaluate is noisy: {first:.4g}, then {second:.4g} of one model; means of {_CALLS} count")
+
+    def __call__(self, program: Program) -> float | None:
+        if self.context.evaluate is None:
+            return None
+        return sum(self.context.score(program) or 0.0 for _ in range(self.calls)) / self.calls
 
 
 def _quality(built: _Built) -> tuple[float, float]:

@@ -27,8 +27,8 @@ from lobo_fx.passes.fitting.linear_problem import matrix_of
 
 __all__ = ["Elimination", "eliminations", "output_weights"]
 
-_SHARE = 16
-"""One of so many positions that are left goes in a step."""
+_SHARE, _COARSE, _MANY = 16, 8, 128
+"""One of so many positions that are left goes in a step; of axes with many, one of fewer."""
 _WIDE = 1024
 """Matrices of more columns are of single precision while they are cut."""
 _RIDGE = 1e-3
@@ -192,7 +192,7 @@ def _eliminate(readers: Sequence[_Reader], size: int) -> Elimination:
     while len(left) > 1:
         if 2 * len(left) <= size + 1 and not weights:
             halfway, weights = len(left), {reader.layer.node: reader.refitted for reader in readers}
-        count = max(1, len(left) // _SHARE)
+        count = max(1, len(left) // (_COARSE if size > _MANY else _SHARE))
         ranked = costs().argsort(stable=True)
         gone, stays = ranked[:count], ranked[count:].sort().values
         added = max(0.0, sum(reader.leave_out(gone) for reader in readers))

@@ -16,7 +16,7 @@ FEW = st.integers(1, 4)
 def candidate(
     predicted: float, size: int, decibels: float, score: float | None = None, measured: float | None = None
 ) -> Candidate:
-    return Candidate("x", None, cast("Program", None), predicted, measured, size, decibels, score)
+    return Candidate("x", None, "fit_goal", cast("Program", None), predicted, measured, size, decibels, score)
 
 
 @given(st.lists(st.builds(candidate, FEW, FEW, FEW, st.none(), st.none() | FEW), max_size=8))
