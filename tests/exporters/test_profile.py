@@ -14,7 +14,6 @@ from torch import nn
 import lobo_fx
 from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
-from lobo_fx.exporters.onnxruntime import profile
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.graph.operators import aten
 from lobo_fx.passes import FoldBatchNorm
@@ -59,7 +58,12 @@ def test_every_microsecond_is_some_nodes_or_nobodys(
 ) -> None:
     program, path, arrays = written(make(), example, tmp_path)
     kept: list[Any] = []
-    monkeypatch.setattr(profile.json, "loads", lambda text: kept.append(json.JSONDecoder().decode(text)) or kept[-1])
+
+    def read(text: str) -> Any:
+        kept.append(json.JSONDecoder().decode(text))
+        return kept[-1]
+
+    monkeypatch.setattr("lobo_fx.exporters.onnxruntime.profile.json.loads", read)
     found = profiled(program, path, arrays)
     times: dict[str, list[float]] = {}
     for event in kept[0]:

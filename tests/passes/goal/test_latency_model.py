@@ -96,10 +96,6 @@ def whole(leaves: Collection[Axis] = LEAVES) -> dict[Axis, int]:
     return {leaf: leaf.size for leaf in leaves}
 
 
-def node(name: str, inference: Inference = IMAGES) -> fx.Node:
-    return next(n for n in inference.program.graph.nodes if n.name == name)
-
-
 def kernels(first: int, second: int) -> dict[str, Cost]:
     """What the formula says of the three layers at these widths."""
     settings = (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 1))

@@ -140,7 +140,8 @@ def test_an_axis_that_no_layer_reads_loses_what_zeros_lose() -> None:
 
 
 def test_noise_is_a_share_of_the_variance_over_all_batches() -> None:
-    model = nn.Sequential(nn.Linear(4, 3)).eval()
+    layer = nn.Linear(4, 3)
+    model = nn.Sequential(layer).eval()
     program = lobo_fx.trace(model, draw(2, 4))
     data = [draw(5, 4), draw(3, 4, seed=1) + 2]
     noise = Noise(program, [program.signature.bind_batch(batch) for batch in data])
@@ -149,7 +150,7 @@ def test_noise_is_a_share_of_the_variance_over_all_batches() -> None:
     with torch.no_grad():
         other.module.get_parameter("0.weight")[1] *= 2
         y = model(torch.cat(data)).double()
-        error = y[:, 1] - model[0].bias[1]
+        error = y[:, 1] - layer.bias[1]
     assert noise(other) == pytest.approx(float(error.square().sum() / (y - y.mean(0)).square().sum()), rel=1e-5)
     with torch.no_grad():
         other.module.get_parameter("0.bias")[0] = math.nan
