@@ -97,7 +97,8 @@ class _Reader:
         blocks = blocks.diagonal(dim1=1, dim2=3).movedim(3, 1)  # (groups, left, each, each)
         weights = self.weight[:, :, :own].view(groups, outputs, left, self.each).movedim(2, 1)
         squares = weights.mT @ weights  # (groups, left, each, each)
-        return (torch.linalg.inv(blocks) * squares).sum((0, 2, 3)).double()
+        costs: torch.Tensor = (torch.linalg.inv(blocks) * squares).sum((0, 2, 3))
+        return costs.double()
 
     def leave_out(self, gone: torch.Tensor) -> float:
         """Takes positions out, the others making up for them; gives the error that this adds."""
