@@ -158,7 +158,9 @@ def in_parts(items: Iterable[Item], roles: Callable[[Item], Iterable[Role]]) -> 
     return parts
 
 
-def collect_grams(program: Program, roles: Iterable[Role], context: Context, centred: bool = False) -> dict[Role, Gram]:
+def collect_grams(
+    program: Program, roles: Iterable[Role], context: Context, centred: bool = False, times: int | None = None
+) -> dict[Role, Gram]:
     """Second moments of what each weight is multiplied with; roles that have no rows, or zeros alone, have none.
 
     All are held at once, each within a bound: of wide layers a random choice of rows is kept in place of sums.
@@ -168,6 +170,7 @@ def collect_grams(program: Program, roles: Iterable[Role], context: Context, cen
         roles: weights, and what reads them.
         context: its calibration data.
         centred: whether the mean of the rows is taken off them.
+        times: of each batch at most so many times as many rows as there are columns; None for as many as there are.
 
     Raises:
         InvalidInput: a value is NaN or infinite.
@@ -183,7 +186,8 @@ def collect_grams(program: Program, roles: Iterable[Role], context: Context, cen
             chosen, priority = sums.draw(source.count(value), generator)
             sums.add(source.rows(given, value, chosen), priority)
         else:
-            sums.add(source.rows(given, value, draw(source.count(value), 1, generator)))
+            most = None if times is None else times * source.columns
+            sums.add(source.rows(given, value, draw(source.count(value), 1, generator, most)))
 
     sources = _walk(program, roles, context.fitting_batches(), add)
     grams = {key: sums.gram_of(centred) for key, sums in found.items()}

@@ -31,6 +31,8 @@ _SHARE, _COARSE, _MANY = 16, 8, 128
 """One of so many positions that are left goes in a step; of axes with many, one of fewer."""
 _WIDE = 1024
 """Matrices of more columns are of single precision while they are cut."""
+_TIMES = 8
+"""Of every batch, so many times as many rows as columns say which of them matter."""
 _RIDGE = 1e-3
 """Of the mean variance of the inputs: as least squares has it where rows are many."""
 
@@ -136,7 +138,7 @@ def eliminations(
         for layer in layers(program.graph)
         if layer.read is not None and (layer.groups == 1 or layer.kind.group_dim is not None)
     }
-    grams = collect_grams(program, roles.values(), context, centred=True)
+    grams = collect_grams(program, roles.values(), context, centred=True, times=_TIMES)
     found: dict[Axis, Elimination] = {}
     for leaf in members(inference):
         readers = [
