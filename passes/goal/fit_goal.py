@@ -95,8 +95,9 @@ class FitGoal(Pass):
         if isinstance(self.exclude, str) or not all(isinstance(pattern, str) for pattern in self.exclude):
             raise InvalidInput(f"exclude is {self.exclude!r}; it must be a list of patterns of names")
         for name in ("round_to", "moves"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 0")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InvalidInput(f"{name} is {value!r}; it must be a whole number of at least 0")
         if not isinstance(self.seconds, (int, float)) or not self.seconds >= 0:
             raise InvalidInput(f"seconds is {self.seconds!r}; it must be a number of at least 0")
         if self.quantizer is not None and not isinstance(self.quantizer, QuantizeStatic):

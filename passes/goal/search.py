@@ -222,6 +222,8 @@ class GoalSearch:
         missed = False
         self.costs.learn(precision, widths, measured)
         for name, limit in limits.items():
+            if name not in measured:
+                continue  # of another machine, nothing but what is expected is known
             over = measured[name] > (1 + _NEAR) * limit
             under = widths != self.whole and measured[name] < (1 - _NEAR) * limit and len(limits) == 1
             missed |= over or under
