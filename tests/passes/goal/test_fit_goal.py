@@ -1,0 +1,411 @@
+"""`FitGoal` from a goal to a model: on files whose times, sizes and memory are formulas, and once on real ones."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lobo_fx
+from lobo_fx import Goal, InvalidInput, Result
+from lobo_fx.exporters.onnx.exporter import OnnxExporter
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
+from lobo_fx.graph.operators import aten
+from lobo_fx.graph.program import Program
+from lobo_fx.measures.kernel_costs import CostTable
+from lobo_fx.measures.latency import Benchmark, Latency
+from lobo_fx.passes import FitGoal, QuantizeStatic
+from lobo_fx.passes.quantization.integers.targets import TARGETS, target_of_this_machine
+from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
+from lobo_fx.plugins.registry import RUNTIMES
+from lobo_fx.testing import check_pass
+
+DATA = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+QUICK: dict[str, Any] = {"moves": 2, "seconds": 60}
+NEAR = 1.03 + 1e-3
+"""What a measured quantity may be of its limit; the report rounds to a thousandth."""
+HEADER = 2000
+OVERHEAD = 3.0
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = (nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 48, 3), nn.ReLU())
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(48 * 36, 64), nn.ReLU(), nn.Linear(64, 5)).eval()
+
+
+def work_of(program: Program) -> float:
+    """What the layers of a program cost: multiply-accumulates, those of integers for less."""
+    total = 0.0
+    for node in program.graph.nodes:
+        if node.target in (aten.conv2d.default, aten.linear.default):
+            source, weight = (argument.meta["val"].shape for argument in node.args[:2])
+            places = math.prod(node.meta["val"].shape[2:]) if node.target is aten.conv2d.default else 1
+            as_integers = "dequantize" in str(node.args[0].target) and "placeholder" not in node.args[0].op
+            total += math.prod(weight) * places * (0.4 if as_integers else 1.0)
+            assert len(source) > 1
+    return total
+
+
+def work_of_kernel(kernel: Kernel) -> float:
+    if kernel.operator == "conv":
+        (*_, height, width), (*_, window, _) = kernel.shapes
+        padding = dict(kernel.settings)["padding"]
+        assert isinstance(padding, tuple)
+        places = (height + 2 * padding[0] - window + 1) * (width + 2 * padding[1] - window + 1)
+        return float(math.prod(kernel.shapes[1]) * places)
+    return float(math.prod(kernel.shapes[1]))
+
+
+def costs_of(kernel: Kernel) -> Cost | NoCost:
+    if kernel.operator in ("conv", "linear"):
+        return Cost(1e-4 * work_of_kernel(kernel), 0.4e-4 * work_of_kernel(kernel))
+    return Cost(0.01, 0.01) if kernel.operator == "convert" else NoCost("it has no formula")
+
+
+def written(self: OnnxExporter, program: Program, path: Path, metadata: Any = None) -> Artifact:
+    """A file that holds what it costs, and is as large as its tensors."""
+    reads = {id(t): t for t in map(program.parameter, program.graph.find_nodes(op="get_attr"))}
+    stored = sum(t.numel() * t.element_size() for t in reads.values() if isinstance(t, torch.Tensor))
+    path.write_text(json.dumps({"work": work_of(program)}).ljust(HEADER + stored))
+    return Artifact(path, (path,), path.stat().st_size, 0.0)
+
+
+def milliseconds(path: Path) -> float:
+    return OVERHEAD + 1e-4 * float(json.loads(path.read_text())["work"])
+
+
+def timed(files: dict[str, Path], *args: Any, **settings: Any) -> Benchmark:
+    times = {label: milliseconds(path) for label, path in files.items()}
+    return Benchmark("formula", 1, 1, 1, {label: Latency(t, t, t, t, 1 / t) for label, t in times.items()})
+
+
+@pytest.fixture
+def formulas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No kernel is measured, no file is run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(OnnxExporter, "export", written)
+    monkeypatch.setattr(OnnxRuntime, "measure_kernels", lambda self, kernels: {k: costs_of(k) for k in kernels})
+    monkeypatch.setattr(OnnxRuntime, "node_times", lambda self, path, arrays, names: {})
+    monkeypatch.setattr("lobo_fx.passes.goal.costs.benchmark", timed)
+    monkeypatch.setattr(
+        "lobo_fx.passes.goal.costs.peak_memory", lambda path, *rest: (1000, 11_000 + path.stat().st_size)
+    )
+
+
+def fitted(goal: Sequence[Any] | FitGoal, model: nn.Module | None = None, **settings: Any) -> Result:
+    chosen = [goal] if isinstance(goal, FitGoal) else list(goal)
+    given: dict[str, Any] = {"example_inputs": DATA[:2], "calibration_data": [DATA], "progress": False, **settings}
+    return lobo_fx.compile(model or network(), chosen, **given)
+
+
+def taken(result: Result) -> dict[str, float]:
+    """What the pass says that it took, by name of the quantity."""
+    (note,) = [str(note) for note in result.report.notes if "fit_goal took" in str(note)]
+    told = note.split("candidates: ")[1].split("; asked for")[0]
+    parts = [part.removesuffix(" of the original's").rsplit(" ", 1) for part in told.split(", ")]
+    return {name: float(value) for name, value in parts}
+
+
+def integers(result: Result) -> list[str]:
+    """Layers that read quantized values."""
+    layers = [n for n in result.program.graph.nodes if n.target in (aten.conv2d.default, aten.linear.default)]
+    return [node.name for node in layers if "dequantize" in str(node.args[0].target)]
+
+
+ORIGINAL = 3 + 1e-4 * (27 * 32 * 64 + 288 * 48 * 36 + 48 * 36 * 64 + 64 * 5)
+BYTES = HEADER + 4 * (27 * 32 + 32 + 288 * 48 + 48 + 48 * 36 * 64 + 64 + 64 * 5 + 5)
+
+
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize(
+    ("limits", "shares"),
+    [
+        ({"latency": 0.3}, {"latency": 0.3}),
+        pytest.param({"latency": f"{0.2 * ORIGINAL:.6f}ms"}, {"latency": 0.2}, marks=pytest.mark.slow),
+        pytest.param({"size": f"{0.2 * BYTES:.0f}B"}, {"size": 0.2}, marks=pytest.mark.slow),
+        pytest.param({"memory": "20%"}, {"memory": 0.2}, marks=pytest.mark.slow),
+        ({"latency": 0.35, "size": 0.1}, {"latency": 0.35, "size": 0.1}),
+    ],
+)
+def test_what_was_asked_for_holds_by_measurement(limits: dict[str, Any], shares: dict[str, float]) -> None:
+    result = check_pass(FitGoal(**limits, **QUICK), network(), DATA[:2], calibration_data=[DATA])
+    found = taken(result)
+    for name, share in shares.items():
+        assert found[name] <= share * NEAR
+    if len(limits) == 1 and "latency" in limits:
+        assert found["latency"] >= shares["latency"] * 0.7  # no more is given up than was asked for
+    (sheet,) = [sheet for sheet in result.report.sheets if sheet.title == "candidates"]
+    assert [row[-1] for row in sheet.rows].count("taken") == 1
+    assert result.plan.expected["latency of the original's"] == pytest.approx(found["latency"], abs=1e-3)
+    assert result.report.rows[-1].parameters < result.report.rows[0].parameters
+
+
+@pytest.mark.usefixtures("formulas")
+def test_compile_takes_the_goal_itself_after_the_passes() -> None:
+    settings: dict[str, Any] = {"example_inputs": DATA[:2], "calibration_data": [DATA], "progress": False}
+    result = lobo_fx.compile(network(), goal=Goal(latency=0.9, size=1.0, decibels=1), **settings)
+    assert taken(result)["latency"] <= 0.9 * NEAR
+    assert [name for name, _ in result.passes] == ["fit_goal"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_alone_a_limit_of_loss_gives_the_fastest_within_it() -> None:
+    model = network()
+    decibels = {}
+    for least in (4.0, 30.0):
+        result = fitted(FitGoal(decibels=least, precision="float", **QUICK), model)
+        assert result.plan.expected["decibels"] >= least
+        decibels[least] = taken(result)["latency"]
+    assert decibels[4.0] < decibels[30.0] <= 1
+
+
+def likeness(model: nn.Module) -> Callable[[nn.Module], float]:
+    """A score: 100 less the noise in percent."""
+    with torch.no_grad():
+        expected = model(DATA)
+
+    def score(module: nn.Module) -> float:
+        with torch.no_grad():
+            noise = (module(DATA) - expected).square().sum() / (expected - expected.mean(0)).square().sum()
+        return 100 - 100 * float(noise)
+
+    return score
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_what_may_be_lost_of_a_score_is_not_lost() -> None:
+    model = network()
+    result = fitted(FitGoal(drop=5, **QUICK), model, evaluate=likeness(model))
+    assert result.report.rows[0].score == pytest.approx(100)
+    assert result.report.rows[-1].score is not None
+    assert result.report.rows[-1].score >= 95
+    assert taken(result)["latency"] < 0.9
+    assert not any("noisy" in str(note) for note in result.report.notes)
+    assert all(a.candidate.score is not None for a in result.front if a.candidate.measured is not None)
+
+
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize(("precision", "count"), [("float", 0), ("int8", 1)])
+def test_a_precision_leaves_no_choice(precision: Any, count: int) -> None:
+    result = fitted(FitGoal(latency=0.6, precision=precision, **QUICK))
+    assert min(1, len(integers(result))) == count
+    assert {alternative.candidate.name for alternative in result.front} == {precision}
+    assert (result.plan.integers is not None) == bool(count)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_what_is_excluded_stays_whole_and_kinds_choose() -> None:
+    result = fitted(FitGoal(latency=0.7, precision="float", exclude=["0"], **QUICK))
+    assert result.module.get_parameter("0.weight").shape[0] == 32
+    assert result.module.get_parameter("2.weight").shape[0] < 48
+    result = fitted(FitGoal(size=0.7, precision="float", kinds=["hidden"], **QUICK))
+    assert [result.module.get_parameter(f"{at}.weight").shape[0] for at in (0, 2)] == [32, 48]
+    assert result.module.get_parameter("5.weight").shape[0] < 64
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_widths_are_multiples_of_what_is_asked_for() -> None:
+    result = fitted(FitGoal(latency=0.5, precision="float", round_to=4, **QUICK))
+    widths = [result.module.get_parameter(f"{at}.weight").shape[0] for at in (0, 2, 5)]
+    assert all(width % 4 == 0 for width in widths)
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_goal_out_of_reach_is_refused_with_how_near_one_gets_and_what_is_in_the_way() -> None:
+    expected = (
+        r"the goal can't be met: in int8, with every axis as narrow as it may get, the size is still 0\.\d{3} of the "
+        r"original's, not 0\.001; most of that is .*; in float, with every axis .*, the size is still 0\.\d{3} .*"
+    )
+    with pytest.raises(InvalidInput, match=expected):
+        fitted(FitGoal(size=0.001, **QUICK))
+    with pytest.raises(InvalidInput, match=r"the latency is still .*; most of that is 2 \(\d+%\), .*"):
+        fitted(FitGoal(latency=0.5, precision="float", exclude=["2"], kinds=["hidden"], **QUICK))
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_loss_that_the_other_limits_do_not_leave_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"the best within the other limits loses 0\.75 of the score, and drop=0\.5"):
+        fitted(FitGoal(latency=0.3, drop=0.5, **QUICK), evaluate=_by_width)
+    with pytest.raises(InvalidInput, match=r"the best within the other limits has -?\d+\.\d dB, and decibels=80 was"):
+        fitted(FitGoal(latency=0.3, decibels=80, **QUICK))
+
+
+def _by_width(module: Any) -> float:
+    weights = [module.state_dict()[f"{layer}.weight"].numel() for layer in (0, 2, 5, 7)]
+    return 1.0 if sum(weights) == 27 * 32 + 288 * 48 + 48 * 36 * 64 + 64 * 5 else 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_an_evaluation_that_differs_between_calls_is_noted_and_averaged() -> None:
+    calls = itertools.count()
+    result = fitted(FitGoal(latency=0.7, drop=50, **QUICK), evaluate=lambda module: 50.0 + next(calls) % 2)
+    assert any("evaluate is noisy: " in str(n) and "means of 3 count" in str(n) for n in result.report.notes)
+    scores = [a.candidate.score for a in result.front if a.candidate.score is not None]
+    assert scores
+    assert all(score == pytest.approx(50 + at / 3) for score in scores for at in [round(3 * (score - 50))])
+
+
+def test_another_machine_without_its_costs_is_refused() -> None:
+    other = next(name for name in TARGETS if name != target_of_this_machine())
+    with pytest.raises(InvalidInput, match=f"target='{other}' is another machine: its kernels can't be measured here"):
+        FitGoal(latency=0.5, target=other)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_with_the_costs_of_another_machine_the_latency_is_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted(FitGoal(latency=0.5, moves=0, seconds=0))
+    known = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version).costs
+    CostTable("another", known).save(tmp_path / "costs.json")
+    measured: list[Any] = []
+
+    def counted(files: Any, *args: Any, **settings: Any) -> Benchmark:
+        measured.append(files)
+        return timed(files, *args, **settings)
+
+    monkeypatch.setattr("lobo_fx.passes.goal.costs.benchmark", counted)
+    result = fitted(FitGoal(latency=0.3, costs=str(tmp_path / "costs.json"), **QUICK))
+    assert all("candidate" not in files for files in measured)
+    assert taken(result)["latency"] <= 0.3 * NEAR
+    assert all(alternative.candidate.measured is None for alternative in result.front)
+    assert any("latency is what the cost table says of another machine" in str(n) for n in result.report.notes)
+
+
+@pytest.mark.usefixtures("formulas")
+def test_alternatives_are_made_and_written_without_searching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    result = fitted(["fold_batch_norm", FitGoal(latency=0.3, **QUICK), "fold_weights"], model)
+
+    def searched(*args: Any) -> Any:
+        raise AssertionError("it searched")
+
+    monkeypatch.setattr("lobo_fx.passes.goal.fit_goal.GoalSearch", searched)
+    front = result.front
+    assert len(front) >= 2
+    assert [a.candidate.latency for a in front] == sorted(a.candidate.latency for a in front)
+    shapes = set()
+    for at, alternative in enumerate(front):
+        made = alternative.compile()
+        cuts = {cut.name.partition("[")[0]: cut for cut in alternative.plan.pruning.cuts}
+        for name, cut in cuts.items():
+            assert made.module.state_dict()[name].shape[0] == cut.after
+        assert [name for name, _ in made.passes] == ["fold_batch_norm", "fit_goal"]
+        assert [row.name.partition("(")[0] for row in made.report.rows] == ["original", "FoldBatchNorm", "FitGoal"]
+        shapes.add(tuple(made.module.state_dict()[f"{layer}.weight"].shape[0] for layer in (0, 2, 5)))
+        artifact = alternative.export(tmp_path / f"{at}.onnx")
+        assert artifact.bytes == (tmp_path / f"{at}.onnx").stat().st_size
+        if alternative.candidate.measured is not None:
+            assert artifact.bytes == alternative.candidate.bytes
+    assert len(shapes) >= 2
+    chosen = [a for a in front if a.candidate.chosen]
+    assert all(a.plan == result.plan for a in chosen)
+    assert result.report.rows[-1].name.startswith("FoldWeights")  # the result itself stays what it was
+    with pytest.raises(InvalidInput):
+        front[0].export(tmp_path / "no" / "such" / "folder" / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_a_result_that_was_loaded_has_no_front(tmp_path: Path) -> None:
+    result = fitted(FitGoal(latency=0.6, precision="float", **QUICK))
+    assert result.front
+    result.save(tmp_path / "saved")
+    loaded = lobo_fx.load(tmp_path / "saved")
+    assert loaded.front == []
+    assert loaded.plan is None
+    torch.testing.assert_close(loaded.module(DATA), result.module(DATA), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_it_stands_in_a_recipe_before_another_pass(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "passes:\n  - fit_goal: {latency: 0.6, moves: 1, precision: float}\n  - quantize_weights: {format: int8}\n"
+    )
+    result = lobo_fx.compile(network(), str(recipe), example_inputs=DATA[:2], calibration_data=[DATA], progress=False)
+    assert [name for name, _ in result.passes] == ["fit_goal", "quantize_weights"]
+    assert taken(result)["latency"] <= 0.6 * NEAR
+    assert result.report.rows[2].name.startswith("QuantizeWeights")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_the_same_seed_gives_the_same_model() -> None:
+    results = [fitted(FitGoal(latency=0.5, **QUICK), seed=3) for _ in range(2)]
+    assert results[0].plan == results[1].plan
+    torch.testing.assert_close(results[0].module(DATA), results[1].module(DATA), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"precision": "int4"}, "precision is 'int4'; it must be one of auto, int8, float"),
+        ({"kinds": []}, "kinds is [];"),
+        ({"kinds": ["layers"]}, "kinds is ['layers'];"),
+        ({"exclude": "0"}, "exclude is '0'; it must be a list of patterns of names"),
+        ({"exclude": [0]}, "exclude is [0]; it must be a list of patterns of names"),
+        ({"moves": -1}, "moves is -1; it must be a whole number of at least 0"),
+        ({"moves": 1.5}, "moves is 1.5; it must be a whole number of at least 0"),
+        ({"moves": True}, "moves is True; it must be a whole number of at least 0"),
+        ({"round_to": -8}, "round_to is -8; it must be a whole number of at least 0"),
+        ({"seconds": -1}, "seconds is -1; it must be a number of at least 0"),
+        ({"seconds": math.nan}, "seconds is nan; it must be a number of at least 0"),
+        ({"seconds": "60"}, "seconds is '60'; it must be a number of at least 0"),
+        ({"quantizer": 8}, "quantizer is a int; expected a QuantizeStatic"),
+        ({"costs": "nowhere.json"}, "can't read the cost table nowhere.json"),
+        ({"target": "gpu"}, "gpu"),
+        ({"latency": 2}, "latency is 2, more than the original has"),
+        ({"drop": -1}, "drop is -1; it must be a number of at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        FitGoal(**{"latency": 0.5, **settings})
+    assert complaint in str(caught.value)
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="exclude: 'convolution' matches no module or parameter"):
+        fitted(FitGoal(latency=0.5, exclude=["convolution"]))
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_network_without_free_axes_is_refused_or_left_whole() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
+    with pytest.raises(InvalidInput, match="the goal can't be met"):
+        fitted(FitGoal(latency=0.1, precision="float", **QUICK), model)
+    result = fitted(FitGoal(latency=1.0, precision="float", **QUICK), model)
+    torch.testing.assert_close(result.module(DATA), model(DATA), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_on_real_files(tmp_path: Path) -> None:
+    model = network()
+    result = check_pass(
+        FitGoal(latency=0.5, moves=2, quantizer=QuantizeStatic("min_max")),
+        model,
+        DATA[:2],
+        calibration_data=[DATA],
+        export=True,
+    )
+    assert taken(result)["latency"] <= 0.5 * NEAR
+    for at, alternative in enumerate(result.front):
+        artifact = alternative.export(tmp_path / f"{at}.onnx")
+        assert artifact.bytes == pytest.approx(alternative.candidate.bytes, rel=0.4)
