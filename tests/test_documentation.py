@@ -17,9 +17,11 @@ from torch import nn
 import lobo_fx
 from lobo_fx import passes, testing
 from lobo_fx.axes import any_of, axis_rule, call
+from lobo_fx.contracts.candidates import Candidate
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.graph import rewriting
+from lobo_fx.graph.program import Program
 from lobo_fx.passes.pruning.torch_pruning import TorchPruning
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +53,7 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     """What examples take for granted."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(call, "RULES", dict(call.RULES))
+    monkeypatch.setattr("lobo_fx.passes.goal.fit_goal.GoalSearch", _Found)
     library = torch.library.Library("mylib", "DEF")  # type: ignore[no-untyped-call]
     library.define("scale(Tensor x, Tensor weight) -> Tensor")  # type: ignore[no-untyped-call]
     images = torch.randn(4, 3, 8, 8)
@@ -97,8 +100,24 @@ class _WithInputs:
     def __init__(self, images: torch.Tensor) -> None:
         self.images = images
 
-    def compile(self, model: nn.Module, chosen: Any) -> Any:
-        return lobo_fx.compile(model, chosen, example_inputs=self.images, progress=False)
+    Goal = lobo_fx.Goal
+
+    def compile(self, model: nn.Module, chosen: Any = (), **given: Any) -> Any:
+        return lobo_fx.compile(model, chosen, example_inputs=self.images, progress=False, **given)
+
+
+class _Found:
+    """A search that knows what it will find: what files of a network this small take is no matter of a goal."""
+
+    def __init__(self, start: Program, context: Context, settings: Any) -> None:
+        self.start, self.context, self.settings = start, context, settings
+
+    def run(self) -> Program:
+        pruning = passes.PruneChannels(0.5).plan_for(self.start.clone(), self.context)
+        plan = passes.GoalPlan(pruning, None, "", {"decibels": 20.0})
+        made = self.settings.applying(plan), self.context.made_by, self.start.clone()
+        self.context.candidates.append(Candidate("float", *made, 0.5, 0.5, 1000, 20.0, None, True))
+        return plan.apply(self.start, self.context)
 
 
 @pytest.mark.parametrize("path", DOCTESTS, ids=lambda path: path.stem)

@@ -59,7 +59,7 @@ class FitGoal(Pass):
 
     Example:
         ```python
-        lobo_fx.compile(model, [FitGoal(latency="20ms")], example_inputs=x, calibration_data=loader)
+        lobo_fx.compile(model, [FitGoal(latency="20ms")], example_inputs=images, calibration_data=loader)
         ```
     """
 
