@@ -122,7 +122,9 @@ def quantize_static(choose: random.Random) -> Settings:
 def prune_channels(choose: random.Random) -> Settings:
     """A share, or a share of a cost."""
     settings: Settings = {
-        "importance": choose.choice(["l1", "l2", "random", "batch_norm", "geometric_median", "activation", "lamp"]),
+        "importance": choose.choice(
+            ["l1", "l2", "random", "batch_norm", "geometric_median", "activation", "lamp", "second_order"]
+        ),
         "scope": choose.choice(["axis", "global", "isomorphic"]),
         "round_to": choose.choice([1, 1, 2, 8]),
         "minimum": choose.choice([1, 2]),
@@ -165,6 +167,12 @@ DRAWS: dict[str, Callable[[random.Random], Settings]] = {
     "compute_in_float": lambda choose: {},
     "factorize": factorize,
     "equalize_layers": lambda choose: {},
+    "fit_goal": lambda choose: {
+        "decibels": choose.choice([5, 15, 30]),  # which the whole network keeps: any other limit may be out of reach
+        "precision": choose.choice(["auto", "float"]),
+        "moves": choose.choice([0, 2]),
+        "seconds": 5,
+    },
     "fold_batch_norm": lambda choose: {},
     "fold_weights": lambda choose: {},
     "fuse_attention": lambda choose: {},
@@ -213,7 +221,7 @@ def make_case(number: int) -> Case:
             shapes = {"x": {0: Dim("batch"), 2: Dim("height", min=SIDE), 3: Dim("width", min=SIDE)}}
             more.append(torch.randn(2, 3, SIDE + 2, SIDE + 5))
     outputs = choose.choice(OUTPUTS) if network.kinds[-1] == "head_of_several" else None
-    often = [1 if name == "mixed_precision" else 4 for name in DRAWS]
+    often = [1 if name in ("mixed_precision", "fit_goal") else 4 for name in DRAWS]
     names = choose.choices(list(DRAWS), often, k=choose.choice([1, 1, 2, 2, 3, 4]))
     passes = tuple(build_pass(PASSES.get(name), DRAWS[name](choose)) for name in names)
     return Case(network, inputs, tuple(more), shapes, outputs, passes, saved=number % 4 == 0)

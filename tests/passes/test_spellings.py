@@ -67,6 +67,7 @@ PASSES: dict[str, Callable[[], list[Pass]]] = {
     "prune": lambda: [passes.PruneChannels(0.5, compensation="none")],
     "prune and refit": lambda: [passes.PruneChannels(0.5)],
     "prune by activations": lambda: [passes.PruneChannels(0.5, importance="activation", compensation="bias")],
+    "prune by second order": lambda: [passes.PruneChannels(0.5, importance="second_order")],
     "prune weights": lambda: [passes.PruneWeights(0.5)],
     "2:4": lambda: [passes.PruneWeights(pattern="2:4")],
     "equalize": lambda: [passes.EqualizeLayers()],
