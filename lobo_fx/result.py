@@ -14,7 +14,7 @@ import torch
 from lobo_fx import saving
 from lobo_fx.axes.kept import kept_indices
 from lobo_fx.capture.reexport import named_arrays, with_rows
-from lobo_fx.contracts.candidates import Candidate, pareto
+from lobo_fx.contracts.candidates import CANDIDATES, Candidate, pareto
 from lobo_fx.contracts.confirmation import confirm as confirm_file
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
@@ -66,14 +66,18 @@ class Result:
     @property
     def front(self) -> list[Alternative]:
         """What a search found and nothing else beats in latency, size and loss alike, fastest first; see `FitGoal`."""
-        found = [] if self.pipeline is None else self.pipeline.context.candidates
-        return [Alternative(candidate, self) for candidate in pareto(found)]
+        return [Alternative(candidate, self) for candidate in pareto(self._candidates)]
 
     @property
     def plan(self) -> Any:
         """What a search for a goal decided, as a file may hold it (`save`); None where there was no search."""
+        return next((getattr(c.pass_, "plan", None) for c in self._candidates if c.chosen), None)
+
+    @property
+    def _candidates(self) -> list[Candidate]:
+        """Of the last search."""
         found = [] if self.pipeline is None else self.pipeline.context.candidates
-        return next((getattr(candidate.pass_, "plan", None) for candidate in found if candidate.chosen), None)
+        return [candidate for candidate in found if candidate.start is found[-1].start]
 
     @property
     def module(self) -> ProgramModule:
@@ -279,10 +283,13 @@ class Alternative:
         """The result of it, without searching again."""
         pipeline, pass_ = self.result.pipeline, self.candidate.pass_
         assert pipeline is not None
-        before = [name for name, _ in self.result.passes].index(self.candidate.made_by)
+        names = [name for name, _ in self.result.passes]
+        before = len(names) - 1 - names[::-1].index(self.candidate.made_by)
         trial = pipeline.fork()
         trial.go_on_from(self.candidate.start, pipeline.rows[: before + 1])  # the first row is the original's
         trial.context.candidates.clear()
+        trial.context.notes[:] = [note for note in trial.context.notes if note.made_by != self.candidate.made_by]
+        trial.context.sheets[:] = [sheet for sheet in trial.context.sheets if sheet.title != CANDIDATES]
         trial.run(pass_)
         report = Report(self.result.report.model, trial.rows, trial.context.notes, sheets=trial.context.sheets)
         done = [*self.result.passes[:before], (pass_.name, pass_.settings)]

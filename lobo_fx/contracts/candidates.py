@@ -8,7 +8,10 @@ from typing import Any
 
 from lobo_fx.graph.program import Program
 
-__all__ = ["Candidate", "pareto"]
+__all__ = ["CANDIDATES", "Candidate", "pareto"]
+
+CANDIDATES = "candidates"
+"""Title of the sheet of all that a search looked at."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,7 @@ class GoalPlan:
             raise InvalidInput(
                 f"the plan does not fit this model: it has no operator '{min(missing)}' to run as integers"
             )
+        placement.note(program.graph, context)
         factors = quantizer.rounded(program, placement, context)
         return quantizer.quantize(program, placement, context, factors)
 

@@ -16,7 +16,7 @@ import torch
 from lobo_fx.axes import Axis, Inference, kind
 from lobo_fx.axes.cost import macs_after
 from lobo_fx.axes.members import Member, members
-from lobo_fx.contracts.candidates import Candidate
+from lobo_fx.contracts.candidates import CANDIDATES, Candidate
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import temporary_folder
@@ -41,6 +41,8 @@ from lobo_fx.terminal.progress import spinner, track
 
 __all__ = ["GoalSearch"]
 
+_LOWER = 0.02
+"""By what the next try aims below a limit that was missed: what is measured is noisy."""
 _NEAR = 0.03
 """By what a measured quantity may miss its limit."""
 _WORK = 2e12
@@ -131,15 +133,15 @@ class GoalSearch:
 
     def _within(self, limits: Mapping[str, float]) -> _Built:
         """The least loss within limits, each a share of the original's."""
-        nearest = [why for precision in self.precisions if (why := self._out_of_reach(precision, limits))]
-        able = [precision for precision in self.precisions if not self._out_of_reach(precision, limits)]
+        nearest = {precision.name: self._out_of_reach(precision, limits) for precision in self.precisions}
+        able = [precision for precision in self.precisions if not nearest[precision.name]]
         expected = {precision.name: self._set_right(precision, limits) for precision in able}
         for precision in sorted(able, key=lambda precision: expected[precision.name]):
             if self.built and not self._integers_hurt():
                 break
             self._build_within(precision, limits)
         if not self.built:
-            raise InvalidInput("the goal can't be met: " + "; ".join(nearest))
+            raise InvalidInput("the goal can't be met: " + "; ".join(nearest.values()))
         inside = [b for b in self.built if all(b.measured[name] <= (1 + _NEAR) * limits[name] for name in limits)]
         if not inside:
             near = min(self.built, key=lambda b: max(b.measured[name] / limits[name] for name in limits))
@@ -152,18 +154,24 @@ class GoalSearch:
     def _out_of_reach(self, precision: Precision, limits: Mapping[str, float]) -> str:
         """How near the narrowest widths come where that is not near enough, and what is in the way."""
         narrowest = {leaf: widths[0] for leaf, widths in precision.options.items()}
+        if all(precision.costs[name](narrowest) <= limit for name, limit in limits.items()):
+            return ""
+        measured = self.costs.measure(self.costs.structure(precision, self._cut(narrowest)[0]))  # models may be wrong
+        self.costs.learn(precision, narrowest, measured)
         for name, limit in limits.items():
-            cost = precision.costs[name]
-            if (least := cost(narrowest)) > limit:
-                parts: dict[str, float] = {}
-                for term in cost.terms:
-                    parts[term.name] = parts.get(term.name, 0.0) + term(narrowest)
-                largest = sorted(parts, key=lambda part: -parts[part])[:3]
-                where = ", ".join(f"{part or 'stored tensors'} ({parts[part] / least:.0%})" for part in largest)
-                return (
-                    f"in {precision.name}, with every axis as narrow as it may get, the {name} is still {least:.3f} of "
-                    f"the original's, not {limit:.3f}; most of that is {where}"
-                )
+            least = measured.get(name, precision.costs[name](narrowest))
+            if least <= limit:
+                continue
+            parts: dict[str, float] = {}
+            for term in precision.costs[name].terms:
+                parts[term.name] = parts.get(term.name, 0.0) + term(narrowest)
+            largest = sorted(parts, key=lambda part: -parts[part])[:3]
+            whole = sum(parts.values())
+            where = ", ".join(f"{part or 'stored tensors'} ({parts[part] / whole:.0%})" for part in largest)
+            return (
+                f"in {precision.name}, with every axis as narrow as it may get, the {name} is still {least:.3f} of "
+                f"the original's, not {limit:.3f}; most of that is {where}"
+            )
         return ""
 
     def _integers_hurt(self) -> bool:
@@ -190,13 +198,14 @@ class GoalSearch:
         repair = Repair(cost, self.losses, precision.options, 1.0, lambda w: self._try(precision, w), self.context.seed)
         starts = [solve(cost, self.losses, precision.options, 1.0), *self._scopes(precision, cost)]
         widths = repair.run(starts, self.settings.moves, self.until)
-        for _ in range(_CORRECTIONS):
+        for attempt in range(1, _CORRECTIONS + 1):
             built = self._build(precision, widths)
             self.built.append(built)
             if not self._correct(precision, widths, built.measured, limits):
                 break
+            over = any(built.measured[name] > limit for name, limit in limits.items())
             cost = self._combined(precision, limits)
-            widths = solve(cost, repair.learned(), precision.options, 1.0)
+            widths = solve(cost, repair.learned(), precision.options, 1.0 - _LOWER * attempt * over)
 
     def _combined(self, precision: Precision, limits: Mapping[str, float]) -> Sum:
         """A cost of at most one where every limit holds, as far as weights of single limits can say that."""
@@ -409,7 +418,7 @@ class GoalSearch:
             for candidate in sorted(candidates, key=lambda candidate: candidate.latency)
         )
         columns = ("latency, of the original's", "dB", "bytes", "score", "precision", "latency is", "")
-        self.context.sheets.append(Sheet("candidates", columns, rows))
+        self.context.sheets.append(Sheet(CANDIDATES, columns, rows))
         measured = ", ".join(f"{name} {best.measured[name]:.3f} of the original's" for name in best.measured)
         asked = ", ".join(f"{name} {limit:.3f}" for name, limit in limits.items()) or repr(self.goal)
         self.context.note(
