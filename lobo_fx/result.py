@@ -16,6 +16,7 @@ from lobo_fx.axes.kept import kept_indices
 from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.candidates import CANDIDATES, Candidate, pareto
 from lobo_fx.contracts.confirmation import confirm as confirm_file
+from lobo_fx.contracts.passbase import shown
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import check_writable, temporary_folder
@@ -193,7 +194,7 @@ class Result:
         return {
             "lobo_fx.version": __version__,
             "lobo_fx.model": self.report.model,
-            "lobo_fx.passes": json.dumps([] if original else self.passes, default=str),
+            "lobo_fx.passes": json.dumps([] if original else self.passes, default=shown),
             "torch.version": str(torch.__version__),
         }
 

@@ -18,7 +18,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import float_outputs
 from lobo_fx.plugins.registry import snake_case
 
-__all__ = ["EXACT_TOLERANCE", "Pass", "Promise", "exact_tolerance"]
+__all__ = ["EXACT_TOLERANCE", "Pass", "Promise", "exact_tolerance", "shown"]
 
 EXACT_TOLERANCE = 1e-4
 """Largest error of an exact pass, as a share of the output's largest magnitude (float32 rounding)."""
@@ -92,21 +92,21 @@ class Pass(abc.ABC):
         return {name: getattr(self, name) for name, default in made.items() if getattr(self, name) != default}
 
     def __str__(self) -> str:
-        settings = ", ".join(f"{name}={_shown(value)}" for name, value in self.settings.items())
+        settings = ", ".join(f"{name}={shown(value)}" for name, value in self.settings.items())
         return f"{type(self).__name__}({settings})"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A setting in one line, the same in every run: of a pass, what differs from its defaults; of code, its name."""
     if isinstance(value, (Pass, str, Path)):
         return str(value) if isinstance(value, Pass) else repr(str(value))
     if isinstance(value, functools.partial):
-        given = [_shown(entry) for entry in value.args] + [f"{k}={_shown(v)}" for k, v in value.keywords.items()]
-        return f"{_shown(value.func)}({', '.join(given)})"
+        given = [shown(entry) for entry in value.args] + [f"{k}={shown(v)}" for k, v in value.keywords.items()]
+        return f"{shown(value.func)}({', '.join(given)})"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {_shown(entry)}' for key, entry in value.items())}}}"
+        return f"{{{', '.join(f'{key!r}: {shown(entry)}' for key, entry in value.items())}}}"
     if type(value) in (list, tuple):
-        return f"[{', '.join(map(_shown, value))}]"  # type: ignore[call-overload]
+        return f"[{', '.join(map(shown, value))}]"  # type: ignore[call-overload]
     if isinstance(value, nn.Module) or type(value).__repr__ is object.__repr__:  # which shows an address
         return type(value).__name__
     return getattr(value, "__qualname__", None) or repr(value)

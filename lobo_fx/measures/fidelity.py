@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["Ratio", "float_outputs", "largest_error", "signal_to_noise", "tensor_leaves"]
+__all__ = ["Ratio", "float_outputs", "largest_error", "signal_to_noise", "stacked", "tensor_leaves", "variation"]
 
 
 def float_outputs(outputs: Any) -> list[torch.Tensor]:
@@ -75,6 +76,19 @@ def largest_error(reference: Any, outputs: Any) -> float:
             scale = float(r[finite].abs().max()) or 1.0
             worst = max(worst, float((r[finite] - o[finite]).abs().max()) / scale)
     return worst
+
+
+def stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One output over several batches, rows behind each other; of batches whose sizes differ, all elements as rows."""
+    same = parts[0].dim() > 0 and len({part.shape[1:] for part in parts}) == 1
+    return torch.cat([part if same else part.flatten() for part in parts]).double()
+
+
+def variation(outputs: Iterable[torch.Tensor]) -> float:
+    """Sum of squares about the mean of the rows; about zero where all rows are alike; one where all are zeros."""
+    outputs = list(outputs)
+    about_mean = sum(float((y - y.mean(0)).square().sum()) for y in outputs)
+    return about_mean or sum(float(y.square().sum()) for y in outputs) or 1.0
 
 
 def tensor_leaves(outputs: Any) -> list[torch.Tensor]:

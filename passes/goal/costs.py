@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx
@@ -44,6 +43,8 @@ _LEVELS = 24
 _NARROWEST = 16
 """No axis gets narrower than one of so many positions."""
 _ROUNDS = 25
+_METADATA = 1024
+"""Bytes that `Result.export` adds to a file, at most: what was done to the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class FileCosts:
     """Costs of the files that a program may become.
 
     Args:
-        start: the program as it came: its file is the original's.
+        start: the program as it came; its file is the original's where no pass ran before.
         inference: axes of the program with batch norms folded.
         leaves: whose widths may change.
         context: calibration data, without progress of its own.
@@ -127,7 +128,7 @@ class FileCosts:
     def _measure_original(self) -> None:
         """Writes the original's file: its times, size and memory are what shares are of."""
         self.arrays = named_arrays(self.program, with_rows(self.program, 1))
-        self.file = self.exporter.export(self.start, self.folder / "original.onnx", {}).path
+        self.file = self.exporter.export(self.context.original or self.start, self.folder / "original.onnx", {}).path
         folded_file = self.exporter.export(self.program, self.folder / "folded.onnx", {}).path
         names, profiles = _givers(self.program), isinstance(self.runtime, ProfilesNodes)
         self.times = self.runtime.node_times(folded_file, self.arrays, names) if profiles else {}
@@ -183,7 +184,7 @@ class FileCosts:
             return program
         quick = QuantizeStatic("min_max", correct_bias=False, costs=self.settings.costs, target=self.settings.target)
         few = self.context.signature.take_rows(next(self.context.fitting_batches()), [0])
-        rows = dataclasses.replace(self.context, calibration_data=[_as_batch(few)])
+        rows = dataclasses.replace(self.context, calibration_data=[few])
         program, choices = quick.simplify(program, rows)
         return quick.quantize(program, choices.exactly(precision.integers), rows)
 
@@ -191,7 +192,7 @@ class FileCosts:
         """What a program's file takes, as shares of the original's."""
         path = self.folder / "candidate.onnx"
         artifact = self.exporter.export(program, path, {})
-        found = {"size": artifact.bytes / self.original["size"]}
+        found = {"size": (artifact.bytes + _METADATA) / self.original["size"]}
         if self.settings.costs is None:
             files = {"original": self.file, "candidate": path}
             measured = benchmark(files, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False)
@@ -235,8 +236,3 @@ def _options(size: int, unit: int) -> list[int]:
     widths = [width for width in widths if width >= least]
     every = max(1, math.ceil(len(widths) / _LEVELS))
     return sorted({*widths[::-1][::every], size})
-
-
-def _as_batch(inputs: Any) -> Any:
-    """Inputs as calibration data gives them."""
-    return inputs.args if not inputs.kwargs else dict(inputs.kwargs)

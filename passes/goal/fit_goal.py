@@ -141,7 +141,7 @@ class FitGoal(Pass):
         return FitGoal(plan=plan, quantizer=self.quantizer, costs=self.costs, target=self.target)
 
     def check(self, program: Program) -> None:
-        """Every pattern must match; a plan must be one of this model."""
+        """Every pattern must match; whether a plan fits is up to the passes before."""
         check_named("exclude", self.exclude, program.module)
 
     def run(self, program: Program, context: Context) -> Program:

@@ -24,7 +24,7 @@ from lobo_fx.graph.layers import layer_of
 from lobo_fx.graph.operators import named_values
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import AS_IT_IS, Runner
-from lobo_fx.measures.fidelity import float_outputs
+from lobo_fx.measures.fidelity import float_outputs, stacked, variation
 from lobo_fx.passes.pruning.second_order import Elimination, eliminations, output_weights
 from lobo_fx.passes.pruning.widths import best_positions, parameters
 from lobo_fx.terminal.progress import track
@@ -46,7 +46,7 @@ class Noise:
     def __init__(self, original: Program, batches: Sequence[Inputs]) -> None:
         self.original, self.batches = original, batches
         self.reference = self._outputs(Runner(original.module))
-        self.signal = sum(float((y - y.mean(0)).square().sum()) for y in self.reference) or 1.0
+        self.signal = variation(self.reference)
 
     def of(self, runner: Runner) -> float:
         """Of what runs in the original's place."""
@@ -55,13 +55,10 @@ class Noise:
         return math.inf if math.isnan(noise) else noise / self.signal
 
     def _outputs(self, runner: Runner) -> list[torch.Tensor]:
-        """Each output over all batches, (rows, …); of batches whose sizes differ, all elements as rows."""
-        batches = [float_outputs(runner(inputs)) for inputs in self.batches]
-        found = []
-        for parts in zip(*batches, strict=True):
-            same = parts[0].dim() > 0 and len({part.shape[1:] for part in parts}) == 1
-            found.append(torch.cat([part if same else part.flatten() for part in parts]).double())
-        return found
+        """Each floating-point output over all batches."""
+        return [
+            stacked(parts) for parts in zip(*(float_outputs(runner(inputs)) for inputs in self.batches), strict=True)
+        ]
 
     def __call__(self, program: Program) -> float:
         return self.of(Runner(program.module))

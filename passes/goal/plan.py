@@ -110,6 +110,10 @@ class GoalPlan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput(f"{path} is no plan of a goal ({type(error).__name__}: {error})") from None
 
+    def __repr__(self) -> str:
+        integers = "float" if self.integers is None else f"{len(self.integers)} operators as integers"
+        return f"GoalPlan({len(self.pruning.cuts)} axes cut, {integers})"
+
     def __str__(self) -> str:
         table = new_table("plan of a goal", ["what", "value"])
         for name, value in self.expected.items():

@@ -7,7 +7,9 @@ import fnmatch
 import functools
 import math
 import operator
+import statistics
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -93,7 +95,7 @@ class GoalSearch:
         self.whole: Widths = {leaf: leaf.size for leaf in self.leaves}
         self.tried: list[tuple[Precision, Widths, float]] = []
         self.built: list[_Built] = []
-        self.score = _Score(context, self.start)
+        self.score = _Score(context, context.original or self.start)
 
     def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
         kinds, exclude = self.settings.kinds, self.settings.exclude
@@ -125,6 +127,9 @@ class GoalSearch:
         rows = int(min(64, max(8, _WORK / (macs * max(1, len(self.leaves))))))
         held_out = self.quiet.held_out_batches(rows) or [self.program.example_inputs]
         self.noise = Noise(self.program, held_out)
+        self.judge = self.noise if self.context.original is None else Noise(self.context.original, held_out)
+        if not self.noise.reference:
+            raise InvalidInput("the model gives no floating-point output, by which a loss could be told")
         model = LossModel.measure(self.inference, self.context, self.noise)
         self.scores = {leaf: model.scores[leaf] for leaf in self.leaves}
         self.losses: Losses = {leaf: dict(enumerate(model.losses[leaf].tolist())) for leaf in self.leaves}
@@ -142,7 +147,7 @@ class GoalSearch:
             self._build_within(precision, limits)
         if not self.built:
             raise InvalidInput("the goal can't be met: " + "; ".join(nearest.values()))
-        inside = [b for b in self.built if all(b.measured[name] <= (1 + _NEAR) * limits[name] for name in limits)]
+        inside = [b for b in self.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)]
         if not inside:
             near = min(self.built, key=lambda b: max(b.measured[name] / limits[name] for name in limits))
             told = ", ".join(
@@ -233,7 +238,7 @@ class GoalSearch:
         for name, limit in limits.items():
             if name not in measured:
                 continue  # of another machine, nothing but what is expected is known
-            over = measured[name] > (1 + _NEAR) * limit
+            over = measured[name] > most(name, limit)
             under = widths != self.whole and measured[name] < (1 - _NEAR) * limit and len(limits) == 1
             missed |= over or under
         return missed
@@ -290,7 +295,7 @@ class GoalSearch:
             propagate(program.module)
             measured = self.costs.measure(program)
             measured.setdefault("latency", self.costs.expected(precision, "latency", widths))
-            noise = self.noise(program)
+            noise = self.judge(program)
             score = self.score(program)
         expected = {f"{name} of the original's": value for name, value in measured.items()}
         expected["decibels"] = _decibels(noise)
@@ -312,7 +317,9 @@ class GoalSearch:
             widest, best = precision.costs["latency"](self.whole), self._build(precision, self.whole)
             self.built.append(best)
         low, high = math.log(narrowest), math.log(widest)
-        for _ in range(_LOSS_STEPS):
+        for step in range(_LOSS_STEPS):
+            if step and time.monotonic() > self.until:
+                break
             middle = (low + high) / 2
             cost = self.costs.towards(precision, "latency", math.exp(middle))
             repair = Repair(
@@ -323,11 +330,8 @@ class GoalSearch:
             found = self._build(precision, repair.run(starts, self.settings.moves, until))
             self.built.append(found)
             self.costs.learn(precision, found.widths, found.measured)
-            if self._keeps(found):
-                best, high = found, middle
-            else:
-                low = middle
-        return best
+            low, high = (low, middle) if self._keeps(found) else (middle, high)
+        return min(filter(self._keeps, self.built), key=lambda built: built.measured["latency"], default=best)
 
     def _keeps(self, built: _Built) -> bool:
         """Whether the limit of loss holds."""
@@ -428,6 +432,11 @@ class GoalSearch:
             self.context.note("latency is what the cost table says of another machine: nothing was measured there")
 
 
+def most(name: str, limit: float) -> float:
+    """What a file may be measured to take: what is measured of time and memory is noisy, bytes are bytes."""
+    return limit if name == "size" else (1 + _NEAR) * limit
+
+
 class _Score:
     """`evaluate`'s score of programs; where it differs between calls, the mean of several.
 
@@ -440,20 +449,20 @@ class _Score:
         self.context, self.calls = context, 1
         if context.evaluate is None:
             return
-        first, self.calls = self(original), _CALLS
-        second = self(original)
+        first, second = self(original), self(original)
         assert first is not None
         assert second is not None
-        self.original = second
-        if first == second:
-            self.calls = 1
-        else:
-            context.note(f"evaluate is noisy: {first:.4g}, then {second:.4g} of one model; means of {_CALLS} count")
+        self.original = (first + second) / 2
+        if first != second:
+            self.calls = _CALLS
+            said = f"evaluate is noisy: {first:.4g}, then {second:.4g} of one model; means of {_CALLS} count"
+            context.note(f"WARNING: {said}")
+            warnings.warn(said, stacklevel=2)
 
     def __call__(self, program: Program) -> float | None:
         if self.context.evaluate is None:
             return None
-        return sum(self.context.score(program) or 0.0 for _ in range(self.calls)) / self.calls
+        return statistics.fmean(self.context.score(program) or 0.0 for _ in range(self.calls))
 
 
 def _quality(built: _Built) -> tuple[float, float]:

@@ -22,6 +22,8 @@ Options = Mapping[Axis, Sequence[int]]
 Losses = Mapping[Axis, Mapping[int, float]]
 """By leaf and width, what it loses alone."""
 
+_ROUNDING = 1e-9
+"""A sum of many shares of one whole may be a little more than one."""
 _SWEEPS = 20
 _BISECTIONS = 40
 
@@ -33,6 +35,7 @@ def solve(cost: Sum, losses: Losses, options: Options, budget: float) -> Widths:
     """
     narrowest = {leaf: found[0] for leaf, found in options.items()}
     widest = {leaf: found[-1] for leaf, found in options.items()}
+    budget *= 1 + _ROUNDING
     if cost(widest) <= budget:
         return widest
     if cost(narrowest) >= budget:

@@ -139,6 +139,9 @@ class PruningPlan:
             raise ValueError("an axis is cut twice")
         return cls(cuts)
 
+    def __repr__(self) -> str:
+        return f"PruningPlan({len(self.cuts)} axes cut)"
+
     def __str__(self) -> str:
         table = new_table("pruning plan", ["axis", "runs through", "kind", "before", "after", "why"])
         for cut in self.cuts:

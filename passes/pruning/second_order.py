@@ -6,11 +6,12 @@ the others replace best; the weights of the others and the inverse of their mome
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.members import members
@@ -20,7 +21,7 @@ from lobo_fx.graph.layers import Layer, layers
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.randomness import seeded
 from lobo_fx.graph.running import Runner, kept_buffers
-from lobo_fx.measures.fidelity import tensor_leaves
+from lobo_fx.measures.fidelity import stacked, tensor_leaves, variation
 from lobo_fx.passes.fitting.gram import Gram
 from lobo_fx.passes.fitting.layer_grams import Role, collect_grams
 from lobo_fx.passes.fitting.linear_problem import matrix_of
@@ -170,7 +171,7 @@ def _reader(
     sums = (moments.sums + moments.ridge.view(-1, 1, 1) * torch.eye(matrix.shape[2]).double()) / moments.count
     scale = sums.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
     damped = sums + _RIDGE * scale.view(-1, 1, 1) * torch.eye(matrix.shape[2], dtype=torch.double)
-    if weights is None:
+    if weights is None or layer.node not in weights:
         counts = 1 / ((matrix @ sums) * matrix).sum((1, 2)).clamp_min(1e-300).view(-1, 1, 1)
     else:
         counts = weights[layer.node].double().view(len(matrix), -1, 1)
@@ -212,44 +213,54 @@ def output_weights(program: Program, context: Context, probes: int = 2) -> dict[
     """By layer's node, how much noise at the outputs a squared error of each of its own outputs is, to first order.
 
     The squares of Jᵀv, summed over places, for random v: Hutchinson's estimate of the columns' energies of the
-    Jacobian J. Noise is a share of the variance of the outputs.
+    Jacobian J. Noise is a share of the variance of the outputs. Layers from which no gradient of a floating-point
+    output comes are left out.
 
     Args:
         program: what runs.
-        context: its calibration data; the first rows that no fit sees are enough.
+        context: its calibration data, of which the rows that no fit sees are taken.
         probes: random vectors for each batch.
     """
     chosen = {layer.node: layer for layer in layers(program.graph)}
     sums: dict[fx.Node, torch.Tensor] = {}
     found: dict[fx.Node, torch.Tensor] = {}
+    given: list[list[torch.Tensor]] = []
 
     def see(node: fx.Node, value: torch.Tensor) -> None:
         if node in chosen and value.requires_grad:
             found[node] = value
 
     generator = context.generator()
-    signal, rows = 0.0, 0
-    for inputs in context.held_out_batches():
-        found.clear()
-        with torch.enable_grad(), kept_buffers(program.module), seeded(program.module):
-            runner = Runner(program.module, see)
-            outputs = _differentiable(runner.run(*inputs.leaves, enable_io_processing=False))
-        signal += sum(float((y.detach().double() - y.detach().double().mean(0)).square().sum()) for y in outputs)
-        rows += context.signature.count_rows(inputs)
-        for _ in range(probes):
-            vectors = [torch.randn(y.shape, generator=generator) for y in outputs]
+    with _differentiated(program.module):
+        for inputs in context.held_out_batches():
+            found.clear()
+            with torch.enable_grad(), kept_buffers(program.module), seeded(program.module):
+                outputs = tensor_leaves(Runner(program.module, see).run(*inputs.leaves, enable_io_processing=False))
+            outputs = [y for y in outputs if y.requires_grad]
+            given.append([y.detach() for y in outputs])
             nodes = list(found)
-            gradients = torch.autograd.grad(
-                outputs, [found[node] for node in nodes], vectors, retain_graph=True, allow_unused=True
-            )
-            for node, gradient in zip(nodes, gradients, strict=True):
-                if gradient is not None:
-                    kind = chosen[node].kind
-                    own = {kind.channel_dim % gradient.dim(), *((0,) if kind.group_dim is not None else ())}
-                    energy = gradient.double().square().sum([d for d in range(gradient.dim()) if d not in own])
-                    sums[node] = sums.get(node, torch.zeros(())) + energy.flatten()
-    return {node: total / (probes * max(signal, 1e-300)) for node, total in sums.items()}
+            for _ in range(probes if nodes and outputs else 0):
+                vectors = [torch.randn(y.shape, generator=generator) for y in outputs]
+                values = [found[node] for node in nodes]
+                gradients = torch.autograd.grad(outputs, values, vectors, retain_graph=True, allow_unused=True)
+                for node, gradient in zip(nodes, gradients, strict=True):
+                    if gradient is not None:
+                        kind = chosen[node].kind
+                        own = {kind.channel_dim % gradient.dim(), *((0,) if kind.group_dim is not None else ())}
+                        energy = gradient.double().square().sum([d for d in range(gradient.dim()) if d not in own])
+                        sums[node] = sums.get(node, torch.zeros(())) + energy.flatten()
+    signal = variation([stacked(parts) for parts in zip(*given, strict=True)])
+    return {node: total / (probes * signal) for node, total in sums.items()}
 
 
-def _differentiable(outputs: object) -> list[torch.Tensor]:
-    return [y for y in tensor_leaves(outputs) if y.requires_grad]
+@contextlib.contextmanager
+def _differentiated(module: nn.Module) -> Iterator[None]:
+    """Lets gradients pass through everything, frozen parameters too."""
+    frozen = [p for p in module.parameters() if not p.requires_grad and p.is_floating_point()]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
