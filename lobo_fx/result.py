@@ -6,8 +6,10 @@ import dataclasses
 import json
 import math
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -24,8 +26,9 @@ from lobo_fx.graph.facts import KeptIndices
 from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.randomness import drawing, random_state_kept
-from lobo_fx.measures.latency import Benchmark, benchmark, check_counts
+from lobo_fx.measures.latency import MEGABYTE, Benchmark, benchmark, check_counts
 from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.plugins.exporters import exporter_of
 from lobo_fx.plugins.protocols import Exporter
 from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES
 from lobo_fx.report.report import Report
@@ -98,7 +101,13 @@ class Result:
 
     @random_state_kept
     def export(
-        self, path: str | Path, exporter: str | Exporter = EXPORTERS.default, *, confirm: bool = True
+        self,
+        path: str | Path,
+        exporter: str | Exporter = EXPORTERS.default,
+        *,
+        confirm: bool = True,
+        storage: str | None = None,
+        values: str | None = None,
     ) -> Artifact:
         """Writes the compiled model, compared with PyTorch in the runtime before the file is called done.
 
@@ -108,15 +117,21 @@ class Result:
             confirm: measure the file in turn with the original's where integer kernels were chosen by what they are
                 estimated to cost; if it is slower, it computes in float instead, weights still int8, and the report
                 says so.
+            storage: `packed` stores pruned weights as a bit mask and what is not zero, where that is smaller; the file
+                computes the same as fast, and loads a little later. None is what the exporter does: `dense`.
+            values: `float16` or `bfloat16`: packed weights are rounded to it, and widened when the file is loaded.
 
         Raises:
-            InvalidInput: the path is not writable.
+            InvalidInput: the path is not writable, or the exporter has no such storage.
             ExportError: the program can't be written, or the file disagrees with PyTorch.
         """
+        exporter = exporter_of(exporter, storage=storage, values=values)
         artifact = self._write(self.program, Path(path), exporter)
         estimated = self.program.module.program_facts.estimated and self.pipeline is not None
-        if confirm and estimated and isinstance(_exporter(exporter), EXPORTERS.get(EXPORTERS.default)):
+        if confirm and estimated and isinstance(exporter, EXPORTERS.get(EXPORTERS.default)):
             artifact = self._confirmed(artifact, exporter)
+        if (packed := artifact.details.get("packed")) is not None:
+            self._note(_packed(artifact, **packed))
         self.report.artifacts["compiled"] = artifact
         return artifact
 
@@ -170,7 +185,7 @@ class Result:
         return artifact
 
     def _write(self, program: Program, path: Path, exporter: str | Exporter) -> Artifact:
-        writer = _exporter(exporter)
+        writer = exporter_of(exporter)
         check_writable(path)
         with spinner(f"export {path.name}", self.progress):
             artifact = writer.export(program, path, self.metadata(original=program is self.original))
@@ -227,7 +242,7 @@ class Result:
             InvalidInput: a number makes no sense, or the runtime is unknown.
         """
         check_counts(threads, batch, rounds, warmup)
-        engine, writer = RUNTIMES.get(runtime)(), _exporter(exporter)
+        engine, writer = RUNTIMES.get(runtime)(), exporter_of(exporter)
         with temporary_folder() as folder:
             files = {}
             for label, program in {"original": self.original, "compiled": self.program}.items():
@@ -334,5 +349,20 @@ def _stateless(buffers: list[str], second_call: float) -> Note:
     return Note(f"the file keeps no state: {names}, which forward writes, stays as it is; a second call {off}")
 
 
-def _exporter(exporter: str | Exporter) -> Exporter:
-    return cast("Exporter", EXPORTERS.get(exporter)()) if isinstance(exporter, str) else exporter
+def _packed(
+    artifact: Artifact,
+    saved: int,
+    weights: dict[str, Any],
+    values: str = "",
+    decibels: float = math.inf,
+    out_of_range: Sequence[str] = (),
+) -> Note:
+    counts = Counter(form for form, _, _ in weights.values())
+    forms = " and ".join(f"{count} as {form}" for form, count in counts.most_common())
+    said = f"{artifact.path.name} is packed: {forms or 'no weight is smaller so'}, {saved / MEGABYTE:.2f} MB saved"
+    if values:
+        loss = f"leaves {decibels:.1f} dB" if math.isfinite(decibels) else "changes no output"
+        said += f"; rounding to {values} {loss} on the example inputs"
+    if out_of_range:
+        said += f"; not rounded, since the type can't hold them: {', '.join(out_of_range)}"
+    return Note(said)

@@ -9,18 +9,20 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from lobo_fx.capture.reexport import exported_program, named_arrays, other_lengths, with_rows, with_sizes
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean
+from lobo_fx.exporters.onnx.packing import NARROW_TYPES, PackedWeight, pack
 from lobo_fx.exporters.onnx.placeholders import translations
 from lobo_fx.exporters.onnx.preparation import (
     with_drawn_dropout,
     with_plain_attention,
     with_plain_products,
+    with_rounded_weights,
     without_gradients,
 )
 from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS, refuse_projections
@@ -39,6 +41,7 @@ from lobo_fx.graph.running import written_buffers
 from lobo_fx.graph.shapes import output_values
 from lobo_fx.graph.tensors import unusual_weight
 from lobo_fx.measures.counts import rows
+from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.terminal.quiet import quiet
@@ -68,17 +71,29 @@ class OnnxExporter:
         translations: from operator overloads to onnxscript functions, for operators that `torch.onnx`
             does not know (its `custom_translation_table`).
         external_data: weights in a file beside the model; None decides by size (past 2 GB).
+        storage: `packed` stores each weight in whatever takes fewer bytes: as it is, or as a bit mask and what is not
+            zero (see `lobo_fx.exporters.onnx.packing`). The file computes the same and loads a little later.
+        values: packed weights rounded to `float16` or `bfloat16`, and widened when the file is loaded; None leaves
+            them as they are.
     """
 
     suffix: ClassVar[str] = ".onnx"
     opset: int | None = None
     translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None
     external_data: bool | None = None
+    storage: Literal["dense", "packed"] = "dense"
+    values: Literal["float16", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         newest = newest_opset()
         if self.opset is not None and not (isinstance(self.opset, int) and OLDEST_OPSET <= self.opset <= newest):
             raise InvalidInput(f"opset is {self.opset!r}; it must be from {OLDEST_OPSET} to {newest}")
+        if self.storage not in ("dense", "packed"):
+            raise InvalidInput(f"storage is {self.storage!r}; it must be 'dense' or 'packed'")
+        if self.values is not None and self.values not in tuple(NARROW_TYPES):
+            raise InvalidInput(f"values is {self.values!r}; it must be {' or '.join(map(repr, NARROW_TYPES))}, or None")
+        if self.values is not None and self.storage != "packed":
+            raise InvalidInput(f"values={self.values!r} is how packed weights are stored: give storage='packed' too")
 
     def export(self, program: Program, path: Path, metadata: Mapping[str, str]) -> Artifact:
         """Writes `path`, and where weights are stored apart a file beside it, which `path` names by its content.
@@ -93,6 +108,9 @@ class OnnxExporter:
         _check_outputs(program)
         _check_attention(program)
         refuse_projections(program)
+        rounding: dict[str, Any] = {}
+        if self.values is not None:
+            program, rounding = _rounded(program, self.values)
         with written_beside(path) as folder:
             model = self._translate(program)
             opset = model.model.opset_imports[""]
@@ -100,6 +118,10 @@ class OnnxExporter:
                 raise ExportError(f"torch.onnx wrote opset {opset} where {self.opset} was asked for")
             clean(model.model)
             lower_versions(model.model, keep_opset=self.opset is not None)
+            packed = []
+            if self.storage == "packed":
+                packed = pack(model.model, self.values)
+                lower_versions(model.model, keep_opset=self.opset is not None)
             opset = model.model.opset_imports[""]
             _describe(model.model, program, metadata)
             external = self._stored_apart(program)
@@ -111,6 +133,8 @@ class OnnxExporter:
             size = sum(file.stat().st_size for file in written)
         files = tuple(path.parent / file.name for file in written)
         details["opset"] = opset
+        if self.storage == "packed":
+            details["packed"] = _saved(packed) | rounding
         return Artifact(path, files, size, parity, details)
 
     def _translate(self, program: Program) -> Any:
@@ -151,6 +175,20 @@ def _name_weights(path: Path) -> None:
                 name, held.offset, held.length, held.dtype, shape=held.shape, name=held.name, base_dir=path.parent
             )
     ir.save(model, path)
+
+
+def _rounded(program: Program, values: str) -> tuple[Program, dict[str, Any]]:
+    """The program with its weights rounded, and what that costs: decibels, and the weights that it would cost more."""
+    rounded, left = with_rounded_weights(program, getattr(torch, values))
+    decibels = signal_to_noise(program.run(), rounded.run())
+    lost = {"decibels": decibels} if math.isfinite(decibels) else {}
+    return rounded, {"values": values, "out_of_range": left, **lost}
+
+
+def _saved(packed: list[PackedWeight]) -> dict[str, Any]:
+    """What packing saved, as an artifact says it."""
+    weights = {weight.name: [weight.form, weight.dense_bytes, weight.bytes] for weight in packed}
+    return {"saved": sum(weight.dense_bytes - weight.bytes for weight in packed), "weights": weights}
 
 
 def _check_weights(program: Program) -> None:

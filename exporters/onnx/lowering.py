@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from lobo_fx.exporters.onnx.codes import mark_codes
 from lobo_fx.exporters.onnx.placeholders import DOMAIN
+from lobo_fx.exporters.onnx.writer import Writer
 from lobo_fx.own_operators.formats import FORMATS, Format, unit, unpack
 from lobo_fx.own_operators.products import ACCURACY_LEVELS
 
@@ -41,69 +42,29 @@ def expand(model: ir.Model) -> None:
         model.opset_imports[MICROSOFT] = 1
 
 
-class _Writer:
-    """Writes nodes and constants in the place of a node, and puts their results into its stead."""
-
-    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
-        self.graph, self.node = graph, node
-
-    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
-        """The output of a new node."""
-        return self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)[0]
-
-    def ops(
-        self, kind: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any
-    ) -> Sequence[ir.Value]:
-        """The outputs of a new node."""
-        node = ir.node(kind, inputs, attributes, domain=domain, num_outputs=outputs)
-        self.graph.insert_before(self.node, node)
-        return node.outputs
-
-    def constant(self, values: Any, dtype: Any = np.int64) -> ir.Value:
-        """An initializer; one of the same values is used again."""
-        array = np.asarray(values, dtype)
-        name = f"{DOMAIN}_{array.dtype}_{array.shape}_{zlib.crc32(array.tobytes())}"
-        if name not in self.graph.initializers:
-            self.graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
-        return self.graph.initializers[name]
-
-    def reshape(self, value: ir.Value, *shape: int) -> ir.Value:
-        return self.op("Reshape", value, self.constant(shape))
-
-    def columns(self, value: ir.Value, count: int) -> ir.Value:
-        """The first columns of a matrix."""
-        return self.op("Slice", value, self.constant([0]), self.constant([count]), self.constant([1]))
-
-    def replace(self, *results: ir.Value) -> None:
-        for old, result in zip(self.node.outputs, results, strict=True):
-            result.type, result.shape = old.type, old.shape
-            old.replace_all_uses_with(result, replace_graph_outputs=True)
-        self.graph.remove(self.node, safe=True)
-        for old, result in zip(self.node.outputs, results, strict=True):
-            result.name, old.name = old.name, None
-
-
 def _expand_decode(graph: ir.Graph, node: ir.Node) -> None:
     """A weight that is only looked up in is decoded row by row as it is read; any other one once, at load."""
     (weight,) = node.outputs
     shape = list(node.attributes["shape"].as_ints())
     codes, *rest = (value for value in node.inputs if value is not None)
+    number, block_size = FORMATS[node.attributes["format"].as_string()], node.attributes["block_size"].as_int()
+    mark_codes(codes, number.bits, block_size, *rest[1:])
     readers = [reader for reader, _ in weight.uses()]
     if len(shape) == 2 and not weight.is_graph_output() and all(_looks_up(reader, weight) for reader in readers):
         for reader in readers:
-            write, indices = _Writer(graph, reader), reader.inputs[1]
+            write, indices = Writer(graph, reader), reader.inputs[1]
             flat = write.reshape(indices, -1)  # type: ignore[arg-type]
             rows = _decoded(write, node, [_rows(write, value, flat) for value in (codes, *rest)])
             sizes = write.op("Concat", write.op("Shape", indices), write.constant(shape[1:]), axis=0)
             write.replace(write.op("Reshape", rows, sizes))
         graph.remove(node, safe=True)
         return
-    write = _Writer(graph, node)
+    write = Writer(graph, node)
     rows = _decoded(write, node, [codes, *rest])
     write.replace(rows if len(shape) == 2 else write.reshape(rows, *shape))
 
 
-def _rows(write: _Writer, matrix: ir.Value, indices: ir.Value) -> ir.Value:
+def _rows(write: Writer, matrix: ir.Value, indices: ir.Value) -> ir.Value:
     """Rows of what is stored, one for each index."""
     found = write.op("Gather", matrix, indices, axis=0)
     found.type, found.shape = matrix.type, ir.Shape([None, *(matrix.shape or ())[1:]])
@@ -115,7 +76,7 @@ def _looks_up(reader: ir.Node, weight: ir.Value) -> bool:
     return reader.op_type == "Gather" and axis == 0 and reader.inputs[0] is weight and reader.inputs[1] is not weight
 
 
-def _decoded(write: _Writer, node: ir.Node, stored: Sequence[ir.Value]) -> ir.Value:
+def _decoded(write: Writer, node: ir.Node, stored: Sequence[ir.Value]) -> ir.Value:
     """Rows of floats from rows of codes, scales and, where stored, zero points."""
     number = FORMATS[node.attributes["format"].as_string()]
     columns = math.prod(node.attributes["shape"].as_ints()[1:])
@@ -136,7 +97,7 @@ def _decoded(write: _Writer, node: ir.Node, stored: Sequence[ir.Value]) -> ir.Va
     return write.op("Mul", values, spread(scale))
 
 
-def _values(write: _Writer, number: Format, packed: ir.Value, columns: int) -> ir.Value:
+def _values(write: Writer, number: Format, packed: ir.Value, columns: int) -> ir.Value:
     """What rows of packed codes stand for.
 
     Bytes are looked up, not shifted: OpenVINO's shifts of bytes give wrong codes. A table has a line for every byte,
@@ -165,7 +126,7 @@ def _values(write: _Writer, number: Format, packed: ir.Value, columns: int) -> i
     return values if found == columns else write.columns(values, columns)
 
 
-def _joined(write: _Writer, packed: ir.Value, bits: int, groups: int) -> ir.Value:
+def _joined(write: Writer, packed: ir.Value, bits: int, groups: int) -> ir.Value:
     """Codes that lie in several bytes each, (rows, groups, codes of a group)."""
     count, width = unit(bits)
     grouped = write.reshape(packed, -1, groups, width)
@@ -177,7 +138,7 @@ def _joined(write: _Writer, packed: ir.Value, bits: int, groups: int) -> ir.Valu
     return functools.reduce(lambda one, other: write.op("BitwiseOr", one, other), parts)
 
 
-def _looked_up(write: _Writer, table: np.ndarray[Any, Any], index: ir.Value) -> ir.Value:
+def _looked_up(write: Writer, table: np.ndarray[Any, Any], index: ir.Value) -> ir.Value:
     """Lines of a table."""
     return write.op("Gather", write.constant(table, table.dtype), write.op("Cast", index, to=ir.DataType.INT32))
 
@@ -206,7 +167,7 @@ def _block(node: ir.Node) -> None:
 
 def _expand_product(graph: ir.Graph, node: ir.Node) -> None:
     """MatMulNBits; the bias is added, which ONNX Runtime fuses, since before 1.20 it takes none."""
-    write = _Writer(graph, node)
+    write = Writer(graph, node)
     x, codes, scale, zero_point, bias = (*node.inputs, None, None)[:5]
     outputs, inputs = node.attributes["shape"].as_ints()
     settings = {
@@ -216,6 +177,7 @@ def _expand_product(graph: ir.Graph, node: ir.Node) -> None:
         "block_size": node.attributes["block_size"].as_int(),
         "accuracy_level": ACCURACY_LEVELS[node.attributes["compute"].as_string()],
     }
+    mark_codes(codes, settings["bits"], settings["block_size"], zero_point)
     stored = [codes, scale] if zero_point is None else [codes, scale, zero_point]
     result = write.op("MatMulNBits", x, *stored, domain=MICROSOFT, **settings)
     write.replace(result if bias is None else write.op("Add", result, bias))
@@ -223,7 +185,7 @@ def _expand_product(graph: ir.Graph, node: ir.Node) -> None:
 
 def _expand_dynamic_product(graph: ir.Graph, node: ir.Node) -> None:
     """The form that ONNX Runtime fuses to one product with quantization of its input inside."""
-    write = _Writer(graph, node)
+    write = Writer(graph, node)
     x, codes, scale, bias = (*node.inputs, None)[:4]
     steps, step, zero = write.ops("DynamicQuantizeLinear", x, outputs=3)
     sums = write.op("MatMulInteger", steps, write.op("Transpose", codes, perm=[1, 0]), zero)
@@ -234,7 +196,7 @@ def _expand_dynamic_product(graph: ir.Graph, node: ir.Node) -> None:
 
 def _expand_dynamic_lstm(graph: ir.Graph, node: ir.Node) -> None:
     """ONNX Runtime's LSTM in integers, whose weights are inputs × outputs with gates in ONNX's order."""
-    write = _Writer(graph, node)
+    write = Writer(graph, node)
     x, hidden, cell, *params = node.inputs
     directions = node.attributes["directions"].as_int()
     count, size = len(params) // directions, int(params[2].shape[1])  # type: ignore[union-attr, index, arg-type]
@@ -263,7 +225,7 @@ def _expand_dynamic_lstm(graph: ir.Graph, node: ir.Node) -> None:
 
 def _expand_attention(graph: ir.Graph, node: ir.Node) -> None:
     """ONNX Runtime's fused kernel."""
-    write = _Writer(graph, node)
+    write = Writer(graph, node)
     query, key, value, bias = (*node.inputs, None)[:4]
     settings = {"num_heads": node.attributes["heads"].as_int(), "scale": node.attributes["scale"].as_float()}
     if node.attributes["is_causal"].as_int():

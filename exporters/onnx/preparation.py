@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import fx
 
 from lobo_fx.graph.layers import Layer, layer_of
@@ -13,7 +14,13 @@ from lobo_fx.graph.operators import arguments, aten, is_call, set_argument
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.randomness import draws
 
-__all__ = ["with_drawn_dropout", "with_plain_attention", "with_plain_products", "without_gradients"]
+__all__ = [
+    "with_drawn_dropout",
+    "with_plain_attention",
+    "with_plain_products",
+    "with_rounded_weights",
+    "without_gradients",
+]
 
 
 def with_drawn_dropout(program: Program) -> Program:
@@ -141,3 +148,25 @@ def without_gradients(program: Program) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def with_rounded_weights(program: Program, dtype: torch.dtype) -> tuple[Program, list[str]]:
+    """The program with its float matrices and kernels rounded to what a narrower type holds; vectors stay.
+
+    A weight whose largest magnitude the type holds to fewer bits than others, or not at all, stays too.
+
+    Returns:
+        A copy, and the names of the weights that are out of the type's range.
+    """
+    program, range_ = program.clone(), torch.finfo(dtype)
+    left = []
+    for name, weight in program.module.named_parameters():
+        if weight.dtype != torch.float32 or weight.dim() < 2 or not weight.numel():
+            continue
+        largest = float(weight.detach().abs().max())
+        if largest == 0 or range_.tiny <= largest <= range_.max:
+            with torch.no_grad():
+                weight.copy_(weight.to(dtype))
+        else:
+            left.append(name)
+    return program, left

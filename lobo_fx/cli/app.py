@@ -26,9 +26,11 @@ __all__ = [
     "Rounds",
     "Seed",
     "Static",
+    "Storage",
     "Threads",
     "TrainBatch",
     "TrainData",
+    "Values",
     "Widened",
     "app",
     "command",
@@ -75,6 +77,8 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random we
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows of the input.")]
 Rounds = Annotated[int, typer.Option(min=1, help="How often each file runs.")]
+Storage = Annotated[str | None, typer.Option(help="packed: pruned weights as a bit mask and what is not zero.")]
+Values = Annotated[str | None, typer.Option(help="float16 or bfloat16: what packed weights are rounded to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 

@@ -19,9 +19,11 @@ from lobo_fx.cli.app import (
     Rounds,
     Seed,
     Static,
+    Storage,
     Threads,
     TrainBatch,
     TrainData,
+    Values,
     Widened,
     command,
 )
@@ -64,12 +66,15 @@ def compile(
     rounds: Rounds = 30,
     seed: Seed = 0,
     float32: Widened = False,
+    storage: Storage = None,
+    values: Values = None,
 ) -> None:
     """Compile a model by passes, or towards a goal; export it and the original, and measure both in turn."""
     import lobo_fx
     from lobo_fx.cli.given import read_given, read_program
     from lobo_fx.files import check_writable, make_folder
-    from lobo_fx.plugins.registry import PASSES
+    from lobo_fx.plugins.exporters import exporter_of
+    from lobo_fx.plugins.registry import EXPORTERS, PASSES
     from lobo_fx.recipe import read_pass, resolve
     from lobo_fx.report.report import REPORT_FILES
     from lobo_fx.saving import check_target
@@ -81,6 +86,7 @@ def compile(
             "give --recipe, or one or more --pass, or a goal such as --latency; `lobo-fx passes` lists what there is"
         )
     chosen = [*(resolve(recipe) if recipe else [read_pass(text) for text in passes or []]), *wanted]
+    exporter = exporter_of(EXPORTERS.default, storage=storage, values=values)
     check_target(output / "program")
     if output.is_dir():
         for name in (ORIGINAL_FILE, MODEL_FILE, PLAN_FILE, *REPORT_FILES):
@@ -92,7 +98,7 @@ def compile(
     result.report.notes[:0] = map(Note, notes)
     make_folder(output)
     result.export_original(output / ORIGINAL_FILE)
-    result.export(output / MODEL_FILE)
+    result.export(output / MODEL_FILE, exporter)
     for artifact in result.report.artifacts.values():
         artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
     result.benchmark(threads=threads, batch=batch, rounds=rounds)
