@@ -16,7 +16,7 @@ import torch
 from lobo_fx.capture.reexport import exported_program, named_arrays, other_lengths, with_rows, with_sizes
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean
-from lobo_fx.exporters.onnx.packing import NARROW_TYPES, PackedWeight, pack
+from lobo_fx.exporters.onnx.packing import NARROW_TYPES, SHARED_BYTES, PackedWeight, pack
 from lobo_fx.exporters.onnx.placeholders import translations
 from lobo_fx.exporters.onnx.preparation import (
     with_drawn_dropout,
@@ -188,7 +188,8 @@ def _rounded(program: Program, values: str) -> tuple[Program, dict[str, Any]]:
 def _saved(packed: list[PackedWeight]) -> dict[str, Any]:
     """What packing saved, as an artifact says it."""
     weights = {weight.name: [weight.form, weight.dense_bytes, weight.bytes] for weight in packed}
-    return {"saved": sum(weight.dense_bytes - weight.bytes for weight in packed), "weights": weights}
+    shared = SHARED_BYTES if any(weight.is_masked for weight in packed) else 0
+    return {"saved": sum(weight.dense_bytes - weight.bytes for weight in packed) - shared, "weights": weights}
 
 
 def _check_weights(program: Program) -> None:

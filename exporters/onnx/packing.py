@@ -23,7 +23,7 @@ from lobo_fx.exporters.onnx.codes import Codes, codes_of
 from lobo_fx.exporters.onnx.writer import Writer
 from lobo_fx.own_operators.formats import unit
 
-__all__ = ["MOST_WEIGHTS", "NARROW_TYPES", "PackedWeight", "pack"]
+__all__ = ["MOST_WEIGHTS", "NARROW_TYPES", "SHARED_BYTES", "PackedWeight", "pack"]
 
 NARROW_TYPES: dict[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 """What floats may be stored as."""
@@ -32,8 +32,10 @@ MOST_WEIGHTS = 2**28
 
 _OPSET = 14
 """The first that defines all operators used here as they are used."""
-_TABLE_BYTES, _MASK_BYTES, _CAST_BYTES = 2400, 700, 150
-"""What the table of bits, the nodes of a mask and those of a type take of a file, no less."""
+SHARED_BYTES = 3600
+"""What all masks of a file share, the table of bits and other constants, takes of it, no less."""
+_MASK_BYTES, _CAST_BYTES = 700, 150
+"""What the nodes of a mask and those of a type take, no less."""
 _BITS = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.int8)
 
 
@@ -45,13 +47,17 @@ class PackedWeight:
         name: of the weight in the file.
         form: `mask`, `float16` or `bfloat16`, or `mask, float16`.
         dense_bytes: what it took.
-        bytes: what it takes, nodes included.
+        bytes: what it takes, its own nodes included.
     """
 
     name: str
     form: str
     dense_bytes: int
     bytes: int
+
+    @property
+    def is_masked(self) -> bool:
+        return self.form.startswith("mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +95,9 @@ def pack(model: ir.Model, values: str | None = None) -> list[PackedWeight]:
     """
     needed = {codes_of(value).zero_point for value in model.graph.initializers.values()}
     weights = [v for v in model.graph.initializers.values() if v not in needed and _can_be_packed(v)]
-    plans = [_best(value, values, masks=True) for value in weights]
-    if sum(_dense(plan.value).nbytes - plan.bytes for plan in plans if plan.filler is not None) <= _TABLE_BYTES:
-        plans = [_best(value, values, masks=False) for value in weights]
+    plans, masked = ([_best(value, values, masks) for value in weights] for masks in (False, True))
+    if sum(plan.bytes for plan in masked) + SHARED_BYTES < sum(plan.bytes for plan in plans):
+        plans = masked
     plans = [plan for plan in plans if plan.form]
     packed = [PackedWeight(str(p.value.name), p.form, _dense(p.value).nbytes, p.bytes) for p in plans]
     if plans:
@@ -106,7 +112,9 @@ def _can_be_packed(value: ir.Value) -> bool:
     types = (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8)
     held = value.const_value
     stays = value.is_graph_input() or value.is_graph_output() or not value.uses()
-    return held is not None and held.dtype in types and 0 < held.size <= MOST_WEIGHTS and not stays
+    if held is None or held.dtype not in types or stays:
+        return False
+    return 0 < held.size * 8 // codes_of(value).bits <= MOST_WEIGHTS
 
 
 def _dense(value: ir.Value) -> np.ndarray[Any, Any]:
@@ -174,7 +182,8 @@ def _planes(packed: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
     """Codes from a stream of bits, (places in a group, groups)."""
     count, width = unit(bits)
     words = (packed.reshape(-1, width).astype(np.int32) << 8 * np.arange(width)).sum(1)
-    return words >> bits * np.arange(count)[:, None] & (1 << bits) - 1
+    codes: np.ndarray[Any, Any] = words >> bits * np.arange(count)[:, None] & (1 << bits) - 1
+    return codes
 
 
 def _grouped(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
@@ -182,7 +191,8 @@ def _grouped(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
     count, width = unit(bits)
     planes = np.pad(codes, (0, -len(codes) % count)).reshape(count, -1).astype(np.int32)
     words = (planes << bits * np.arange(count)[:, None]).sum(0)
-    return (words >> 8 * np.arange(width)[:, None] & 255).astype(np.uint8)
+    grouped: np.ndarray[Any, Any] = words >> 8 * np.arange(width)[:, None] & 255
+    return grouped.astype(np.uint8)
 
 
 def _store(write: Writer, plan: _Plan) -> None:

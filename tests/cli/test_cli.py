@@ -30,6 +30,10 @@ def make():
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(2, 4)
 
 
+def wide():
+    return nn.Sequential(nn.Linear(4, 2048)), torch.ones(2, 4)
+
+
 def narrow():
     return nn.Sequential(nn.Linear(4, 2)).bfloat16(), torch.ones(2, 4).bfloat16()
 
@@ -145,6 +149,29 @@ def test_outputs_are_chosen() -> None:
     refused = call("inspect", "net.py:two", "--outputs", "logit")
     assert refused.exit_code == 2
     assert "did you mean logits?" in refused.output
+
+
+def test_files_are_packed_on_request(model: str) -> None:
+    done = compiled(
+        model.replace("make", "wide"), "--pass", "prune_weights", "--storage", "packed", "--values", "float16"
+    )
+    assert done.exit_code == 0, done.output
+    artifacts = json.loads(Path("out/report.json").read_text())["artifacts"]
+    packed = artifacts["compiled"]["details"]["packed"]
+    assert packed["weights"]["0.weight"][0] == "mask, float16"
+    assert artifacts["original"]["bytes"] - artifacts["compiled"]["bytes"] > packed["saved"] - 1000 > 10_000
+    assert "model.onnx is packed" in done.output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["--storage", "sparse"], "storage is 'sparse'"), (["--values", "float16"], "give storage='packed' too")],
+)
+def test_a_storage_that_makes_no_sense_is_refused_before_any_work(given: list[str], said: str, model: str) -> None:
+    refused = call("compile", model, "--pass", "fold_bn", *given)
+    assert refused.exit_code == 2
+    assert said in refused.output
+    assert not Path("was_built").exists()
 
 
 TUNE = ["--pass", "fine_tune:learning_rate=0.01,epochs=2"]
