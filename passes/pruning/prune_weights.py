@@ -35,7 +35,7 @@ SCORES: dict[str, Score] = {
 class PruneWeights(Pass):
     """Zeroes the weights of convolutions, linear and recurrent layers that matter least; biases and norms stay.
 
-    The zeros are masked, so fine-tuning keeps them. They make a compressed file smaller; ONNX Runtime
+    The zeros are masked, so fine-tuning keeps them. They make a packed or compressed file smaller; ONNX Runtime
     computes zeros as fast as anything else, so latency does not change.
 
     Attributes:

@@ -68,7 +68,7 @@ def decoded(model: ir.Model) -> tuple[Array, Array]:
     onnx.checker.check_model(content, full_check=True)
     session = onnxruntime.InferenceSession(content.SerializeToString(), providers=["CPUExecutionProvider"])
     reference = ReferenceEvaluator(content, new_ops=[GatherElements])
-    return np.asarray(session.run(["w_out"], {})[0]), np.asarray([*reference.run(["w_out"], {})][0])
+    return np.asarray(session.run(["w_out"], {})[0]), np.asarray(*reference.run(["w_out"], {}))
 
 
 def stored(model: ir.Model, name: str) -> Array:
