@@ -4,7 +4,8 @@
 
 Weights are random (seed 0): sizes and times are real, accuracies are not. Each packed file is measured in turn with the
 dense file of the same program: loading and the first inference in fresh processes, the least of all rounds, since other
-work on the machine only adds; later inferences in one process, their medians; one thread. `sparse` is the peer, ONNX's own sparse initializers in ONNX Runtime, whose indices take 64 bits each.
+work on the machine only adds; later inferences in one process, their medians; one thread. `sparse` is the peer, ONNX's
+own sparse initializers in ONNX Runtime, whose indices take 64 bits each.
 """
 
 from __future__ import annotations
