@@ -239,6 +239,31 @@ def test_a_packed_file_runs_the_same_kernels_on_the_same_bits(quantize: list[Any
     assert not {"CumSum", "GatherElements"} & kernels(packed.path).keys()
 
 
+class Tied(nn.Module):
+    """Looks up, recurs, and multiplies with what it looked up in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.recurrent = nn.Embedding(200, 64), nn.LSTM(64, 64, batch_first=True)
+        self.head = nn.Linear(64, 200, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> Any:
+        return self.head(self.recurrent(self.table(tokens))[0])
+
+
+@pytest.mark.parametrize("quantize", [[], [QuantizeDynamic()]], ids=["float", "int8"])
+def test_tied_and_recurrent_weights_are_packed(quantize: list[Any], tmp_path: Path) -> None:
+    tokens = torch.arange(14).view(2, 7)
+    result = compiled(PruneWeights(0.6), *quantize, model=Tied().eval(), inputs=tokens)
+    dense = result.export(tmp_path / "dense.onnx", confirm=False)
+    packed = result.export(tmp_path / "packed.onnx", confirm=False, storage="packed")
+    assert len(packed.details["packed"]["weights"]) >= 3
+    assert outputs(packed.path, tokens) == outputs(dense.path, tokens)
+    assert kernels(packed.path) == kernels(dense.path)
+
+
 def test_integer_kernels_stay_integer(tmp_path: Path, free_integers: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
