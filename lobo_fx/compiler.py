@@ -21,7 +21,6 @@ from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.graph.tensors import unusual_weight
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.recipe import PassSpec, resolve
-from lobo_fx.report.report import Report
 from lobo_fx.result import Result
 from lobo_fx.terminal.progress import spinner
 
@@ -121,9 +120,8 @@ def compile(
         context.sheets[:0] = earlier.report.sheets
     for pass_ in chosen:
         pipeline.run(pass_)
-    report = Report(_name(model), pipeline.rows, context.notes, sheets=context.sheets)
-    done = [(pass_.name, pass_.settings) for pass_ in chosen]
-    return Result(pipeline.program, pipeline, report, [*(earlier.passes if earlier else ()), *done], progress)
+    done = [*(earlier.passes if earlier else ()), *((pass_.name, pass_.settings) for pass_ in chosen)]
+    return Result(pipeline.program, pipeline, pipeline.report(_name(model), done), done, progress)
 
 
 def compile_again(original: Result, passes: Sequence[Pass]) -> Result:
@@ -145,8 +143,8 @@ def compile_again(original: Result, passes: Sequence[Pass]) -> Result:
         pass_.check(pipeline.program)
     for pass_ in passes:
         pipeline.run(pass_)
-    report = Report(original.report.model, pipeline.rows, pipeline.context.notes, sheets=pipeline.context.sheets)
-    return Result(pipeline.program, pipeline, report, [(pass_.name, pass_.settings) for pass_ in passes], False)
+    done = [(pass_.name, pass_.settings) for pass_ in passes]
+    return Result(pipeline.program, pipeline, pipeline.report(original.report.model, done), done, False)
 
 
 def _program(model: Model | Program | Result, example_inputs: object, dynamic_shapes: DynamicShapes) -> Program:

@@ -27,6 +27,7 @@ from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.randomness import drawing, random_state_kept
 from lobo_fx.measures.latency import MEGABYTE, Benchmark, benchmark, check_counts
+from lobo_fx.measures.machine import machine, versions
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.plugins.exporters import exporter_of
 from lobo_fx.plugins.protocols import Exporter
@@ -52,7 +53,7 @@ class Result:
         program: the compiled program.
         pipeline: what ran the passes, with the original to compare with; None after `lobo_fx.load`.
         report: what was done and what it brought; `print(result)` shows it.
-        passes: name and settings of every pass, in order.
+        passes: name and settings of every pass, in order; the report's own list of them.
         progress: whether to draw progress on the terminal.
     """
 
@@ -262,7 +263,7 @@ class Result:
                 memory=memory,
                 progress=self.progress,
             )
-        self.report.benchmark = measured
+        self.report.benchmark, self.report.machine, self.report.versions = measured, machine(), versions()
         if len(files) > 1 and (ratio := round(measured.ratio("compiled", "p50"), 2)) > 1:
             self._note(_slower(ratio))
         return measured
@@ -307,8 +308,8 @@ class Alternative:
         trial.context.notes[:] = [note for note in trial.context.notes if note.made_by != self.candidate.made_by]
         trial.context.sheets[:] = [sheet for sheet in trial.context.sheets if sheet.title != CANDIDATES]
         trial.run(pass_)
-        report = Report(self.result.report.model, trial.rows, trial.context.notes, sheets=trial.context.sheets)
         done = [*self.result.passes[:before], (pass_.name, pass_.settings)]
+        report = trial.report(self.result.report.model, done)
         return Result(trial.program, trial, report, done, self.result.progress)
 
     def export(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
@@ -336,6 +337,7 @@ def load(folder: str | Path) -> Result:
         InvalidInput: the folder is not one, its files hold more than data, or they are damaged.
     """
     saved = saving.read(Path(folder))
+    saved.report.settings = saved.passes
     return Result(saved.program, None, saved.report, saved.passes)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass
@@ -17,7 +18,8 @@ from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.graph.weight_names import mark_weights
 from lobo_fx.measures.counts import measure
 from lobo_fx.measures.judge import Judge, Verdict
-from lobo_fx.report.records import Row
+from lobo_fx.report.records import CandidateRow, Row
+from lobo_fx.report.report import Report
 from lobo_fx.terminal.progress import spinner
 
 __all__ = ["Pipeline"]
@@ -105,6 +107,15 @@ class Pipeline:
         self.rows.append(Row.of(str(pass_), measure(program, after.macs), verdict, score, seconds))
         self.program, self.last = program, after
         return program
+
+    def report(self, model: str, settings: list[tuple[str, dict[str, Any]]]) -> Report:
+        """What there is to say of a model of that name, to which passes of these settings were done."""
+        candidates = [
+            CandidateRow(c.name, c.latency, c.measured is not None, c.bytes, c.decibels, c.score, c.chosen)
+            for c in self.context.candidates
+        ]
+        notes, sheets, seed = self.context.notes, self.context.sheets, self.context.seed
+        return Report(model, self.rows, notes, sheets=sheets, candidates=candidates, settings=settings, seed=seed)
 
 
 def _rewritten(pass_: Pass, program: Program, context: Context) -> Program:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import fx
+from lobo_fx.graph.wording import phrase
 
-from lobo_fx.graph.provenance import module_name, phrase, source_line
+if TYPE_CHECKING:
+    from torch import fx
 
-__all__ = ["Note", "gathered", "note_of"]
+__all__ = ["Note", "gathered", "note_of", "notes_from_json"]
 
 _FIELDS = ("reason", "made_by", "operator", "module", "line", "parameter")
 
@@ -54,6 +55,8 @@ class Note(str):
 
 def note_of(node: fx.Node, reason: str, made_by: str = "") -> Note:
     """A note about an operator call."""
+    from lobo_fx.graph.provenance import module_name, source_line  # reading notes needs no PyTorch
+
     return Note(reason, made_by, str(node.target), module_name(node), source_line(node))
 
 

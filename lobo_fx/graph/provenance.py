@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import fx
 
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.graph.node_facts import facts_of
+from lobo_fx.graph.wording import phrase
 
-__all__ = ["check_named", "check_patterns", "describe", "inherit", "module_name", "phrase", "source_line", "user_line"]
+__all__ = ["check_named", "check_patterns", "describe", "inherit", "module_name", "source_line", "user_line"]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
@@ -80,15 +81,6 @@ def describe(node: fx.Node) -> str:
     operator = str(node.target) if node.op == "call_function" else f"{node.op} {node.target}"
     made_by = facts_of(node).made_by
     return phrase(operator, module_name(node), source_line(node)) + (f" [made by {made_by}]" if made_by else "")
-
-
-def phrase(operator: str, modules: str | Sequence[str], line: str) -> str:
-    """`aten.linear.default in module 'head' (model.py:12: …)`; of many modules the first two are named."""
-    names = [f"'{name}'" for name in ([modules] if isinstance(modules, str) else modules) if name]
-    where = f" in module{'s' * (len(names) - 1)} {' and '.join(names)}" if names else ""
-    if len(names) > 2:
-        where = f" in {len(names)} modules, {names[0]}, {names[1]} and others"
-    return f"{operator}{where}" + (f" ({line})" if line else "")
 
 
 def inherit(new: fx.Node, old: fx.Node) -> None:

@@ -1,11 +1,15 @@
-"""The machine that figures are measured on."""
+"""The machine and the software that figures are measured with."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["cpu_name", "machine"]
+from lobo_fx.version import __version__
+
+__all__ = ["cpu_name", "machine", "versions"]
 
 
 def cpu_name() -> str:
@@ -20,3 +24,12 @@ def cpu_name() -> str:
 def machine() -> str:
     """The processor and system that figures were measured on."""
     return f"{cpu_name()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def versions() -> dict[str, str]:
+    """Of lobo_fx, and of what it stands on, where that is installed."""
+    found = {"lobo_fx": __version__}
+    for package in ("torch", "onnxruntime"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

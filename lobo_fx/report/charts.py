@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lobo_fx.report.records import Sheet
@@ -27,7 +28,7 @@ def draw(sheet: Sheet) -> bytes:
     axes = figure.subplots()
     for index, group in enumerate(groups):
         chosen = [at for at, row in enumerate(sheet.rows) if str(row[-1]) == group]
-        axes.barh(chosen, [float(sheet.rows[at][1]) for at in chosen], color=f"C{index}", label=group)
+        axes.barh(chosen, [_length(sheet.rows[at][1]) for at in chosen], color=f"C{index}", label=group)
     axes.set_yticks(range(len(labels)), labels, fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel(sheet.columns[1])
@@ -35,3 +36,8 @@ def draw(sheet: Sheet) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=120)
     return stream.getvalue()
+
+
+def _length(cell: Any) -> float:
+    """Of the bar of a cell; none where it is infinite or no number."""
+    return float(cell) if isinstance(cell, (int, float)) and math.isfinite(cell) else 0.0

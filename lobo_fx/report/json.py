@@ -14,20 +14,21 @@ from typing import Any
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.plugins.artifact import Artifact
-from lobo_fx.report.records import Row, Sheet
+from lobo_fx.report.records import CandidateRow, Row, Sheet
 
 __all__ = [
     "artifact_from_json",
     "artifact_is_there",
     "as_json",
     "benchmark_from_json",
+    "candidate_from_json",
     "row_from_json",
     "sheet_from_json",
 ]
 
 
 def as_json(value: Any) -> Any:
-    """Records, mappings, sequences, paths and numbers as what JSON has."""
+    """Records, mappings, sequences, paths and numbers as what JSON has; anything else as its text."""
     if isinstance(value, Note):
         return value.as_json()
     if isinstance(value, Artifact):
@@ -40,7 +41,7 @@ def as_json(value: Any) -> Any:
         return {str(key): as_json(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_json(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def vars_of(record: Any) -> dict[str, Any]:
@@ -58,6 +59,12 @@ def row_from_json(saved: Mapping[str, Any]) -> Row:
 def sheet_from_json(saved: Mapping[str, Any]) -> Sheet:
     """A sheet."""
     return Sheet(saved["title"], tuple(saved["columns"]), tuple(map(tuple, saved["rows"])))
+
+
+def candidate_from_json(saved: Mapping[str, Any]) -> CandidateRow:
+    """A candidate of a search."""
+    score = None if saved["score"] is None else float(saved["score"])
+    return CandidateRow(**{**saved, "decibels": float(saved["decibels"]), "score": score})
 
 
 def benchmark_from_json(saved: Mapping[str, Any]) -> Benchmark:

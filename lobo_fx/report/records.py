@@ -1,15 +1,16 @@
-"""The records that a report is made of."""
+"""The records that a report is made of; reading them needs no PyTorch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lobo_fx.measures.counts import Measures
-from lobo_fx.measures.judge import Verdict
+if TYPE_CHECKING:
+    from lobo_fx.measures.counts import Measures
+    from lobo_fx.measures.judge import Verdict
 
-__all__ = ["Row", "Sheet"]
+__all__ = ["CandidateRow", "Row", "Sheet"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +64,26 @@ class Sheet:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateRow:
+    """A candidate of a search, as data.
+
+    Attributes:
+        name: what proposed it.
+        latency: as a share of the original's.
+        is_measured: whether files were timed in turn; else the latency is a prediction.
+        bytes: size of the file, as expected or, where it was written, as it is.
+        decibels: signal-to-noise ratio of the outputs against the original's, on rows that no fit saw.
+        score: what `evaluate` returned; None where it was not asked.
+        chosen: whether the search took it.
+    """
+
+    name: str
+    latency: float
+    is_measured: bool
+    bytes: int
+    decibels: float
+    score: float | None = None
+    chosen: bool = False

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lobo_fx.errors import InvalidInput
 from lobo_fx.files import check_folder, file_name, write_files
 from lobo_fx.graph.notes import Note, gathered, notes_from_json
 from lobo_fx.measures.latency import Benchmark, benchmark_table
-from lobo_fx.measures.machine import machine
+from lobo_fx.measures.machine import machine, versions
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.report.charts import can_draw, draw
 from lobo_fx.report.json import (
@@ -23,16 +24,19 @@ from lobo_fx.report.json import (
     artifact_is_there,
     as_json,
     benchmark_from_json,
+    candidate_from_json,
     row_from_json,
     sheet_from_json,
 )
-from lobo_fx.report.records import Row, Sheet
+from lobo_fx.report.records import CandidateRow, Row, Sheet
+from lobo_fx.report.schema import SCHEMA
 from lobo_fx.report.text import artifact_table, pass_table, sheet_table
 from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 
-__all__ = ["REPORT_FILES", "Report"]
+__all__ = ["LEADER", "REPORT_FILES", "Report"]
 
-REPORT_FILES = ("report.md", "report.csv", "report.json")
+LEADER = "report.json"
+REPORT_FILES = ("report.md", "report.csv", LEADER)
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -48,6 +52,11 @@ class Report:
         artifacts: files written, by label.
         benchmark: latencies, once measured.
         sheets: tables that passes added.
+        candidates: what a search found.
+        settings: name and settings of every pass, in order.
+        seed: of whatever was drawn at random; None where it is not known.
+        machine: what figures were measured on.
+        versions: of the packages that they were measured with.
     """
 
     model: str
@@ -56,6 +65,11 @@ class Report:
     artifacts: dict[str, Artifact] = dataclasses.field(default_factory=dict)
     benchmark: Benchmark | None = None
     sheets: list[Sheet] = dataclasses.field(default_factory=list)
+    candidates: list[CandidateRow] = dataclasses.field(default_factory=list)
+    settings: list[tuple[str, dict[str, Any]]] = dataclasses.field(default_factory=list)
+    seed: int | None = None
+    machine: str = dataclasses.field(default_factory=machine)
+    versions: dict[str, str] = dataclasses.field(default_factory=versions)
 
     def __str__(self) -> str:
         tables = [pass_table(self.model, self.rows)]
@@ -68,28 +82,48 @@ class Report:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as plain data, raw numbers; `from_json` reads it back."""
+        """Everything as plain data, raw numbers, as docs/report_schema.json says; `from_json` reads it back."""
         return {
+            "schema": SCHEMA,
             "model": self.model,
-            "machine": machine(),
+            "machine": self.machine,
+            "versions": self.versions,
+            "seed": self.seed,
+            "settings": as_json(self.settings),
             "passes": as_json(self.rows),
             "notes": as_json(self.notes),
             "sheets": as_json(self.sheets),
+            "candidates": as_json(self.candidates),
             "artifacts": as_json(self.artifacts),
             "benchmark": as_json(self.benchmark),
         }
 
     @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Report:
-        """Reads `as_json` back; artifacts whose files are gone or have another size are left out."""
+    def from_json(cls, saved: Mapping[str, Any], check_files: bool = True) -> Report:
+        """Reads `as_json` back.
+
+        Args:
+            saved: what it gave.
+            check_files: leaves out artifacts whose files are gone or have another size.
+
+        Raises:
+            InvalidInput: the report was written under another schema.
+        """
+        if saved.get("schema") != SCHEMA:
+            raise InvalidInput(f"the report has schema {saved.get('schema')}; this version reads schema {SCHEMA}")
         artifacts = {label: artifact_from_json(entry) for label, entry in saved["artifacts"].items()}
         return cls(
             saved["model"],
             [row_from_json(row) for row in saved["passes"]],
             notes_from_json(saved["notes"]),
-            {label: artifact for label, artifact in artifacts.items() if artifact_is_there(artifact)},
+            {label: one for label, one in artifacts.items() if not check_files or artifact_is_there(one)},
             None if saved["benchmark"] is None else benchmark_from_json(saved["benchmark"]),
             [sheet_from_json(sheet) for sheet in saved["sheets"]],
+            [candidate_from_json(candidate) for candidate in saved["candidates"]],
+            [(name, settings) for name, settings in saved["settings"]],
+            saved["seed"],
+            saved["machine"],
+            saved["versions"],
         )
 
     def to_json(self) -> str:
@@ -116,7 +150,7 @@ class Report:
         parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in tables]
         if self.notes:
             parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in gathered(self.notes)))
-        parts.append(f"Measured on {machine()}.\n")
+        parts.append(f"Measured on {escape(self.machine)}.\n")
         return "\n".join(parts)
 
     def save(self, folder: str | Path) -> list[Path]:
@@ -129,7 +163,7 @@ class Report:
             InvalidInput: the folder can't be made or written to; older reports are left as they were.
         """
         check_folder(Path(folder))
-        markdown, table, leader = REPORT_FILES
+        markdown, table, _ = REPORT_FILES
         files = {markdown: self.to_markdown().encode(), table: self.to_csv().encode()}
         if can_draw():
             for sheet in self.sheets:  # of two passes that add the same one, the second is numbered
@@ -138,7 +172,7 @@ class Report:
                 files[f"{stem} {alike + 1}.png" if alike else f"{stem}.png"] = draw(sheet)
         checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         saved = json.dumps(self.as_json() | {"files": checksums}, indent=2)
-        return write_files(Path(folder), {**files, leader: saved})
+        return write_files(Path(folder), {**files, LEADER: saved})
 
 
 def _cells(row: Row) -> dict[str, Any]:
