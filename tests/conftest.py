@@ -31,9 +31,10 @@ def pytest_collectstart() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tables measured by tests are theirs alone."""
+    """Tables measured by tests are theirs alone, and what they print is as wide as ever."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("COLUMNS", "180")  # whatever terminal the tests are started from
         yield
 
 

@@ -33,7 +33,7 @@ from lobo_fx.report.schema import SCHEMA
 from lobo_fx.report.text import artifact_table, pass_table, sheet_table
 from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 
-__all__ = ["LEADER", "REPORT_FILES", "Report"]
+__all__ = ["LEADER", "REPORT_FILES", "Report", "plain_cell"]
 
 LEADER = "report.json"
 REPORT_FILES = ("report.md", "report.csv", LEADER)
@@ -135,7 +135,9 @@ class Report:
         stream = io.StringIO()
         writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(_cells, self.rows))
+        writer.writerows(
+            {name: plain_cell(cell) for name, cell in dataclasses.asdict(row).items()} for row in self.rows
+        )
         return stream.getvalue()
 
     def to_markdown(self) -> str:
@@ -175,10 +177,6 @@ class Report:
         return write_files(Path(folder), {**files, LEADER: saved})
 
 
-def _cells(row: Row) -> dict[str, Any]:
-    """A row for spreadsheets, to which a text that starts so is a formula."""
-    cells = dataclasses.asdict(row)
-    return {
-        name: f"'{cell}" if str(cell).startswith(_FORMULA) and isinstance(cell, str) else cell
-        for name, cell in cells.items()
-    }
+def plain_cell(cell: Any) -> Any:
+    """A cell for spreadsheets, to which a text that starts like a formula is one."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

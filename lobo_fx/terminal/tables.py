@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import shutil
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["escape", "new_table", "printable", "render", "to_markdown"]
+__all__ = ["escape", "new_table", "printable", "render", "terminal_width", "to_markdown"]
 
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {ord("\t"): " ", ord("\n"): "\n"}
 """What a terminal would obey instead of showing it."""
+
+
+_UNLIMITED = 180
 
 
 def printable(text: str) -> str:
@@ -56,10 +61,40 @@ def escape(text: str) -> str:
     return printable(text)
 
 
-def render(table: Table, width: int = 180) -> str:
-    """A table as plain text, as wide as it needs."""
-    from rich.console import Console
+def terminal_width() -> int:
+    """Columns of the terminal; COLUMNS counts first, and where there is no terminal lines are as long as they need."""
+    return shutil.get_terminal_size((_UNLIMITED, 24)).columns
 
+
+def render(table: Table, width: int | None = None) -> str:
+    """A table as plain text; where it is wider than the terminal, a record for each row, so that numbers stay whole."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    width = terminal_width() if width is None else width
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, markup=False, emoji=False, highlight=False).print(table)
+    console = Console(file=stream, width=width, color_system=None, markup=False, emoji=False, highlight=False)
+    if width < _UNLIMITED and Measurement.get(console, console.options.update_width(10**6), table).maximum > width:
+        return printable(_records(table, width))
+    console.print(table)
     return printable(stream.getvalue())
+
+
+def _records(table: Table, width: int) -> str:
+    """Its rows one below the other, each a heading and a line for every other column."""
+    headings = [str(column.header) for column in table.columns[1:]]
+    widest = max(map(len, headings), default=0)
+    lines = _wrapped(str(table.title), width) if table.title else []
+    for first, *cells in zip(*(list(column.cells) for column in table.columns), strict=True):
+        lines += ["", *_wrapped(str(first), width, "", "  ")]
+        for heading, cell in zip(headings, cells, strict=True):
+            start = f"  {heading:<{widest}}  "
+            lines += textwrap.wrap(str(cell), width, initial_indent=start, subsequent_indent=" " * len(start)) or [
+                start
+            ]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _wrapped(text: str, width: int, first: str = "", others: str = "") -> list[str]:
+    """Lines of a text; a number with an exponent (1e-05) is one word."""
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)

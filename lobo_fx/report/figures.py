@@ -1,0 +1,194 @@
+"""What runs are compared by: size, speed, score, memory, each as measured, or None."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from lobo_fx.report.report import Report
+
+__all__ = ["METRICS", "Figures", "Metric", "front", "quality_metric", "ranking_metric"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """The figures of one run; what was not measured is None.
+
+    Attributes:
+        name: of the run.
+        model: what was compiled.
+        bytes: size of the compiled file.
+        original_bytes: size of the original's file.
+        milliseconds: median latency of the compiled file.
+        original_milliseconds: the original's, measured in turn with it.
+        memory: peak memory of a process that runs the compiled file.
+        original_memory: likewise the original.
+        score: what `evaluate` returned for the compiled model.
+        original_score: what it returned for the original.
+        decibels: signal-to-noise ratio of the outputs against the original's.
+        parameters: of the compiled model.
+        nonzero: how many of them are not zero.
+        original_parameters: of the original.
+        seconds: what all passes took.
+    """
+
+    name: str
+    model: str
+    bytes: int | None = None
+    original_bytes: int | None = None
+    milliseconds: float | None = None
+    original_milliseconds: float | None = None
+    memory: int | None = None
+    original_memory: int | None = None
+    score: float | None = None
+    original_score: float | None = None
+    decibels: float | None = None
+    parameters: int | None = None
+    nonzero: int | None = None
+    original_parameters: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, name: str, report: Report) -> Figures:
+        """The figures of a report."""
+        first, last = (report.rows[0], report.rows[-1]) if report.rows else (None, None)
+        files = {label: report.artifacts.get(label) for label in ("compiled", "original")}
+        measured = {} if report.benchmark is None else dict(report.benchmark.latencies)
+        new, old = measured.get("compiled"), measured.get("original")
+        return cls(
+            name,
+            report.model,
+            *(None if file is None else file.bytes for file in files.values()),
+            *(None if latency is None else latency.p50 for latency in (new, old)),
+            *(None if latency is None else latency.memory for latency in (new, old)),
+            *(None if row is None else row.score for row in (last, first)),
+            None if last is None or math.isnan(last.snr) else last.snr,
+            *(None if last is None else count for count in ((last.parameters, last.nonzero) if last else (None, None))),
+            None if first is None else first.parameters,
+            sum(row.seconds for row in report.rows) if report.rows else None,
+        )
+
+    @property
+    def share(self) -> float | None:
+        """Of the original's file that the compiled one is."""
+        return _quotient(self.bytes, self.original_bytes)
+
+    @property
+    def smaller(self) -> float | None:
+        """How many times as small the file is."""
+        return _quotient(self.original_bytes, self.bytes)
+
+    @property
+    def faster(self) -> float | None:
+        """How many times as fast it is."""
+        return _quotient(self.original_milliseconds, self.milliseconds)
+
+    @property
+    def change(self) -> float | None:
+        """Of the score; less than nothing where it fell."""
+        return None if self.score is None or self.original_score is None else self.score - self.original_score
+
+    @property
+    def kept(self) -> float | None:
+        """Share of the original's score; None also where one is not above nothing, since then it says little."""
+        positive = min(self.score or 0.0, self.original_score or 0.0) > 0
+        return _quotient(self.score, self.original_score) if positive else None
+
+    @property
+    def removed(self) -> float | None:
+        """Share of the original's parameters that are gone or zero."""
+        kept = _quotient(self.nonzero, self.original_parameters)
+        return None if kept is None else 1 - kept
+
+    @property
+    def gain(self) -> float | None:
+        """Times as small and times as fast, their geometric mean."""
+        return None if self.smaller is None or self.faster is None else math.sqrt(self.smaller * self.faster)
+
+    @property
+    def efficiency(self) -> float | None:
+        """The gain, times the share of the score that is kept."""
+        return None if self.gain is None or self.kept is None else self.gain * self.kept
+
+
+def _quotient(value: float | None, by: float | None) -> float | None:
+    return None if value is None or not by else value / by
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One thing that runs are ranked by.
+
+    Attributes:
+        name: for headings.
+        of: gives the value of a run; None where it was not measured.
+        unit: format of a value.
+        is_less_better: which way it is ranked.
+        meaning: in words.
+    """
+
+    name: str
+    of: Callable[[Figures], float | None]
+    unit: str
+    is_less_better: bool
+    meaning: str
+
+    def ranked(self, runs: Sequence[Figures]) -> list[Figures]:
+        """Runs where it was measured, the best first."""
+        known = [(value, run) for run in runs if (value := self.of(run)) is not None and not math.isnan(value)]
+        return [run for _, run in sorted(known, key=lambda pair: pair[0] if self.is_less_better else -pair[0])]
+
+    def shown(self, run: Figures) -> str:
+        """The value of a run in words."""
+        value = self.of(run)
+        return "not measured" if value is None else self.unit.format(value)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("size", lambda run: run.share, "{:.3f}", True, "size of the file as a share of the original's"),
+        Metric("speed", lambda run: run.faster, "{:.2f} x", False, "the original's median latency over this one's"),
+        Metric("score", lambda run: run.score, "{:.4g}", False, "what evaluate returned"),
+        Metric("decibels", lambda run: run.decibels, "{:.1f} dB", False, "outputs against the original's"),
+        Metric(
+            "efficiency",
+            lambda run: run.efficiency,
+            "{:.2f}",
+            False,
+            "geometric mean of times as small and times as fast, times the share of the score that is kept",
+        ),
+        Metric("gain", lambda run: run.gain, "{:.2f}", False, "geometric mean of times as small and times as fast"),
+    )
+}
+
+
+def front(runs: Sequence[Figures], names: Sequence[str]) -> list[Figures]:
+    """Runs that no other one beats in all of the metrics named; those that lack one are not among them."""
+    metrics = [METRICS[name] for name in names]
+    costs = {}
+    for run in runs:
+        values = [metric.of(run) for metric in metrics]
+        if None not in values:
+            signs = (1 if metric.is_less_better else -1 for metric in metrics)
+            costs[run.name] = tuple(s * v for s, v in zip(signs, values, strict=True) if v is not None)
+    return [
+        run
+        for run in runs
+        if run.name in costs
+        and not any(
+            other != costs[run.name] and all(o <= c for o, c in zip(other, costs[run.name], strict=True))
+            for other in costs.values()
+        )
+    ]
+
+
+def quality_metric(runs: Sequence[Figures]) -> Metric:
+    """What tells how good runs are: the score where every one has it, else decibels."""
+    return METRICS["score" if runs and all(run.score is not None for run in runs) else "decibels"]
+
+
+def ranking_metric(runs: Sequence[Figures]) -> Metric:
+    """Efficiency where every run has a score, else the gain in size and speed alone."""
+    return METRICS["efficiency" if quality_metric(runs).name == "score" else "gain"]

@@ -1,0 +1,70 @@
+"""Charts of characters: sizes, latencies, speeds, the curve from what is removed to speed, trade-offs, the ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lobo_fx.measures.latency import MEGABYTE
+from lobo_fx.report.figures import METRICS, Figures, ranking_metric
+from lobo_fx.report.report import Report
+from lobo_fx.terminal.bars import bars
+from lobo_fx.terminal.tables import printable
+
+__all__ = ["charts_of", "pass_charts"]
+
+_CURVE = "▓"
+
+
+def charts_of(runs: Sequence[Figures], width: int = 80) -> str:
+    """Charts of one or more runs."""
+    one_model = len({run.model for run in runs}) == 1
+    sizes = [(run.name, None if run.bytes is None else run.bytes / MEGABYTE) for run in runs]
+    times = [(run.name, run.milliseconds) for run in runs]
+    if one_model and runs[0].original_bytes is not None:
+        sizes.insert(0, ("original", runs[0].original_bytes / MEGABYTE))
+    if len(runs) == 1:
+        times.insert(0, ("original", runs[0].original_milliseconds))
+    parts = [
+        bars("Size of the file, MB", sizes, width=width),
+        bars("Median latency, ms", times, width=width),
+        bars("Times as fast", [("original", 1.0), *((run.name, run.faster) for run in runs)], "{:.2f}x", width),
+    ]
+    if any(run.score is not None for run in runs):
+        start = [("original", runs[0].original_score)] if one_model else []
+        parts.append(bars("Score", [*start, *((run.name, run.score) for run in runs)], "{:.4g}", width))
+    known = sorted((run.removed, run.name, run.faster) for run in runs if run.removed is not None)
+    curve = [(f"{removed:.0%} {name}", faster) for removed, name, faster in known]
+    parts.append(bars("Share of the parameters that is gone, and speed", curve, "{:.2f}x", width, _CURVE))
+    trade = [bars(run.name, _trade(run), "{:.1%}", width) for run in runs]
+    parts += ["Trade-off\n=========\n", *trade]
+    if len(runs) > 1:
+        metric = ranking_metric(runs)
+        places = [f"{place}. {run.name}: {metric.shown(run)}" for place, run in enumerate(metric.ranked(runs), 1)]
+        heading = f"Ranking by {metric.name}"
+        parts.append("\n".join([heading, "=" * len(heading), metric.meaning, "", *map(printable, places), ""]))
+    return "\n".join(parts)
+
+
+def _trade(run: Figures) -> list[tuple[str, float | None]]:
+    """What is won and what is kept, as shares."""
+    found = [
+        ("file is smaller by", None if run.share is None else 1 - run.share),
+        ("faster by", None if run.faster is None else run.faster - 1),
+    ]
+    if METRICS["score"].of(run) is not None:
+        found.append(("score kept", run.kept))
+    return found
+
+
+def pass_charts(report: Report, width: int = 80) -> str:
+    """Charts of the passes of one run: what each took and left."""
+    rows = report.rows[1:]
+    if not rows:
+        return ""
+    return "\n".join(
+        (
+            bars("Memory of parameters, MB", [(row.name, row.bytes / MEGABYTE) for row in report.rows], width=width),
+            bars("Outputs against the original's, dB", [(row.name, row.snr) for row in rows], "{:.1f}", width),
+            bars("Time of the passes, s", [(row.name, row.seconds) for row in rows], "{:.1f}", width),
+        )
+    )

@@ -1,0 +1,62 @@
+"""At 80 columns tables fit, and numbers stay whole; charts of characters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lobo_fx.terminal.bars import bars
+from lobo_fx.terminal.tables import new_table, render
+
+NUMBERS = ["25,557,032", "4,089,184,256", "102.23", "not measured", "0.0123456789"]
+
+
+def wide(columns: int = 12) -> str:
+    table = new_table("a title that is " + "long " * 20, ["pass", *(f"column {index}" for index in range(columns))])
+    table.add_row("PruneChannels(ratio=0.5, " + "importance='l1', " * 6 + ")", *(NUMBERS * 3)[:columns])
+    return render(table, 80)
+
+
+def test_a_wide_table_folds_into_records_at_80_columns() -> None:
+    text = wide()
+    assert max(map(len, text.splitlines())) <= 80
+    for number in NUMBERS:
+        assert number in text, "torn apart"
+    assert text.count("column ") == 12
+    assert "column 11" in text
+
+
+def test_a_table_that_fits_stays_a_table() -> None:
+    table = new_table("t", ["a", "b"])
+    table.add_row("x", "1,234")
+    assert "┃" in render(table, 80)
+    assert render(table, 80) == render(table, 180)
+    assert "┃" not in render(table, 12), "too narrow for it"
+
+
+def test_the_terminal_says_how_wide_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = new_table("t", ["a", *(f"a long heading {index}" for index in range(6))])
+    table.add_row(*"abcdefg")
+    assert "┃" in render(table)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert "┃" not in render(table)
+
+
+def test_bars_are_as_long_as_their_values_say() -> None:
+    text = bars("Size", [("original", 66.4), ("half", 33.2), ("none", 0.0), ("unknown", None), ("equal", math.inf)])
+    lines = {line.split(" ")[0]: line for line in text.splitlines()[3:]}
+    assert max(map(len, text.splitlines())) <= 80
+    assert lines["half"].count("█") == pytest.approx(lines["original"].count("█") / 2, abs=0.5)
+    assert lines["none"].count("█") == 0
+    assert lines["none"].endswith("0.00")
+    assert lines["unknown"].count("█") == 0
+    assert lines["unknown"].endswith("not measured")
+    assert lines["equal"].endswith("inf")
+
+
+def test_labels_of_charts_are_no_terminal_codes() -> None:
+    text = bars("a\x1b[2J", [("b\x1b[31m\nc" + "x" * 50, 1.0)])
+    assert "\x1b" not in text
+    assert len(text.splitlines()) == 4
+    assert max(map(len, text.splitlines())) <= 80
