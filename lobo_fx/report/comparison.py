@@ -13,7 +13,9 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.files import check_folder, write_files
 from lobo_fx.measures.latency import MEGABYTE
 from lobo_fx.report.advice import Advice, advise
+from lobo_fx.report.comparison_page import comparison_page
 from lobo_fx.report.figures import METRICS, Figures, Metric, front, quality_metric, ranking_metric
+from lobo_fx.report.html import can_render
 from lobo_fx.report.plain_charts import charts_of
 from lobo_fx.report.reading import read_report
 from lobo_fx.report.report import Report, plain_cell
@@ -148,14 +150,20 @@ class Comparison:
             writer.writerow([plain_cell(getattr(run, name)) for name in names])
         return stream.getvalue()
 
+    def to_html(self) -> str:
+        """One page that needs nothing beside it; jinja2 must be installed."""
+        return comparison_page(self.reports, self.runs, self.metrics, self.front, self.advice, self.warnings)
+
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes `comparison.md` and `comparison.csv`.
+        """Writes `comparison.md` and `comparison.csv`, with jinja2 `comparison.html`, with matplotlib a picture.
 
         Raises:
             InvalidInput: the folder can't be made or written to; older files are left as they were.
         """
         check_folder(Path(folder))
         files: dict[str, str | bytes] = {"comparison.csv": self.to_csv(), "comparison.md": self.to_markdown()}
+        if can_render():
+            files["comparison.html"] = self.to_html()
         return write_files(Path(folder), files)
 
 

@@ -19,6 +19,7 @@ from lobo_fx.measures.latency import Benchmark, benchmark_table
 from lobo_fx.measures.machine import machine, versions
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.report.charts import can_draw, draw
+from lobo_fx.report.html import can_render, report_page
 from lobo_fx.report.json import (
     artifact_from_json,
     artifact_is_there,
@@ -33,9 +34,9 @@ from lobo_fx.report.schema import SCHEMA
 from lobo_fx.report.text import artifact_table, pass_table, sheet_table
 from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 
-__all__ = ["LEADER", "REPORT_FILES", "Report", "plain_cell"]
+__all__ = ["LEADER", "PAGE", "REPORT_FILES", "Report", "plain_cell"]
 
-LEADER = "report.json"
+LEADER, PAGE = "report.json", "report.html"
 REPORT_FILES = ("report.md", "report.csv", LEADER)
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -155,8 +156,12 @@ class Report:
         parts.append(f"Measured on {escape(self.machine)}.\n")
         return "\n".join(parts)
 
+    def to_html(self) -> str:
+        """One page that needs nothing beside it, for browsers, phones and print; jinja2 must be installed."""
+        return report_page(self.as_json())
+
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes `report.md`, `report.csv` and `report.json` into `folder`, which is made if missing.
+        """Writes `report.md`, `report.csv`, `report.json` and, with jinja2, `report.html` into `folder`.
 
         `report.json` is the last to be replaced and holds the SHA-256 of the others under `files`.
         Each sheet is drawn in a picture of its own where matplotlib is installed.
@@ -167,6 +172,8 @@ class Report:
         check_folder(Path(folder))
         markdown, table, _ = REPORT_FILES
         files = {markdown: self.to_markdown().encode(), table: self.to_csv().encode()}
+        if can_render():
+            files[PAGE] = self.to_html().encode()
         if can_draw():
             for sheet in self.sheets:  # of two passes that add the same one, the second is numbered
                 stem = file_name(sheet.title)

@@ -190,11 +190,12 @@ def test_json_of_a_bare_report_is_complete() -> None:
 def test_saving_writes_the_three_formats(report: Report, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "report"
     written = report.save(folder)
-    assert [path.name for path in written] == ["report.md", "report.csv", "report.json"]
+    assert [path.name for path in written] == ["report.md", "report.csv", "report.html", "report.json"]
     assert written[0].read_text(encoding="utf-8") == report.to_markdown()
     assert written[1].read_text(encoding="utf-8") == report.to_csv()
-    saved = json.loads(written[2].read_text(encoding="utf-8"))
-    assert saved.pop("files") == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written[:2]}
+    assert written[2].read_text(encoding="utf-8") == report.to_html()
+    saved = json.loads(written[3].read_text(encoding="utf-8"))
+    assert saved.pop("files") == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written[:3]}
     assert saved == json.loads(report.to_json())
     assert report.save(folder) == written
 
@@ -383,8 +384,8 @@ def test_two_passes_that_add_the_same_sheet_draw_two_pictures(tmp_path: Path, mo
     monkeypatch.setattr("lobo_fx.report.report.can_draw", lambda: True)
     monkeypatch.setattr("lobo_fx.report.report.draw", lambda sheet: sheet.title.encode())
     sheets = [Sheet(title, ("a", "b"), ()) for title in ("refitting", "refitting", "sensitivity", "refitting")]
-    written = Report("m", [], sheets=sheets).save(tmp_path)
-    assert [file.name for file in written[2:-1]] == [
+    written = Report("m", [row()], sheets=sheets).save(tmp_path)
+    assert [file.name for file in written[3:-1]] == [
         "refitting.png",
         "refitting 2.png",
         "sensitivity.png",

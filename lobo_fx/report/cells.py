@@ -1,0 +1,118 @@
+"""Numbers for pages, each looked up in the data of a report and carrying the path that it was found under."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["MB", "NOT_MEASURED", "Cell", "Grid", "Source"]
+
+NOT_MEASURED = "not measured"
+MB: tuple[str, float] = ("{:,.2f} MB", 1e6)
+Form = str | tuple[str, float] | Callable[[Any], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What a reader sees, and the raw number behind it.
+
+    Attributes:
+        text: shown.
+        value: raw; None for text, and for what was not measured.
+        path: where the value stands in the data, as JSON; empty for text.
+        by: where what it was divided by stands.
+        run: whose data it is, of several.
+        bar: length of a bar behind it, as a share of the longest; None for none.
+    """
+
+    text: str
+    value: float | None = None
+    path: str = ""
+    by: str = ""
+    run: str = ""
+    bar: float | None = None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is a figure that was not measured."""
+        return self.text == NOT_MEASURED
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it can be drawn."""
+        return self.value is not None and math.isfinite(self.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A table of a page.
+
+    Attributes:
+        name: its anchor on the page.
+        title: its caption.
+        columns: headings; the first column names the row.
+        rows: cells.
+    """
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+
+    def is_numeric(self, column: int) -> bool:
+        """Whether a column holds figures, which stand at the right."""
+        cells = [row[column] for row in self.rows]
+        return any(cell.value is not None or cell.is_missing for cell in cells)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The data of a report, as `Report.as_json` gives it.
+
+    Attributes:
+        data: the report's.
+        run: whose it is, of several.
+    """
+
+    data: Mapping[str, Any]
+    run: str = ""
+
+    def find(self, *path: str | int) -> Any:
+        """What stands under a path; None where nothing does."""
+        value: Any = self.data
+        for key in path:
+            if value is None or (isinstance(value, Mapping) and key not in value):
+                return None
+            value = value[key]
+        return value
+
+    def cell(self, *path: str | int, form: Form = "{:,}", by: tuple[str | int, ...] = ()) -> Cell:
+        """A number of the data, or the quotient of two, as a reader sees it.
+
+        Args:
+            path: where it stands.
+            form: a format; with a number, what the value is divided by before; or a function.
+            by: where the divisor stands.
+        """
+        value = self.find(*path)
+        if value in ("inf", "-inf", "nan"):
+            value = float(value)
+        if by and value is not None:
+            divisor = self.find(*by)
+            value = value / divisor if divisor else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return Cell(NOT_MEASURED if value is None or value == "" else str(value))
+        where = json.dumps(path), json.dumps(by) if by else ""
+        return Cell(_text(value, form), value, *where, self.run)
+
+
+def _text(value: float, form: Form) -> str:
+    if callable(form):
+        return form(value)
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "-∞" if value < 0 else "no number"
+    form, scale = form if isinstance(form, tuple) else (form, 1)
+    return form.format(value / scale if scale != 1 else value)

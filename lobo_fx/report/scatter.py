@@ -1,0 +1,149 @@
+"""Points in a plane: where they stand in a drawing, its ticks, and the front of those that nothing beats."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from lobo_fx.report.cells import Cell
+
+__all__ = ["Point", "Scatter"]
+
+_WIDTH, _HEIGHT = 400, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 16, 44
+_TICKS = 5
+_LONGEST_LABEL = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One thing that was measured in two ways.
+
+    Attributes:
+        name: of it.
+        x: cost, less is better.
+        y: quality, more is better.
+        kind: colours it: original, compiled, candidate, run.
+        unit: what costs are divided by on the axis.
+    """
+
+    name: str
+    x: Cell
+    y: Cell
+    kind: str
+    unit: float = 1
+
+    @property
+    def at(self) -> float:
+        """Its cost in the unit of the axis."""
+        return (self.x.value or 0.0) / self.unit
+
+    @property
+    def label(self) -> str:
+        """Its name, cut to fit beside it."""
+        return self.name if len(self.name) <= _LONGEST_LABEL else f"{self.name[: _LONGEST_LABEL - 1]}…"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scatter:
+    """A chart of points; an infinite quality stands at the upper edge.
+
+    Attributes:
+        name: its anchor on the page.
+        title: what it shows.
+        x_title: the cost and its unit.
+        y_title: the quality and its unit.
+        points: those that have a cost and a quality.
+    """
+
+    name: str
+    title: str
+    x_title: str
+    y_title: str
+    points: tuple[Point, ...]
+
+    width, height = _WIDTH, _HEIGHT
+    left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM
+
+    @classmethod
+    def of(cls, name: str, title: str, x_title: str, y_title: str, points: Sequence[Point]) -> Scatter | None:
+        """The chart of what was measured; None where that is less than two points."""
+        known = tuple(p for p in points if p.x.is_finite and p.y.value is not None and p.y.value > -math.inf)
+        return cls(name, title, x_title, y_title, known) if len(known) > 1 else None
+
+    @property
+    def x_ticks(self) -> list[tuple[float, str]]:
+        """Places along the lower edge, and what stands there."""
+        return [(self._x(tick), text) for tick, text in _ticks(*self._x_range)]
+
+    @property
+    def y_ticks(self) -> list[tuple[float, str]]:
+        """Places along the left edge, and what stands there."""
+        ticks = [(self._y(tick), text) for tick, text in _ticks(*self._y_range)]
+        return ticks + ([(self._y(math.inf), "∞")] if self._has_infinite else [])
+
+    @property
+    def placed(self) -> list[tuple[Point, float, float, bool]]:
+        """Every point with its place, and whether it is on the front."""
+        front = self.front
+        return [(point, *self.place(point), point in front) for point in self.points]
+
+    @property
+    def front(self) -> list[Point]:
+        """Points that no other one beats in cost and quality alike, the cheapest first."""
+        found: list[Point] = []
+        for point in sorted(self.points, key=lambda p: (p.at, -(p.y.value or 0))):
+            if not found or (point.y.value or 0) > (found[-1].y.value or 0):
+                found.append(point)
+        return found
+
+    @property
+    def line(self) -> str:
+        """The front as coordinates of a polyline, in steps."""
+        places = [self.place(point) for point in self.front]
+        corners = [f"{x:.1f},{y:.1f} {places[i + 1][0]:.1f},{y:.1f}" for i, (x, y) in enumerate(places[:-1])]
+        return " ".join([*corners, f"{places[-1][0]:.1f},{places[-1][1]:.1f}"])
+
+    def place(self, point: Point) -> tuple[float, float]:
+        """Where a point is drawn."""
+        assert point.y.value is not None
+        return round(self._x(point.at), 1), round(self._y(point.y.value), 1)
+
+    @property
+    def _has_infinite(self) -> bool:
+        return any(not point.y.is_finite for point in self.points)
+
+    @property
+    def _x_range(self) -> tuple[float, float]:
+        return _padded([point.at for point in self.points], from_zero=True)
+
+    @property
+    def _y_range(self) -> tuple[float, float]:
+        return _padded([p.y.value for p in self.points if p.y.is_finite and p.y.value is not None])
+
+    def _x(self, value: float) -> float:
+        low, high = self._x_range
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+    def _y(self, value: float) -> float:
+        low, high = self._y_range
+        top = self.top + (18 if self._has_infinite else 0)
+        return self.top if value == math.inf else self.bottom - (value - low) / (high - low) * (self.bottom - top)
+
+
+def _padded(values: Sequence[float], from_zero: bool = False) -> tuple[float, float]:
+    """The range of an axis, with room around the points."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    return (0.0 if from_zero and 0 <= low < 0.7 * high else low - room), high + room
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers between two."""
+    rough = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
+    digits = max(0, 1 - math.floor(math.log10(step))) if step % 1 else 0
+    first = math.ceil(low / step)
+    return [(n * step, f"{n * step:,.{digits}f}") for n in range(first, math.floor(high / step) + 1)]
