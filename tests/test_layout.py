@@ -83,7 +83,9 @@ def test_data_files_are_packaged() -> None:
     listed = setuptools_settings()["tool.setuptools.packages"]
     assert packaged_data().keys() <= set(listed)
     assert {CORE / "py.typed", CORE / "recipes" / "balanced.yaml"} <= packaged
-    assert packaged >= {path for suffix in ("yaml", "json", "typed") for path in CORE.rglob(f"*.{suffix}")}
+    assert packaged >= {
+        path for suffix in ("yaml", "json", "typed", "html", "css", "js") for path in CORE.rglob(f"*.{suffix}")
+    }
 
 
 @pytest.mark.parametrize("name", LINKED)
@@ -104,6 +106,8 @@ def test_entry_points_lead_into_the_package() -> None:
 
 HEAVY = (
     "accelerate",
+    "jinja2",
+    "matplotlib",
     "optuna",
     "torchao",
     "onnx",

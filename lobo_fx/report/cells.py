@@ -104,7 +104,7 @@ class Source:
             divisor = self.find(*by)
             value = value / divisor if divisor else None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return Cell(NOT_MEASURED if value is None or value == "" else str(value))
+            return Cell(NOT_MEASURED if value is None else str(value))
         where = json.dumps(path), json.dumps(by) if by else ""
         return Cell(_text(value, form), value, *where, self.run)
 

@@ -13,7 +13,9 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.files import check_folder, write_files
 from lobo_fx.measures.latency import MEGABYTE
 from lobo_fx.report.advice import Advice, advise
+from lobo_fx.report.charts import can_draw
 from lobo_fx.report.comparison_page import comparison_page
+from lobo_fx.report.dashboards import dashboards
 from lobo_fx.report.figures import METRICS, Figures, Metric, front, quality_metric, ranking_metric
 from lobo_fx.report.html import can_render
 from lobo_fx.report.plain_charts import charts_of
@@ -42,14 +44,12 @@ class Comparison:
     @property
     def runs(self) -> list[Figures]:
         """The figures of every run."""
-        return [Figures.of(name, report) for name, report in self.reports.items()]
+        return [report.figures(name) for name, report in self.reports.items()]
 
     @property
     def metrics(self) -> list[Metric]:
         """What runs are ranked by."""
-        runs = self.runs
-        scored = any(run.score is not None for run in runs)
-        return [METRICS["size"], METRICS["speed"], METRICS["score" if scored else "decibels"], ranking_metric(runs)]
+        return [METRICS["size"], METRICS["speed"], quality_metric(self.runs), ranking_metric(self.runs)]
 
     @property
     def front(self) -> list[Figures]:
@@ -155,7 +155,7 @@ class Comparison:
         return comparison_page(self.reports, self.runs, self.metrics, self.front, self.advice, self.warnings)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes `comparison.md` and `comparison.csv`, with jinja2 `comparison.html`, with matplotlib a picture.
+        """Writes `comparison.md` and `comparison.csv`, with jinja2 `comparison.html`, with matplotlib pictures.
 
         Raises:
             InvalidInput: the folder can't be made or written to; older files are left as they were.
@@ -164,6 +164,8 @@ class Comparison:
         files: dict[str, str | bytes] = {"comparison.csv": self.to_csv(), "comparison.md": self.to_markdown()}
         if can_render():
             files["comparison.html"] = self.to_html()
+        if can_draw():
+            files |= dashboards(self.runs)
         return write_files(Path(folder), files)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from lobo_fx.report.report import Report
+from lobo_fx.measures.latency import Benchmark
+from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.report.records import Row
 
 __all__ = ["METRICS", "Figures", "Metric", "front", "quality_metric", "ranking_metric"]
 
@@ -50,15 +52,17 @@ class Figures:
     seconds: float | None = None
 
     @classmethod
-    def of(cls, name: str, report: Report) -> Figures:
-        """The figures of a report."""
-        first, last = (report.rows[0], report.rows[-1]) if report.rows else (None, None)
-        files = {label: report.artifacts.get(label) for label in ("compiled", "original")}
-        measured = {} if report.benchmark is None else dict(report.benchmark.latencies)
+    def of(
+        cls, name: str, model: str, rows: Sequence[Row], artifacts: Mapping[str, Artifact], benchmark: Benchmark | None
+    ) -> Figures:
+        """The figures of what a report holds."""
+        first, last = (rows[0], rows[-1]) if rows else (None, None)
+        files = {label: artifacts.get(label) for label in ("compiled", "original")}
+        measured = {} if benchmark is None else dict(benchmark.latencies)
         new, old = measured.get("compiled"), measured.get("original")
         return cls(
             name,
-            report.model,
+            model,
             *(None if file is None else file.bytes for file in files.values()),
             *(None if latency is None else latency.p50 for latency in (new, old)),
             *(None if latency is None else latency.memory for latency in (new, old)),
@@ -66,7 +70,7 @@ class Figures:
             None if last is None or math.isnan(last.snr) else last.snr,
             *(None if last is None else count for count in ((last.parameters, last.nonzero) if last else (None, None))),
             None if first is None else first.parameters,
-            sum(row.seconds for row in report.rows) if report.rows else None,
+            sum(row.seconds for row in rows) if rows else None,
         )
 
     @property
@@ -185,10 +189,10 @@ def front(runs: Sequence[Figures], names: Sequence[str]) -> list[Figures]:
 
 
 def quality_metric(runs: Sequence[Figures]) -> Metric:
-    """What tells how good runs are: the score where every one has it, else decibels."""
-    return METRICS["score" if runs and all(run.score is not None for run in runs) else "decibels"]
+    """What tells how good runs are: the score where any has one, else decibels."""
+    return METRICS["score" if any(run.score is not None for run in runs) else "decibels"]
 
 
 def ranking_metric(runs: Sequence[Figures]) -> Metric:
-    """Efficiency where every run has a score, else the gain in size and speed alone."""
+    """Efficiency where any run has a score, else the gain in size and speed alone."""
     return METRICS["efficiency" if quality_metric(runs).name == "score" else "gain"]

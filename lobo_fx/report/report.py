@@ -19,6 +19,8 @@ from lobo_fx.measures.latency import Benchmark, benchmark_table
 from lobo_fx.measures.machine import machine, versions
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.report.charts import can_draw, draw
+from lobo_fx.report.dashboards import dashboards
+from lobo_fx.report.figures import Figures
 from lobo_fx.report.html import can_render, report_page
 from lobo_fx.report.json import (
     artifact_from_json,
@@ -156,6 +158,10 @@ class Report:
         parts.append(f"Measured on {escape(self.machine)}.\n")
         return "\n".join(parts)
 
+    def figures(self, name: str = "compiled") -> Figures:
+        """What runs are compared by."""
+        return Figures.of(name, self.model, self.rows, self.artifacts, self.benchmark)
+
     def to_html(self) -> str:
         """One page that needs nothing beside it, for browsers, phones and print; jinja2 must be installed."""
         return report_page(self.as_json())
@@ -164,7 +170,8 @@ class Report:
         """Writes `report.md`, `report.csv`, `report.json` and, with jinja2, `report.html` into `folder`.
 
         `report.json` is the last to be replaced and holds the SHA-256 of the others under `files`.
-        Each sheet is drawn in a picture of its own where matplotlib is installed.
+        Where matplotlib is installed, an overview and a comparison with the original are drawn, and each sheet in a
+        picture of its own.
 
         Raises:
             InvalidInput: the folder can't be made or written to; older reports are left as they were.
@@ -175,6 +182,7 @@ class Report:
         if can_render():
             files[PAGE] = self.to_html().encode()
         if can_draw():
+            files |= dashboards([self.figures()])
             for sheet in self.sheets:  # of two passes that add the same one, the second is numbered
                 stem = file_name(sheet.title)
                 alike = sum(re.fullmatch(rf"{re.escape(stem)}( \d+)?\.png", name) is not None for name in files)

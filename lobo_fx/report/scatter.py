@@ -11,9 +11,11 @@ from lobo_fx.report.cells import Cell
 __all__ = ["Point", "Scatter"]
 
 _WIDTH, _HEIGHT = 400, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 16, 44
 _TICKS = 5
 _LONGEST_LABEL = 20
+_LETTER = 6.0
+"""Width of a letter, as drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +86,26 @@ class Scatter:
         return ticks + ([(self._y(math.inf), "∞")] if self._has_infinite else [])
 
     @property
-    def placed(self) -> list[tuple[Point, float, float, bool]]:
-        """Every point with its place, and whether it is on the front."""
-        front = self.front
-        return [(point, *self.place(point), point in front) for point in self.points]
+    def placed(self) -> list[tuple[Point, float, float, bool, tuple[float, float] | None]]:
+        """Every point with its place, whether it is on the front, and where its name has room, if anywhere."""
+        front, places = self.front, [self.place(point) for point in self.points]
+        taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+        names: dict[int, tuple[float, float]] = {}
+        for index in sorted(range(len(places)), key=lambda at: self.points[at] not in front):
+            (x, y), length = places[index], _LETTER * len(self.points[index].label)
+            for left, base in (
+                (x + 9, y + 4),
+                (x - 9 - length, y + 4),
+                (x - length / 2, y - 9),
+                (x - length / 2, y + 17),
+            ):
+                box = (left, base - 9, left + length, base + 2)
+                inside = self.left < left and box[2] < self.width and self.top <= box[1] and base < self.bottom
+                if inside and not any(_overlap(box, other) for other in taken):
+                    names[index] = round(left, 1), round(base, 1)
+                    taken.append(box)
+                    break
+        return [(point, *places[index], point in front, names.get(index)) for index, point in enumerate(self.points)]
 
     @property
     def front(self) -> list[Point]:
@@ -130,6 +148,11 @@ class Scatter:
         low, high = self._y_range
         top = self.top + (18 if self._has_infinite else 0)
         return self.top if value == math.inf else self.bottom - (value - low) / (high - low) * (self.bottom - top)
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, top, right, bottom) share a place."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _padded(values: Sequence[float], from_zero: bool = False) -> tuple[float, float]:

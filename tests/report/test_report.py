@@ -22,6 +22,7 @@ from lobo_fx import Artifact, InvalidInput, Report
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import PruneWeights, QuantizeStatic
+from lobo_fx.report.dashboards import DASHBOARDS
 from lobo_fx.report.records import Row, Sheet
 from lobo_fx.terminal.tables import escape, new_table, printable, render, to_markdown
 
@@ -187,15 +188,15 @@ def test_json_of_a_bare_report_is_complete() -> None:
     assert found["notes"] == []
 
 
-def test_saving_writes_the_three_formats(report: Report, tmp_path: Path) -> None:
+def test_saving_writes_every_form(report: Report, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "report"
     written = report.save(folder)
-    assert [path.name for path in written] == ["report.md", "report.csv", "report.html", "report.json"]
+    assert [path.name for path in written] == ["report.md", "report.csv", "report.html", *DASHBOARDS, "report.json"]
     assert written[0].read_text(encoding="utf-8") == report.to_markdown()
     assert written[1].read_text(encoding="utf-8") == report.to_csv()
     assert written[2].read_text(encoding="utf-8") == report.to_html()
-    saved = json.loads(written[3].read_text(encoding="utf-8"))
-    assert saved.pop("files") == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written[:3]}
+    saved = json.loads(written[-1].read_text(encoding="utf-8"))
+    assert saved.pop("files") == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written[:-1]}
     assert saved == json.loads(report.to_json())
     assert report.save(folder) == written
 
@@ -385,7 +386,7 @@ def test_two_passes_that_add_the_same_sheet_draw_two_pictures(tmp_path: Path, mo
     monkeypatch.setattr("lobo_fx.report.report.draw", lambda sheet: sheet.title.encode())
     sheets = [Sheet(title, ("a", "b"), ()) for title in ("refitting", "refitting", "sensitivity", "refitting")]
     written = Report("m", [row()], sheets=sheets).save(tmp_path)
-    assert [file.name for file in written[3:-1]] == [
+    assert [file.name for file in written[5:-1]] == [
         "refitting.png",
         "refitting 2.png",
         "sensitivity.png",

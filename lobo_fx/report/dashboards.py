@@ -1,0 +1,127 @@
+"""Pictures of a run, or of several: an overview and a detailed comparison; where matplotlib is installed."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lobo_fx.measures.latency import MEGABYTE
+from lobo_fx.report.figures import METRICS, Figures, front, quality_metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["DASHBOARDS", "dashboards"]
+
+DASHBOARDS = ("dashboard_overview.png", "detailed_comparison.png")
+_LONGEST_NAME = 24
+_COLOURS = ("#8a919e", "#1f5fbf")
+
+
+def dashboards(runs: Sequence[Figures]) -> dict[str, bytes]:
+    """By name of the file, the overview and the detailed comparison of one or more runs."""
+    return dict(zip(DASHBOARDS, (_overview(runs), _details(runs)), strict=True))
+
+
+def _overview(runs: Sequence[Figures]) -> bytes:
+    """Bars of what is won, and quality against latency."""
+
+    def draw(axes: Any) -> None:
+        names = [run.name for run in runs]
+        _bars(axes[0][0], "Times as small", names, [run.smaller for run in runs], 1.0)
+        _bars(axes[0][1], "Times as fast", names, [run.faster for run in runs], 1.0)
+        quality = quality_metric(runs)
+        start = runs[0].original_score if quality.name == "score" else None
+        _bars(
+            axes[1][0],
+            f"{quality.name.capitalize()} (line: the original's)",
+            names,
+            [quality.of(run) for run in runs],
+            start,
+        )
+        _trade_off(axes[1][1], runs)
+
+    return _picture(draw, (2, 2), (11, 3.2 + 0.6 * max(4, len(runs))))
+
+
+def _details(runs: Sequence[Figures]) -> bytes:
+    """Original and compiled beside each other, quantity by quantity."""
+    pairs: list[tuple[str, float, Callable[[Figures], float | None], Callable[[Figures], float | None]]] = [
+        ("File, MB", MEGABYTE, lambda run: run.original_bytes, lambda run: run.bytes),
+        ("Median latency, ms", 1, lambda run: run.original_milliseconds, lambda run: run.milliseconds),
+        ("Peak memory, MB", MEGABYTE, lambda run: run.original_memory, lambda run: run.memory),
+        ("Parameters, millions", 1e6, lambda run: run.original_parameters, lambda run: run.parameters),
+    ]
+
+    def draw(axes: Any) -> None:
+        for place, (title, scale, *both) in zip(axes.flat, pairs, strict=True):
+            for offset, of, colour, label in zip((-0.2, 0.2), both, _COLOURS, ("original", "compiled"), strict=True):
+                values = [of(run) for run in runs]
+                _row(place, [at + offset for at in range(len(runs))], values, 0.36, colour, scale, label)
+            _named(place, title, [run.name for run in runs])
+        axes.flat[0].legend(fontsize="small")
+
+    return _picture(draw, (2, 2), (11, 3.2 + 0.8 * max(4, len(runs))))
+
+
+def _picture(draw: Callable[[Any], None], grid: tuple[int, int], size: tuple[float, float]) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.subplots(*grid))
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=90)
+    return stream.getvalue()
+
+
+def _bars(axes: Axes, title: str, names: Sequence[str], values: Sequence[float | None], line: float | None) -> None:
+    _row(axes, list(range(len(names))), values, 0.7, _COLOURS[1], 1, "")
+    if line is not None:
+        axes.axvline(line, color=_COLOURS[0], linestyle="--")
+    _named(axes, title, names)
+
+
+def _row(
+    axes: Axes,
+    places: Sequence[float],
+    values: Sequence[float | None],
+    height: float,
+    colour: str,
+    scale: float,
+    label: str,
+) -> None:
+    """Bars with their numbers; what was not measured says so, and has none."""
+    known = [value / scale if value is not None and math.isfinite(value) else 0.0 for value in values]
+    drawn = axes.barh(places, known, height, color=colour, label=label)
+    texts = ["not measured" if value is None else f"{value / scale:,.4g}" for value in values]
+    axes.bar_label(drawn, texts, padding=3, fontsize="x-small")
+    axes.margins(x=0.25)
+
+
+def _named(axes: Axes, title: str, names: Sequence[str]) -> None:
+    axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names], fontsize="small")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _trade_off(axes: Axes, runs: Sequence[Figures]) -> None:
+    """Quality against latency; the front in colour."""
+    quality = quality_metric(runs)
+    best = {run.name for run in front(runs, ["speed", quality.name])}
+    for run in runs:
+        x, y = METRICS["speed"].of(run), quality.of(run)
+        if x is not None and y is not None and math.isfinite(y):
+            axes.scatter([x], [y], color=_COLOURS[run.name in best], zorder=2)
+            axes.annotate(_plain(run.name), (x, y), (4, 4), textcoords="offset points", fontsize="x-small")
+    axes.set_title("Trade-off (blue: the front)", loc="left", fontsize="medium", fontweight="bold")
+    axes.set_xlabel("times as fast", fontsize="small")
+    axes.set_ylabel(quality.name, fontsize="small")
+    axes.margins(0.2)
+
+
+def _plain(name: str) -> str:
+    """A name that is no formula to matplotlib, and fits."""
+    return (name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…").replace("$", r"\$")
