@@ -110,9 +110,9 @@ class Source:
 
 
 def _text(value: float, form: Form) -> str:
-    if callable(form):
-        return form(value)
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞" if value < 0 else "no number"
+    if callable(form):
+        return form(value)
     form, scale = form if isinstance(form, tuple) else (form, 1)
     return form.format(value / scale if scale != 1 else value)

@@ -7,10 +7,15 @@ import io
 import math
 from typing import TYPE_CHECKING, Any
 
+from lobo_fx.terminal.quiet import quiet
+from lobo_fx.terminal.tables import printable
+
 if TYPE_CHECKING:
     from lobo_fx.report.records import Sheet
 
-__all__ = ["can_draw", "draw"]
+__all__ = ["can_draw", "draw", "plain_label"]
+
+_LONGEST_NAME = 24
 
 
 def can_draw() -> bool:
@@ -22,7 +27,7 @@ def draw(sheet: Sheet) -> bytes:
     """A PNG with a bar for each row of a sheet: its second column, named by its first, coloured by its last."""
     from matplotlib.figure import Figure
 
-    labels = [str(row[0]) for row in sheet.rows]
+    labels = [plain_label(str(row[0]), 60) for row in sheet.rows]
     groups = sorted({str(row[-1]) for row in sheet.rows})
     figure = Figure(figsize=(8, 1.5 + 0.22 * len(labels)), layout="constrained")
     axes = figure.subplots()
@@ -34,8 +39,15 @@ def draw(sheet: Sheet) -> bytes:
     axes.set_xlabel(sheet.columns[1])
     axes.legend(title=sheet.columns[-1])
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
+    with quiet():  # of letters that the font lacks
+        figure.savefig(stream, format="png", dpi=120)
     return stream.getvalue()
+
+
+def plain_label(name: str, longest: int = _LONGEST_NAME) -> str:
+    """A name that is no formula to matplotlib, holds no control characters, and fits."""
+    name = printable(name).replace("\n", " ")
+    return (name if len(name) <= longest else f"{name[: longest - 1]}…").replace("$", r"\$")
 
 
 def _length(cell: Any) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lobo_fx.report.advice import Advice
-from lobo_fx.report.cells import Cell, Grid, Source
+from lobo_fx.report.cells import MB, Cell, Grid, Source
 from lobo_fx.report.figures import Figures, Metric
 from lobo_fx.report.html import fill
 from lobo_fx.report.report import Report
@@ -65,7 +65,7 @@ def _quality(source: Source, name: str, at: int = -1) -> Cell:
 
 
 def _runs_grid(sources: dict[str, Source], runs: Sequence[Figures], last: Metric) -> Grid:
-    columns = ["run", "model", "MB", "of original", "p50 ms", "latency, of original", "score", "original's score"]
+    columns = ["run", "model", "file", "of original", "p50 ms", "latency, of original", "score", "original's score"]
     rows: list[list[Cell]] = []
     for run in runs:
         source = sources[run.name]
@@ -75,7 +75,7 @@ def _runs_grid(sources: dict[str, Source], runs: Sequence[Figures], last: Metric
             [
                 Cell(run.name),
                 Cell(run.model),
-                source.cell("artifacts", "compiled", "bytes", form=("{:,.2f}", 1e6)),
+                source.cell("artifacts", "compiled", "bytes", form=MB),
                 _quotient(source, "size"),
                 source.cell("benchmark", "latencies", "compiled", "p50", form="{:.3f}"),
                 _quotient(source, "latency"),

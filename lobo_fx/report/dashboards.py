@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lobo_fx.measures.latency import MEGABYTE
+from lobo_fx.report.charts import plain_label
 from lobo_fx.report.figures import METRICS, Figures, front, quality_metric
+from lobo_fx.terminal.quiet import quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["DASHBOARDS", "dashboards"]
 
 DASHBOARDS = ("dashboard_overview.png", "detailed_comparison.png")
-_LONGEST_NAME = 24
+_FEWEST = 3
 _COLOURS = ("#8a919e", "#1f5fbf")
 
 
@@ -33,17 +35,17 @@ def _overview(runs: Sequence[Figures]) -> bytes:
         _bars(axes[0][0], "Times as small", names, [run.smaller for run in runs], 1.0)
         _bars(axes[0][1], "Times as fast", names, [run.faster for run in runs], 1.0)
         quality = quality_metric(runs)
-        start = runs[0].original_score if quality.name == "score" else None
+        start = runs[0].original_score if quality.name == "score" and len({run.model for run in runs}) == 1 else None
         _bars(
             axes[1][0],
-            f"{quality.name.capitalize()} (line: the original's)",
+            quality.name.capitalize() + " (line: the original's)" * (start is not None),
             names,
             [quality.of(run) for run in runs],
             start,
         )
-        _trade_off(axes[1][1], runs)
+        _trade_off(axes[1][1], runs, start)
 
-    return _picture(draw, (2, 2), (11, 3.2 + 0.6 * max(4, len(runs))))
+    return _picture(draw, (2, 2), (11, 2.4 + 0.6 * max(_FEWEST, len(runs))))
 
 
 def _details(runs: Sequence[Figures]) -> bytes:
@@ -63,16 +65,20 @@ def _details(runs: Sequence[Figures]) -> bytes:
             _named(place, title, [run.name for run in runs])
         axes.flat[0].legend(fontsize="small")
 
-    return _picture(draw, (2, 2), (11, 3.2 + 0.8 * max(4, len(runs))))
+    return _picture(draw, (2, 2), (11, 2.4 + 0.8 * max(_FEWEST, len(runs))))
 
 
 def _picture(draw: Callable[[Any], None], grid: tuple[int, int], size: tuple[float, float]) -> bytes:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure.subplots(*grid))
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=90)
+    figure, stream = Figure(figsize=size), io.BytesIO()
+    top = 0.35 / size[1]  # room for titles and names by hand: matplotlib's own layouts draw everything twice
+    figure.subplots_adjust(
+        left=0.17, right=0.98, wspace=0.55, top=1 - top, bottom=1.5 * top, hspace=0.9 / size[1] * 2.2
+    )
+    with quiet():  # of letters that the font lacks
+        draw(figure.subplots(*grid))
+        figure.savefig(stream, format="png", dpi=90)
     return stream.getvalue()
 
 
@@ -102,26 +108,24 @@ def _row(
 
 def _named(axes: Axes, title: str, names: Sequence[str]) -> None:
     axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
-    axes.set_yticks(range(len(names)), [_plain(name) for name in names], fontsize="small")
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(names)), [plain_label(name) for name in names], fontsize="small")
+    axes.set_ylim(max(_FEWEST, len(names)) - 0.5, -0.5)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _trade_off(axes: Axes, runs: Sequence[Figures]) -> None:
-    """Quality against latency; the front in colour."""
+def _trade_off(axes: Axes, runs: Sequence[Figures], start: float | None) -> None:
+    """Quality against speed, the original's too where it is known; the front in colour."""
+    if start is not None:
+        axes.scatter([1.0], [start], color=_COLOURS[0], marker="D", zorder=2)
+        axes.annotate("original", (1.0, start), (4, 4), textcoords="offset points", fontsize="x-small")
     quality = quality_metric(runs)
     best = {run.name for run in front(runs, ["speed", quality.name])}
     for run in runs:
         x, y = METRICS["speed"].of(run), quality.of(run)
         if x is not None and y is not None and math.isfinite(y):
             axes.scatter([x], [y], color=_COLOURS[run.name in best], zorder=2)
-            axes.annotate(_plain(run.name), (x, y), (4, 4), textcoords="offset points", fontsize="x-small")
+            axes.annotate(plain_label(run.name), (x, y), (4, 4), textcoords="offset points", fontsize="x-small")
     axes.set_title("Trade-off (blue: the front)", loc="left", fontsize="medium", fontweight="bold")
     axes.set_xlabel("times as fast", fontsize="small")
     axes.set_ylabel(quality.name, fontsize="small")
     axes.margins(0.2)
-
-
-def _plain(name: str) -> str:
-    """A name that is no formula to matplotlib, and fits."""
-    return (name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…").replace("$", r"\$")

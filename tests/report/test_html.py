@@ -1,11 +1,16 @@
-"""The page as headless Chromium shows it: numbers, hover, sorting, filter, widths; no errors and no network."""
+"""The page: its numbers are the report's, names stay names; and as headless Chromium shows it.
+
+There: numbers, hover, sorting, filter, two widths, light and dark; no error, no request, nothing wider than the page.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import html.parser
 import json
 import math
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -179,6 +184,155 @@ def report(model: str = "torchvision:resnet50", factor: float = 1.0) -> Report:
     )
 
 
+def bare() -> Report:
+    return Report("Network", [Row("original", 10, 10, 0.0, None, 40_000_000, math.inf, None, 0.0)])
+
+
+def compared() -> Comparison:
+    runs = {f"run {index}": report(HOSTILE, 1 + index / 10) for index in range(10)}
+    return Comparison({**runs, HOSTILE: bare()})
+
+
+class Figures(html.parser.HTMLParser):
+    """Every number that a page shows, with what it says of its source."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.numbers: list[tuple[dict[str, str], str]] = []
+        self.points: list[dict[str, str]] = []
+        self.cells: list[str] = []
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
+        self.tags.add(tag)
+        self._inside = tag
+        if tag == "data":
+            self.numbers.append((given, ""))
+        if "data-x" in given:
+            self.points.append(given)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, text: str) -> None:
+        if self._inside == "data":
+            self.numbers[-1] = (self.numbers[-1][0], text)
+        if self._inside == "td":
+            self.cells.append(text.strip())
+
+
+def found_under(data: Any, path: str, by: str) -> float:
+    """A number of report.json, or the quotient of two."""
+    values = []
+    for keys in (path, by):
+        value = data if keys else 1.0
+        for key in json.loads(keys) if keys else ():
+            value = value[key]
+        values.append(float(value))
+    return values[0] / values[1]
+
+
+def says(text: str, value: float) -> bool:
+    """Whether a text with a unit is a number, to the digits that it has."""
+    if math.isinf(value):
+        return text == "∞"
+    number, unit = re.fullmatch(r"([-+]?[\d,]+(?:\.\d+)?(?:e[-+]\d+)?)\W*([A-Za-z]*)", text).groups()  # type: ignore[union-attr]
+    scale = {"MB": 1e6, "M": 1e6}.get(unit, 0.01 if text.endswith("%") else 1.0)
+    shown = float(number.replace(",", "")) * scale
+    digits, _, power = number.partition("e")
+    step = 10.0 ** (int(power or 0) - len(digits.partition(".")[2])) * scale
+    return abs(shown - value) <= max(step, 5e-4 * abs(value))
+
+
+def test_every_number_of_the_page_is_the_reports() -> None:
+    data = json.loads(report().to_json())
+    shown = Figures(report().to_html())
+    assert len(shown.numbers) > 150
+    for given, text in shown.numbers:
+        value = float(given["value"])
+        assert value == found_under(data, given["data-path"], given.get("data-by", "")), given
+        assert says(text, value), (text, value)
+    assert len(shown.points) == 6
+    for point in shown.points:
+        for axis in "xy":
+            assert float(point[f"data-{axis}"]) == found_under(data, point[f"data-{axis}-path"], "")
+    unsourced = [cell for cell in shown.cells if re.fullmatch(r"[-+\d.,%]+", cell)]
+    assert unsourced == [], "a number that says nothing of where it is from"
+    assert not says("1.26", 1.2345)
+    assert not says("24.9 MB", 25_870_000)
+
+
+def test_every_number_of_a_comparison_is_the_reports() -> None:
+    found = compared()
+    data = {name: json.loads(one.to_json()) for name, one in found.reports.items()}
+    shown = Figures(found.to_html())
+    sourced = [given for given, _ in shown.numbers if "data-path" in given]
+    assert len(sourced) > 80
+    for given in sourced:
+        assert float(given["value"]) == found_under(
+            data[given["data-run"]], given["data-path"], given.get("data-by", "")
+        )
+    for given, text in shown.numbers:
+        assert says(text, float(given["value"]))
+    ranked = [given for given, _ in shown.numbers if given.get("data-metric") == "speed"]
+    assert len(ranked) == 1 + 10, "the best, and the ranking of those that were measured"
+    for given in ranked:
+        times = data[given["data-run"]]["benchmark"]["latencies"]
+        assert float(given["value"]) == times["original"]["p50"] / times["compiled"]["p50"]
+
+
+def test_what_was_not_measured_is_not_zero() -> None:
+    page = bare().to_html()
+    assert [text for _, text in Figures(page).numbers if text in ("0", "0.00 MB", "0.000 ms")] == []
+    assert page.count("not measured") > 10
+    assert "Trade-off" not in page, "there is nothing to draw"
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "<b>x</b>", "a&lt;b", "'\"><svg onload=alert(1)>", "{{ 7 * 7 }}", "]]>"])
+def test_names_are_escaped_wherever_they_stand(name: str) -> None:
+    one = report(name)
+    one.rows.append(Row(name, 1, 1, 0.0, 1, 4, 3.0, 0.1, 1.0, 2.0, name))
+    one.notes.append(Note(name, name, name, name, name, name))
+    one.artifacts[name] = Artifact(Path(f"/{name}/{name}"), (), 5, 0.0, {"kernels": {name: 1}})
+    one.sheets.append(Sheet(name, (name, name), ((name, name), (name, 1.5))))
+    one.settings.append((name, {name: name}))
+    one.machine, one.versions[name] = name, name
+    whole = one.to_html()
+    plain, other = Figures(report("m").to_html()), Figures(whole)
+    assert other.tags == plain.tags, "a name became an element"
+    assert whole.count("<script") == whole.count("</script") == 2
+    embedded = whole.split('id="report">')[1].split("</script>")[0]
+    assert json.loads(embedded) == json.loads(one.to_json())
+    several = Figures(Comparison({name: one, "other": bare()}).to_html())
+    assert several.tags <= plain.tags | {"h3"}
+
+
+def test_the_page_asks_nothing_of_a_network() -> None:
+    for page in (report("m").to_html(), Comparison({"a": report("m"), "b": report("m")}).to_html()):
+        without = page.replace("http://example.com/x", "")
+        assert "http" not in without.replace("http-equiv", "")
+        assert "default-src 'none'" in page
+        assert "@import" not in page
+        assert "url(" not in page
+
+
+def test_a_large_report_is_a_small_page() -> None:
+    """As many layers, notes and rows as the largest models have."""
+    one = report()
+    one.sheets = [Sheet(f"s{n}", ("layer", "dB", "what"), tuple((f"layer{i}.conv", i / 7, "int8") for i in range(160)))
+                  for n in range(4)]  # fmt: skip
+    one.notes = [Note("stays float: 12 µs, as integers 14 µs", "quantize_static", "aten.add.Tensor", f"layer{i}",
+                      "/usr/lib/python3/site-packages/torchvision/models/resnet.py:143: out += identity")
+                 for i in range(300)]  # fmt: skip
+    assert len(one.to_html().encode()) < 2_000_000
+
+
+# In a browser.
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = next((path for path in map(shutil.which, PROGRAMS) if path), None)
@@ -203,10 +357,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def comparison_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
-    runs = {f"run {index}": report(HOSTILE, 1 + index / 10) for index in range(10)}
-    bare = Report("Network", [Row("original", 10, 10, 0.0, None, 40, math.inf, None, 0.0)])
     file = folder / "comparison.html"
-    file.write_text(Comparison({**runs, HOSTILE: bare}).to_html(), encoding="utf-8")
+    file.write_text(compared().to_html(), encoding="utf-8")
     return file
 
 
