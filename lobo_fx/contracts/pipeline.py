@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from lobo_fx.axes.kept import kept_indices
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.contracts.verification import Snapshot, snapshot, verify
@@ -18,7 +19,7 @@ from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.graph.weight_names import mark_weights
 from lobo_fx.measures.counts import measure
 from lobo_fx.measures.judge import Judge, Verdict
-from lobo_fx.report.records import CandidateRow, Row
+from lobo_fx.report.records import AxisRow, CandidateRow, Row
 from lobo_fx.report.report import Report
 from lobo_fx.terminal.progress import spinner
 
@@ -115,7 +116,31 @@ class Pipeline:
             for c in self.context.candidates
         ]
         notes, sheets, seed = self.context.notes, self.context.sheets, self.context.seed
-        return Report(model, self.rows, notes, sheets=sheets, candidates=candidates, settings=settings, seed=seed)
+        return Report(
+            model,
+            self.rows,
+            notes,
+            sheets=sheets,
+            candidates=candidates,
+            axes=_axes(self.original, self.program),
+            settings=settings,
+            seed=seed,
+        )
+
+
+def _axes(original: Program, program: Program) -> list[AxisRow]:
+    """The axes that were cut: dimensions as large as each other that kept the same positions are one."""
+    tensors = {**dict(original.module.named_parameters()), **dict(original.module.named_buffers())}
+    members: dict[tuple[int, tuple[int, ...]], list[tuple[str, int]]] = {}
+    for name, dims in kept_indices(program.module).items():
+        for dim, kept in dims.items():
+            if name in tensors and dim < tensors[name].dim() and len(kept) < tensors[name].shape[dim]:
+                members.setdefault((tensors[name].shape[dim], tuple(kept)), []).append((name, dim))
+    rows = []
+    for (before, kept), found in members.items():
+        along = sum(tensors[name].numel() for name in {name for name, _ in found})
+        rows.append(AxisRow(f"{found[0][0]}[{found[0][1]}]", len(found), before, len(kept), along))
+    return sorted(rows, key=lambda row: -row.parameters)
 
 
 def _rewritten(pass_: Pass, program: Program, context: Context) -> Program:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from lobo_fx.report.cells import MB, Cell, Grid, Source
 
 __all__ = [
+    "axes_grid",
     "before_and_after",
     "candidates_grid",
     "files_grid",
@@ -131,6 +133,22 @@ def candidates_grid(source: Source) -> Grid:
     ]
     columns = ["candidate", "latency, of original", "file", "dB", "score", "latency is", "taken"]
     return Grid("candidates", "What the search found", columns, rows)
+
+
+def axes_grid(source: Source) -> Grid:
+    """A line per axis that was cut, with a bar for the share that stays."""
+    rows = []
+    for at, axis in enumerate(source.data["axes"]):
+        share = source.cell("axes", at, "after", form="{:.1%}", by=("axes", at, "before"))
+        rows.append(
+            [
+                Cell(axis["name"]),
+                dataclasses.replace(share, bar=share.value),
+                *(source.cell("axes", at, name) for name in ("before", "after", "members", "parameters")),
+            ]
+        )
+    columns = ["axis", "stays", "before", "after", "runs through", "parameters along it"]
+    return Grid("axes", "Axes that were cut", columns, rows)
 
 
 def sheet_grids(source: Source) -> list[Grid]:

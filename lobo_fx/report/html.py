@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lobo_fx.graph.notes import gathered, notes_from_json
 from lobo_fx.report.cells import MB, Cell, Source
 from lobo_fx.report.grids import (
+    axes_grid,
     before_and_after,
     candidates_grid,
     files_grid,
@@ -61,7 +62,7 @@ def fill(template: str, **given: Any) -> str:
 def report_page(data: Mapping[str, Any]) -> str:
     """The page of one run, from what `Report.as_json` gave; jinja2 must be installed."""
     source = Source(data)
-    grids = [passes_grid(source), files_grid(source), latency_grid(source), candidates_grid(source)]
+    grids = [passes_grid(source), files_grid(source), latency_grid(source), candidates_grid(source), axes_grid(source)]
     return fill(
         "report.html",
         title=data["model"],

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lobo_fx.measures.counts import Measures
     from lobo_fx.measures.judge import Verdict
 
-__all__ = ["CandidateRow", "Row", "Sheet"]
+__all__ = ["AxisRow", "CandidateRow", "Row", "Sheet"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +87,22 @@ class CandidateRow:
     decibels: float
     score: float | None = None
     chosen: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisRow:
+    """An axis that structured pruning cut.
+
+    Attributes:
+        name: the first parameter and dimension that it runs through, as `conv1.weight[0]`.
+        members: how many parameters and dimensions it runs through.
+        before: its positions in the original.
+        after: how many of them stay.
+        parameters: how many parameters of the original lie along it.
+    """
+
+    name: str
+    members: int
+    before: int
+    after: int
+    parameters: int

@@ -31,9 +31,9 @@ from lobo_fx.report.json import (
     row_from_json,
     sheet_from_json,
 )
-from lobo_fx.report.records import CandidateRow, Row, Sheet
+from lobo_fx.report.records import AxisRow, CandidateRow, Row, Sheet
 from lobo_fx.report.schema import SCHEMA
-from lobo_fx.report.text import artifact_table, pass_table, sheet_table
+from lobo_fx.report.text import artifact_table, axis_table, pass_table, sheet_table
 from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 
 __all__ = ["LEADER", "PAGE", "REPORT_FILES", "Report", "plain_cell"]
@@ -56,6 +56,7 @@ class Report:
         benchmark: latencies, once measured.
         sheets: tables that passes added.
         candidates: what a search found.
+        axes: what structured pruning cut.
         settings: name and settings of every pass, in order.
         seed: of whatever was drawn at random; None where it is not known.
         machine: what figures were measured on.
@@ -69,6 +70,7 @@ class Report:
     benchmark: Benchmark | None = None
     sheets: list[Sheet] = dataclasses.field(default_factory=list)
     candidates: list[CandidateRow] = dataclasses.field(default_factory=list)
+    axes: list[AxisRow] = dataclasses.field(default_factory=list)
     settings: list[tuple[str, dict[str, Any]]] = dataclasses.field(default_factory=list)
     seed: int | None = None
     machine: str = dataclasses.field(default_factory=machine)
@@ -97,6 +99,7 @@ class Report:
             "notes": as_json(self.notes),
             "sheets": as_json(self.sheets),
             "candidates": as_json(self.candidates),
+            "axes": as_json(self.axes),
             "artifacts": as_json(self.artifacts),
             "benchmark": as_json(self.benchmark),
         }
@@ -123,6 +126,7 @@ class Report:
             None if saved["benchmark"] is None else benchmark_from_json(saved["benchmark"]),
             [sheet_from_json(sheet) for sheet in saved["sheets"]],
             [candidate_from_json(candidate) for candidate in saved["candidates"]],
+            [AxisRow(**axis) for axis in saved["axes"]],
             [(name, settings) for name, settings in saved["settings"]],
             saved["seed"],
             saved["machine"],
@@ -151,6 +155,7 @@ class Report:
             tables.append(("Files", artifact_table(self.artifacts)))
         if self.benchmark:
             tables.append(("Latency", benchmark_table(self.benchmark)))
+        tables += [("Axes", axis_table(self.axes))] if self.axes else []
         tables += [(sheet.title.capitalize(), sheet_table(sheet)) for sheet in self.sheets]
         parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in tables]
         if self.notes:

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark
 from lobo_fx.plugins.artifact import Artifact
-from lobo_fx.report.records import CandidateRow, Row, Sheet
+from lobo_fx.report.records import AxisRow, CandidateRow, Row, Sheet
 
 __all__ = ["SCHEMA", "first_fault", "schema"]
 
@@ -38,7 +38,8 @@ _PARTS: dict[str, tuple[Any, str]] = {
     "settings": (list[list[Any]], "of every pass, in order: its name, and its settings by name"),
     "passes": (list[Row], "a row for the original, then one for every pass"),
     "notes": (list[Note], "what a user should know"),
-    "sheets": (list[Sheet], "tables that passes added: sensitivity, refitting, axes, trainings"),
+    "sheets": (list[Sheet], "tables that passes added: sensitivity, refitting, ranks, trainings"),
+    "axes": (list[AxisRow], "axes that were cut, the one with most parameters first"),
     "candidates": (list[CandidateRow], "what a search found"),
     "artifacts": (dict[str, Artifact], "files that were written, by label: original, compiled"),
     "benchmark": (Benchmark | None, "latencies of files that ran in turn; null if not measured"),

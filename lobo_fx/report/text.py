@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from lobo_fx.measures.latency import MEGABYTE
 from lobo_fx.plugins.artifact import Artifact
-from lobo_fx.report.records import Row, Sheet
+from lobo_fx.report.records import AxisRow, Row, Sheet
 from lobo_fx.terminal.tables import new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["artifact_table", "pass_table", "sheet_table"]
+__all__ = ["artifact_table", "axis_table", "pass_table", "sheet_table"]
 
 
 def pass_table(model: str, rows: Sequence[Row]) -> Table:
@@ -47,6 +47,15 @@ def sheet_table(sheet: Sheet) -> Table:
     table = new_table(sheet.title, list(sheet.columns))
     for cells in sheet.rows:
         table.add_row(*map(str, cells))
+    return table
+
+
+def axis_table(axes: Sequence[AxisRow]) -> Table:
+    """A line per axis that was cut."""
+    table = new_table("axes that were cut", ["axis", "before", "after", "stays", "runs through", "parameters"])
+    for axis in axes:
+        share = f"{axis.after / axis.before:.1%}"
+        table.add_row(axis.name, str(axis.before), str(axis.after), share, str(axis.members), f"{axis.parameters:,}")
     return table
 
 

@@ -25,7 +25,7 @@ from lobo_fx import Artifact, Report
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.report.comparison import Comparison
-from lobo_fx.report.records import CandidateRow, Row, Sheet
+from lobo_fx.report.records import AxisRow, CandidateRow, Row, Sheet
 
 HOSTILE = "</script><img src=http://example.com/x onerror=alert(1)>"
 WIDTHS = (400, 1400)
@@ -169,7 +169,7 @@ def report(model: str = "torchvision:resnet50", factor: float = 1.0) -> Report:
         Benchmark("onnxruntime 1.23", 1, 1, 30, {"original": old, "compiled": new}),
         [
             Sheet("sensitivity", ("layer", "SNR alone, dB", "precision"), (*layers, (HOSTILE, "inf", "float"))),
-            Sheet("axes", ("axis", "share that stays", "before", "kind"), (("conv1", 0.5, 64, "residual"),)),
+            Sheet("refitting", ("layer", "gain, dB", "way"), (("conv1", 0.5, 1), ("conv2", -1.5, 0))),
         ],
         [
             CandidateRow("int8", 0.31, True, 25_870_000, 17.5, 0.7312, True),
@@ -177,6 +177,7 @@ def report(model: str = "torchvision:resnet50", factor: float = 1.0) -> Report:
             CandidateRow("mixed", 0.64, False, 61_000_000, 24.0, 0.751),
             CandidateRow(HOSTILE, 0.21, False, 16_000_000, 9.0, None),
         ],
+        [AxisRow("conv1.weight[0]", 5, 64, 32, 9408), AxisRow(f"{HOSTILE}[0]", 3, 128, 96, 147456)],
         [("prune_channels", {"ratio": 0.5}), ("quantize_static", {"observer": HOSTILE})],
         0,
         "AMD EPYC, Linux x86_64, Python 3.11",

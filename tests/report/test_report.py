@@ -21,7 +21,7 @@ import lobo_fx
 from lobo_fx import Artifact, InvalidInput, Report
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
-from lobo_fx.passes import PruneWeights, QuantizeStatic
+from lobo_fx.passes import PruneChannels, PruneWeights, QuantizeStatic
 from lobo_fx.report.dashboards import DASHBOARDS
 from lobo_fx.report.records import Row, Sheet
 from lobo_fx.terminal.tables import escape, new_table, printable, render, to_markdown
@@ -392,3 +392,24 @@ def test_two_passes_that_add_the_same_sheet_draw_two_pictures(tmp_path: Path, mo
         "sensitivity.png",
         "refitting 3.png",
     ]
+
+
+def test_a_pruned_model_reports_its_axes_its_settings_and_its_seed() -> None:
+    """Oracle: the widths of the modules."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.Flatten(), nn.Linear(12 * 4, 5)).eval()
+    result = lobo_fx.compile(
+        model, [PruneChannels(0.5)], example_inputs=torch.randn(2, 3, 6, 6), seed=3, progress=False
+    )
+    report = result.report
+    axes = {axis.name: axis for axis in report.axes}
+    first = axes["0.weight[0]"]
+    assert (first.before, first.after, first.members) == (8, 4, 3), "its weight, its bias, the next one's input"
+    assert first.parameters == 8 * 3 * 9 + 8 + 12 * 8 * 9
+    assert axes["2.weight[0]"].after == result.module.state_dict()["2.weight"].shape[0] == 6
+    assert (report.seed, [name for name, _ in report.settings]) == (3, ["prune_channels"])
+    assert report.settings is result.passes
+    assert report.settings[0][1]["ratio"] == 0.5
+    assert {"lobo_fx", "torch", "onnxruntime"} == set(report.versions)
+    assert "| 0.weight\\[0] | 8 | 4 | 50.0% |" in report.to_markdown()
+    assert lobo_fx.compile(model, [], example_inputs=torch.randn(2, 3, 6, 6), progress=False).report.axes == []

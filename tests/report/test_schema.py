@@ -13,7 +13,7 @@ from lobo_fx import Artifact, InvalidInput, Report
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.report.reading import read_report
-from lobo_fx.report.records import CandidateRow, Row, Sheet
+from lobo_fx.report.records import AxisRow, CandidateRow, Row, Sheet
 from lobo_fx.report.schema import SCHEMA, first_fault, schema
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "report_schema.json"
@@ -29,6 +29,7 @@ def full() -> Report:
         Benchmark("onnxruntime 1", 1, 1, 30, {"original": latency}),
         [Sheet("sensitivity", ("layer", "dB"), (("conv", 30.5), ("<b>", "inf")))],
         [CandidateRow("int8", 0.5, True, 4, math.inf, None, True)],
+        [AxisRow("conv1.weight[0]", 3, 64, 32, 9408)],
         [("quantize_static", {"observer": "mse", "kernels": None})],
         7,
     )
@@ -52,7 +53,9 @@ def test_every_entry_of_every_record_is_described() -> None:
     bare = {(name, key) for name, one in records.items() for key, entry in one["properties"].items()
             if "description" not in entry}  # fmt: skip
     assert bare == {("report", "schema")}
-    assert {"Row", "Note", "Sheet", "CandidateRow", "Artifact", "Benchmark", "Latency"} == set(whole["$defs"])
+    assert {"Row", "Note", "Sheet", "AxisRow", "CandidateRow", "Artifact", "Benchmark", "Latency"} == set(
+        whole["$defs"]
+    )
 
 
 def test_a_report_fits_and_reads_back_as_it_was(tmp_path: Path) -> None:
