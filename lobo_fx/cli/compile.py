@@ -78,6 +78,7 @@ def compile(
     from lobo_fx.recipe import read_pass, resolve
     from lobo_fx.report.report import REPORT_FILES
     from lobo_fx.saving import check_target
+    from lobo_fx.terminal.tables import printable
 
     limits = {"latency": latency, "size": size, "memory": memory, "drop": drop, "decibels": decibels}
     wanted = [] if all(limit is None for limit in limits.values()) else [PASSES.get("fit_goal")(**limits)]
@@ -103,10 +104,9 @@ def compile(
         artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
     result.benchmark(threads=threads, batch=batch, rounds=rounds)
     result.save(output / "program")
-    result.report.save(output)
-    written = [MODEL_FILE, ORIGINAL_FILE, "program/", *REPORT_FILES]
+    written = [MODEL_FILE, ORIGINAL_FILE, "program/", *(file.name for file in result.report.save(output))]
     if result.plan is not None:
         result.plan.save(output / PLAN_FILE)
         written.append(PLAN_FILE)
     typer.echo(str(result))
-    typer.echo(f"written to {output}: {', '.join(written)}")
+    typer.echo(printable(f"written to {output}: {', '.join(written)}"))

@@ -137,9 +137,9 @@ def _axes(original: Program, program: Program) -> list[AxisRow]:
             if name in tensors and dim < tensors[name].dim() and len(kept) < tensors[name].shape[dim]:
                 members.setdefault((tensors[name].shape[dim], tuple(kept)), []).append((name, dim))
     rows = []
-    for (before, kept), found in members.items():
+    for (before, stays), found in members.items():
         along = sum(tensors[name].numel() for name in {name for name, _ in found})
-        rows.append(AxisRow(f"{found[0][0]}[{found[0][1]}]", len(found), before, len(kept), along))
+        rows.append(AxisRow(f"{found[0][0]}[{found[0][1]}]", len(found), before, len(stays), along))
     return sorted(rows, key=lambda row: -row.parameters)
 
 

@@ -12,6 +12,8 @@ from lobo_fx.report.records import Row
 
 __all__ = ["METRICS", "Figures", "Metric", "front", "quality_metric", "ranking_metric"]
 
+_BOTH = ("compiled", "original")
+
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
@@ -56,21 +58,26 @@ class Figures:
         cls, name: str, model: str, rows: Sequence[Row], artifacts: Mapping[str, Artifact], benchmark: Benchmark | None
     ) -> Figures:
         """The figures of what a report holds."""
+        files = {label: None if file is None else file.bytes for label in _BOTH for file in [artifacts.get(label)]}
+        known = {} if benchmark is None else benchmark.latencies
+        new, old = known.get("compiled"), known.get("original")
         first, last = (rows[0], rows[-1]) if rows else (None, None)
-        files = {label: artifacts.get(label) for label in ("compiled", "original")}
-        measured = {} if benchmark is None else dict(benchmark.latencies)
-        new, old = measured.get("compiled"), measured.get("original")
         return cls(
             name,
             model,
-            *(None if file is None else file.bytes for file in files.values()),
-            *(None if latency is None else latency.p50 for latency in (new, old)),
-            *(None if latency is None else latency.memory for latency in (new, old)),
-            *(None if row is None else row.score for row in (last, first)),
-            None if last is None or math.isnan(last.snr) else last.snr,
-            *(None if last is None else count for count in ((last.parameters, last.nonzero) if last else (None, None))),
-            None if first is None else first.parameters,
-            sum(row.seconds for row in rows) if rows else None,
+            bytes=files["compiled"],
+            original_bytes=files["original"],
+            milliseconds=new and new.p50,
+            original_milliseconds=old and old.p50,
+            memory=new and new.memory,
+            original_memory=old and old.memory,
+            score=last and last.score,
+            original_score=first and first.score,
+            decibels=None if last is None or math.isnan(last.snr) else last.snr,
+            parameters=last and last.parameters,
+            nonzero=last and last.nonzero,
+            original_parameters=first and first.parameters,
+            seconds=sum(row.seconds for row in rows) if rows else None,
         )
 
     @property

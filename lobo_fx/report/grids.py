@@ -23,7 +23,7 @@ _DB = "{:,.1f}"
 
 def passes_grid(source: Source) -> Grid:
     """A line per pass."""
-    columns = {
+    columns: dict[str, tuple[str, Any]] = {
         "params": ("parameters", "{:,}"),
         "non-zero": ("nonzero", "{:,}"),
         "sparsity": ("sparsity", "{:.1%}"),

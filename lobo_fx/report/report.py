@@ -39,7 +39,7 @@ from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 __all__ = ["LEADER", "PAGE", "REPORT_FILES", "Report", "plain_cell"]
 
 LEADER, PAGE = "report.json", "report.html"
-REPORT_FILES = ("report.md", "report.csv", LEADER)
+REPORT_FILES = ("report.md", "report.csv", PAGE, LEADER)
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -182,7 +182,7 @@ class Report:
             InvalidInput: the folder can't be made or written to; older reports are left as they were.
         """
         check_folder(Path(folder))
-        markdown, table, _ = REPORT_FILES
+        markdown, table, *_ = REPORT_FILES
         files = {markdown: self.to_markdown().encode(), table: self.to_csv().encode()}
         if can_render():
             files[PAGE] = self.to_html().encode()

@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 
 import lobo_fx
 from lobo_fx.cli.app import app
+from lobo_fx.report.dashboards import DASHBOARDS
+from lobo_fx.report.report import REPORT_FILES
 from lobo_fx.sources.losses import loss_names, read_loss
 
 MODEL = """\
@@ -95,7 +97,7 @@ def compiled(*arguments: str) -> Result:
 def test_compile_writes_files_program_and_report(model: str, tmp_path: Path) -> None:
     done = compiled(model, "--pass", "prune_weights:amount=0.5", "--pass", "quantize_static", "-o", "made/here")
     assert done.exit_code == 0, done.output
-    names = {"original.onnx", "model.onnx", "program", "report.md", "report.csv", "report.json"}
+    names = {"original.onnx", "model.onnx", "program", *REPORT_FILES, *DASHBOARDS}
     assert {entry.name for entry in (tmp_path / "made" / "here").iterdir()} == names
     report = json.loads((tmp_path / "made" / "here" / "report.json").read_text())
     assert [row["name"] for row in report["passes"]] == ["original", "PruneWeights()", "QuantizeStatic()"]
@@ -121,7 +123,7 @@ def test_weights_that_runtimes_do_not_compute_in_are_refused_at_once_and_widened
     assert lobo_fx.load("out/program").module(torch.ones(3, 4)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["original.onnx", "model.onnx", "report.md", "report.csv", "report.json"])
+@pytest.mark.parametrize("name", ["original.onnx", "model.onnx", *REPORT_FILES])
 def test_a_place_that_can_not_be_written_to_is_refused_before_any_work(name: str, model: str, tmp_path: Path) -> None:
     (tmp_path / "out" / name).mkdir(parents=True)
     done = call("compile", model, "--pass", "fold_bn")

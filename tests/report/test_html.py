@@ -229,7 +229,7 @@ def found_under(data: Any, path: str, by: str) -> float:
     """A number of report.json, or the quotient of two."""
     values = []
     for keys in (path, by):
-        value = data if keys else 1.0
+        value: Any = data if keys else 1.0
         for key in json.loads(keys) if keys else ():
             value = value[key]
         values.append(float(value))
