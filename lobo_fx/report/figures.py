@@ -12,8 +12,6 @@ from lobo_fx.report.records import Row
 
 __all__ = ["METRICS", "Figures", "Metric", "front", "quality_metric", "ranking_metric"]
 
-_BOTH = ("compiled", "original")
-
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
@@ -58,25 +56,25 @@ class Figures:
         cls, name: str, model: str, rows: Sequence[Row], artifacts: Mapping[str, Artifact], benchmark: Benchmark | None
     ) -> Figures:
         """The figures of what a report holds."""
-        files = {label: None if file is None else file.bytes for label in _BOTH for file in [artifacts.get(label)]}
+        sizes = {label: artifact.bytes for label, artifact in artifacts.items()}
         known = {} if benchmark is None else benchmark.latencies
         new, old = known.get("compiled"), known.get("original")
         first, last = (rows[0], rows[-1]) if rows else (None, None)
         return cls(
             name,
             model,
-            bytes=files["compiled"],
-            original_bytes=files["original"],
-            milliseconds=new and new.p50,
-            original_milliseconds=old and old.p50,
-            memory=new and new.memory,
-            original_memory=old and old.memory,
-            score=last and last.score,
-            original_score=first and first.score,
+            bytes=sizes.get("compiled"),
+            original_bytes=sizes.get("original"),
+            milliseconds=None if new is None else new.p50,
+            original_milliseconds=None if old is None else old.p50,
+            memory=None if new is None else new.memory,
+            original_memory=None if old is None else old.memory,
+            score=None if last is None else last.score,
+            original_score=None if first is None else first.score,
             decibels=None if last is None or math.isnan(last.snr) else last.snr,
-            parameters=last and last.parameters,
-            nonzero=last and last.nonzero,
-            original_parameters=first and first.parameters,
+            parameters=None if last is None else last.parameters,
+            nonzero=None if last is None else last.nonzero,
+            original_parameters=None if first is None else first.parameters,
             seconds=sum(row.seconds for row in rows) if rows else None,
         )
 
