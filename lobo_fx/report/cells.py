@@ -84,9 +84,10 @@ class Source:
         """What stands under a path; None where nothing does."""
         value: Any = self.data
         for key in path:
-            if value is None or (isinstance(value, Mapping) and key not in value):
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError):
                 return None
-            value = value[key]
         return value
 
     def cell(self, *path: str | int, form: Form = "{:,}", by: tuple[str | int, ...] = ()) -> Cell:

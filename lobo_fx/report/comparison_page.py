@@ -60,7 +60,7 @@ def _quotient(source: Source, cost: str) -> Cell:
 
 
 def _quality(source: Source, name: str, at: int = -1) -> Cell:
-    index = at % len(source.data["passes"])
+    index = at % max(1, len(source.data["passes"]))
     return source.cell("passes", index, "snr" if name == "decibels" else "score", form="{:.4g}")
 
 

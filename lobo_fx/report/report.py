@@ -160,7 +160,9 @@ class Report:
         parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in tables]
         if self.notes:
             parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in gathered(self.notes)))
-        parts.append(f"Measured on {escape(self.machine)}.\n")
+        packages = ", ".join(f"{package} {version}" for package, version in self.versions.items())
+        seed = "" if self.seed is None else f"; seed {self.seed}"
+        parts.append(f"Measured on {escape(self.machine)}, with {escape(packages)}{seed}.\n")
         return "\n".join(parts)
 
     def figures(self, name: str = "compiled") -> Figures:

@@ -290,6 +290,9 @@ def test_what_was_not_measured_is_not_zero() -> None:
     assert [text for _, text in Figures(page).numbers if text in ("0", "0.00 MB", "0.000 ms")] == []
     assert page.count("not measured") > 10
     assert "Trade-off" not in page, "there is nothing to draw"
+    empty = Report("m", [])
+    assert "Before and after" in empty.to_html()
+    assert Comparison({"a": empty, "b": bare()}).to_html().count("not measured") > 10
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "<b>x</b>", "a&lt;b", "'\"><svg onload=alert(1)>", "{{ 7 * 7 }}", "]]>"])

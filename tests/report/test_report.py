@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -112,6 +113,7 @@ def test_markdown_holds_every_row(report: Report) -> None:
         },
     ]
     assert "- the first note\n- the second note\n" in markdown
+    assert f"Measured on {report.machine}, with lobo_fx {lobo_fx.__version__}, torch" in markdown
 
 
 def test_markdown_holds_files_and_latencies(report: Report) -> None:
@@ -413,3 +415,28 @@ def test_a_pruned_model_reports_its_axes_its_settings_and_its_seed() -> None:
     assert {"lobo_fx", "torch", "onnxruntime"} == set(report.versions)
     assert "| 0.weight\\[0] | 8 | 4 | 50.0% |" in report.to_markdown()
     assert lobo_fx.compile(model, [], example_inputs=torch.randn(2, 3, 6, 6), progress=False).report.axes == []
+
+
+def test_without_jinja2_or_matplotlib_the_other_forms_are_written(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("can_render", "can_draw"):
+        monkeypatch.setattr(f"lobo_fx.report.report.{name}", lambda: False)
+    assert [path.name for path in report.save(tmp_path)] == ["report.md", "report.csv", "report.json"]
+
+
+def test_a_full_disk_leaves_the_older_report(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.save(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    report.model = "another"
+    write = Path.write_bytes
+
+    def fails(path: Path, content: bytes) -> int:
+        if path.name == "report.csv":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(InvalidInput, match="No space left"):
+        report.save(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
