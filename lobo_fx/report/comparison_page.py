@@ -65,7 +65,17 @@ def _quality(source: Source, name: str, at: int = -1) -> Cell:
 
 
 def _runs_grid(sources: dict[str, Source], runs: Sequence[Figures], last: Metric) -> Grid:
-    columns = ["run", "model", "file", "of original", "p50 ms", "latency, of original", "score", "original's score"]
+    several = len({run.model for run in runs}) > 1
+    columns = [
+        "run",
+        *(["model"] if several else []),
+        "file",
+        "of original",
+        "p50 ms",
+        "latency, of original",
+        "score",
+        "original's score",
+    ]
     rows: list[list[Cell]] = []
     for run in runs:
         source = sources[run.name]
@@ -74,7 +84,7 @@ def _runs_grid(sources: dict[str, Source], runs: Sequence[Figures], last: Metric
         rows.append(
             [
                 Cell(run.name),
-                Cell(run.model),
+                *([Cell(run.model)] if several else []),
                 source.cell("artifacts", "compiled", "bytes", form=MB),
                 _quotient(source, "size"),
                 source.cell("benchmark", "latencies", "compiled", "p50", form="{:.3f}"),

@@ -14,7 +14,7 @@ _WIDTH, _HEIGHT = 400, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 16, 44
 _TICKS = 5
 _LONGEST_LABEL = 20
-_LETTER = 6.0
+_LETTER = 6.5
 """Width of a letter, as drawn."""
 
 
@@ -93,12 +93,8 @@ class Scatter:
         names: dict[int, tuple[float, float]] = {}
         for index in sorted(range(len(places)), key=lambda at: self.points[at] not in front):
             (x, y), length = places[index], _LETTER * len(self.points[index].label)
-            for left, base in (
-                (x + 9, y + 4),
-                (x - 9 - length, y + 4),
-                (x - length / 2, y - 9),
-                (x - length / 2, y + 17),
-            ):
+            sides, middles = (x + 9, x - 9 - length), (x - length / 2, x - 4, x + 4 - length)
+            for left, base in [(left, y + 4) for left in sides] + [(m, b) for b in (y - 9, y + 17) for m in middles]:
                 box = (left, base - 9, left + length, base + 2)
                 inside = self.left < left and box[2] < self.width and self.top <= box[1] and base < self.bottom
                 if inside and not any(_overlap(box, other) for other in taken):
