@@ -89,9 +89,7 @@ def _records(table: Table, width: int) -> str:
         lines += ["", *_wrapped(str(first), width, "", "  ")]
         for heading, cell in zip(headings, cells, strict=True):
             start = f"  {heading:<{widest}}  "
-            lines += textwrap.wrap(str(cell), width, initial_indent=start, subsequent_indent=" " * len(start)) or [
-                start
-            ]
+            lines += _wrapped(str(cell), width, start, " " * len(start)) or [start]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 

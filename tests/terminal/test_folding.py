@@ -9,7 +9,7 @@ import pytest
 from lobo_fx.terminal.bars import bars
 from lobo_fx.terminal.tables import new_table, render
 
-NUMBERS = ["25,557,032", "4,089,184,256", "102.23", "not measured", "0.0123456789"]
+NUMBERS = ["25,557,032", "1.2e-05", "4,089,184,256", "102.23", "not measured", "0.0123456789"]
 
 
 def wide(columns: int = 12) -> str:
@@ -60,3 +60,11 @@ def test_labels_of_charts_are_no_terminal_codes() -> None:
     assert "\x1b" not in text
     assert len(text.splitlines()) == 4
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_number_with_an_exponent_is_not_torn_at_its_sign() -> None:
+    table = new_table("t", ["a", "kernels"])
+    table.add_row("x" * 30, " ".join(f"{index}e-05" for index in range(40)))
+    text = render(table, 60)
+    assert all(f"{index}e-05" in text for index in range(40))
+    assert max(map(len, text.splitlines())) <= 60
