@@ -11,7 +11,7 @@ from lobo_fx.report.cells import Cell
 __all__ = ["Point", "Scatter"]
 
 _WIDTH, _HEIGHT = 400, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 28, 44
 _TICKS = 5
 _LONGEST_LABEL = 20
 _LETTER = 6.5
