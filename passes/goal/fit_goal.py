@@ -52,7 +52,8 @@ class FitGoal(Pass):
         quantizer: how operators are quantized.
         costs: a cost table of the machine to run on; None measures this one, once.
         target: the integers that the CPU multiplies fast, as in `QuantizeStatic`.
-        plan: a `GoalPlan`, or the file of one: what to do was decided before, and nothing is searched.
+        plan: a `GoalPlan`, or the file of one: what to do was decided before, and nothing is searched. It says which
+            operators run as integers, not how their ranges are chosen: give the same `quantizer`.
 
     Source: the problem with measured costs: Kurtić et al., "ZipLM: Inference-Aware Structured Pruning of Language
         Models", 2023.
