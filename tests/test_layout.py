@@ -301,7 +301,7 @@ PUBLIC = {
         Axis AxisError Call Inference KINDS MOVED NOWHERE all_of any_of axis_rule elementwise kind through
     """,
     "lobo_fx.contracts.passbase": """
-        EXACT_TOLERANCE Pass Promise exact_tolerance
+        EXACT_TOLERANCE Pass Promise exact_tolerance shown
     """,
     "lobo_fx.errors": """
         ContractError ExportError InvalidInput LoboError TraceError suggestion

@@ -32,7 +32,7 @@ _BYTES = 1 << 27
 """Most that the moments of one role take: of 4096 columns all sums, of more a share of the rows."""
 _TOGETHER = 1 << 30
 """Most that all moments together take. Where they would take more, calibration data is read once for each part."""
-_ENERGY_ROWS = 4096
+_FEW = _ENERGY_ROWS = 4096
 """Rows of a batch that say how large each column is."""
 Item = TypeVar("Item")
 
@@ -170,7 +170,8 @@ def collect_grams(
         roles: weights, and what reads them.
         context: its calibration data.
         centred: whether the mean of the rows is taken off them.
-        times: of each batch at most so many times as many rows as there are columns; None for as many as there are.
+        times: of each batch at most so many times as many rows as there are columns (and 4096 where these are few);
+            None for as many as there are.
 
     Raises:
         InvalidInput: a value is NaN or infinite.
@@ -186,7 +187,7 @@ def collect_grams(
             chosen, priority = sums.draw(source.count(value), generator)
             sums.add(source.rows(given, value, chosen), priority)
         else:
-            most = None if times is None else times * source.columns
+            most = None if times is None else max(_FEW, times * source.columns)
             sums.add(source.rows(given, value, draw(source.count(value), 1, generator, most)))
 
     sources = _walk(program, roles, context.fitting_batches(), add)
