@@ -15,12 +15,17 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.goal import Goal
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import check_named
+from lobo_fx.graph.shapes import propagate
+from lobo_fx.passes.goal.latency_model import LatencyModel
 from lobo_fx.passes.goal.plan import GoalPlan
 from lobo_fx.passes.goal.search import GoalSearch
+from lobo_fx.passes.quantization.integers.kernels import kernel_table
 from lobo_fx.passes.quantization.integers.prices import check_costs
 from lobo_fx.passes.quantization.integers.targets import target_named, target_of_this_machine
 from lobo_fx.passes.quantization.mixed_precision import DECIBELS
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded
+from lobo_fx.plugins.kernels import Kernel
+from lobo_fx.plugins.registry import RUNTIMES
 
 __all__ = ["FitGoal"]
 
@@ -105,10 +110,15 @@ class FitGoal(Pass):
             raise InvalidInput(f"quantizer is a {type(self.quantizer).__name__}; expected a QuantizeStatic")
         check_costs(self.costs)
         target_named(self.target)
+        limit = None if self.plan is not None else self.goal.limits.get("latency")
+        if self.costs is not None and limit is not None and not limit.is_share:
+            raise InvalidInput(
+                f"latency={self.latency!r} can't be told from another machine's costs: give a share of the original's"
+            )
         if self.target not in ("auto", target_of_this_machine()) and self.costs is None:
             raise InvalidInput(
                 f"target={self.target!r} is another machine: its kernels can't be measured here. Run "
-                "`lobo-fx costs MODEL -o costs.json` there, and give costs="
+                "`lobo-fx costs MODEL --widths -o costs.json` there, and give costs="
             )
 
     @property
@@ -140,6 +150,12 @@ class FitGoal(Pass):
     def applying(self, plan: GoalPlan) -> FitGoal:
         """Another one that does what a plan says, for the same machine."""
         return FitGoal(plan=plan, quantizer=self.quantizer, costs=self.costs, target=self.target)
+
+    def priced(self, program: Program, context: Context) -> list[Kernel]:
+        """The kernels whose costs a search asks for, at all sizes: what a cost table for another machine must hold."""
+        program = folded(program.clone(), context)
+        propagate(program.module)
+        return LatencyModel(Inference(program).run(), kernel_table(RUNTIMES.default), {}).priced
 
     def check(self, program: Program) -> None:
         """Every pattern must match; whether a plan fits is up to the passes before."""

@@ -355,5 +355,8 @@ def test_costs_are_printed_and_written(tmp_path: Path, model: str) -> None:
     assert "Microseconds on" in done.output
     assert "operators run as integers in onnxruntime" in done.output
     assert json.loads((tmp_path / "table.json").read_text())["costs"]
+    known = json.loads((tmp_path / "table.json").read_text())["costs"]
+    assert call("costs", model, "--widths", "-o", str(tmp_path / "widths.json")).exit_code == 0
+    assert set(known) < set(json.loads((tmp_path / "widths.json").read_text())["costs"])
     refused = call("costs", model, "-o", str(tmp_path / "none" / "table.json"))
     assert refused.exit_code == 2

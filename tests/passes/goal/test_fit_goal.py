@@ -409,3 +409,10 @@ def test_on_real_files(tmp_path: Path) -> None:
     for at, alternative in enumerate(result.front):
         artifact = alternative.export(tmp_path / f"{at}.onnx")
         assert artifact.bytes == pytest.approx(alternative.candidate.bytes, rel=0.4)
+
+
+def test_a_time_can_not_be_told_from_the_costs_of_another_machine(tmp_path: Path) -> None:
+    CostTable("another", {}).save(tmp_path / "costs.json")
+    with pytest.raises(lobo_fx.InvalidInput, match="latency='2ms' can't be told from another machine's costs"):
+        FitGoal(latency="2ms", costs=str(tmp_path / "costs.json"))
+    FitGoal(latency=0.5, costs=str(tmp_path / "costs.json"))
