@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from lobo_fx.axes import Axis, Inference
+from lobo_fx.axes import Axis, Inference, kind
 from lobo_fx.axes.members import members
 from lobo_fx.axes.surgery import remove
 from lobo_fx.capture.reexport import named_arrays, with_rows
@@ -42,6 +42,10 @@ _LEVELS = 24
 """Most widths of an axis that are options."""
 _NARROWEST = 16
 """No axis gets narrower than one of so many positions."""
+_COUNTED = ("heads", "groups")
+"""Kinds of axes of which any number is as good for a kernel."""
+_SMALL = 8
+"""Axes of fewer positions may have any width: registers are not filled anyway."""
 _ROUNDS = 25
 _METADATA = 1024
 """Bytes that `Result.export` adds to a file, at most: what was done to the model."""
@@ -176,7 +180,7 @@ class FileCosts:
                 self.leaves, [Term((), lambda widths: rest)]
             )
         unit = self.settings.round_to or (16 if integers is not None else 8)
-        return Precision(name, integers, costs, {leaf: _options(leaf.size, unit) for leaf in self.leaves})
+        return Precision(name, integers, costs, {leaf: _options(leaf, unit) for leaf in self.leaves})
 
     def structure(self, precision: Precision, program: Program) -> Program:
         """A narrowed program with integers where they are placed, its values of no use."""
@@ -228,9 +232,12 @@ def _givers(program: Program) -> dict[str, str]:
     return {node.name: node.name for node in program.graph.nodes} | named
 
 
-def _options(size: int, unit: int) -> list[int]:
-    """Widths that an axis may have, the widest last."""
-    step = unit if size >= 2 * unit else 1
+def _options(leaf: Axis, unit: int) -> list[int]:
+    """Widths that an axis may have, the widest last: multiples of the unit, or of a part of it where they are few."""
+    size = leaf.size
+    step = 1 if kind(leaf) in _COUNTED or size < _SMALL else unit
+    while size < 2 * step:
+        step //= 2
     widths = list(range(step, size, step)) or [size]
     least = max(1, size // _NARROWEST)
     widths = [width for width in widths if width >= least]
