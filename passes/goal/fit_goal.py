@@ -50,8 +50,8 @@ class FitGoal(Pass):
             and `float` leave no choice.
         kinds: the kinds of axes that may be cut (`lobo_fx.axes.KINDS`); None for all.
         exclude: patterns of names of modules or parameters; an axis that runs through one of them stays whole.
-        round_to: widths are multiples of this, of half of it where the axis is less than twice as wide, and so on; heads
-            and groups may be any number. 0 takes 16 for int8, 8 for float.
+        round_to: widths are multiples of this, of half of it where the axis is less than twice as wide, and so on;
+            heads and groups may be any number. 0 takes 16 for int8, 8 for float.
         moves: candidates that are pruned, refitted and compared beside the solver's.
         seconds: after which no further candidate is begun.
         quantizer: how operators are quantized.
