@@ -53,7 +53,7 @@ _FIT_ROWS = 512
 """Rows that candidates are refitted to while they are compared."""
 _CALLS = 3
 """Calls of a noisy `evaluate`, whose mean counts."""
-_CORRECTIONS = 3
+_CORRECTIONS = 4
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
 """Of the original's latency: where the front is looked at beside the goal."""
 _LOSS_STEPS = 5
@@ -141,13 +141,14 @@ class GoalSearch:
         nearest = {precision.name: self._out_of_reach(precision, limits) for precision in self.precisions}
         able = [precision for precision in self.precisions if not nearest[precision.name]]
         expected = {precision.name: self._set_right(precision, limits) for precision in able}
+        inside: list[_Built] = []
         for precision in sorted(able, key=lambda precision: expected[precision.name]):
-            if self.built and not self._integers_hurt():
+            if inside and not self._integers_hurt():
                 break
             self._build_within(precision, limits)
+            inside = [b for b in self.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)]
         if not self.built:
             raise InvalidInput("the goal can't be met: " + "; ".join(nearest.values()))
-        inside = [b for b in self.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)]
         if not inside:
             near = min(self.built, key=lambda b: max(b.measured[name] / limits[name] for name in limits))
             told = ", ".join(
