@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import sympy
 import torch
-from torch import fx
 
+from lobo_fx.axes.axis import Axis
 from lobo_fx.axes.inference import Inference
-from lobo_fx.axes.removal import Removal, kept_size
+from lobo_fx.axes.removal import Removal, size_with
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import dimension_names, free_symbols
 
-__all__ = ["COSTS", "file_size_after", "macs_after", "one_row_sizes", "parameters_after"]
+__all__ = [
+    "COSTS",
+    "count_positions",
+    "file_size_after",
+    "macs_after",
+    "one_row_sizes",
+    "parameters_after",
+    "stored_tensors",
+]
 
 
 def parameters_after(inference: Inference, removal: Removal) -> int:
@@ -37,9 +45,8 @@ def macs_after(inference: Inference, removal: Removal) -> int:
 
 def file_size_after(inference: Inference, removal: Removal) -> int:
     """Bytes of the parameters and buffers that the graph reads: what a file of it holds, but for some kilobytes."""
-    stored = {id(tensor): tensor for tensor in map(inference.program.parameter, _reads(inference))}
     count = 0
-    for tensor in stored.values():
+    for tensor in stored_tensors(inference):
         axes = inference.stored.get(id(tensor))
         count += (tensor.numel() if axes is None else _positions(axes, removal)) * tensor.element_size()
     return count
@@ -52,16 +59,25 @@ COSTS: dict[str, Callable[[Inference, Removal], int]] = {
 }
 
 
-def _reads(inference: Inference) -> list[fx.Node]:
-    """The nodes that read a tensor."""
-    return [n for n in inference.program.graph.find_nodes(op="get_attr") if isinstance(n.meta.get("val"), torch.Tensor)]
+def stored_tensors(inference: Inference) -> list[torch.Tensor]:
+    """The tensors that the graph reads, tied ones once."""
+    reads = inference.program.graph.find_nodes(op="get_attr")
+    found = (inference.program.parameter(node) for node in reads if isinstance(node.meta.get("val"), torch.Tensor))
+    return list({id(tensor): tensor for tensor in found}.values())
 
 
 def _positions(axes: Any, removal: Removal, sizes: Mapping[sympy.Symbol, int] | None = None) -> int:
-    """Product of sizes; `sizes` says what free ones count as."""
+    """Product of the sizes that a removal leaves."""
+    return count_positions(axes, {leaf: int(mask.sum()) for leaf, mask in removal.items()}, sizes)
+
+
+def count_positions(
+    axes: Iterable[Axis], widths: Mapping[Axis, int], sizes: Mapping[sympy.Symbol, int] | None = None
+) -> int:
+    """Product of the sizes of axes whose leaves have these widths; `sizes` says what free ones count as."""
     count = 1
     for axis in axes:
-        size = kept_size(axis, removal)
+        size = size_with(axis, widths)
         count *= size if isinstance(size, int) else int(size.subs(sizes or {}))
     return count
 

@@ -31,7 +31,6 @@ from lobo_fx.terminal.progress import track
 
 __all__ = ["LossModel", "Noise", "added"]
 
-_ROWS = 64
 _LEAST = 1e-12
 
 
@@ -44,7 +43,7 @@ class Noise:
     """
 
     def __init__(self, original: Program, batches: Sequence[Inputs]) -> None:
-        self.original, self.batches = original, batches
+        self.batches = batches
         self.reference = self._outputs(Runner(original.module))
         self.signal = variation(self.reference)
 

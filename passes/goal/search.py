@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import math
 import operator
@@ -36,7 +35,7 @@ from lobo_fx.passes.goal.terms import Sum
 from lobo_fx.passes.pruning.layer_fitting import Fit
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.search import SCOPES, Candidates, Search
-from lobo_fx.passes.pruning.widths import Widths, modules_above
+from lobo_fx.passes.pruning.widths import Widths, runs_through
 from lobo_fx.passes.quantization.quantize_static import folded
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import spinner, track
@@ -99,8 +98,7 @@ class GoalSearch:
 
     def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
         kinds, exclude = self.settings.kinds, self.settings.exclude
-        names = {name for member in found for name in (member.name, *modules_above(member.name))}
-        return (kinds is None or kind(leaf) in kinds) and not any(fnmatch.filter(names, p) for p in exclude)
+        return (kinds is None or kind(leaf) in kinds) and not any(runs_through(found, p) for p in exclude)
 
     def run(self) -> Program:
         """The best program within the goal.

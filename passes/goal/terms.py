@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping
-
-import torch
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from lobo_fx.axes import Axis, Inference
-from lobo_fx.axes.cost import one_row_sizes
-from lobo_fx.axes.removal import size_with
+from lobo_fx.axes.call import Axes
+from lobo_fx.axes.cost import count_positions, one_row_sizes, stored_tensors
 from lobo_fx.passes.pruning.widths import Widths
 
 __all__ = ["Sum", "Term", "macs", "stored_bytes"]
@@ -78,14 +75,7 @@ def macs(inference: Inference, leaves: Iterable[Axis]) -> Sum:
     chosen = set(leaves)
 
     def term(axes: tuple[Axis, ...]) -> Term:
-        def value(widths: Mapping[Axis, int]) -> float:
-            count = 1
-            for axis in axes:
-                size = size_with(axis, widths)
-                count *= size if isinstance(size, int) else int(size.subs(sizes))
-            return float(count)
-
-        return Term(tuple(dict.fromkeys(leaf for axis in axes for leaf in axis.leaves() if leaf in chosen)), value)
+        return Term(_within(axes, chosen), lambda widths: float(count_positions(axes, widths, sizes)))
 
     return Sum(leaves, map(term, inference.findings.products))
 
@@ -94,21 +84,19 @@ def stored_bytes(inference: Inference, leaves: Iterable[Axis], as_codes: bool) -
     """Bytes of the tensors that the graph reads; with weights as 8-bit codes, of those with two or more dimensions."""
     leaves = tuple(leaves)
     chosen = set(leaves)
-    reads = inference.program.graph.find_nodes(op="get_attr")
-    stored = {
-        id(tensor): tensor for tensor in map(inference.program.parameter, reads) if isinstance(tensor, torch.Tensor)
-    }
     terms = []
-    for key, tensor in stored.items():
-        axes = inference.stored.get(key, ())
+    for tensor in stored_tensors(inference):
+        axes = inference.stored.get(id(tensor), ())
         is_code = as_codes and tensor.dim() > 1 and tensor.is_floating_point()
-        each = 1 if is_code else tensor.element_size()
+        each, whole = 1 if is_code else tensor.element_size(), tensor.numel()
 
-        def value(
-            widths: Mapping[Axis, int], axes: tuple[Axis, ...] = axes, each: int = each, of: torch.Tensor = tensor
-        ) -> float:
-            return float(each * (math.prod(size_with(axis, widths) for axis in axes) if axes else of.numel()))
+        def value(widths: Mapping[Axis, int], axes: Axes = axes, each: int = each, whole: int = whole) -> float:
+            return float(each * (count_positions(axes, widths) if axes else whole))
 
-        named = tuple(dict.fromkeys(leaf for axis in axes for leaf in axis.leaves() if leaf in chosen))
-        terms.append(Term(named, value))
+        terms.append(Term(_within(axes, chosen), value))
     return Sum(leaves, terms)
+
+
+def _within(axes: Iterable[Axis], chosen: Collection[Axis]) -> tuple[Axis, ...]:
+    """The leaves of axes that are chosen, each once."""
+    return tuple(dict.fromkeys(leaf for axis in axes for leaf in axis.leaves() if leaf in chosen))

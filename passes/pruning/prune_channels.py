@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from lobo_fx.passes.pruning.compensation import METHODS, Compensated, compensate
 from lobo_fx.passes.pruning.criteria import Criterion, Elementwise, resolve
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.search import SCOPES, Candidates, Patterns, Search, Target, makers
-from lobo_fx.passes.pruning.widths import best_positions, modules_above, parameters
+from lobo_fx.passes.pruning.widths import best_positions, parameters, runs_through
 
 __all__ = ["PruneChannels"]
 
@@ -305,13 +304,13 @@ class PruneChannels(Pass):
         """The free axes of the kinds asked for that run through nothing that is excluded."""
         everything = members(inference)
         for pattern in self.exclude:
-            if not any(_runs_through(found, pattern) for found in everything.values()):
+            if not any(runs_through(found, pattern) for found in everything.values()):
                 context.note(f"exclude: '{pattern}' excludes nothing, since no axis that could go runs through it")
         return {
             leaf: found
             for leaf, found in everything.items()
             if (self.kinds is None or kind(leaf) in self.kinds)
-            and not any(_runs_through(found, pattern) for pattern in self.exclude)
+            and not any(runs_through(found, pattern) for pattern in self.exclude)
         }
 
     def _matched(
@@ -375,12 +374,6 @@ def _places(leaf: Axis, found: Iterable[Member]) -> Iterator[Place]:
 def _sizes(program: Program) -> dict[Place, int]:
     inference = Inference(program).run()
     return {place: leaf.size for leaf, found in members(inference).items() for place in _places(leaf, found)}
-
-
-def _runs_through(found: Sequence[Member], pattern: str) -> bool:
-    """Whether an axis runs through a parameter of this name, or of a module of this name."""
-    names = {name for member in found for name in (member.name, *modules_above(member.name))}
-    return bool(fnmatch.filter(names, pattern))
 
 
 def _are_kinds(kinds: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,7 @@ from lobo_fx.axes import Axis
 from lobo_fx.axes.members import Member
 from lobo_fx.axes.removal import Removal
 
-__all__ = ["Widths", "best_positions", "likeness", "modules_above", "parameters", "specificity"]
+__all__ = ["Widths", "best_positions", "likeness", "modules_above", "parameters", "runs_through", "specificity"]
 
 Widths = dict[Axis, int]
 """How many positions of each leaf stay."""
@@ -48,3 +49,9 @@ def modules_above(parameter: str) -> list[str]:
 def parameters(found: Sequence[Member]) -> list[Member]:
     """The members that training made, and so say what matters; buffers are only cut along."""
     return [member for member in found if isinstance(member.tensor, nn.Parameter)]
+
+
+def runs_through(found: Sequence[Member], pattern: str) -> bool:
+    """Whether an axis runs through a parameter of this name, or of a module of this name."""
+    names = {name for member in found for name in (member.name, *modules_above(member.name))}
+    return bool(fnmatch.filter(names, pattern))
