@@ -57,8 +57,9 @@ class GoalPlan:
         quantizer = quantizer or QuantizeStatic()
         program = folded(program, context)
         propagate(program.module)
-        program = PruneChannels(plan=self.pruning).run(program, context)
-        propagate(program.module)
+        if self.pruning.cuts:
+            program = PruneChannels(plan=self.pruning).run(program, context)
+            propagate(program.module)
         if self.integers is None:
             return fused_where_faster(program, open_table(quantizer.costs), context)
         program, choices = quantizer.simplify(program, context)
