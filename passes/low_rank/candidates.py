@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import fx, nn
@@ -13,10 +16,13 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.layers import Layer, layers
 from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.program import Program
+from lobo_fx.passes.fitting.layer_grams import Role, collect_grams, in_parts
+from lobo_fx.passes.fitting.linear_problem import matrix_of
 from lobo_fx.passes.left_alone import note_left_alone
 from lobo_fx.passes.low_rank.ranks import Shape
+from lobo_fx.passes.low_rank.spectrum import Spectrum, spectrum
 
-__all__ = ["Candidate", "find_candidates"]
+__all__ = ["Candidate", "find_candidates", "spectra"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,11 @@ class Candidate:
     @property
     def name(self) -> str:
         return self.names[0]
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The weight as (outputs, inputs)."""
+        return matrix_of(self.layers[0], self.weight.detach())[0]
 
     @property
     def shape(self) -> Shape:
@@ -92,3 +103,23 @@ def _read_by_none_but(program: Program, weight: torch.Tensor, group: list[Layer]
     reads = [read for read in program.graph.find_nodes(op="get_attr") if program.parameter(read) is weight]
     users = {user for node in (*reads, *inside.difference(layer.node for layer in group)) for user in node.users}
     return users <= inside and not any(layer.input in inside or weight_node(layer.bias) in reads for layer in group)
+
+
+def spectra(
+    program: Program, candidates: Sequence[Candidate], context: Context
+) -> Iterator[tuple[Candidate, Spectrum]]:
+    """What the outputs of each layer lose at every rank, on calibration data where there is some; one in memory."""
+    if context.calibration_data is None:
+        yield from ((one, spectrum(one.matrix)) for one in candidates)
+        return
+    for part in in_parts(candidates, _roles):
+        grams = collect_grams(program, [role for one in part for role in _roles(one)], context, centred=True)
+        for one in part:
+            known = [grams[role] for role in _roles(one) if role in grams]
+            if not known:
+                context.note("is weighed by plain singular values: no row of its inputs was seen", parameter=one.name)
+            yield one, spectrum(one.matrix, functools.reduce(operator.add, known).shrunk() if known else None)
+
+
+def _roles(candidate: Candidate) -> list[Role]:
+    return [Role(layer.node, layer.read) for layer in candidate.layers if layer.read is not None]

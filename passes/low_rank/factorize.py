@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
-import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from lobo_fx.axes import Inference
 from lobo_fx.axes.cost import COSTS
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.layers import Layer, layers
+from lobo_fx.graph.layers import Layer
 from lobo_fx.graph.masks import mask_weight, masks, strip_masks
-from lobo_fx.graph.operators import arguments, set_argument
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import check_named, check_patterns, inherit
-from lobo_fx.graph.rewriting import drop_unused, free_name
+from lobo_fx.graph.provenance import check_named, check_patterns
 from lobo_fx.graph.running import watch
 from lobo_fx.graph.shapes import propagate
-from lobo_fx.graph.tensors import register
 from lobo_fx.measures.counts import rows
-from lobo_fx.passes.fitting.layer_grams import Role, collect_grams, in_parts
-from lobo_fx.passes.fitting.linear_problem import count_rows, matrix_of, put_matrix
+from lobo_fx.passes.fitting.linear_problem import count_rows
 from lobo_fx.passes.fusion.fold_weights import fold_weights
-from lobo_fx.passes.low_rank.candidates import Candidate, find_candidates
+from lobo_fx.passes.low_rank.candidates import Candidate, find_candidates, spectra
+from lobo_fx.passes.low_rank.lowering import lower, split_layers
 from lobo_fx.passes.low_rank.ranks import Option, best_within, options
 from lobo_fx.passes.low_rank.refit import LowRankFit
-from lobo_fx.passes.low_rank.spectrum import Spectrum, spectrum
 from lobo_fx.passes.pruning.compensation import METHODS, compensate
 from lobo_fx.passes.pruning.search import TARGET_TOLERANCE, Patterns, Search, Target
-from lobo_fx.passes.pruning.widths import modules_above
+from lobo_fx.passes.pruning.widths import is_named
 from lobo_fx.report.records import Sheet
 
-__all__ = ["Factorize"]
+__all__ = ["Factorize", "factorize"]
 
 _QUARTER = 0.25
 """What `rank` is where it is left out: a square layer is then half as large."""
@@ -133,13 +127,11 @@ class Factorize(Pass):
             propagate(program.module)
         masked = {name: mask.clone() for name, mask in masks(program).items()}
         strip_masks(program)
-        candidates = [one for one in find_candidates(program, context) if not self._is_excluded(one)]
+        candidates = [one for one in find_candidates(program, context) if not is_named(one.names, self.exclude)]
         ranks = self._ranks(candidates, program, context)
         chosen = [one for one in candidates if ranks.get(one.name, one.shape.full) < one.shape.full]
         if chosen:
-            program = self._lowered(program, chosen, ranks, masked, context)
-            _write(program, chosen, ranks)
-            context.sheets.append(_sheet(chosen, ranks))
+            program = factorize(program, chosen, ranks, context, self.compensation, masked)
         else:
             context.note("factorize found no layer that two would make smaller")
         for name, mask in masked.items():
@@ -149,16 +141,12 @@ class Factorize(Pass):
                 mask_weight(program, name, mask)
         return program
 
-    def _is_excluded(self, candidate: Candidate) -> bool:
-        names = {above for name in candidate.names for above in (name, *modules_above(name))}
-        return any(fnmatch.filter(names, pattern) for pattern in self.exclude)
-
     def _ranks(self, candidates: Sequence[Candidate], program: Program, context: Context) -> dict[str, int]:
         """The rank of each weight that is to have a lower one, by name; the others are noted."""
         if self.target is not None:
             return self._hit(candidates, self.target, program, context)
         if self.decibels is not None:
-            found = _spectra(program, candidates, context)
+            found = {one.name: found for one, found in spectra(program, candidates, context)}
             wanted = {one.name: self._rounded_up(one, found[one.name].rank_for(self.decibels)) for one in candidates}
         else:
             shares = self._shares(candidates, context)
@@ -199,7 +187,7 @@ class Factorize(Pass):
             raise InvalidInput(f"target={target!r}: the model has none, so no share of it can be kept")
         wanted = Target(target, _HALF if self.keep is None else self.keep)
         costs = _costs(program, candidates, target)
-        found = _spectra(program, candidates, context)
+        found = {one.name: found for one, found in spectra(program, candidates, context)}
         rest = whole - sum(costs.values())
 
         def nearest(step: int) -> tuple[dict[str, Option], float]:
@@ -226,60 +214,45 @@ class Factorize(Pass):
                 context.note(f"is left alone: {why}", parameter=one.name)
         return {name: one.rank for name, one in chosen.items()}
 
-    def _lowered(
-        self,
-        program: Program,
-        chosen: Sequence[Candidate],
-        ranks: Mapping[str, int],
-        masked: Iterable[str],
-        context: Context,
-    ) -> Program:
-        """The program, or a copy, with weights of lower rank in the places of the whole ones."""
-        method = self.compensation
-        if method == "auto":
-            method = "none" if context.calibration_data is None else "reconstruct"
-        original = program if method == "none" else program.clone()
-        for one in chosen:
-            nearest = spectrum(_matrix(one)).nearest(ranks[one.name])
-            with torch.no_grad():
-                put_matrix(one.layers[0], one.weight, nearest.unsqueeze(0).to(one.weight.dtype))
-        if method == "none":
-            context.note("ranks were lowered by plain singular values: no calibration data says what matters")
-            return program
+
+def factorize(
+    program: Program,
+    chosen: Sequence[Candidate],
+    ranks: Mapping[str, int],
+    context: Context,
+    compensation: str = "auto",
+    fixed: Collection[str] = (),
+) -> Program:
+    """The program, or a copy, with two layers in the place of each, fitted to calibration data.
+
+    Args:
+        program: masks are part of its weights.
+        chosen: of this program.
+        ranks: by name of the candidate; lower than full.
+        context: calibration data and notes.
+        compensation: as in `Factorize`.
+        fixed: names of weights that no fit may change.
+    """
+    if compensation == "auto":
+        compensation = "none" if context.calibration_data is None else "reconstruct"
+    original = program if compensation == "none" else program.clone()
+    wholes = lower(program, chosen, ranks)
+    if compensation == "none":
+        context.note("ranks were lowered by plain singular values: no calibration data says what matters")
+    else:
         bounds = {name: ranks[one.name] for one in chosen for name in one.names}
-        fit = functools.partial(LowRankFit, ranks=bounds, fixed=set(masked) - bounds.keys())
-        compensated = compensate(program, original, context, method, fit)
+        fit = functools.partial(LowRankFit, ranks=bounds, wholes=wholes, fixed=set(fixed) - bounds.keys())
+        compensated = compensate(program, original, context, compensation, fit)
+        program = compensated.program
         context.note(compensated.remark)
         context.sheets.extend([compensated.sheet] if compensated.sheet else [])
-        return compensated.program
+    split_layers(program, chosen, ranks)
+    context.sheets.append(_sheet(chosen, ranks))
+    return program
 
 
 def _is_share(value: object) -> bool:
     return isinstance(value, (int, float)) and 0 < value <= 1
-
-
-def _matrix(candidate: Candidate) -> torch.Tensor:
-    """The weight as (outputs, inputs)."""
-    return matrix_of(candidate.layers[0], candidate.weight.detach())[0]
-
-
-def _roles(candidate: Candidate) -> list[Role]:
-    return [Role(layer.node, layer.read) for layer in candidate.layers if layer.read is not None]
-
-
-def _spectra(program: Program, candidates: Sequence[Candidate], context: Context) -> dict[str, Spectrum]:
-    """What the outputs of each layer lose at every rank, on calibration data where there is some."""
-    if context.calibration_data is None:
-        return {one.name: spectrum(_matrix(one)) for one in candidates}
-    found = {}
-    for part in in_parts(candidates, _roles):
-        grams = collect_grams(program, [role for one in part for role in _roles(one)], context, centred=True)
-        for one in part:
-            known = [grams[role] for role in _roles(one) if role in grams]
-            if not known:
-                context.note("is weighed by plain singular values: no row of its inputs was seen", parameter=one.name)
-            found[one.name] = spectrum(_matrix(one), functools.reduce(operator.add, known).shrunk() if known else None)
-    return found
 
 
 def _costs(program: Program, candidates: Sequence[Candidate], target: str) -> dict[str, float]:
@@ -300,57 +273,6 @@ def _costs(program: Program, candidates: Sequence[Candidate], target: str) -> di
     return {
         one.name: sum(counts[layer.node] for layer in one.layers) * one.weight.numel() / per_row for one in candidates
     }
-
-
-def _write(program: Program, chosen: Sequence[Candidate], ranks: Mapping[str, int]) -> None:
-    """Makes two layers of each whose weight has a lower rank."""
-    named = {name: one for one in chosen for name in one.names}
-    pairs: dict[str, tuple[str, str]] = {}
-    for layer in list(layers(program.graph)):
-        one = named.get(str(layer.read.target)) if layer.read is not None else None
-        if one is None:
-            continue
-        assert layer.read is not None
-        if one.name not in pairs:
-            pairs[one.name] = _store(program, layer, one.name, ranks[one.name])
-        _split(program, layer, *pairs[one.name])
-    program.graph.eliminate_dead_code()
-    drop_unused(program, named)
-    program.graph.lint()
-    program.module.recompile()
-
-
-def _store(program: Program, layer: Layer, name: str, rank: int) -> tuple[str, str]:
-    """Registers the factors of a layer's weight; their names."""
-    assert layer.read is not None
-    weight = program.parameter(layer.read)
-    up, down = spectrum(matrix_of(layer, weight)[0]).factors(rank)
-    path, _, leaf = name.rpartition(".")
-    places = [1] * layer.kind.places
-    stored = []
-    for part, value in (("down", down), ("up", up)):
-        made = f"{path}.{part}.weight" if leaf == "weight" else f"{name}_{part}"
-        stored.append(free_name(program, made.lstrip(".")))
-        value = value.to(weight.dtype).reshape(*value.shape, *places).contiguous()
-        register(program.module, stored[-1], nn.Parameter(value, requires_grad=weight.requires_grad))
-    return stored[0], stored[1]
-
-
-def _split(program: Program, layer: Layer, down: str, up: str) -> None:
-    """`layer(x, W, b)` → `layer(layer(x, down), up, b)`: the second is the call that there was."""
-    node, graph = layer.node, program.graph
-    given: dict[str, Any] = arguments(node)
-    with graph.inserting_before(node):
-        reads = [graph.get_attr(name) for name in (down, up)]
-        values = {**given, layer.kind.weight: reads[0], layer.kind.bias: None}.values()
-        first = graph.call_function(node.target, tuple(values))  # type: ignore[arg-type]
-    for new in (*reads, first):
-        inherit(new, node)
-    set_argument(node, layer.kind.input, first)
-    set_argument(node, layer.kind.weight, reads[1])
-    if layer.kind.convolves:
-        set_argument(node, "stride", [1] * layer.kind.places)
-        set_argument(node, "padding", "valid" if isinstance(given["padding"], str) else [0] * layer.kind.places)
 
 
 def _sheet(chosen: Sequence[Candidate], ranks: Mapping[str, int]) -> Sheet:

@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping
 import torch
 
 from lobo_fx.graph.layers import Layer, weight_uses
-from lobo_fx.graph.tensors import fetch
 from lobo_fx.passes.fitting.gram import Gram
 from lobo_fx.passes.fitting.held_out import Affine, HeldOut
 from lobo_fx.passes.fitting.linear_problem import Moments, matrix_of
@@ -31,14 +30,16 @@ class LowRankFit(Fit):
     Attributes:
         ranks: the bound, by name of the weight; there the network holds the nearest weight of that rank by plain
             singular values.
+        wholes: the same weights as they were before.
         fixed: names of weights that stay as they are.
     """
 
     ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    wholes: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     fixed: Collection[str] = ()
 
     def _is_cut(self, node: torch.fx.Node) -> bool:
-        return any(use.read.target in self.ranks for use in weight_uses(node))
+        return super()._is_cut(node) or any(use.read.target in self.ranks for use in weight_uses(node))
 
     def _why_fixed(self, layer: Layer) -> str | None:
         if layer.read is not None and layer.read.target in self.fixed:
@@ -48,12 +49,12 @@ class LowRankFit(Fit):
     def _fit_weight(
         self, layer: Layer, start: torch.Tensor, moments: Moments, held_out: HeldOut, current: Affine
     ) -> tuple[Affine, float]:
-        """The best on held-out rows: what there is, the original's weight and its best fit, both at the lower rank."""
+        """The best on held-out rows: what there is, the whole weight and its best fit, both at the lower rank."""
         assert layer.read is not None
         name = str(layer.read.target)
         if name not in self.ranks:
             return super()._fit_weight(layer, start, moments, held_out, current)
-        whole = matrix_of(layer, fetch(self.original.module, name)).double()
+        whole = matrix_of(layer, self.wholes[name]).double()
         given = Affine(whole, moments.bias(whole))
         fitted, share = super()._fit_weight(layer, whole, moments, held_out, given)
         gram = Gram.of_moments(moments, centred=True).shrunk()

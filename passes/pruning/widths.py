@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -13,7 +13,16 @@ from lobo_fx.axes import Axis
 from lobo_fx.axes.members import Member
 from lobo_fx.axes.removal import Removal
 
-__all__ = ["Widths", "best_positions", "likeness", "modules_above", "parameters", "runs_through", "specificity"]
+__all__ = [
+    "Widths",
+    "best_positions",
+    "is_named",
+    "likeness",
+    "modules_above",
+    "parameters",
+    "runs_through",
+    "specificity",
+]
 
 Widths = dict[Axis, int]
 """How many positions of each leaf stay."""
@@ -53,5 +62,10 @@ def parameters(found: Sequence[Member]) -> list[Member]:
 
 def runs_through(found: Sequence[Member], pattern: str) -> bool:
     """Whether an axis runs through a parameter of this name, or of a module of this name."""
-    names = {name for member in found for name in (member.name, *modules_above(member.name))}
-    return bool(fnmatch.filter(names, pattern))
+    return is_named((member.name for member in found), [pattern])
+
+
+def is_named(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    """Whether a pattern matches one of these parameters, or a module that one is in."""
+    above = {found for name in names for found in (name, *modules_above(name))}
+    return any(fnmatch.filter(above, pattern) for pattern in patterns)
