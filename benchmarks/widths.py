@@ -39,7 +39,7 @@ from lobo_fx.passes.goal.costs import narrowed
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
 from lobo_fx.passes.goal.repair import Repair
 from lobo_fx.passes.goal.solver import solve
-from lobo_fx.passes.goal.terms import macs
+from lobo_fx.passes.goal.terms import Budget, macs
 from lobo_fx.passes.pruning.layer_fitting import Fit
 from lobo_fx.passes.pruning.widths import Widths
 from lobo_fx.terminal.tables import new_table, to_markdown
@@ -88,15 +88,15 @@ class Chosen:
 
     def widths(self, keep: float, moves: int) -> Widths:
         """What the solver gives, or with moves what the repair makes of it."""
-        budget = keep * self.cost({leaf: leaf.size for leaf in self.leaves})
-        start = solve(self.cost, self.losses, self.options, budget)
+        budget = Budget.of(self.cost, keep * self.cost({leaf: leaf.size for leaf in self.leaves}))
+        start = solve(budget, self.losses, self.options)
         if not moves:
             return start
 
         def measure(widths: Widths) -> float:
             return added(self.noise(self.fitted(widths, self.part)))
 
-        return Repair(self.cost, self.losses, self.options, budget, measure).run([start], moves)
+        return Repair(budget, self.losses, self.options, measure).run([start], moves)
 
 
 def main() -> None:

@@ -20,19 +20,24 @@ from lobo_fx.axes.members import members
 from lobo_fx.axes.surgery import remove
 from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.context import Context
+from lobo_fx.graph.layers import layers
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.memory import peak_memory
 from lobo_fx.passes.goal.latency_model import LatencyModel
+from lobo_fx.passes.goal.plan import with_firsts
+from lobo_fx.passes.goal.ranks import RankAxis, find_ranks
 from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Options
 from lobo_fx.passes.goal.terms import Sum, Term, stored_bytes
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.widths import Widths, best_positions
-from lobo_fx.passes.quantization.integers.kernels import kernel_table
+from lobo_fx.passes.quantization.integers.kernels import kernel_table, one_row
 from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
-from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
+from lobo_fx.passes.quantization.mixed_precision import ever_fewer
+from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, fused_where_faster
+from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.plugins.kernels import ProfilesNodes
 from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
 
@@ -47,25 +52,35 @@ _COUNTED = ("heads", "groups")
 _SMALL = 8
 """Axes of fewer positions may have any width: registers are not filled anyway."""
 _ROUNDS = 25
+_LARGE = 0.02
+"""A layer that takes this share of the time may become two of a lower rank."""
+_FORMATS = ("int8", "int4")
+"""Of `QuantizeWeights`: those that ONNX Runtime multiplies with."""
+_FEW_ROWS = 8
+_LEAST_NOISE = 1e-30
 _METADATA = 1024
 """Bytes that `Result.export` adds to a file, at most: what was done to the model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The program with some operators as integers.
+    """The program with some operators as integers, or with weights in few bits.
 
     Attributes:
-        name: `int8` or `float`.
-        integers: names of the operators; None for none.
+        name: `int8`, `float`, `int8 of N operators`, or `weights in` a format.
+        integers: names of the operators that run as integers, weights of the others are stored as int8; None for none.
         costs: as shares of the original's, by name of the quantity.
-        options: widths that axes may have.
+        options: widths that axes may have, and ranks.
+        weights: a format of `QuantizeWeights`; None where there is none.
+        rounding: noise that rounding adds at whole widths, as far as it is known.
     """
 
     name: str
     integers: tuple[str, ...] | None
     costs: Mapping[str, Sum]
     options: Options
+    weights: str | None = None
+    rounding: float = 0.0
 
 
 class FileCosts:
@@ -74,7 +89,7 @@ class FileCosts:
     Args:
         start: the program as it came; its file is the original's where no pass ran before.
         inference: axes of the program with batch norms folded.
-        leaves: whose widths may change.
+        free: the axes whose widths may change.
         context: calibration data, without progress of its own.
         settings: the goal, how operators are quantized, and for what machine.
         folder: for files.
@@ -84,18 +99,25 @@ class FileCosts:
         self,
         start: Program,
         inference: Inference,
-        leaves: Sequence[Axis],
+        free: Sequence[Axis],
         context: Context,
         settings: Settings,
         folder: Path,
     ) -> None:
-        self.start, self.inference, self.leaves = start, inference, tuple(leaves)
+        self.start, self.inference = start, inference
         self.program, self.context, self.settings, self.folder = inference.program, context, settings, folder
-        self.whole: Widths = {leaf: leaf.size for leaf in leaves}
         self.known: dict[tuple[str, str], dict[float, float]] = {}  # by precision and quantity: measured by expected
         self.exporter = EXPORTERS.get(EXPORTERS.default)()
         self.runtime = RUNTIMES.get(RUNTIMES.default)()
         self._measure_original()
+        self.table = open_table(settings.costs)
+        self.model = LatencyModel(inference, kernel_table(RUNTIMES.default), self.times)
+        measure_missing(self.table, self.model.priced, context)
+        self.model.table = self.table
+        self.ranks = self._ranks(free)
+        self.leaves = (*free, *(rank.leaf for rank in self.ranks))
+        self.whole: Widths = {leaf: leaf.size for leaf in self.leaves}
+        self.floating = self.model.sum(self.leaves, ranks=self.ranks)
         self.precisions = self._precisions()
 
     def expected(self, precision: Precision, name: str, widths: Widths) -> float:
@@ -151,27 +173,64 @@ class FileCosts:
         base, peak = peak_memory(file, f"{kind.__module__}:{kind.__qualname__}", 1, self.arrays)
         return peak - base
 
+    def _ranks(self, free: Sequence[Axis]) -> list[RankAxis]:
+        """Of the layers that take most of the time, where kernels of other sizes are known."""
+        if not self.settings.low_rank:
+            return []
+        found = find_ranks(self.inference, self.context, self.model.large(_LARGE))
+        may = [rank for rank in found if not self.settings.excludes(rank.candidate.names)]
+        return [
+            rank
+            for rank in may
+            if all(self.model.varies(layer.node, (rank.outputs, rank.inputs)) for layer in rank.candidate.layers)
+        ]
+
     def _precisions(self) -> list[Precision]:
-        """Float, and with what is faster as integers."""
-        quantizer, table = self.settings.quantizing, open_table(self.settings.costs)
-        model = LatencyModel(self.inference, kernel_table(RUNTIMES.default), self.times)
-        measure_missing(table, model.priced, self.context)
-        model.table = table
-        floating = model.sum(self.leaves)
-        found = []
-        if self.settings.precision != "float":
-            choices = quantizer.simplify(self.program.clone(), self.context)[1]
-            integers = tuple(choices.place().integer)
-            if integers or self.settings.precision == "int8":
-                found.append(self._precision("int8", integers, model.sum(self.leaves, integers), floating))
-        if self.settings.precision != "int8":
-            found.append(self._precision("float", None, floating, floating))
+        """What is faster as integers, float, and where weights are what a goal is about, these alone in few bits."""
+        asked, found = self.settings.precision, list[Precision]()
+        if asked in ("auto", "int8"):
+            self.choices = self.settings.quantizing.simplify(self.program.clone(), self.context)[1]
+            integers = tuple(self.choices.place().integer)
+            if integers or asked == "int8":
+                found.append(self._precision("int8", integers))
+        if asked in ("auto", "float"):
+            found.append(self._precision("float", None))
+        few = self.settings.goal.limits.keys() & {"size", "memory"} or self._reads_few_rows()
+        for format in _FORMATS:
+            if asked == f"weights_{format}" or (asked == "auto" and few):
+                found.append(self._precision(f"weights in {format}", None, format))
         return found
 
-    def _precision(self, name: str, integers: tuple[str, ...] | None, latency: Sum, floating: Sum) -> Precision:
-        size = stored_bytes(self.inference, self.leaves, as_codes=integers is not None)
+    def _reads_few_rows(self) -> bool:
+        """Whether linear layers multiply so few rows that reading the weights is what takes time."""
+        linear = [layer for layer in layers(self.program.graph) if layer.kind.word == "linear layer"]
+        rows = [one_row(layer.input) for layer in linear]
+        return bool(rows) and all(shape is not None and math.prod(shape[:-1]) <= _FEW_ROWS for shape in rows)
+
+    def fewer_integers(self, noises: Mapping[str, float]) -> list[Precision]:
+        """Ever fewer operators as integers: those stay float first whose noise is worst for the time that they save.
+
+        Args:
+            noises: by name of an operator, the noise of the outputs with it alone as integers.
+        """
+        whole = self.choices.place()
+        sensitivities = {name: -10 * math.log10(max(noise, _LEAST_NOISE)) for name, noise in noises.items()}
+        found = []
+        for placement in ever_fewer(self.choices, whole, sensitivities)[1:-1]:
+            integers = tuple(placement.integer)
+            made = self._precision(f"int8 of {len(integers)} operators", integers)
+            noise = sum(noises.get(name, 0.0) for name in integers)
+            found.append(dataclasses.replace(made, rounding=noise))
+            known = {name: self.known.get(("int8", name), {}) for name in made.costs}
+            self.known |= {(made.name, name): dict(values) for name, values in known.items()}
+        return found
+
+    def _precision(self, name: str, integers: tuple[str, ...] | None, weights: str | None = None) -> Precision:
+        latency = self.floating if integers is None else self.model.sum(self.leaves, integers, self.ranks)
+        as_codes = integers is not None or weights is not None
+        size = stored_bytes(self.inference, self.leaves, as_codes, self.ranks)
         costs = {
-            "latency": latency.scaled(1 / floating(self.whole)),
+            "latency": latency.scaled(1 / self.floating(self.whole)),
             "size": size.scaled(1 / self.original["size"]),
         }
         if "memory" in self.original:  # activations stay about what they are, weights come and go with the file
@@ -180,17 +239,27 @@ class FileCosts:
                 self.leaves, [Term((), lambda widths: rest)]
             )
         unit = self.settings.round_to or (16 if integers is not None else 8)
-        return Precision(name, integers, costs, {leaf: _options(leaf, unit) for leaf in self.leaves})
+        options = {leaf: _options(leaf, unit) for leaf in self.leaves}
+        options |= {rank.leaf: _rank_options(rank, unit) for rank in self.ranks}
+        return Precision(name, integers, costs, options, weights)
 
     def structure(self, precision: Precision, program: Program) -> Program:
-        """A narrowed program with integers where they are placed, its values of no use."""
-        if precision.integers is None:
+        """A narrowed program in a precision, its values of no use."""
+        if precision.integers is None and precision.weights is None:
             return program
-        quick = QuantizeStatic("min_max", correct_bias=False, costs=self.settings.costs, target=self.settings.target)
         few = self.context.signature.take_rows(next(self.context.fitting_batches()), [0])
-        rows = dataclasses.replace(self.context, calibration_data=[few])
+        rows = dataclasses.replace(self.context, calibration_data=[few], notes=[], sheets=[])
+        if precision.weights is not None:
+            return self.stored(precision.weights, program, rows)
+        quick = QuantizeStatic("min_max", correct_bias=False, costs=self.settings.costs, target=self.settings.target)
         program, choices = quick.simplify(program, rows)
-        return quick.quantize(program, choices.exactly(precision.integers), rows)
+        assert precision.integers is not None
+        return quick.quantize(program, choices.exactly(with_firsts(precision.integers)), rows)
+
+    def stored(self, weights: str, program: Program, context: Context) -> Program:
+        """A program with weights in few bits, rounded without data."""
+        program = fused_where_faster(program, self.table, context)
+        return QuantizeWeights(weights, method="round", costs=self.settings.costs).run(program, context)  # type: ignore[arg-type]
 
     def measure(self, program: Program) -> dict[str, float]:
         """What a program's file takes, as shares of the original's."""
@@ -230,6 +299,11 @@ def _givers(program: Program) -> dict[str, str]:
         if spec is not None and isinstance(node, fx.Node)
     }
     return {node.name: node.name for node in program.graph.nodes} | named
+
+
+def _rank_options(rank: RankAxis, unit: int) -> list[int]:
+    """Ranks that make two layers smaller than one, and the full one."""
+    return [*(option for option in _options(rank.leaf, unit) if option <= rank.candidate.shape.highest), rank.leaf.size]
 
 
 def _options(leaf: Axis, unit: int) -> list[int]:

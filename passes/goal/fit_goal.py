@@ -1,10 +1,10 @@
-"""`FitGoal`: limits in, a model out: widths and integers together, on measured latency."""
+"""`FitGoal`: limits in, a model out: widths, ranks and precisions together, on measured latency."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -19,6 +19,7 @@ from lobo_fx.graph.shapes import propagate
 from lobo_fx.passes.goal.latency_model import LatencyModel
 from lobo_fx.passes.goal.plan import GoalPlan
 from lobo_fx.passes.goal.search import GoalSearch
+from lobo_fx.passes.pruning.widths import is_named
 from lobo_fx.passes.quantization.integers.kernels import kernel_table
 from lobo_fx.passes.quantization.integers.prices import check_costs
 from lobo_fx.passes.quantization.integers.targets import target_named, target_of_this_machine
@@ -29,10 +30,12 @@ from lobo_fx.plugins.registry import RUNTIMES
 
 __all__ = ["FitGoal"]
 
+_PRECISIONS = ("auto", "int8", "float", "weights_int8", "weights_int4")
+
 
 @dataclasses.dataclass(frozen=True)
 class FitGoal(Pass):
-    """Makes the best model within limits: how wide every axis stays, and which operators run as integers.
+    """Makes the best model within limits: how wide every axis stays, what rank, and which operators run as integers.
 
     What a width costs comes from kernels measured on a grid of sizes and from the profile of the original's file; what
     it loses from the moments that refitting uses, set right by one run an axis. A solver chooses widths; equal shares
@@ -46,12 +49,15 @@ class FitGoal(Pass):
         memory: peak memory.
         drop: what may be lost of `evaluate`'s score.
         decibels: least signal-to-noise ratio; 30 where nothing is limited.
-        precision: `auto` runs as integers what is faster so, where that loses less than being narrower would; `int8`
-            and `float` leave no choice.
+        precision: `auto` runs as integers what is faster so, where that loses less than being narrower would: all of
+            it, or less where rounding is most of the loss; where size or memory is limited, or layers multiply few
+            rows, weights alone may be stored in few bits. `int8`, `float`, `weights_int8` and `weights_int4` leave no
+            choice.
+        low_rank: whether layers that take 2 % of the time or more may become two of a lower rank (`Factorize`).
         kinds: the kinds of axes that may be cut (`lobo_fx.axes.KINDS`); None for all.
         exclude: patterns of names of modules or parameters; an axis that runs through one of them stays whole.
         round_to: widths are multiples of this, of half of it where the axis is less than twice as wide, and so on;
-            heads and groups may be any number. 0 takes 16 for int8, 8 for float.
+            heads and groups may be any number; ranks likewise. 0 takes 16 for int8, 8 for float.
         moves: candidates that are pruned, refitted and compared beside the solver's.
         seconds: after which no further candidate is begun.
         quantizer: how operators are quantized.
@@ -74,7 +80,8 @@ class FitGoal(Pass):
     memory: float | str | None = None
     drop: float | None = None
     decibels: float | None = None
-    precision: Literal["auto", "int8", "float"] = "auto"
+    precision: Literal["auto", "int8", "float", "weights_int8", "weights_int4"] = "auto"
+    low_rank: bool = True
     kinds: Sequence[str] | None = None
     exclude: Sequence[str] = ()
     round_to: int = 0
@@ -94,8 +101,10 @@ class FitGoal(Pass):
             self.given_plan  # noqa: B018  refused here, before any work
         else:
             self.goal  # noqa: B018  likewise
-        if self.precision not in ("auto", "int8", "float"):
-            raise InvalidInput(f"precision is {self.precision!r}; it must be one of auto, int8, float")
+        if self.precision not in _PRECISIONS:
+            raise InvalidInput(f"precision is {self.precision!r}; it must be one of {', '.join(_PRECISIONS)}")
+        if not isinstance(self.low_rank, bool):
+            raise InvalidInput(f"low_rank is {self.low_rank!r}; it must be True or False")
         if self.kinds is not None and not (self.kinds and all(kind in KINDS for kind in self.kinds)):
             raise InvalidInput(f"kinds is {self.kinds!r}; it must be a list of {', '.join(KINDS)}")
         if isinstance(self.exclude, str) or not all(isinstance(pattern, str) for pattern in self.exclude):
@@ -146,6 +155,10 @@ class FitGoal(Pass):
     def quantizing(self) -> QuantizeStatic:
         """How operators are quantized, for this target and by these costs."""
         return dataclasses.replace(self.quantizer or QuantizeStatic(), costs=self.costs, target=self.target)
+
+    def excludes(self, names: Iterable[str]) -> bool:
+        """Whether a parameter of these names is to stay as it is."""
+        return is_named(names, self.exclude)
 
     def applying(self, plan: GoalPlan) -> FitGoal:
         """Another one that does what a plan says, for the same machine."""

@@ -6,6 +6,7 @@ kernel takes within the original's file. What has no kernel in the table grows a
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 import math
@@ -20,6 +21,7 @@ from lobo_fx.graph.layers import weight_uses
 from lobo_fx.graph.operators import arguments, aten, is_call
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.measures.kernel_costs import CostTable
+from lobo_fx.passes.goal.ranks import RankAxis, nodes_of
 from lobo_fx.passes.goal.terms import Sum, Term
 from lobo_fx.passes.quantization.integers.kernels import (
     KernelTable,
@@ -111,15 +113,20 @@ class _Grid:
         """Whether every size has a cost: a runtime may refuse a kernel at some."""
         return all(isinstance(table.find(kernel), Cost) for kernel in self.kernels.values())
 
-    def at(self, table: CostTable, widths: Mapping[Axis, int]) -> Cost | NoCost:
-        """The cost at the widths of leaves, between the nearest that are known."""
+    def at(
+        self, table: CostTable, widths: Mapping[Axis, int], instead: Mapping[Axis, int] | None = None
+    ) -> Cost | NoCost:
+        """The cost at the widths of leaves, on the line through the nearest known; some axes of other sizes instead."""
         corners: list[list[tuple[int, float]]] = []
         for axis, levels in zip(self.axes, self.levels, strict=True):
-            size = size_with(axis, widths)
-            above = next((level for level in levels if level >= size), levels[-1])
-            below = max((level for level in levels if level <= size), default=levels[0])
-            share = 0.0 if above == below else (size - below) / (above - below)
-            corners.append([(below, 1 - share), (above, share)] if above != below else [(above, 1.0)])
+            size = instead[axis] if instead and axis in instead else size_with(axis, widths)
+            above = min(bisect.bisect_left(levels, size), len(levels) - 1)
+            if len(levels) == 1 or levels[above] == size:
+                corners.append([(levels[above], 1.0)])
+                continue
+            low, high = levels[max(0, above - 1)], levels[max(1, above)]  # the two lowest where it is below both
+            share = (size - low) / (high - low)
+            corners.append([(low, 1 - share), (high, share)])
         floating = integer = 0.0
         for chosen in itertools.product(*corners):
             found = table.find(self.kernels[tuple(size for size, _ in chosen)])
@@ -127,7 +134,7 @@ class _Grid:
                 return found
             weight = math.prod(share for _, share in chosen)
             floating, integer = floating + weight * found.floating, integer + weight * found.integer
-        return Cost(floating, integer)
+        return Cost(max(0.0, floating), max(0.0, integer))
 
 
 def _level(size: int, share: float) -> int:
@@ -170,8 +177,19 @@ class LatencyModel:
         grids = [*self.grids.values(), *self.conversions.values()]
         return list(dict.fromkeys(kernel for grid in grids for kernel in grid.kernels.values()))
 
-    def sum(self, leaves: Iterable[Axis], integer: Collection[str] = ()) -> Sum:
-        """The latency as terms over widths, with these nodes as integers.
+    def large(self, share: float) -> set[str]:
+        """Names of the nodes whose kernels take this share of the whole time, or more."""
+        least = share * self.sum(())({})
+        known = {node: grid for node, grid in self.grids.items() if grid.is_known(self._known)}
+        times = {node: self._scale(node, grid)[0] * self._time(node, grid, {}, False) for node, grid in known.items()}
+        return {node.name for node, time in times.items() if time >= least}
+
+    def varies(self, node: fx.Node, axes: Iterable[Axis]) -> bool:
+        """Whether a node's kernel was measured at several sizes of these axes."""
+        return node in self.grids and set(axes) <= set(self.grids[node].axes)
+
+    def sum(self, leaves: Iterable[Axis], integer: Collection[str] = (), ranks: Iterable[RankAxis] = ()) -> Sum:
+        """The latency as terms over widths, with these nodes as integers, and of some layers the rank chosen too.
 
         `table` must hold what is `priced`.
         """
@@ -180,6 +198,7 @@ class LatencyModel:
         elements = {node: self._elements(node, {}) for node in self.calls}
         spread = sum(self.times.get("", ())) / max(1.0, sum(elements.values()))
         terms: list[Term] = []
+        ranked = nodes_of(ranks)
 
         def add(node: fx.Node, axes: Iterable[Axis], value: Any) -> None:
             name = module_name(node) or node.name
@@ -189,16 +208,12 @@ class LatencyModel:
             times = list(self.times.get(node.name, ()))
             grid, near = self.grids.get(node), self._near(node)
             if grid is not None and grid.is_known(self._known):
-                alone = self._time(node, grid, {}, False)
-                within = times.pop(0) if times else alone
-                if is_call(node, aten.scaled_dot_product_attention.default):
-                    within, times = within + sum(times), []
-                scale = min(max(within / max(alone, 1e-3), _SCALES[0]), _SCALES[1])
-                as_integer = node.name in integer
+                scale, times = self._scale(node, grid)
+                as_integer, rank = node.name in integer, ranked.get(node)
                 add(
                     node,
-                    grid.leaves(),
-                    lambda widths, n=node, g=grid, s=scale, i=as_integer: s * self._time(n, g, widths, i),
+                    (*grid.leaves(), *([] if rank is None else [rank.leaf])),
+                    lambda widths, n=node, g=grid, s=scale, i=as_integer, r=rank: s * self._layer(n, g, widths, i, r),
                 )
             if times or elements[node] * spread:
                 whole, calls = sum(times), _CALL * len(times)
@@ -218,8 +233,34 @@ class LatencyModel:
         assert self.table is not None, "costs are measured before they are asked"
         return self.table
 
-    def _time(self, node: fx.Node, grid: _Grid, widths: Mapping[Axis, int], as_integer: bool) -> float:
-        cost = grid.at(self._known, widths)
+    def _scale(self, node: fx.Node, grid: _Grid) -> tuple[float, list[float]]:
+        """By what a kernel within the file differs from the same alone; and the times of what runs beside it."""
+        times = list(self.times.get(node.name, ()))
+        alone = self._time(node, grid, {}, False)
+        within = times.pop(0) if times else alone
+        if is_call(node, aten.scaled_dot_product_attention.default):
+            within, times = within + sum(times), []
+        return min(max(within / max(alone, 1e-3), _SCALES[0]), _SCALES[1]), times
+
+    def _layer(
+        self, node: fx.Node, grid: _Grid, widths: Mapping[Axis, int], as_integer: bool, rank: RankAxis | None
+    ) -> float:
+        """What a kernel takes, or the two of a lower rank: as if it gave, then as if it read, that many channels."""
+        low = None if rank is None else rank.lowered(widths)
+        if rank is None or low is None:
+            return self._time(node, grid, widths, as_integer)
+        first, second = ({axis: low} for axis in (rank.outputs, rank.inputs))
+        return sum(self._time(node, grid, widths, as_integer, instead) for instead in (first, second))
+
+    def _time(
+        self,
+        node: fx.Node,
+        grid: _Grid,
+        widths: Mapping[Axis, int],
+        as_integer: bool,
+        instead: Mapping[Axis, int] | None = None,
+    ) -> float:
+        cost = grid.at(self._known, widths, instead)
         assert isinstance(cost, Cost)
         if is_call(node, aten.scaled_dot_product_attention.default):
             return min(cost.floating, cost.integer)  # fused or not, whichever is faster

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from lobo_fx.axes import Axis, Inference
-from lobo_fx.axes.members import members
+from lobo_fx.axes.members import Member, members
 from lobo_fx.axes.removal import Removal
 from lobo_fx.axes.surgery import zero
 from lobo_fx.contracts.context import Context
@@ -78,11 +78,20 @@ class LossModel:
     losses: Mapping[Axis, torch.Tensor]
 
     @classmethod
-    def measure(cls, inference: Inference, context: Context, noise: Noise) -> LossModel:
-        """Eliminates along every axis, and runs the original once for each."""
+    def measure(
+        cls, inference: Inference, context: Context, noise: Noise, beside: Mapping[Axis, Elimination] | None = None
+    ) -> LossModel:
+        """Eliminates along every axis, and runs the original once for each.
+
+        Args:
+            inference: axes of the program.
+            context: its calibration data.
+            noise: of its outputs.
+            beside: of further leaves, what elimination costs.
+        """
         program = inference.program
-        found = eliminations(inference, context, output_weights(program, context))
-        free = members(inference)
+        found = {**eliminations(inference, context, output_weights(program, context)), **(beside or {})}
+        free: dict[Axis, list[Member]] = {**members(inference), **{leaf: [] for leaf in beside or ()}}
         means = _means(program, noise.batches, {node for entry in found.values() for node in entry.weights})
         scores: dict[Axis, torch.Tensor] = {}
         losses: dict[Axis, torch.Tensor] = {}

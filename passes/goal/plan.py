@@ -1,10 +1,10 @@
-"""The plan of a goal: widths and integers that a search found, to be applied to any checkpoint of the model."""
+"""The plan of a goal: widths, ranks and precisions that a search found, for any checkpoint of the model."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.files import read_json, written_beside
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
+from lobo_fx.passes.low_rank.candidates import Candidate, find_candidates
+from lobo_fx.passes.low_rank.factorize import factorize
+from lobo_fx.passes.low_rank.lowering import name_of_first
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.prune_channels import PruneChannels
 from lobo_fx.passes.quantization.integers.prices import open_table
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded, fused_where_faster
+from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.terminal.tables import new_table, render
 
-__all__ = ["GoalPlan"]
+__all__ = ["GoalPlan", "with_firsts"]
 
 _FORMAT = 1
 
@@ -31,9 +35,12 @@ class GoalPlan:
 
     Attributes:
         pruning: which positions stay.
-        integers: names of the operators that run as integers; None where the program stays float.
+        integers: names of the operators that run as integers; of the others, weights are stored as int8. None where the
+            program stays float.
         runtime: whose kernels were measured.
         expected: what the search expected or measured, by name: shares of the original's latency and size, decibels.
+        ranks: by name of a weight after pruning, the rank of the two layers that take the place of its own.
+        weights: the format of `QuantizeWeights` that weights are stored in; None where there is none.
 
     Example:
         ```python
@@ -47,9 +54,11 @@ class GoalPlan:
     integers: tuple[str, ...] | None
     runtime: str
     expected: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    weights: str | None = None
 
     def apply(self, program: Program, context: Context, quantizer: QuantizeStatic | None = None) -> Program:
-        """Prunes, refits to calibration data, and quantizes.
+        """Prunes, lowers ranks, refits to calibration data, and quantizes.
 
         Raises:
             InvalidInput: the program is not the plan's; the first difference is named.
@@ -60,10 +69,14 @@ class GoalPlan:
         if self.pruning.cuts:
             program = PruneChannels(plan=self.pruning).run(program, context)
             propagate(program.module)
+        if self.ranks:
+            program = factorize(program, _candidates(program, self.ranks, context), self.ranks, context)
+            propagate(program.module)
         if self.integers is None:
-            return fused_where_faster(program, open_table(quantizer.costs), context)
+            program = fused_where_faster(program, open_table(quantizer.costs), context)
+            return program if self.weights is None else QuantizeWeights(self.weights).run(program, context)  # type: ignore[arg-type]
         program, choices = quantizer.simplify(program, context)
-        placement = choices.exactly(self.integers)
+        placement = choices.exactly(with_firsts(self.integers))
         if missing := set(self.integers) - placement.integer.keys():
             raise InvalidInput(
                 f"the plan does not fit this model: it has no operator '{min(missing)}' to run as integers"
@@ -89,6 +102,7 @@ class GoalPlan:
         path = Path(path)
         content = {"format": _FORMAT, "runtime": self.runtime, "expected": dict(self.expected)}
         content |= {"integers": None if self.integers is None else list(self.integers)}
+        content |= {"ranks": dict(self.ranks), "weights": self.weights}
         content |= {"cuts": [dataclasses.asdict(cut) for cut in self.pruning.cuts]}
         with written_beside(path) as folder:
             (folder / path.name).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -107,17 +121,49 @@ class GoalPlan:
             pruning = PruningPlan.of_json(content["cuts"])
             integers = None if content["integers"] is None else tuple(map(str, content["integers"]))
             expected = {str(name): float(value) for name, value in content["expected"].items()}
-            return cls(pruning, integers, str(content["runtime"]), expected)
+            ranks = {str(name): int(rank) for name, rank in content.get("ranks", {}).items()}
+            weights = content.get("weights")
+            if weights is not None:
+                QuantizeWeights(weights)  # refused here
+            return cls(pruning, integers, str(content["runtime"]), expected, ranks, weights)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput(f"{path} is no plan of a goal ({type(error).__name__}: {error})") from None
 
     def __repr__(self) -> str:
         integers = "float" if self.integers is None else f"{len(self.integers)} operators as integers"
-        return f"GoalPlan({len(self.pruning.cuts)} axes cut, {integers})"
+        lowered = f", {len(self.ranks)} of a lower rank" if self.ranks else ""
+        stored = f", weights in {self.weights}" if self.weights else ""
+        return f"GoalPlan({len(self.pruning.cuts)} axes cut{lowered}, {integers}{stored})"
 
     def __str__(self) -> str:
         table = new_table("plan of a goal", ["what", "value"])
         for name, value in self.expected.items():
             table.add_row(name, f"{value:.3g}")
         table.add_row("operators as integers", "none" if self.integers is None else str(len(self.integers)))
+        for name, rank in self.ranks.items():
+            table.add_row(f"rank of {name}", str(rank))
+        table.add_row("weights", self.weights or ("float" if self.integers is None else "int8"))
         return render(table) + str(self.pruning)
+
+
+def with_firsts(integers: Collection[str]) -> set[str]:
+    """Names of operators, and of the first of two layers wherever one of them may have become two."""
+    return {*integers, *map(name_of_first, integers)}
+
+
+def _candidates(program: Program, ranks: Mapping[str, int], context: Context) -> list[Candidate]:
+    """The weights that ranks name.
+
+    Raises:
+        InvalidInput: there is no such weight, or it can't have that rank.
+    """
+    found = {one.name: one for one in find_candidates(program, dataclasses.replace(context, notes=[]))}
+    for name, rank in ranks.items():
+        if name not in found:
+            raise InvalidInput(f"the plan does not fit this model: no weight '{name}' that two layers could stand for")
+        if not 1 <= rank <= found[name].shape.highest:
+            raise InvalidInput(
+                f"the plan does not fit this model: two layers of rank {rank} are no smaller than '{name}', of "
+                f"{found[name].shape.outputs} by {found[name].shape.inputs}"
+            )
+    return [found[name] for name in ranks]

@@ -18,7 +18,7 @@ import torch
 
 from lobo_fx.axes import Axis, kind
 from lobo_fx.passes.goal.solver import Losses, Options, fill, solve
-from lobo_fx.passes.goal.terms import Sum
+from lobo_fx.passes.goal.terms import Budget
 from lobo_fx.passes.pruning.widths import Widths
 
 __all__ = ["Repair"]
@@ -35,19 +35,17 @@ class Repair:
     """A search among widths of one budget.
 
     Attributes:
-        cost: of widths.
+        budget: what widths may cost.
         losses: what each axis loses alone.
         options: the widths that axes may have.
-        budget: the most that they may cost.
         measure: the noise of a candidate, in what adds up.
         seed: for what is drawn.
         tried: noise by candidate.
     """
 
-    cost: Sum
+    budget: Budget
     losses: Losses
     options: Options
-    budget: float
     measure: Callable[[Widths], float]
     seed: int = 0
     tried: dict[tuple[int, ...], float] = dataclasses.field(default_factory=dict)
@@ -90,7 +88,7 @@ class Repair:
 
     def _proposals(self) -> Iterator[Widths]:
         learned = self.learned()
-        solution = solve(self.cost, learned, self.options, self.budget)
+        solution = solve(self.budget, learned, self.options)
         if self._is_new(solution):
             yield solution
         found = [
@@ -103,17 +101,17 @@ class Repair:
     def _moves(self, learned: Losses) -> Iterator[Widths]:
         """Around the best: an axis some steps wider and another as much narrower as the budget asks."""
         best = self.best
-        pairs = list(itertools.permutations(self.leaves, 2))
+        pairs = list(itertools.permutations([leaf for leaf in self.leaves if len(self.options[leaf]) > 1], 2))
         for wider, narrower in self.random.sample(pairs, min(len(pairs), 400)):
             at = self.options[wider].index(best[wider]) + self.random.choice(_STEPS)
             if at >= len(self.options[wider]):
                 continue
             moved = best | {wider: self.options[wider][at]}
             for width in reversed(self.options[narrower]):
-                if width < best[narrower] and self.cost(moved) > self.budget:
+                if width < best[narrower] and not self.budget.fits(moved):
                     moved[narrower] = width
-            if self.cost(moved) <= self.budget:
-                yield fill(self.cost, learned, self.options, self.budget, moved)
+            if self.budget.fits(moved):
+                yield fill(self.budget, learned, self.options, moved)
 
     def _loss(self, losses: Losses, widths: Widths) -> float:
         return sum(losses[leaf][width] for leaf, width in widths.items())

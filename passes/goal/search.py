@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import operator
 import statistics
 import time
 import warnings
@@ -28,14 +26,20 @@ from lobo_fx.passes.fitting.side_by_side import Pairs
 from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
 from lobo_fx.passes.goal.plan import GoalPlan
+from lobo_fx.passes.goal.ranks import chosen_ranks, rank_eliminations
 from lobo_fx.passes.goal.repair import Repair
 from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Losses, solve
-from lobo_fx.passes.goal.terms import Sum
-from lobo_fx.passes.pruning.layer_fitting import Fit
+from lobo_fx.passes.goal.terms import Budget
+from lobo_fx.passes.low_rank import candidates as low_rank
+from lobo_fx.passes.low_rank.candidates import find_candidates
+from lobo_fx.passes.low_rank.lowering import lower, split_layers
+from lobo_fx.passes.low_rank.refit import LowRankFit
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.search import SCOPES, Candidates, Search
 from lobo_fx.passes.pruning.widths import Widths, runs_through
+from lobo_fx.passes.quantization.integers.calibration import calibrate, prepare
+from lobo_fx.passes.quantization.integers.simulation import observers_by_layer, simulated
 from lobo_fx.passes.quantization.quantize_static import folded
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import spinner, track
@@ -55,6 +59,7 @@ _CALLS = 3
 _CORRECTIONS = 4
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
 """Of the original's latency: where the front is looked at beside the goal."""
+_FINER = 2
 _LOSS_STEPS = 5
 """Bisections of the latency, where the loss is what is limited."""
 
@@ -90,8 +95,6 @@ class GoalSearch:
         propagate(self.program.module)
         self.inference = Inference(self.program).run()
         self.free = {leaf: found for leaf, found in members(self.inference).items() if self._may_go(leaf, found)}
-        self.leaves = tuple(self.free)
-        self.whole: Widths = {leaf: leaf.size for leaf in self.leaves}
         self.tried: list[tuple[Precision, Widths, float]] = []
         self.built: list[_Built] = []
         self.score = _Score(context, context.original or self.start)
@@ -108,10 +111,11 @@ class GoalSearch:
         """
         with temporary_folder() as folder:
             with spinner("goal: costs of widths", self.context.show_progress):
-                given = self.start, self.inference, self.leaves, self.quiet, self.settings, folder
+                given = self.start, self.inference, tuple(self.free), self.quiet, self.settings, folder
                 self.costs = FileCosts(*given)
-            self.precisions, original = self.costs.precisions, self.costs.original
+            self.leaves, self.whole, original = self.costs.leaves, self.costs.whole, self.costs.original
             self._learn_losses()
+            self.precisions = [*map(self._rounded, self.costs.precisions)]
             self.until = time.monotonic() + self.settings.seconds
             limits = {name: limit.of(original[name]) / original[name] for name, limit in self.goal.limits.items()}
             best = self._within(limits) if limits else self._fastest()
@@ -128,9 +132,18 @@ class GoalSearch:
         self.judge = self.noise if self.context.original is None else Noise(self.context.original, held_out)
         if not self.noise.reference:
             raise InvalidInput("the model gives no floating-point output, by which a loss could be told")
-        model = LossModel.measure(self.inference, self.context, self.noise)
+        beside = rank_eliminations(self.program, self.costs.ranks, self.quiet)
+        model = LossModel.measure(self.inference, self.context, self.noise, beside)
         self.scores = {leaf: model.scores[leaf] for leaf in self.leaves}
         self.losses: Losses = {leaf: dict(enumerate(model.losses[leaf].tolist())) for leaf in self.leaves}
+
+    def _rounded(self, precision: Precision) -> Precision:
+        """Of weights in few bits, with what the whole file takes and what rounding costs: both are soon measured."""
+        if precision.weights is None:
+            return precision
+        made = self.costs.stored(precision.weights, self.program.clone(), self.quiet)
+        self.costs.learn(precision, self.whole, self.costs.measure(made))
+        return dataclasses.replace(precision, rounding=added(self.noise(made)))
 
     # Widths for a budget.
 
@@ -140,11 +153,13 @@ class GoalSearch:
         able = [precision for precision in self.precisions if not nearest[precision.name]]
         expected = {precision.name: self._set_right(precision, limits) for precision in able}
         inside: list[_Built] = []
-        for precision in sorted(able, key=lambda precision: expected[precision.name]):
-            if inside and not self._integers_hurt():
-                break
+        waiting = sorted(able, key=lambda precision: expected[precision.name])
+        while waiting and (not inside or self._rounding_hurts()):
+            precision = waiting.pop(0)
             self._build_within(precision, limits)
             inside = [b for b in self.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)]
+            if precision.name == "int8" and self.settings.precision == "auto" and self._rounding_hurts():
+                waiting = [self._least_expected(self._fewer_integers(), limits), *waiting]
         if not self.built:
             raise InvalidInput("the goal can't be met: " + "; ".join(nearest.values()))
         if not inside:
@@ -160,7 +175,7 @@ class GoalSearch:
         narrowest = {leaf: widths[0] for leaf, widths in precision.options.items()}
         if all(precision.costs[name](narrowest) <= limit for name, limit in limits.items()):
             return ""
-        measured = self.costs.measure(self.costs.structure(precision, self._cut(narrowest)[0]))  # models may be wrong
+        measured = self._measure_structure(precision, narrowest)  # models may be wrong
         self.costs.learn(precision, narrowest, measured)
         for name, limit in limits.items():
             least = measured.get(name, precision.costs[name](narrowest))
@@ -178,55 +193,83 @@ class GoalSearch:
             )
         return ""
 
-    def _integers_hurt(self) -> bool:
-        """Whether rounding is most of the noise of what was built last: then narrower floats may lose less."""
+    def _rounding_hurts(self) -> bool:
+        """Whether rounding is most of the noise of what was built last: then what is narrower may lose less."""
         last = self.built[-1]
-        if last.precision.integers is None:
+        if last.precision.name == "float":
             return False
         pruned = min((noise for precision, widths, noise in self.tried if widths == last.widths), default=0.0)
         return last.noise > 2 * pruned
 
+    def _fewer_integers(self) -> list[Precision]:
+        """Precisions with ever fewer operators as integers, by what each of them alone does to the outputs."""
+        program, choices = self.settings.quantizing.simplify(self.program.clone(), self.quiet)
+        placement = choices.place()
+        prepared = prepare(program, placement, self.quiet)
+        calibrate(prepared, self.quiet)
+        around = observers_by_layer(prepared, placement)
+        noises = {
+            layer: self.noise.of(simulated(prepared, observers))
+            for layer, observers in track(list(around.items()), "sensitivity", self.context.show_progress)
+        }
+        return self.costs.fewer_integers(noises)
+
+    def _least_expected(self, precisions: Sequence[Precision], limits: Mapping[str, float]) -> Precision:
+        """The one that, with the widths that its budget leaves, is expected to lose least."""
+
+        def expected(precision: Precision) -> float:
+            return self._loss(precision, solve(self._budget(precision, limits), self.losses, precision.options))
+
+        return min(precisions, key=expected)
+
+    def _loss(self, precision: Precision, widths: Widths) -> float:
+        """What widths are expected to lose, and rounding beside."""
+        return precision.rounding + sum(self.losses[leaf][width] for leaf, width in widths.items())
+
     def _set_right(self, precision: Precision, limits: Mapping[str, float]) -> float:
         """Solves and measures structures until they take what was expected; gives the loss expected then."""
         for _ in range(_CORRECTIONS):
-            widths = solve(self._combined(precision, limits), self.losses, precision.options, 1.0)
-            measured = self.costs.measure(self.costs.structure(precision, self._cut(widths)[0]))
+            widths = solve(self._budget(precision, limits), self.losses, precision.options)
+            measured = self._measure_structure(precision, widths)
             if not self._correct(precision, widths, measured, limits):
                 break
-        widths = solve(self._combined(precision, limits), self.losses, precision.options, 1.0)
-        return sum(self.losses[leaf][width] for leaf, width in widths.items())
+        return self._loss(precision, solve(self._budget(precision, limits), self.losses, precision.options))
+
+    def _measure_structure(self, precision: Precision, widths: Widths) -> dict[str, float]:
+        """What a file of these widths takes; its values are of no use."""
+        program, _ = self._cut(widths)
+        chosen = self._lowered(program, widths)
+        if chosen:
+            split_layers(program, chosen, chosen_ranks(self.costs.ranks, widths))
+            propagate(program.module)
+        return self.costs.measure(self.costs.structure(precision, program))
 
     def _build_within(self, precision: Precision, limits: Mapping[str, float]) -> None:
         """Repairs what the solver gives within a budget that was set right, and builds the best."""
-        cost = self._combined(precision, limits)
-        repair = Repair(cost, self.losses, precision.options, 1.0, lambda w: self._try(precision, w), self.context.seed)
-        starts = [solve(cost, self.losses, precision.options, 1.0), *self._scopes(precision, cost)]
-        widths = repair.run(starts, self.settings.moves, self.until)
+        repair, widths = self._repaired(precision, self._budget(precision, limits), self.until)
         for attempt in range(1, _CORRECTIONS + 1):
             built = self._build(precision, widths)
             self.built.append(built)
             if not self._correct(precision, widths, built.measured, limits):
                 break
             over = any(built.measured[name] > limit for name, limit in limits.items())
-            cost = self._combined(precision, limits)
-            widths = solve(cost, repair.learned(), precision.options, 1.0 - _LOWER * attempt * over)
+            budget = self._budget(precision, limits).tighter(_LOWER * attempt * over)
+            widths = solve(budget, repair.learned(), precision.options)
 
-    def _combined(self, precision: Precision, limits: Mapping[str, float]) -> Sum:
-        """A cost of at most one where every limit holds, as far as weights of single limits can say that."""
-        parts = {name: self.costs.towards(precision, name, limit) for name, limit in limits.items()}
-        if len(parts) == 1:
-            return next(iter(parts.values()))
-        weights = dict.fromkeys(parts, 1.0 / len(parts))
-        for _ in range(12):
-            total = functools.reduce(operator.add, [parts[name].scaled(weight) for name, weight in weights.items()])
-            widths = solve(total, self.losses, precision.options, 1.0)
-            over = {name: part(widths) for name, part in parts.items()}
-            if all(value <= 1.0 for value in over.values()):
-                break
-            raised = {name: weights[name] * max(over[name], 1e-3) ** 2 for name in parts}
-            weights = {name: weight / sum(raised.values()) for name, weight in raised.items()}
-        worst = max(over.values())
-        return total.scaled(max(1.0, worst))
+    def _budget(self, precision: Precision, limits: Mapping[str, float]) -> Budget:
+        """What widths may take, as far as is known."""
+        return Budget(tuple((self.costs.towards(precision, name, limit), 1.0) for name, limit in limits.items()))
+
+    def _repaired(self, precision: Precision, budget: Budget, until: float) -> tuple[Repair, Widths]:
+        """The repair of what the solver gives within a budget and of what other scopes would, and its best.
+
+        Layers that the solver leaves whole stay so: candidates are few, and ranks rarely pay.
+        """
+        solved = solve(budget, self.losses, precision.options)
+        whole = {rank.leaf for rank in self.costs.ranks if solved[rank.leaf] == rank.leaf.size}
+        options = {leaf: found[-1:] if leaf in whole else found for leaf, found in precision.options.items()}
+        repair = Repair(budget, self.losses, options, lambda w: self._try(precision, w), self.context.seed)
+        return repair, repair.run([solved, *self._scopes(precision, budget)], self.settings.moves, until)
 
     def _correct(
         self, precision: Precision, widths: Widths, measured: Mapping[str, float], limits: Mapping[str, float]
@@ -242,19 +285,19 @@ class GoalSearch:
             missed |= over or under
         return missed
 
-    def _scopes(self, precision: Precision, cost: Sum) -> Iterator[Widths]:
+    def _scopes(self, precision: Precision, budget: Budget) -> Iterator[Widths]:
         """Equal shares, and what ranks axes together: as `PruneChannels` would cut."""
-        candidates = Candidates(self.free, self.scores)
+        candidates = Candidates(self.free, {leaf: self.scores[leaf] for leaf in self.free})
         for scope in SCOPES:
             search, low, high = Search(scope, 1, 1), 0.0, 1.0
             found: Widths | None = None
             for _ in range(16):
                 middle = (low + high) / 2
                 shares = search.shares(candidates, middle)
-                widths = {
+                widths = self.whole | {
                     leaf: _nearest(precision.options[leaf], leaf.size * (1 - share)) for leaf, share in shares.items()
                 }
-                if cost(widths) <= 1.0:
+                if budget.fits(widths):
                     found, high = widths, middle
                 else:
                     low = middle
@@ -264,14 +307,22 @@ class GoalSearch:
     # Programs of widths.
 
     def _cut(self, widths: Widths) -> tuple[Program, PruningPlan]:
-        return narrowed(self.inference, self.scores, widths)
+        return narrowed(self.inference, self.scores, {leaf: widths[leaf] for leaf in self.free})
+
+    def _lowered(self, program: Program, widths: Widths) -> list[low_rank.Candidate]:
+        """The weights of a narrowed program that are to have a lower rank."""
+        names = chosen_ranks(self.costs.ranks, widths)
+        return [one for one in find_candidates(program, self.quiet) if one.name in names] if names else []
 
     def _try(self, precision: Precision, widths: Widths) -> float:
         """Noise of a pruned and refitted copy, in what adds up."""
         program, _ = self._cut(widths)
         if widths != self.whole:
+            ranks = chosen_ranks(self.costs.ranks, widths)
+            wholes = lower(program, self._lowered(program, widths), ranks)
             with torch.no_grad(), Pairs(self.program.graph, program.graph, self._fit_batches()) as pairs:
-                Fit(program, self.program, pairs, "reconstruct", self.quiet.note).run(False)
+                given = self.program, pairs, "reconstruct", self.quiet.note
+                LowRankFit(program, *given, ranks=ranks, wholes=wholes).run(False)
         noise = self.noise(program)
         self.tried.append((precision, widths, noise))
         return added(noise)
@@ -287,7 +338,7 @@ class GoalSearch:
     def _build(self, precision: Precision, widths: Widths) -> _Built:
         """The whole program of these widths: refitted to all data, quantized, written and measured."""
         _, pruning = self._cut(widths)
-        plan = GoalPlan(pruning, precision.integers, self.costs.runtime.version)
+        plan = self._plan(precision, widths, pruning)
         own = dataclasses.replace(self.quiet, notes=[], sheets=[])
         with spinner("goal: build a candidate", self.context.show_progress):
             program = plan.apply(self.start.clone(), own, self.settings.quantizing)
@@ -302,35 +353,46 @@ class GoalSearch:
             precision, widths, dataclasses.replace(plan, expected=expected), program, measured, noise, score, own.notes
         )
 
+    def _plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:
+        ranks = chosen_ranks(self.costs.ranks, widths)
+        runtime = self.costs.runtime.version
+        return GoalPlan(pruning, precision.integers, runtime, ranks=ranks, weights=precision.weights)
+
     # The loss as the limit, the front, the report.
 
     def _fastest(self) -> _Built:
         """The fastest within the limit of loss: the latency is bisected, from what integers alone give."""
-        precision = self.precisions[0]
+        for precision in self._ever_finer():
+            best = self._build(precision, self.whole)
+            self.built.append(best)
+            if self._keeps(best):
+                break
         widest = precision.costs["latency"](self.whole)
         narrowest = precision.costs["latency"]({leaf: widths[0] for leaf, widths in precision.options.items()})
-        best = self._build(precision, self.whole)
-        self.built.append(best)
-        if not self._keeps(best) and len(self.precisions) > 1:
-            precision = self.precisions[1]
-            widest, best = precision.costs["latency"](self.whole), self._build(precision, self.whole)
-            self.built.append(best)
         low, high = math.log(narrowest), math.log(widest)
         for step in range(_LOSS_STEPS):
             if step and time.monotonic() > self.until:
                 break
             middle = (low + high) / 2
-            cost = self.costs.towards(precision, "latency", math.exp(middle))
-            repair = Repair(
-                cost, self.losses, precision.options, 1.0, lambda w: self._try(precision, w), self.context.seed
-            )
-            starts = [solve(cost, self.losses, precision.options, 1.0), *self._scopes(precision, cost)]
+            budget = self._budget(precision, {"latency": math.exp(middle)})
             until = min(self.until, time.monotonic() + self.settings.seconds / _LOSS_STEPS)
-            found = self._build(precision, repair.run(starts, self.settings.moves, until))
+            found = self._build(precision, self._repaired(precision, budget, until)[1])
             self.built.append(found)
             self.costs.learn(precision, found.widths, found.measured)
             low, high = (low, middle) if self._keeps(found) else (middle, high)
         return min(filter(self._keeps, self.built), key=lambda built: built.measured["latency"], default=best)
+
+    def _ever_finer(self) -> Iterator[Precision]:
+        """All that is faster as integers; less of it, with a quarter of the noise and less; nothing."""
+        for precision in self.precisions:
+            yield precision
+            if precision.name == "int8" and self.settings.precision == "auto":
+                most_noise, finer = self.built[-1].noise / 4, self._fewer_integers()
+                for _ in range(_FINER):
+                    found = next((fewer for fewer in finer if fewer.rounding <= most_noise), None)
+                    if found is not None:
+                        yield found
+                    most_noise /= 4
 
     def _keeps(self, built: _Built) -> bool:
         """Whether the limit of loss holds."""
@@ -358,9 +420,9 @@ class GoalSearch:
         for share in track(_SHARES, "front", self.context.show_progress):
             if time.monotonic() > self.until:
                 return
-            cost = self.costs.towards(precision, "latency", share)
-            widths = solve(cost, self.losses, precision.options, 1.0)
-            if cost(widths) <= 1.0 and all(widths != known for _, known, _ in self.tried):
+            budget = self._budget(precision, {"latency": share})
+            widths = solve(budget, self.losses, precision.options)
+            if budget.fits(widths) and all(widths != known for _, known, _ in self.tried):
                 self._try(precision, widths)
 
     def _candidates(self, best: _Built) -> list[Candidate]:
@@ -393,10 +455,8 @@ class GoalSearch:
             expected = noise + rounding.get(precision.name, 0.0)
             predicted = self.costs.expected(precision, "latency", widths)
             size = round(self.costs.expected(precision, "size", widths) * self.costs.original["size"])
-            plan = GoalPlan(
-                self._cut(widths)[1], precision.integers, self.costs.runtime.version, {"decibels": _decibels(expected)}
-            )
-            made = self.settings.applying(plan)
+            plan = self._plan(precision, widths, self._cut(widths)[1])
+            made = self.settings.applying(dataclasses.replace(plan, expected={"decibels": _decibels(expected)}))
             found.append(
                 Candidate(
                     precision.name, made, self.context.made_by, self.start, predicted, None, size, _decibels(expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from lobo_fx.contracts.passbase import Pass
@@ -25,6 +25,8 @@ class Settings(Protocol):
     @property
     def exclude(self) -> Sequence[str]: ...
     @property
+    def low_rank(self) -> bool: ...
+    @property
     def round_to(self) -> int: ...
     @property
     def moves(self) -> int: ...
@@ -36,6 +38,9 @@ class Settings(Protocol):
     def target(self) -> str: ...
     @property
     def quantizing(self) -> QuantizeStatic: ...
+
+    def excludes(self, names: Iterable[str]) -> bool:
+        """Whether a parameter of these names is to stay as it is."""
 
     def applying(self, plan: GoalPlan) -> Pass:
         """The pass that does what a plan says, for the same machine."""

@@ -1,7 +1,8 @@
 """Widths that lose least within a budget: a price for the cost, bisected, and each axis at its best at that price.
 
 For a price λ every axis takes the width with the least loss + λ·cost, the others as they are, until none moves. The
-cost falls as the price rises; what the last step leaves of the budget is filled by the widenings that gain most.
+cost falls as the price rises; what the last step leaves of the budget is filled by the widenings that gain most. Of
+several limits each has a weight in the cost, which rises where the limit is what stops.
 
 Source: Everett, "Generalized Lagrange Multiplier Method for Solving Problems of Optimum Allocation of Resources", 1963.
 """
@@ -12,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lobo_fx.axes import Axis
-from lobo_fx.passes.goal.terms import Sum
+from lobo_fx.passes.goal.terms import Budget, Sum
 from lobo_fx.passes.pruning.widths import Widths
 
 __all__ = ["Losses", "Options", "solve"]
@@ -22,24 +23,38 @@ Options = Mapping[Axis, Sequence[int]]
 Losses = Mapping[Axis, Mapping[int, float]]
 """By leaf and width, what it loses alone."""
 
-_ROUNDING = 1e-9
-"""A sum of many shares of one whole may be a little more than one."""
 _SWEEPS = 20
 _BISECTIONS = 40
+_REWEIGHINGS = 8
+"""Rounds in which limits that are full become dearer, and those with room cheaper."""
 
 
-def solve(cost: Sum, losses: Losses, options: Options, budget: float) -> Widths:
-    """Widths whose cost is within a budget, at the least sum of losses that prices find.
+def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
+    """Widths within a budget, at the least sum of losses that prices find.
 
     Where nothing fits, the narrowest.
     """
     narrowest = {leaf: found[0] for leaf, found in options.items()}
     widest = {leaf: found[-1] for leaf, found in options.items()}
-    budget *= 1 + _ROUNDING
-    if cost(widest) <= budget:
+    if budget.fits(widest):
         return widest
-    if cost(narrowest) >= budget:
+    if not budget.fits(narrowest):
         return narrowest
+    count = len(budget.limits)
+    weights, found = [1.0 / count] * count, list[Widths]()
+    for _ in range(_REWEIGHINGS if count > 1 else 1):
+        found.append(_priced(budget, weights, losses, options))
+        raised = [weight * share**2 for weight, share in zip(weights, budget.shares(found[-1]), strict=True)]
+        weights = [weight / sum(raised) for weight in raised]
+    filled = [fill(budget, losses, options, widths) for widths in found]
+    return min(filled, key=lambda widths: _loss(losses, widths))
+
+
+def _priced(budget: Budget, weights: Sequence[float], losses: Losses, options: Options) -> Widths:
+    """Widths at the lowest price of the weighted limits at which all of them hold."""
+    cost = budget.weighted(weights)
+    narrowest = {leaf: found[0] for leaf, found in options.items()}
+    widest = {leaf: found[-1] for leaf, found in options.items()}
     scale = sum(max(found.values()) for found in losses.values()) / cost(widest)
     low, high, best = 1e-9 * scale, 1e6 * scale, narrowest
     for _ in range(_BISECTIONS):
@@ -48,32 +63,34 @@ def solve(cost: Sum, losses: Losses, options: Options, budget: float) -> Widths:
             (_settled(cost, losses, options, price, start) for start in (widest, best)),
             key=lambda widths: _loss(losses, widths) + price * cost(widths),
         )
-        if cost(found) <= budget:
+        if budget.fits(found):
             best, high = found, price
         else:
             low = price
-    return fill(cost, losses, options, budget, best)
+    return best
 
 
-def fill(cost: Sum, losses: Losses, options: Options, budget: float, widths: Widths) -> Widths:
+def fill(budget: Budget, losses: Losses, options: Options, widths: Widths) -> Widths:
     """Widens axes as long as the budget has room, first those that gain most for what they cost."""
-    widths, spent = dict(widths), cost(widths)
+    widths = dict(widths)
+    left = [most - cost(widths) for cost, most in budget.limits]
     while True:
-        best: tuple[float, Axis, int, float] | None = None
+        best: tuple[float, Axis, int, list[float]] | None = None
         for leaf, found in options.items():
-            wider = [width for width in found if width > widths[leaf]]
-            if not wider:
+            wider = next((width for width in found if width > widths[leaf]), None)
+            if wider is None:
                 continue
-            before, after = cost.along(leaf, (widths[leaf], wider[0]), widths)
-            gained = losses[leaf][widths[leaf]] - losses[leaf][wider[0]]
-            if spent + after - before <= budget:
-                worth = gained / max(after - before, 1e-12)
+            steps = [cost.along(leaf, (widths[leaf], wider), widths) for cost, _ in budget.limits]
+            added = [after - before for before, after in steps]
+            if all(more <= room for more, room in zip(added, left, strict=True)):
+                share = sum(more / most for more, (_, most) in zip(added, budget.limits, strict=True))
+                worth = (losses[leaf][widths[leaf]] - losses[leaf][wider]) / max(share, 1e-12)
                 if best is None or worth > best[0]:
-                    best = worth, leaf, wider[0], after - before
+                    best = worth, leaf, wider, added
         if best is None:
             return widths
         widths[best[1]] = best[2]
-        spent += best[3]
+        left = [room - more for room, more in zip(left, best[3], strict=True)]
 
 
 def _settled(cost: Sum, losses: Losses, options: Options, price: float, start: Widths) -> Widths:

@@ -1,16 +1,24 @@
-"""A sum of terms over widths of axes: what a network costs, each part by the few widths that it depends on."""
+"""What a network costs as a sum of terms, each of the few widths that it depends on; and limits of such sums."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+import functools
+import operator
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.call import Axes
 from lobo_fx.axes.cost import count_positions, one_row_sizes, stored_tensors
+from lobo_fx.axes.removal import size_with
+from lobo_fx.passes.goal.ranks import RankAxis
 from lobo_fx.passes.pruning.widths import Widths
 
-__all__ = ["Sum", "Term", "macs", "stored_bytes"]
+__all__ = ["Budget", "Sum", "Term", "macs", "stored_bytes"]
+
+_ROUNDING = 1e-9
+"""By what share a sum of many shares of one whole may be more than the whole."""
 
 
 @dataclasses.dataclass
@@ -69,6 +77,41 @@ class Sum:
         return [sum(term({**widths, leaf: width}) for term in self.of[leaf]) for width in options]
 
 
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Sums over the same leaves, each with the most that it may be; all of these limits hold at once.
+
+    Attributes:
+        limits: a sum and its limit each.
+    """
+
+    limits: tuple[tuple[Sum, float], ...]
+
+    @classmethod
+    def of(cls, cost: Sum, most: float = 1.0) -> Budget:
+        """One limit."""
+        return cls(((cost, most),))
+
+    def fits(self, widths: Widths) -> bool:
+        """Whether every limit holds."""
+        return all(share <= 1 + _ROUNDING for share in self.shares(widths))
+
+    def shares(self, widths: Widths) -> list[float]:
+        """How much of each limit is taken."""
+        return [cost(widths) / max(most, sys.float_info.min) for cost, most in self.limits]
+
+    def weighted(self, weights: Sequence[float]) -> Sum:
+        """The shares as one sum, each with a weight."""
+        scaled = [
+            c.scaled(w / max(most, sys.float_info.min)) for w, (c, most) in zip(weights, self.limits, strict=True)
+        ]
+        return functools.reduce(operator.add, scaled)
+
+    def tighter(self, share: float) -> Budget:
+        """Every limit lower by a share."""
+        return Budget(tuple((cost, most * (1 - share)) for cost, most in self.limits))
+
+
 def macs(inference: Inference, leaves: Iterable[Axis]) -> Sum:
     """Multiply-accumulates of one row of the batch."""
     leaves, sizes = tuple(leaves), one_row_sizes(inference.program)
@@ -80,20 +123,30 @@ def macs(inference: Inference, leaves: Iterable[Axis]) -> Sum:
     return Sum(leaves, map(term, inference.findings.products))
 
 
-def stored_bytes(inference: Inference, leaves: Iterable[Axis], as_codes: bool) -> Sum:
+def stored_bytes(inference: Inference, leaves: Iterable[Axis], as_codes: bool, ranks: Iterable[RankAxis] = ()) -> Sum:
     """Bytes of the tensors that the graph reads; with weights as 8-bit codes, of those with two or more dimensions."""
     leaves = tuple(leaves)
     chosen = set(leaves)
+    lowered = {id(rank.candidate.weight): rank for rank in ranks}
     terms = []
     for tensor in stored_tensors(inference):
-        axes = inference.stored.get(id(tensor), ())
+        axes, rank = inference.stored.get(id(tensor), ()), lowered.get(id(tensor))
         is_code = as_codes and tensor.dim() > 1 and tensor.is_floating_point()
         each, whole = 1 if is_code else tensor.element_size(), tensor.numel()
 
-        def value(widths: Mapping[Axis, int], axes: Axes = axes, each: int = each, whole: int = whole) -> float:
+        def value(
+            widths: Mapping[Axis, int],
+            axes: Axes = axes,
+            each: int = each,
+            whole: int = whole,
+            rank: RankAxis | None = rank,
+        ) -> float:
+            low = None if rank is None else rank.lowered(widths)
+            if rank is not None and low is not None:
+                return float(each * low * (size_with(rank.outputs, widths) + size_with(rank.inputs, widths)))
             return float(each * (count_positions(axes, widths) if axes else whole))
 
-        terms.append(Term(_within(axes, chosen), value))
+        terms.append(Term((*_within(axes, chosen), *([rank.leaf] if rank is not None else [])), value))
     return Sum(leaves, terms)
 
 

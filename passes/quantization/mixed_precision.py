@@ -23,7 +23,7 @@ from lobo_fx.passes.quantization.integers.simulation import Simulation
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
 from lobo_fx.report.records import Sheet
 
-__all__ = ["DECIBELS", "MixedPrecision"]
+__all__ = ["DECIBELS", "MixedPrecision", "ever_fewer"]
 
 DECIBELS = 30.0
 """The budget where none is given."""
@@ -88,7 +88,7 @@ class MixedPrecision(Pass):
         calibrate(prepared, context)
         simulation = Simulation(prepared, whole, context, original)
         sensitivities = simulation.sensitivities(context.show_progress)
-        placements = _placements(choices, whole, sensitivities)
+        placements = ever_fewer(choices, whole, sensitivities)
         factors = self.quantizer.rounded(program, whole, context)
 
         def quantized(index: int, stored: bool, notes: Context) -> Program:
@@ -115,8 +115,14 @@ class MixedPrecision(Pass):
         return quantized(chosen, stored, dataclasses.replace(context, show_progress=False))
 
 
-def _placements(choices: Choices, whole: Placement, sensitivities: Mapping[str, float]) -> list[Placement]:
-    """Ever fewer operators as integers, from all that are placed to none."""
+def ever_fewer(choices: Choices, whole: Placement, sensitivities: Mapping[str, float]) -> list[Placement]:
+    """Ever fewer operators as integers, from all that are placed to none.
+
+    Args:
+        choices: what could run as integers.
+        whole: all that would.
+        sensitivities: by name of an operator, decibels with it alone as integers.
+    """
     if choices.costs is None:
         ranked = sorted(sensitivities, key=lambda layer: -sensitivities[layer])
         return [choices.place(among=ranked[:count]) for count in range(len(ranked), -1, -1)]

@@ -18,7 +18,7 @@ from lobo_fx.passes.quantization.integers.kernels import KernelTable, kernel_tab
 from lobo_fx.passes.quantization.integers.placement import Placement
 from lobo_fx.terminal.progress import track
 
-__all__ = ["Simulation", "first_batches", "rounded_by", "simulated"]
+__all__ = ["Simulation", "first_batches", "observers_by_layer", "rounded_by", "simulated"]
 
 _BATCHES, _ROWS = 8, 32
 """Calibration data that is held in memory at once: up to eight batches, no more once there are 32 rows."""
@@ -75,14 +75,9 @@ class Simulation:
     """
 
     def __init__(self, prepared: fx.GraphModule, placement: Placement, context: Context, original: Program) -> None:
-        table = kernel_table(placement.runtime)
         self.prepared = prepared
         self.judge = Judge(original, context.held_out_batches() or first_batches(context))
-        self.layers = {
-            node.name: observers
-            for node in prepared.graph.nodes
-            if node.name in placement.integer and (observers := _observers_of(node, table))
-        }
+        self.layers = observers_by_layer(prepared, placement)
 
     def run(self, layers: Collection[str]) -> float:
         """Signal-to-noise ratio with these layers quantized, in decibels, in the worst part of the outputs."""
@@ -96,6 +91,13 @@ class Simulation:
     def sensitivities(self, show_progress: bool) -> dict[str, float]:
         """Signal-to-noise ratio with each layer quantized alone."""
         return {layer: self.run([layer]) for layer in track(list(self.layers), "sensitivity", show_progress)}
+
+
+def observers_by_layer(prepared: fx.GraphModule, placement: Placement) -> dict[str, set[str]]:
+    """By name of an operator that runs as integers, the names of the observers around it."""
+    table = kernel_table(placement.runtime)
+    found = {node.name: _observers_of(node, table) for node in prepared.graph.nodes if node.name in placement.integer}
+    return {name: observers for name, observers in found.items() if observers}
 
 
 def _observers_of(layer: fx.Node, table: KernelTable) -> set[str]:

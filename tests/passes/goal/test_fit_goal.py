@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -22,6 +23,8 @@ from lobo_fx.graph.program import Program
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import FitGoal, QuantizeStatic
+from lobo_fx.passes.goal.plan import GoalPlan
+from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.quantization.integers.targets import TARGETS, target_of_this_machine
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
@@ -416,3 +419,96 @@ def test_a_time_can_not_be_told_from_the_costs_of_another_machine(tmp_path: Path
     with pytest.raises(lobo_fx.InvalidInput, match="latency='2ms' can't be told from another machine's costs"):
         FitGoal(latency="2ms", costs=str(tmp_path / "costs.json"))
     FitGoal(latency=0.5, costs=str(tmp_path / "costs.json"))
+
+
+# What is chosen beside widths: ranks, fewer integers, weights in few bits.
+
+ROWS = torch.randn(256, 24, generator=torch.Generator().manual_seed(2))
+
+
+def of_low_rank(rank: int) -> nn.Module:
+    """Its middle layer takes most of the time, and has this rank."""
+    torch.manual_seed(0)
+    first, middle, last = nn.Linear(24, 96), nn.Linear(96, 96), nn.Linear(96, 4)
+    with torch.no_grad():
+        for layer in (first, middle, last):
+            layer.weight.mul_(3)
+        u, s, v = torch.linalg.svd(middle.weight)
+        middle.weight.copy_(u[:, :rank] * s[:rank] @ v[:rank])
+    return nn.Sequential(first, nn.Tanh(), middle, nn.Tanh(), last).eval()
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_layer_of_low_rank_becomes_two_and_all_widths_stay(tmp_path: Path) -> None:
+    rows = {"example_inputs": ROWS[:2], "calibration_data": [ROWS]}
+    part = (3 + 1e-4 * (24 * 96 + 2 * 96 * 8 + 96 * 4)) / (3 + 1e-4 * (24 * 96 + 96 * 96 + 96 * 4))
+    goal = FitGoal(latency=part + 1e-4, precision="float", **QUICK)
+    result = fitted(goal, of_low_rank(5), **rows)
+    assert result.plan.ranks == {"2.weight": 8}
+    assert not result.plan.pruning.cuts
+    assert {name: tuple(p.shape) for name, p in result.module.named_parameters() if "2." in name} == {
+        **{"2.down.weight": (8, 96), "2.up.weight": (96, 8), "2.bias": (96,)}
+    }
+    torch.testing.assert_close(result.module(ROWS), of_low_rank(5)(ROWS), rtol=1e-4, atol=1e-4)
+    result.plan.save(tmp_path / "plan.json")
+    again = fitted(FitGoal(plan=tmp_path / "plan.json"), of_low_rank(5), **rows)
+    torch.testing.assert_close(again.module(ROWS), result.module(ROWS), rtol=1e-4, atol=1e-4)
+    twin = fitted(dataclasses.replace(goal, low_rank=False), of_low_rank(5), **rows)
+    assert not twin.plan.ranks
+    assert twin.plan.pruning.cuts
+    error = (twin.module(ROWS) - of_low_rank(5)(ROWS)).square().mean()
+    assert error > 100 * (result.module(ROWS) - of_low_rank(5)(ROWS)).square().mean()
+
+
+def test_a_plan_with_ranks_that_do_not_fit_is_refused() -> None:
+    plan = GoalPlan(PruningPlan(()), None, "", ranks={"2.weight": 60})
+    rows = {"example_inputs": ROWS[:2], "calibration_data": [ROWS]}
+    with pytest.raises(InvalidInput, match=r"two layers of rank 60 are no smaller than '2\.weight', of 96 by 96"):
+        fitted(FitGoal(plan=plan), of_low_rank(5), **rows)
+    with pytest.raises(InvalidInput, match=r"no weight '3\.weight' that two layers could stand for"):
+        fitted(FitGoal(plan=dataclasses.replace(plan, ranks={"3.weight": 8})), of_low_rank(5), **rows)
+
+
+class Outlier(nn.Module):
+    """Its last layer reads values of which a few are far larger than those that matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(24, 64), nn.Linear(64, 64), nn.Linear(64, 4)
+        with torch.no_grad():
+            self.second.weight[:4] *= 3000
+            self.last.weight[:, :4] /= 30000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(self.second(self.first(x).relu()).relu())
+        return y
+
+
+@pytest.mark.usefixtures("formulas")
+def test_where_rounding_is_most_of_the_loss_fewer_operators_are_integers() -> None:
+    rows = {"example_inputs": ROWS[:2], "calibration_data": [ROWS]}
+    limits: dict[str, Any] = {"latency": 0.95, "quantizer": QuantizeStatic("min_max"), **QUICK}
+    whole = fitted(FitGoal(**limits, precision="int8"), Outlier().eval(), **rows)
+    mixed = fitted(FitGoal(**limits), Outlier().eval(), **rows)
+    assert len(integers(whole)) == 3
+    assert 0 < len(integers(mixed)) < 3
+    assert "linear_2" not in integers(mixed)
+    original = Outlier().eval()(ROWS)
+    errors = [float((found.module(ROWS) - original).detach().square().mean()) for found in (whole, mixed)]
+    assert errors[0] > 10 * errors[1]
+
+
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize("precision", ["auto", "weights_int4"])
+def test_a_small_file_may_hold_weights_in_few_bits(precision: Any, tmp_path: Path) -> None:
+    rows = {"example_inputs": ROWS[:2], "calibration_data": [ROWS]}
+    model = of_low_rank(96)
+    result = fitted(FitGoal(size=0.45, precision=precision, **QUICK), model, **rows)
+    assert taken(result)["size"] <= 0.45
+    tried = {candidate.name for candidate in result.pipeline.context.candidates} if result.pipeline else set()
+    assert "weights in int4" in tried
+    result.plan.save(tmp_path / "plan.json")
+    again = fitted(FitGoal(plan=tmp_path / "plan.json"), model, **rows)
+    torch.testing.assert_close(again.module(ROWS), result.module(ROWS), rtol=1e-4, atol=1e-4)
+    assert result.plan.weights == ("int4" if precision != "auto" else result.plan.weights)

@@ -11,7 +11,7 @@ import pytest
 from lobo_fx.axes import Axis
 from lobo_fx.passes.goal.repair import Repair
 from lobo_fx.passes.goal.solver import Losses, Options, solve
-from lobo_fx.passes.goal.terms import Sum, Term
+from lobo_fx.passes.goal.terms import Budget, Sum, Term
 from lobo_fx.passes.pruning.widths import Widths
 
 SIZE, UNIT = 64, 8
@@ -46,14 +46,14 @@ class Truth:
             leaf: {width: self.factors[leaf] * loss for width, loss in self.losses[leaf].items()}
             for leaf in self.leaves
         }
-        return self.noise(solve(self.cost, losses, self.options, 0.5))
+        return self.noise(solve(Budget.of(self.cost, 0.5), losses, self.options))
 
     def repair(self, measure: Callable[[Widths], float] | None = None, seed: int = 0) -> Repair:
-        return Repair(self.cost, self.losses, self.options, 0.5, measure or self.noise, seed)
+        return Repair(Budget.of(self.cost, 0.5), self.losses, self.options, measure or self.noise, seed)
 
     @property
     def start(self) -> Widths:
-        return solve(self.cost, self.losses, self.options, 0.5)
+        return solve(Budget.of(self.cost, 0.5), self.losses, self.options)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -134,8 +134,10 @@ def test_a_noise_of_nothing_or_without_end_is_no_hindrance() -> None:
     nothing = truth.repair(lambda widths: 0.0)
     assert truth.cost(nothing.run([truth.start], 5)) <= 0.5
     assert nothing.learned() == truth.losses
-    whole = Repair(truth.cost, truth.losses, truth.options, 1.0, lambda widths: 0.0)
-    assert whole.run([solve(truth.cost, truth.losses, truth.options, 1.0)], 5) == dict.fromkeys(truth.leaves, SIZE)
+    whole = Repair(Budget.of(truth.cost), truth.losses, truth.options, lambda widths: 0.0)
+    assert whole.run([solve(Budget.of(truth.cost), truth.losses, truth.options)], 5) == dict.fromkeys(
+        truth.leaves, SIZE
+    )
     assert whole.learned() == truth.losses
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lobo_fx.axes import Axis
 from lobo_fx.passes.goal.solver import Losses, Options, fill, solve
-from lobo_fx.passes.goal.terms import Sum, Term
+from lobo_fx.passes.goal.terms import Budget, Sum, Term
 from lobo_fx.passes.pruning.widths import Widths
 
 
@@ -67,7 +67,7 @@ def test_widths_are_near_the_best_of_all_and_within_the_budget() -> None:
     for seed, share in itertools.product(range(8), (0.8, 0.5, 0.3, 0.15)):
         problem = Problem(seed)
         budget = share * problem.whole
-        widths = solve(problem.cost, problem.losses, problem.options, budget)
+        widths = solve(Budget.of(problem.cost, budget), problem.losses, problem.options)
         assert problem.cost(widths) <= budget
         assert all(widths[leaf] in problem.options[leaf] for leaf in problem.leaves)
         excess.append(problem.loss(widths) / problem.best(budget) - 1)
@@ -81,15 +81,15 @@ def test_all_fits_and_nothing_fits() -> None:
     widest = {leaf: leaf.size for leaf in problem.leaves}
     narrowest = dict.fromkeys(problem.leaves, 8)
     for budget in (problem.whole, 2 * problem.whole, math.inf):
-        assert solve(problem.cost, problem.losses, problem.options, budget) == widest
+        assert solve(Budget.of(problem.cost, budget), problem.losses, problem.options) == widest
     for budget in (0.0, problem.narrowest / 2, problem.narrowest):
-        assert solve(problem.cost, problem.losses, problem.options, budget) == narrowest
+        assert solve(Budget.of(problem.cost, budget), problem.losses, problem.options) == narrowest
 
 
 def test_a_wider_budget_loses_no_more() -> None:
     problem = Problem(3)
     losses = [
-        problem.loss(solve(problem.cost, problem.losses, problem.options, share * problem.whole))
+        problem.loss(solve(Budget.of(problem.cost, share * problem.whole), problem.losses, problem.options))
         for share in np.linspace(0.1, 1, 19)
     ]
     assert all(later <= earlier * 1.05 for earlier, later in itertools.pairwise(losses))
@@ -99,9 +99,9 @@ def test_a_wider_budget_loses_no_more() -> None:
 def test_losses_of_nothing_and_a_cost_that_widths_do_not_move_are_no_hindrance() -> None:
     problem = Problem(1)
     free: Losses = {leaf: dict.fromkeys(range(leaf.size + 1), 0.0) for leaf in problem.leaves}
-    assert problem.cost(solve(problem.cost, free, problem.options, problem.whole / 2)) <= problem.whole / 2
+    assert problem.cost(solve(Budget.of(problem.cost, problem.whole / 2), free, problem.options)) <= problem.whole / 2
     flat = Sum(problem.leaves, [Term((), lambda widths: 1.0)])
-    assert solve(flat, problem.losses, problem.options, 1.0) == {leaf: leaf.size for leaf in problem.leaves}
+    assert solve(Budget.of(flat), problem.losses, problem.options) == {leaf: leaf.size for leaf in problem.leaves}
 
 
 def test_what_is_left_of_a_budget_goes_to_what_gains_most_for_it() -> None:
@@ -109,6 +109,26 @@ def test_what_is_left_of_a_budget_goes_to_what_gains_most_for_it() -> None:
     cost = Sum([cheap, dear], [Term((cheap,), lambda w: float(w[cheap])), Term((dear,), lambda w: 10.0 * w[dear])])
     losses: Losses = {leaf: {1: 3.0, 2: 2.0, 3: 1.0, 4: 0.0} for leaf in (cheap, dear)}
     options: Options = {leaf: [1, 2, 3, 4] for leaf in (cheap, dear)}
-    assert fill(cost, losses, options, 14.5, {cheap: 1, dear: 1}) == {cheap: 4, dear: 1}
-    assert fill(cost, losses, options, 24, {cheap: 1, dear: 1}) == {cheap: 4, dear: 2}
-    assert fill(cost, losses, options, 11, {cheap: 1, dear: 1}) == {cheap: 1, dear: 1}
+    assert fill(Budget.of(cost, 14.5), losses, options, {cheap: 1, dear: 1}) == {cheap: 4, dear: 1}
+    assert fill(Budget.of(cost, 24), losses, options, {cheap: 1, dear: 1}) == {cheap: 4, dear: 2}
+    assert fill(Budget.of(cost, 11), losses, options, {cheap: 1, dear: 1}) == {cheap: 1, dear: 1}
+
+
+def test_of_several_limits_each_holds_and_the_loss_is_near_the_best_of_all() -> None:
+    excess = []
+    for seed, first, second in itertools.product(range(6), (0.5, 0.3), (0.6, 0.25)):
+        problem, other = Problem(seed, widths=8), Problem(seed + 100, widths=8)
+        twins = dict(zip(problem.leaves, other.leaves, strict=True))
+
+        def elsewhere(widths: Any, other: Problem = other, twins: dict[Axis, Axis] = twins) -> float:
+            return other.cost({twins[leaf]: width for leaf, width in widths.items()})
+
+        size = Sum(problem.leaves, [Term(tuple(problem.leaves), elsewhere)])
+        limits = ((problem.cost, first * problem.whole), (size, second * other.whole))
+        widths = solve(Budget(limits), problem.losses, problem.options)
+        assert all(cost(widths) <= most for cost, most in limits)
+        every = (dict(zip(problem.leaves, c, strict=True)) for c in itertools.product(*problem.options.values()))
+        best = min(problem.loss(w) for w in every if all(cost(w) <= most for cost, most in limits))
+        excess.append(problem.loss(widths) / best - 1)
+    assert max(excess) < 0.25
+    assert float(np.mean(excess)) < 0.04
