@@ -63,8 +63,8 @@ class FitGoal(Pass):
         quantizer: how operators are quantized.
         costs: a cost table of the machine to run on; None measures this one, once.
         target: the integers that the CPU multiplies fast, as in `QuantizeStatic`.
-        plan: a `GoalPlan`, or the file of one: what to do was decided before, and nothing is searched. It says which
-            operators run as integers, not how their ranges are chosen: give the same `quantizer`.
+        plan: a `GoalPlan`, or the file of one: what to do was decided before, and nothing is searched; the quantizer is
+            the plan's where none is given.
 
     Source: the problem with measured costs: Kurtić et al., "ZipLM: Inference-Aware Structured Pruning of Language
         Models", 2023.
@@ -162,7 +162,7 @@ class FitGoal(Pass):
 
     def applying(self, plan: GoalPlan) -> FitGoal:
         """Another one that does what a plan says, for the same machine."""
-        return FitGoal(plan=plan, quantizer=self.quantizer, costs=self.costs, target=self.target)
+        return FitGoal(plan=plan, costs=self.costs, target=self.target)
 
     def priced(self, program: Program, context: Context) -> list[Kernel]:
         """The kernels whose costs a search asks for, at all sizes: what a cost table for another machine must hold."""
@@ -177,5 +177,7 @@ class FitGoal(Pass):
     def run(self, program: Program, context: Context) -> Program:
         if self.given_plan is not None:
             self.given_plan.check(Inference(folded(program.clone(), context)).run())
-            return self.given_plan.apply(program, context, self.quantizing)
+            chosen = self.quantizer or self.given_plan.quantizer
+            here = dataclasses.replace(chosen, costs=self.costs, target=self.target)
+            return self.given_plan.apply(program, context, here)
         return GoalSearch(program, context, self).run()

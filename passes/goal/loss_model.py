@@ -37,6 +37,8 @@ _LEAST = 1e-12
 class Noise:
     """Noise of a program's outputs as a share of the variance of the original's, on rows that no fit saw.
 
+    Every output counts alike, however large its values are.
+
     Args:
         original: what is compared with.
         batches: what both run on.
@@ -45,13 +47,17 @@ class Noise:
     def __init__(self, original: Program, batches: Sequence[Inputs]) -> None:
         self.batches = batches
         self.reference = self._outputs(Runner(original.module))
-        self.signal = variation(self.reference)
+        self.signals = [variation([reference]) for reference in self.reference]
 
     def of(self, runner: Runner) -> float:
         """Of what runs in the original's place."""
         found = self._outputs(runner)
-        noise = sum(float((y - r).square().sum()) for y, r in zip(found, self.reference, strict=True))
-        return math.inf if math.isnan(noise) else noise / self.signal
+        shares = [
+            float((y - r).square().sum()) / signal
+            for y, r, signal in zip(found, self.reference, self.signals, strict=True)
+        ]
+        noise = math.fsum(shares) / len(shares)
+        return math.inf if math.isnan(noise) else noise
 
     def _outputs(self, runner: Runner) -> list[torch.Tensor]:
         """Each floating-point output over all batches."""

@@ -41,6 +41,7 @@ class GoalPlan:
         expected: what the search expected or measured, by name: shares of the original's latency and size, decibels.
         ranks: by name of a weight after pruning, the rank of the two layers that take the place of its own.
         weights: the format of `QuantizeWeights` that weights are stored in; None where there is none.
+        quantizer: how ranges are observed and weights rounded; what it costs is of the machine, not of the plan.
 
     Example:
         ```python
@@ -56,6 +57,7 @@ class GoalPlan:
     expected: Mapping[str, float] = dataclasses.field(default_factory=dict)
     ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     weights: str | None = None
+    quantizer: QuantizeStatic = dataclasses.field(default_factory=QuantizeStatic)
 
     def apply(self, program: Program, context: Context, quantizer: QuantizeStatic | None = None) -> Program:
         """Prunes, lowers ranks, refits to calibration data, and quantizes.
@@ -63,7 +65,7 @@ class GoalPlan:
         Raises:
             InvalidInput: the program is not the plan's; the first difference is named.
         """
-        quantizer = quantizer or QuantizeStatic()
+        quantizer = quantizer or self.quantizer
         program = folded(program, context)
         propagate(program.module)
         if self.pruning.cuts:
@@ -102,7 +104,7 @@ class GoalPlan:
         path = Path(path)
         content = {"format": _FORMAT, "runtime": self.runtime, "expected": dict(self.expected)}
         content |= {"integers": None if self.integers is None else list(self.integers)}
-        content |= {"ranks": dict(self.ranks), "weights": self.weights}
+        content |= {"ranks": dict(self.ranks), "weights": self.weights, "quantizer": self.quantizer.settings}
         content |= {"cuts": [dataclasses.asdict(cut) for cut in self.pruning.cuts]}
         with written_beside(path) as folder:
             (folder / path.name).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -125,7 +127,8 @@ class GoalPlan:
             weights = content.get("weights")
             if weights is not None:
                 QuantizeWeights(weights)  # refused here
-            return cls(pruning, integers, str(content["runtime"]), expected, ranks, weights)
+            quantizer = QuantizeStatic(**content.get("quantizer", {}))
+            return cls(pruning, integers, str(content["runtime"]), expected, ranks, weights, quantizer)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput(f"{path} is no plan of a goal ({type(error).__name__}: {error})") from None
 

@@ -355,8 +355,14 @@ class GoalSearch:
 
     def _plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:
         ranks = chosen_ranks(self.costs.ranks, widths)
-        runtime = self.costs.runtime.version
-        return GoalPlan(pruning, precision.integers, runtime, ranks=ranks, weights=precision.weights)
+        return GoalPlan(
+            pruning,
+            precision.integers,
+            self.costs.runtime.version,
+            ranks=ranks,
+            weights=precision.weights,
+            quantizer=dataclasses.replace(self.settings.quantizing, costs=None, target="auto"),
+        )
 
     # The loss as the limit, the front, the report.
 

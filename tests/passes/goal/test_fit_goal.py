@@ -24,6 +24,7 @@ from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import FitGoal, QuantizeStatic
 from lobo_fx.passes.goal.plan import GoalPlan
+from lobo_fx.passes.goal.search import GoalSearch
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.quantization.integers.targets import TARGETS, target_of_this_machine
 from lobo_fx.plugins.artifact import Artifact
@@ -512,3 +513,20 @@ def test_a_small_file_may_hold_weights_in_few_bits(precision: Any, tmp_path: Pat
     again = fitted(FitGoal(plan=tmp_path / "plan.json"), model, **rows)
     torch.testing.assert_close(again.module(ROWS), result.module(ROWS), rtol=1e-4, atol=1e-4)
     assert result.plan.weights == ("int4" if precision != "auto" else result.plan.weights)
+
+
+@pytest.mark.usefixtures("formulas")
+def test_equal_shares_are_among_the_candidates_whatever_the_solver_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def narrowest(budget: Any, losses: Any, options: Any) -> Any:
+        return {leaf: widths[0] for leaf, widths in options.items()}
+
+    monkeypatch.setattr("lobo_fx.passes.goal.search.solve", narrowest)
+    goal = FitGoal(latency=0.6, precision="float", moves=0, low_rank=False)
+    found = fitted(goal)
+    monkeypatch.setattr(GoalSearch, "_scopes", lambda self, precision, budget: [])
+    alone = fitted(goal)
+    original = network()(DATA).detach()
+    errors = [float((result.module(DATA) - original).detach().square().mean()) for result in (found, alone)]
+    assert errors[0] < 0.5 * errors[1]

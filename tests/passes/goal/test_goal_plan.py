@@ -56,6 +56,9 @@ def test_what_was_saved_is_read_as_it_was(integers: tuple[str, ...] | None, tmp_
     assert found == made
     assert found != dataclasses.replace(made, integers=("conv2d_1",))
     assert found != dataclasses.replace(made, pruning=PruningPlan(made.pruning.cuts[:1]))
+    more = dataclasses.replace(made, ranks={"7.weight": 2}, weights="int4", quantizer=QuantizeStatic("mse"))
+    more.save(tmp_path / "more.json")
+    assert GoalPlan.load(tmp_path / "more.json") == more != made
     assert json.loads((tmp_path / "plan.json").read_text())["integers"] == (None if integers is None else [*integers])
 
 

@@ -162,3 +162,26 @@ def test_noise_adds_up_by_how_much_is_left() -> None:
     assert added(0.2) == pytest.approx(0.25)
     assert added(5.0) == 100
     assert added(math.inf) == math.inf
+
+
+class TwoOutputs(nn.Module):
+    """One output is a million times as large as the other."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return x[:, :3], 1e6 * x[:, 3:]
+
+
+def test_outputs_count_alike_however_large_they_are() -> None:
+    x = draw(64, 6)
+    program = lobo_fx.trace(TwoOutputs().eval(), x[:2])
+    noise = Noise(program, [program.signature.bind((x,), {})])
+
+    class Wrong(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return x[:, :3] * 1.1, 1e6 * x[:, 3:]
+
+    wrong = lobo_fx.trace(Wrong().eval(), x[:2])
+    small = x[:, :3].double()
+    share = float((0.1 * small).square().sum() / (small - small.mean(0)).square().sum())
+    assert noise(wrong) == pytest.approx(share / 2, rel=1e-5)
+    assert noise(program) == 0

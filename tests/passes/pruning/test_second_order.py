@@ -414,3 +414,16 @@ def test_weights_of_outputs_of_experts_are_those_of_each_group() -> None:
     assert into.view(3, SIZE).numpy() == pytest.approx(exact.numpy(), rel=0.05)
     assert out.numpy() == pytest.approx(np.full(12, len(x) / signal), rel=0.05)
     assert float(the_axis(eliminations(inference, context, output_weights(inference.program, context))).errors[-1]) > 0
+
+
+def test_wide_layers_in_single_precision_are_as_those_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = draw(256, 6)
+    model = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 5))
+    found = []
+    for wide in (1024, 8):
+        monkeypatch.setattr("lobo_fx.passes.pruning.second_order._WIDE", wide)
+        inference, context, _ = analysed(model, data)
+        found.extend(eliminations(inference, context).values())
+    double, single = found
+    assert double.order[:12].tolist() == single.order[:12].tolist()
+    torch.testing.assert_close(single.errors, double.errors, rtol=1e-3, atol=1e-6)

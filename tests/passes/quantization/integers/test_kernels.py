@@ -16,9 +16,11 @@ from lobo_fx.passes.quantization.integers.kernels import (
     TRACED,
     IntegerKernel,
     KernelTable,
+    Sizes,
     attention_kernel,
     conversion,
     kernel_table,
+    one_row,
 )
 from lobo_fx.plugins.kernels import Kernel
 from lobo_fx.plugins.registry import RUNTIMES
@@ -196,3 +198,29 @@ def test_the_default_runtime_has_a_table_and_others_are_refused() -> None:
         lobo_fx.InvalidInput, match="no integer kernels of the runtime 'onnxruntim' are known; did you mean onn"
     ):
         kernel_table("onnxruntim")
+
+
+def test_a_kernel_is_described_at_sizes_that_are_not_those_traced() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(288, 5)).eval()
+    program = lobo_fx.trace(model, torch.randn(2, 8, 8, 8))
+
+    class Wider(Sizes):
+        def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+            traced = one_row(node)
+            return None if traced is None else tuple(2 * size if size == 8 else size for size in traced)
+
+        def argument(self, node: fx.Node, name: str) -> Any:
+            return 4
+
+    conv, linear = (node for node in program.graph.nodes if ONNX_RUNTIME.line(node) is not None)
+    line = ONNX_RUNTIME.line(conv)
+    assert line is not None
+    traced, wider = (line.describe(conv, sizes) for sizes in (TRACED, Wider()))
+    assert isinstance(traced, Kernel)
+    assert isinstance(wider, Kernel)
+    assert traced.shapes == ((1, 8, 8, 8), (8, 4, 3, 3))
+    assert wider.shapes == ((1, 16, 16, 16), (16, 4, 3, 3))
+    assert (dict(traced.settings)["groups"], dict(wider.settings)["groups"]) == (2, 4)
+    line = ONNX_RUNTIME.line(linear)
+    assert line is not None
+    assert line.describe(linear, Wider()) == line.describe(linear, TRACED)

@@ -304,3 +304,16 @@ def test_weights_stored_as_inputs_by_outputs_keep_their_name() -> None:
     scale = model.weight.detach().abs().amax(0) / 127
     torch.testing.assert_close(state["weight_scale"], scale)
     torch.testing.assert_close(state["weight"].T, (model.weight.detach() / scale).round().to(torch.int8))
+
+
+def test_a_placement_of_before_is_taken_whatever_it_costs() -> None:
+    dear = choices()
+    dear = dataclasses.replace(dear, costs=table(dear, conv=Cost(1.0, 100.0), linear=Cost(1.0, 100.0)))
+    assert not {"conv2d", "linear"} & dear.place().integer.keys()
+    placed = dear.exactly(["conv2d", "linear", "not_there"])
+    assert set(placed.integer) == {"conv2d", "linear"}
+    assert placed.floating["conv2d_1"] == "the plan leaves it float"
+    assert "not_there" not in placed.floating
+    kept = choices(second=None).exactly(["conv2d_1"])  # what can't be integers is not, and keeps its reason
+    assert not kept.integer
+    assert kept.floating["conv2d_1"] == "overrides say so"
