@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lobo_fx.capture.outputs import keep_outputs
 from lobo_fx.capture.tracing import Model, trace
-from lobo_fx.contracts.context import Context, Data, Evaluate, LossFunction
+from lobo_fx.contracts.context import Context, Data, Evaluate, LossFunction, direction_of
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.contracts.verification import check_model
@@ -40,6 +40,7 @@ def compile(
     train_data: Data | None = None,
     loss_fn: LossFunction | None = None,
     evaluate: Evaluate | None = None,
+    higher_is_better: bool | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Result:
@@ -62,7 +63,9 @@ def compile(
         calibration_data: batches for the passes that calibrate: a DataLoader or a list. Labels are ignored.
         train_data: batches with labels, for the passes that train.
         loss_fn: from outputs and labels to a scalar, for the passes that train.
-        evaluate: from a module to a score; measured before and after every pass.
+        evaluate: from a module to a score; measured before and after every pass, and of the files that `export` writes.
+        higher_is_better: False where `evaluate` is an error or a loss: scores are then negated. None takes the higher
+            score as the better one, and refuses an `evaluate` that is called like a loss.
         seed: for whatever a pass draws at random.
         progress: whether to draw progress on the terminal.
 
@@ -90,6 +93,7 @@ def compile(
         raise InvalidInput("a Result has its outputs; choose them where its model is compiled first")
     if evaluate is not None and not callable(evaluate):
         raise InvalidInput(f"evaluate is a {type(evaluate).__name__}; expected a function from a module to a score")
+    higher = direction_of(evaluate, loss_fn, higher_is_better)
     if loss_fn is not None and not callable(loss_fn):
         raise InvalidInput(f"loss_fn is a {type(loss_fn).__name__}; expected a function of outputs and labels")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
@@ -100,8 +104,17 @@ def compile(
             program = keep_outputs(program, outputs)
         check_model(program)
     context = Context(
-        program.signature, calibration_data, train_data, loss_fn, evaluate, seed=seed, show_progress=progress
+        program.signature,
+        calibration_data,
+        train_data,
+        loss_fn,
+        evaluate,
+        higher,
+        seed=seed,
+        show_progress=progress,
     )
+    if not higher:
+        context.notes.append(Note("scores are negated: of what evaluate returns, lower is better"))
     for pass_ in chosen:
         context.require(pass_.needs, pass_.name)
     given = {"calibration_data": calibration_data, "train_data": train_data}

@@ -21,6 +21,7 @@ from lobo_fx.contracts.confirmation import confirm as confirm_file
 from lobo_fx.contracts.passbase import shown
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
+from lobo_fx.file_module import FileModule
 from lobo_fx.files import check_writable, temporary_folder
 from lobo_fx.graph.facts import KeptIndices
 from lobo_fx.graph.notes import Note, note_of
@@ -133,8 +134,23 @@ class Result:
             artifact = self._confirmed(artifact, exporter)
         if (packed := artifact.details.get("packed")) is not None:
             self._note(_packed(artifact, **packed))
+        artifact = self._scored(self.program, artifact, exporter)
         self.report.artifacts["compiled"] = artifact
         return artifact
+
+    def _scored(self, program: Program, artifact: Artifact, exporter: str | Exporter) -> Artifact:
+        """With what `evaluate` says of the file, where the default runtime reads it."""
+        context = None if self.pipeline is None else self.pipeline.context
+        writer = exporter_of(exporter)
+        if context is None or context.evaluate is None or not isinstance(writer, EXPORTERS.get(EXPORTERS.default)):
+            return artifact
+        session = RUNTIMES.get(RUNTIMES.default)().load(artifact.path, torch.get_num_threads())
+        try:
+            with spinner(f"evaluate {artifact.path.name}", self.progress):
+                return dataclasses.replace(artifact, score=context.score_of(FileModule(session, program)))
+        except InvalidInput as error:
+            self._note(Note(f"{artifact.path.name} was not scored, which calls it as the module: {error}"))
+            return artifact
 
     def _confirmed(self, artifact: Artifact, exporter: str | Exporter) -> Artifact:
         """The file, or one that computes in float where that is faster: then the result is what a pass more made."""
@@ -181,7 +197,7 @@ class Result:
         """
         if self.original is None:
             raise InvalidInput("this result was loaded from a folder, which does not hold the original model")
-        artifact = self._write(self.original, Path(path), exporter)
+        artifact = self._scored(self.original, self._write(self.original, Path(path), exporter), exporter)
         self.report.artifacts = {"original": artifact} | self.report.artifacts
         return artifact
 

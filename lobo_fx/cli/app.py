@@ -20,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "Command",
     "Evaluate",
+    "HigherIsBetter",
     "Loss",
     "ModelArgument",
     "Outputs",
@@ -71,7 +72,13 @@ TrainBatch = Annotated[int, typer.Option(min=1, help="Rows of a training batch, 
 Loss = Annotated[
     str | None, typer.Option(help="file.py:function of outputs and labels, or one of torch.nn.functional.")
 ]
-Evaluate = Annotated[str | None, typer.Option(help="file.py:function from a module to a score, higher is better.")]
+Evaluate = Annotated[str | None, typer.Option(help="file.py:function from a module to a score.")]
+HigherIsBetter = Annotated[
+    bool | None,
+    typer.Option(
+        "--higher-is-better/--lower-is-better", help="Which of two scores is better. Default: the higher one."
+    ),
+]
 Static = Annotated[bool, typer.Option("--static", help="Fix all sizes, the batch included.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, data and choices.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]

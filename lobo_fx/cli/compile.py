@@ -13,6 +13,7 @@ from lobo_fx.cli.app import (
     CalibrationData,
     Checkpoint,
     Evaluate,
+    HigherIsBetter,
     Loss,
     ModelArgument,
     Outputs,
@@ -60,6 +61,7 @@ def compile(
     train_batch: TrainBatch = 32,
     loss: Loss = None,
     evaluate: Evaluate = None,
+    higher_is_better: HigherIsBetter = None,
     static: Static = False,
     threads: Threads = 1,
     batch: Batch = 1,
@@ -92,7 +94,7 @@ def compile(
     if output.is_dir():
         for name in (ORIGINAL_FILE, MODEL_FILE, PLAN_FILE, *REPORT_FILES):
             check_writable(output / name)
-    given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate)
+    given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate, higher_is_better)
     program, notes = read_program(model, checkpoint, seed, static, outputs, float32, chosen, given, batches)
     result = lobo_fx.compile(program, chosen, seed=seed, **given)
     result.report.model = model

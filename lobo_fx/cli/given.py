@@ -26,6 +26,7 @@ def read_given(
     train_batch: int,
     loss: str | None,
     evaluate: str | None,
+    higher_is_better: bool | None,
 ) -> dict[str, Any]:
     """Data, loss and score by the names of `lobo_fx.compile`; None where nothing is given.
 
@@ -37,6 +38,7 @@ def read_given(
         "train_data": None if train_data is None else read_training_batches(train_data, train_batch),
         "loss_fn": None if loss is None else read_loss(loss),
         "evaluate": None if evaluate is None else function_from_file(evaluate),
+        "higher_is_better": higher_is_better,
     }
 
 

@@ -13,6 +13,7 @@ from lobo_fx.cli.app import (
     CalibrationData,
     Checkpoint,
     Evaluate,
+    HigherIsBetter,
     Loss,
     ModelArgument,
     Outputs,
@@ -59,6 +60,7 @@ def search(
     train_batch: TrainBatch = 32,
     loss: Loss = None,
     evaluate: Evaluate = None,
+    higher_is_better: HigherIsBetter = None,
     static: Static = False,
     threads: Threads = 1,
     batch: Batch = 1,
@@ -89,7 +91,7 @@ def search(
         storage = str(output / JOURNAL_FILE)
     names = chosen_objectives(objectives, evaluate is not None)
     open_study(study, storage, [OBJECTIVES[name].direction for name in names])  # refused before any work
-    given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate)
+    given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate, higher_is_better)
     passes = [pass_ for variant in chosen.variants() for pass_ in variant]
     program, notes = read_program(model, checkpoint, seed, static, outputs, float32, passes, given, batches)
     front = lobo_fx.search(

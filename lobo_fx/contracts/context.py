@@ -22,10 +22,11 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import user_line
 from lobo_fx.graph.randomness import own_generators_kept
 from lobo_fx.graph.signature import Signature
+from lobo_fx.plugins.registry import snake_case
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import track
 
-__all__ = ["Context", "Data", "Evaluate", "LossFunction", "users_code"]
+__all__ = ["Context", "Data", "Evaluate", "LossFunction", "direction_of", "users_code"]
 
 _CPU = torch.device("cpu")
 Data = Iterable[Any]
@@ -50,6 +51,33 @@ def users_code(name: str) -> Iterator[None]:
         raise InvalidInput(f"{name} failed{where}: {type(error).__name__}: {error}") from error
 
 
+_LOSSES = {
+    *("loss", "losses", "error", "errors", "perplexity", "nll", "mse", "mae", "rmse", "wer", "cer", "ber"),
+    *("distance", "divergence"),
+}
+"""Words in the name of a function of which lower is better."""
+
+
+def direction_of(evaluate: Evaluate | None, loss_fn: LossFunction | None, higher_is_better: bool | None) -> bool:
+    """Whether a higher score is better, as stated, else True.
+
+    Raises:
+        InvalidInput: nothing is stated and `evaluate` seems to be a loss: it is the loss, or is called like one.
+    """
+    if higher_is_better not in (None, True, False):
+        raise InvalidInput(f"higher_is_better is {higher_is_better!r}; it must be True or False")
+    if higher_is_better is not None or evaluate is None:
+        return higher_is_better is not False
+    name = getattr(evaluate, "__name__", type(evaluate).__name__)
+    given: object = evaluate  # of another type than a loss, but that is what it may be
+    if given is loss_fn or _LOSSES & set(snake_case(name).split("_")):
+        raise InvalidInput(
+            f"evaluate is '{name}', which sounds like a loss, and a higher score counts as better: "
+            "say higher_is_better=False, or True where it is a score after all"
+        )
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """Everything a pass may use beside the program.
@@ -59,7 +87,9 @@ class Context:
         calibration_data: batches for observers; read as often as passes ask, so not a one-shot iterator.
         train_data: batches with labels.
         loss_fn: from outputs and labels to a scalar.
-        evaluate: from a module to a score, higher is better.
+        evaluate: from a module to a score.
+        higher_is_better: whether of two scores the higher is the better one; else scores are negated wherever they are
+            read, so that everywhere in this package the higher one is.
         original: the program before all passes; not to be changed.
         device: where the program's tensors are, and batches are brought to; the compiler works on CPU.
         seed: for whatever a pass draws at random.
@@ -77,6 +107,7 @@ class Context:
     train_data: Data | None = None
     loss_fn: LossFunction | None = None
     evaluate: Evaluate | None = None
+    higher_is_better: bool = True
     original: Program | None = None
     device: torch.device = _CPU
     seed: int = 0
@@ -249,7 +280,7 @@ class Context:
         return None if self.evaluate is None else self.score_of(program.clone().module)
 
     def score_of(self, module: nn.Module) -> float:
-        """The user's score of a module, which may be changed by it.
+        """The user's score of a module, which may be changed by it; negated where lower is better.
 
         Raises:
             InvalidInput: `evaluate` fails, or returns no number.
@@ -263,7 +294,7 @@ class Context:
             raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")
         if math.isnan(score):
             raise InvalidInput("evaluate returned NaN, which is no better or worse than any score")
-        return float(score)
+        return float(score) if self.higher_is_better else -float(score)
 
     def _bind(self, source: str, index: int, batch: object) -> Inputs:
         try:

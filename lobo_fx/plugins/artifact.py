@@ -24,6 +24,7 @@ class Artifact:
         parity: largest difference between the runtime's outputs and PyTorch's, as a share of the output
             range, over the batches that were compared; NaN where every output is random.
         details: what the exporter says of it (opset, kernels that run as integers, ...).
+        score: what `evaluate` says of the file itself, as its runtime runs it; None where it was not asked.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class Artifact:
     bytes: int
     parity: float
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    score: float | None = None
 
     @functools.cached_property
     def gzip_bytes(self) -> int:

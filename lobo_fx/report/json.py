@@ -76,7 +76,8 @@ def benchmark_from_json(saved: Mapping[str, Any]) -> Benchmark:
 def artifact_from_json(saved: Mapping[str, Any]) -> Artifact:
     """A file that was written."""
     files = tuple(Path(file) for file in saved["files"])
-    artifact = Artifact(Path(saved["path"]), files, saved["bytes"], float(saved["parity"]), saved["details"])
+    score = None if saved.get("score") is None else float(saved["score"])
+    artifact = Artifact(Path(saved["path"]), files, saved["bytes"], float(saved["parity"]), saved["details"], score)
     if saved["gzip_bytes"] is not None:
         vars(artifact)["gzip_bytes"] = saved["gzip_bytes"]  # as the cached property would
     return artifact

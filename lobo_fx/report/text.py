@@ -61,10 +61,13 @@ def axis_table(axes: Sequence[AxisRow]) -> Table:
 
 def artifact_table(artifacts: Mapping[str, Artifact]) -> Table:
     """A line per file."""
-    table = new_table("files", ["file", "label", "MB", "of original", "gzip MB", "parity", "kernels"])
+    scored = any(artifact.score is not None for artifact in artifacts.values())
+    columns = ["file", "label", "MB", "of original", "gzip MB", "parity", *(["score"] if scored else []), "kernels"]
+    table = new_table("files", columns)
     first = next(iter(artifacts.values())).bytes
     for label, artifact in artifacts.items():
         gzipped = artifact.known_gzip_bytes
+        score = "not measured" if artifact.score is None else f"{artifact.score:.4g}"
         table.add_row(
             artifact.path.name,
             label,
@@ -72,6 +75,7 @@ def artifact_table(artifacts: Mapping[str, Artifact]) -> Table:
             f"{artifact.bytes / first:.2f}" if "original" in artifacts else "not measured",
             "not measured" if gzipped is None else f"{gzipped / MEGABYTE:.2f}",
             "not compared" if math.isnan(artifact.parity) else f"{artifact.parity:.1e}",
+            *([score] if scored else []),
             ", ".join(f"{count} {name}" for name, count in artifact.details.get("kernels", {}).items()),
         )
     return table

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.capture.tracing import Model
 from lobo_fx.compiler import compile, compile_again
-from lobo_fx.contracts.context import Data, Evaluate, LossFunction
+from lobo_fx.contracts.context import Data, Evaluate, LossFunction, direction_of
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import temporary_folder
 from lobo_fx.graph.inputs import DynamicShapes
@@ -55,6 +55,7 @@ def search(
     train_data: Data | None = None,
     loss_fn: LossFunction | None = None,
     evaluate: Evaluate | None = None,
+    higher_is_better: bool | None = None,
     seed: int = 0,
     threads: int = 1,
     batch: int = 1,
@@ -85,6 +86,7 @@ def search(
         train_data: likewise.
         loss_fn: likewise.
         evaluate: likewise; its score is an objective.
+        higher_is_better: likewise.
         seed: what a trial draws depends on it, on the trial's number and on the trials done by then. Also for whatever
             a pass draws.
         threads: threads of the runtime, where latency is measured.
@@ -122,6 +124,7 @@ def search(
         "train_data": train_data,
         "loss_fn": loss_fn,
         "evaluate": evaluate,
+        "higher_is_better": direction_of(evaluate, loss_fn, higher_is_better),
         "seed": seed,
     }
     kept = open_study(study, place, directions)

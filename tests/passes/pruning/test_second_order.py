@@ -419,7 +419,7 @@ def test_weights_of_outputs_of_experts_are_those_of_each_group() -> None:
 def test_wide_layers_in_single_precision_are_as_those_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     data = draw(256, 6)
     model = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 5))
-    found = []
+    found: list[Elimination] = []
     for wide in (1024, 8):
         monkeypatch.setattr("lobo_fx.passes.pruning.second_order._WIDE", wide)
         inference, context, _ = analysed(model, data)

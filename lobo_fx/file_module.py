@@ -1,0 +1,45 @@
+"""An exported file that is called as the module it was made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from lobo_fx.capture.reexport import named_arrays
+from lobo_fx.graph.program import Program
+from lobo_fx.plugins.protocols import Session
+
+__all__ = ["FileModule"]
+
+
+class FileModule(nn.Module):
+    """A file in its runtime, with the inputs and outputs of the module that it was exported from.
+
+    Inputs go by position or by name; outputs nest as the module's do (a tuple, a dict, a `ModelOutput`). It has no
+    parameters, and its outputs no gradients.
+
+    Args:
+        session: the loaded file.
+        program: what it was exported from.
+
+    Example:
+        ```python
+        session = lobo_fx.exporters.onnxruntime.runtime.OnnxRuntime().load(Path("model.onnx"), threads=1)
+        accuracy(FileModule(session, result.program))
+        ```
+    """
+
+    def __init__(self, session: Session, program: Program) -> None:
+        super().__init__()
+        self.session, self.program = session, [program]  # in a list: the program's module is no part of this one
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the file gives for a call of the module."""
+        (program,) = self.program
+        signature = program.signature
+        found = iter(self.session.run(named_arrays(program, signature.bind(args, kwargs))))
+        leaves = [None if spec is None else torch.from_numpy(next(found)) for spec in signature.outputs]
+        return pytree.tree_unflatten(leaves, signature.structure)
