@@ -13,6 +13,7 @@ from lobo_fx.contracts.passbase import Pass
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.contracts.verification import check_model
 from lobo_fx.errors import InvalidInput
+from lobo_fx.files import check_folder
 from lobo_fx.goal import Goal
 from lobo_fx.graph.inputs import DynamicShapes
 from lobo_fx.graph.notes import Note
@@ -23,6 +24,7 @@ from lobo_fx.plugins.registry import PASSES
 from lobo_fx.recipe import PassSpec, resolve
 from lobo_fx.result import Result
 from lobo_fx.terminal.progress import spinner
+from lobo_fx.workdir import Workdir
 
 __all__ = ["compile", "compile_again"]
 
@@ -42,6 +44,7 @@ def compile(
     evaluate: Evaluate | None = None,
     higher_is_better: bool | None = None,
     seed: int = 0,
+    workdir: str | Path | None = None,
     progress: bool = True,
 ) -> Result:
     """Makes a trained model smaller and faster, and checks every step. The model itself is not touched.
@@ -67,6 +70,9 @@ def compile(
         higher_is_better: False where `evaluate` is an error or a loss: scores are then negated. None takes the higher
             score as the better one, and refuses an `evaluate` that is called like a loss.
         seed: for whatever a pass draws at random.
+        workdir: a folder where the program is kept after every pass: the same call, interrupted, goes on after the last
+            whole pass, and with other passes at the end, from where they differ. Data is told apart by its content
+            where it is a list; give another folder where a loader's data changes, or what `loss_fn` or `evaluate` do.
         progress: whether to draw progress on the terminal.
 
     Returns:
@@ -120,6 +126,8 @@ def compile(
     given = {"calibration_data": calibration_data, "train_data": train_data}
     context.require([name for name, data in given.items() if data is not None], "compile")
     _check_folders(chosen)
+    if workdir is not None:
+        check_folder(Path(workdir))
     for pass_ in chosen:
         pass_.check(program)
     if unusual := unusual_weight(program.module):
@@ -131,8 +139,11 @@ def compile(
         pipeline.go_on_from(earlier.program, earlier.report.rows)
         context.notes[:0] = earlier.report.notes
         context.sheets[:0] = earlier.report.sheets
-    for pass_ in chosen:
-        pipeline.run(pass_)
+    if workdir is not None:
+        Workdir(Path(workdir), pipeline).run(chosen)
+    else:
+        for pass_ in chosen:
+            pipeline.run(pass_)
     done = [*(earlier.passes if earlier else ()), *((pass_.name, pass_.settings) for pass_ in chosen)]
     return Result(pipeline.program, pipeline, pipeline.report(_name(model), done), done, progress)
 

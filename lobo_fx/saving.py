@@ -68,6 +68,7 @@ def write(saved: Saved, folder: Path) -> Path:
         "passes": saved.passes,
         "weights": weight_names(module),
         "kept_indices": kept_indices(module),
+        "estimated": module.program_facts.estimated,
         "output_types": sorted(_types(saved.program.signature.structure)),
         "report": saved.report.as_json(),
     }
@@ -121,6 +122,7 @@ def read(folder: Path) -> Saved:
         restore_masks(program)
         set_weight_names(program.module, manifest["weights"])
         restore(program.module, manifest["kept_indices"])
+        program.module.set_facts(estimated=bool(manifest.get("estimated", False)))
     except LoboError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -33,6 +33,7 @@ __all__ = [
     "TrainData",
     "Values",
     "Widened",
+    "Workdir",
     "app",
     "command",
 ]
@@ -78,6 +79,9 @@ HigherIsBetter = Annotated[
     typer.Option(
         "--higher-is-better/--lower-is-better", help="Which of two scores is better. Default: the higher one."
     ),
+]
+Workdir = Annotated[
+    Path | None, typer.Option(help="Folder that keeps the program after every pass: an interrupted run goes on there.")
 ]
 Static = Annotated[bool, typer.Option("--static", help="Fix all sizes, the batch included.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random weights, data and choices.")]

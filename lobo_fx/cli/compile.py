@@ -26,6 +26,7 @@ from lobo_fx.cli.app import (
     TrainData,
     Values,
     Widened,
+    Workdir,
     command,
 )
 from lobo_fx.errors import InvalidInput
@@ -67,6 +68,7 @@ def compile(
     batch: Batch = 1,
     rounds: Rounds = 30,
     seed: Seed = 0,
+    workdir: Workdir = None,
     float32: Widened = False,
     storage: Storage = None,
     values: Values = None,
@@ -96,7 +98,7 @@ def compile(
             check_writable(output / name)
     given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate, higher_is_better)
     program, notes = read_program(model, checkpoint, seed, static, outputs, float32, chosen, given, batches)
-    result = lobo_fx.compile(program, chosen, seed=seed, **given)
+    result = lobo_fx.compile(program, chosen, seed=seed, workdir=workdir, **given)
     result.report.model = model
     result.report.notes[:0] = map(Note, notes)
     make_folder(output)

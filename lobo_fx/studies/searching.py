@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils import _pytree as pytree
-
 from lobo_fx.capture.tracing import Model
+from lobo_fx.checksums import checksum_of_data
 from lobo_fx.compiler import compile, compile_again
 from lobo_fx.contracts.context import Data, Evaluate, LossFunction, direction_of
 from lobo_fx.errors import InvalidInput
@@ -135,13 +133,13 @@ def search(
     _check_passes(found, original)
     identity = {
         "model": name,
-        "weights": _fingerprint(program.module.state_dict()),
+        "weights": checksum_of_data(program.module.state_dict()),
         "space": str(found),
         "objectives": ", ".join(chosen),
         "measurement": f"{threads} threads, batch {batch}",
         "seed": str(seed),
-        "calibration data": _fingerprint(calibration_data),
-        "training data": _fingerprint(train_data),
+        "calibration data": checksum_of_data(calibration_data),
+        "training data": checksum_of_data(train_data),
     }
     where = "memory" if place is None else shown(place)
 
@@ -240,19 +238,6 @@ def _front(ledger: Ledger, space: Space, front: Front) -> Front:
         errors={trial.number: reason for trial, reason in ledger.errors},
         machines=sorted({point.machine for point in points}),
     )
-
-
-def _fingerprint(data: object) -> str:
-    """A checksum of tensors in lists and dicts; none of what may come in another order at every read."""
-    if not isinstance(data, (list, tuple, dict)):
-        return ""
-    checksum = hashlib.sha256()
-    for path, leaf in pytree.tree_flatten_with_path(data)[0]:
-        checksum.update(pytree.keystr(path).encode())
-        if isinstance(leaf, torch.Tensor):
-            checksum.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            checksum.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return checksum.hexdigest()[:16]
 
 
 class _Interrupted(BaseException):

@@ -1,0 +1,85 @@
+"""Programs between passes, kept in a folder: a compilation that was interrupted goes on after its last whole pass.
+
+A state is named by all that it depends on: the program that passes began with, the passes so far with all their
+settings, the seed and the data. So nothing has to be compared when a state is looked for, and passes may be changed
+from any place on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lobo_fx import saving
+from lobo_fx.checksums import checksum_of_data, checksum_of_program
+from lobo_fx.contracts.passbase import Pass, shown
+from lobo_fx.contracts.pipeline import Pipeline
+from lobo_fx.errors import InvalidInput
+from lobo_fx.files import make_folder
+from lobo_fx.graph.notes import Note
+from lobo_fx.version import __version__
+
+__all__ = ["Workdir"]
+
+_DIGITS = 24
+
+
+class Workdir:
+    """States of one compilation.
+
+    Args:
+        folder: made if missing.
+        pipeline: before any pass has run.
+
+    Raises:
+        InvalidInput: the folder can't be made or written to.
+    """
+
+    def __init__(self, folder: Path, pipeline: Pipeline) -> None:
+        make_folder(folder)
+        self.folder, self.pipeline = folder, pipeline
+        context = pipeline.context
+        data = [checksum_of_data(context.calibration_data), checksum_of_data(context.train_data)]
+        given = [shown(function) for function in (context.loss_fn, context.evaluate)]
+        self.start = json.dumps([__version__, checksum_of_program(pipeline.program), context.seed, data, given])
+
+    def run(self, passes: Sequence[Pass]) -> None:
+        """Runs passes, those that were run before aside, and keeps what each leaves."""
+        done = self._take_up(passes)
+        for count in range(done + 1, len(passes) + 1):
+            self.pipeline.run(passes[count - 1])
+            report = self.pipeline.report("", [])
+            saving.write(saving.Saved(self.pipeline.program, report, []), self._place(passes[:count]))
+
+    def _take_up(self, passes: Sequence[Pass]) -> int:
+        """Takes up the state after as many passes as there is one for; gives how many."""
+        context, damaged, done = self.pipeline.context, list[Note](), 0
+        for count in range(len(passes), 0, -1):
+            place = self._place(passes[:count])
+            if not (place / saving.MANIFEST_FILE).is_file():
+                continue
+            try:
+                saved = saving.read(place)
+            except InvalidInput as error:
+                damaged.append(Note(f"a state in {self.folder} is of no use: {error}"))
+                continue
+            context.notes[:], context.sheets[:] = saved.report.notes, saved.report.sheets
+            self.pipeline.go_on_from(saved.program, saved.report.rows)
+            after, done = passes[count - 1].name, count
+            context.notes.append(Note(f"went on after {after}, which an earlier run left in {self.folder}"))
+            break
+        context.notes.extend(damaged)
+        return done
+
+    def _place(self, passes: Sequence[Pass]) -> Path:
+        """Where the state after these passes is kept."""
+        settings = [
+            (pass_.name, [(field.name, getattr(pass_, field.name)) for field in dataclasses.fields(pass_)])  # type: ignore[arg-type]
+            for pass_ in passes
+            if dataclasses.is_dataclass(pass_)
+        ]
+        described = f"{self.start}{json.dumps(settings, default=shown)}"
+        return self.folder / f"{passes[-1].name}-{hashlib.sha256(described.encode()).hexdigest()[:_DIGITS]}"

@@ -1,0 +1,108 @@
+"""Compilations that go on where an earlier one was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import lobo_fx
+from lobo_fx import ContractError, InvalidInput
+from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.graph.program import Program
+from lobo_fx.passes import PruneChannels, PruneWeights, QuantizeStatic
+
+DATA = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = (nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 5)).eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted(Pass):
+    """Changes nothing; fails where it is told to."""
+
+    fails: bool = False
+    runs: ClassVar[list[bool]] = []
+    promise: ClassVar[Promise] = Promise.EXACT
+
+    def run(self, program: Program, context: Context) -> Program:
+        self.runs.append(self.fails)
+        if self.fails:
+            raise RuntimeError("the power went out")
+        context.note("was here")
+        return program
+
+
+def compiled(folder: Path | None, *passes: Pass, model: nn.Module | None = None, **settings: Any) -> Any:
+    given: dict[str, Any] = {"example_inputs": DATA[:2], "calibration_data": [DATA], "progress": False, **settings}
+    return lobo_fx.compile(model or network(), passes, workdir=folder, **given)
+
+
+@pytest.fixture(autouse=True)
+def _none_ran() -> None:
+    Counted.runs.clear()
+
+
+def test_an_interrupted_compilation_goes_on_after_its_last_whole_pass(tmp_path: Path) -> None:
+    first = (PruneChannels(0.5, round_to=1), PruneWeights(0.5), Counted())
+    with pytest.raises(ContractError, match="the power went out"):
+        compiled(tmp_path / "work", *first, Counted(fails=True))
+    found = compiled(tmp_path / "work", *first, QuantizeStatic(kernels="all"))
+    whole = compiled(None, *first, QuantizeStatic(kernels="all"))
+    assert Counted.runs == [False, True, False]  # the first run, its failure, and the one without a folder
+    torch.testing.assert_close(found.module(DATA), whole.module(DATA), rtol=0, atol=0)
+    assert [row.name for row in found.report.rows] == [row.name for row in whole.report.rows]
+    assert [row.parameters for row in found.report.rows] == [row.parameters for row in whole.report.rows]
+    told = [str(note) for note in found.report.notes]
+    assert any("went on after counted" in note for note in told)
+    assert {str(note) for note in whole.report.notes} <= set(told)
+    assert found.kept_indices == whole.kept_indices
+    assert found.passes == whole.passes
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": network(1)},
+        {"seed": 7},
+        {"calibration_data": [DATA[:16]]},
+    ],
+)
+def test_what_a_state_depends_on_is_part_of_its_name(tmp_path: Path, changed: dict[str, Any]) -> None:
+    compiled(tmp_path, Counted())
+    compiled(tmp_path, Counted())
+    assert len(Counted.runs) == 1
+    compiled(tmp_path, Counted(), **changed)
+    assert len(Counted.runs) == 2
+
+
+def test_other_settings_of_an_earlier_pass_run_all_that_follow(tmp_path: Path) -> None:
+    compiled(tmp_path, PruneWeights(0.5), Counted())
+    compiled(tmp_path, PruneWeights(0.25), Counted())
+    assert len(Counted.runs) == 2
+
+
+def test_a_damaged_state_is_left_aside(tmp_path: Path) -> None:
+    compiled(tmp_path, PruneWeights(0.5), Counted())
+    (state,) = tmp_path.glob("counted-*")
+    (archive,) = state.glob("*.pt2")
+    archive.write_bytes(archive.read_bytes()[:-40])
+    result = compiled(tmp_path, PruneWeights(0.5), Counted())
+    assert len(Counted.runs) == 2
+    assert any("is of no use" in str(note) for note in result.report.notes)
+
+
+def test_a_folder_that_can_not_be_made_is_refused_before_any_pass(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="is a file"):
+        compiled(tmp_path / "file" / "work", Counted())
+    assert not Counted.runs
