@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lobo_fx.goal import Goal as Goal
     from lobo_fx.graph.program import Program as Program
     from lobo_fx.plugins.artifact import Artifact as Artifact
+    from lobo_fx.plugins.tuning import Tuning as Tuning
     from lobo_fx.report.report import Report as Report
     from lobo_fx.result import Result as Result
     from lobo_fx.result import load as load
@@ -44,6 +45,7 @@ _HOMES = {
     "Report": "report.report",
     "Result": "result",
     "TraceError": "errors",
+    "Tuning": "plugins.tuning",
     "compile": "compiler",
     "load": "result",
     "search": "studies.searching",

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,14 @@ __all__ = [
     "check_named_by_content",
     "check_unpacked_size",
     "check_writable",
+    "checksum",
     "file_name",
     "followed",
     "is_leftover",
+    "linked",
     "make_folder",
     "name_by_content",
+    "named_by",
     "read_json",
     "temporary_folder",
     "write_files",
@@ -141,26 +144,35 @@ def make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
+def written_beside(path: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
     """A folder beside `path` whose files move there when all went well, and vanish when not.
 
     `path` moves last. Files named by their content that only the older `path` refers to are removed after that; where a
     kill comes first, whoever writes `path` next removes them, and what the killed process had moved.
+
+    Args:
+        path: the leader.
+        replaced: names of files that belong to it and are not named by their content, which must say what `path` they
+            are meant for: a kill may leave them beside another. What the folder lacks of them is removed.
 
     Raises:
         InvalidInput: the place can't be written to.
     """
     check_writable(path)
     leader = followed(path)
+    for name in replaced:
+        check_writable(leader.with_name(name))
     with _refused(f"can't write {path}"), _draft(leader) as draft:
         yield draft
         moved = [file for file in draft.iterdir() if file.name != path.name]
         with _locked(leader.parent):
-            doubtful = sorted({*_named_by(leader), *(file.name for file in moved)})
+            doubtful = sorted({*named_by(leader), *(file.name for file in moved)})
             (draft / _DOUBTFUL).write_text(json.dumps(doubtful), encoding="utf-8")
             for file in moved:
                 os.replace(file, leader.parent / file.name)
             os.replace(draft / path.name, leader)
+            for name in set(replaced) - {file.name for file in moved}:
+                leader.with_name(name).unlink(missing_ok=True)
             _remove_unnamed(leader, doubtful)
 
 
@@ -212,10 +224,10 @@ def _remove_left(leader: Path, draft: Path) -> None:
 
 def _remove_unnamed(leader: Path, doubtful: list[str]) -> None:
     """Removes those of the files named by their content that neither `leader` nor a copy of it names."""
-    unnamed = _named_by_content(leader.parent).intersection(doubtful) - _named_by(leader)
+    unnamed = _named_by_content(leader.parent).intersection(doubtful) - named_by(leader)
     with contextlib.suppress(OSError):  # what can't be removed stays
         for copy in leader.parent.glob(f"*{glob.escape(leader.suffix)}") if unnamed else ():
-            unnamed -= _named_by(copy)
+            unnamed -= named_by(copy)
         for name in unnamed:
             (leader.parent / name).unlink(missing_ok=True)
 
@@ -244,7 +256,7 @@ def _locked(folder: Path, wait: float = _LONGEST_WAIT) -> Iterator[bool]:
         os.close(handle)
 
 
-def _named_by(leader: Path) -> set[str]:
+def named_by(leader: Path) -> set[str]:
     """The files beside `leader` that are named by their content and that it names."""
     names = _named_by_content(leader.parent)
     content = leader.read_bytes() if names and leader.is_file() else b""
@@ -260,7 +272,7 @@ def name_by_content(file: Path) -> Path:
 
     Its old contents keep their name, so that an older file that refers to them still finds them.
     """
-    named = file.with_name(f"{file.stem}.{_checksum(file)}{file.suffix}")
+    named = file.with_name(f"{file.stem}.{checksum(file)}{file.suffix}")
     return file.rename(named)
 
 
@@ -272,13 +284,24 @@ def check_named_by_content(file: Path) -> None:
     """
     if not file.is_file():
         raise InvalidInput(f"no file {file}")
-    if not _NAMED_BY_CONTENT.fullmatch(file.name) or file.suffixes[-2][1:] != _checksum(file):
+    if not _NAMED_BY_CONTENT.fullmatch(file.name) or file.suffixes[-2][1:] != checksum(file):
         raise InvalidInput(f"{file} is damaged or was replaced: its content is not what its name says")
 
 
-def _checksum(file: Path) -> str:
+def checksum(file: Path) -> str:
+    """Of a file's content, as it stands in the name of a file that is named by it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:_DIGITS]
+
+
+def linked(file: Path, folder: Path) -> Path:
+    """The file in another folder too, under its name: without a copy, where the file system can."""
+    target = folder / file.name
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+    return target
 
 
 def is_leftover(entry: Path, leader: str, companion: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -20,9 +21,11 @@ from lobo_fx.contracts.candidates import CANDIDATES, Candidate, pareto
 from lobo_fx.contracts.confirmation import confirm as confirm_file
 from lobo_fx.contracts.passbase import shown
 from lobo_fx.contracts.pipeline import Pipeline
+from lobo_fx.contracts.tuning import read_tuning, runtime_of
+from lobo_fx.contracts.tuning import tune as tune_file
 from lobo_fx.errors import InvalidInput
 from lobo_fx.file_module import FileModule
-from lobo_fx.files import check_writable, temporary_folder
+from lobo_fx.files import check_writable, temporary_folder, written_beside
 from lobo_fx.graph.facts import KeptIndices
 from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.program import Program, ProgramModule
@@ -33,6 +36,7 @@ from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.plugins.exporters import exporter_of
 from lobo_fx.plugins.protocols import Exporter
 from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES
+from lobo_fx.plugins.tuning import ChecksFiles, Tuning
 from lobo_fx.report.report import Report
 from lobo_fx.terminal.progress import spinner
 from lobo_fx.version import __version__
@@ -110,6 +114,7 @@ class Result:
         confirm: bool = True,
         storage: str | None = None,
         values: str | None = None,
+        tune: bool | Tuning = False,
     ) -> Artifact:
         """Writes the compiled model, compared with PyTorch in the runtime before the file is called done.
 
@@ -122,16 +127,23 @@ class Result:
             storage: `packed` stores pruned weights as a bit mask and what is not zero, where that is smaller; the file
                 computes the same as fast, and loads a little later. None is what the exporter does: `dense`.
             values: `float16` or `bfloat16`: packed weights are rounded to it, and widened when the file is loaded.
+            tune: try what the runtime offers, one after the other, and keep what is measured faster and still agrees;
+                `Tuning` says for how many threads and rows. The report names all that was tried. Options of the
+                runtime come in a file beside the model (`lobo_fx.exporters.onnxruntime.session_options` shows how to
+                load both). Takes a minute or more, and the file may run in that runtime only.
 
         Raises:
-            InvalidInput: the path is not writable, or the exporter has no such storage.
+            InvalidInput: the path is not writable, the exporter has no such storage, or the runtime can't tune.
             ExportError: the program can't be written, or the file disagrees with PyTorch.
         """
         exporter = exporter_of(exporter, storage=storage, values=values)
+        tuning = read_tuning(tune, exporter)
         artifact = self._write(self.program, Path(path), exporter)
         estimated = self.program.module.program_facts.estimated and self.pipeline is not None
         if confirm and estimated and isinstance(exporter, EXPORTERS.get(EXPORTERS.default)):
             artifact = self._confirmed(artifact, exporter)
+        if tuning is not None:
+            artifact = self._tuned(artifact, exporter, tuning)
         if (packed := artifact.details.get("packed")) is not None:
             self._note(_packed(artifact, **packed))
         artifact = self._scored(self.program, artifact, exporter)
@@ -182,6 +194,32 @@ class Result:
         if round(found.compiled, 2) > 1:
             self._note(_slower(found.compiled))
         return artifact
+
+    def _tuned(self, artifact: Artifact, exporter: Exporter, tuning: Tuning) -> Artifact:
+        """The file with what makes it faster; where nothing does, as it is."""
+        assert isinstance(exporter, ChecksFiles)
+        arrays = named_arrays(self.program, with_rows(self.program, tuning.batch))
+        with temporary_folder() as folder:
+            found = tune_file(
+                artifact.path,
+                tuning,
+                runtime_of(tuning),
+                arrays,
+                lambda path, session: exporter.check(self.program, path, session),
+                folder,
+                self.progress,
+            )
+            self._note(Note(f"{artifact.path.name} tuned: {found}"))
+            if found.path is None:
+                return dataclasses.replace(artifact, details={**artifact.details, "tuning": found.as_json()})
+            with written_beside(artifact.path) as draft:
+                for file in found.path.parent.iterdir():
+                    shutil.move(file, draft)
+                names = sorted(file.name for file in draft.iterdir())
+                size = sum(file.stat().st_size for file in draft.iterdir())
+        files = tuple(artifact.path.with_name(name) for name in names)
+        details = {**artifact.details, **found.details, "tuning": found.as_json()}
+        return Artifact(artifact.path, files, size, found.parity, details)
 
     def _note(self, note: Note) -> None:
         if note not in self.report.notes:

@@ -295,7 +295,8 @@ def test_tests_stand_where_the_code_stands() -> None:
 PUBLIC = {
     "lobo_fx": """
         Artifact Context ContractError ExportError Goal InvalidInput LoboError Pass Program Promise Report Result
-        TraceError __version__ axes compile exporters graph load measures passes plugins search sources testing trace
+        TraceError Tuning __version__ axes compile exporters graph load measures passes plugins search sources testing
+        trace
     """,
     "lobo_fx.axes": """
         Axis AxisError Call Inference KINDS MOVED NOWHERE all_of any_of axis_rule elementwise kind through

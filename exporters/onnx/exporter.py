@@ -27,9 +27,11 @@ from lobo_fx.exporters.onnx.preparation import (
 )
 from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS, refuse_projections
 from lobo_fx.exporters.onnx.versions import lower_versions
+from lobo_fx.exporters.onnx.weights_beside import name_weights
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
+from lobo_fx.exporters.onnxruntime.session_options import SUFFIX
 from lobo_fx.exporters.parity import check_draws, check_parity, is_quantized, state_error
-from lobo_fx.files import followed, name_by_content, written_beside
+from lobo_fx.files import followed, written_beside
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.masks import without_masks
 from lobo_fx.graph.operators import aten, is_call
@@ -44,6 +46,7 @@ from lobo_fx.measures.counts import rows
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
 from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.plugins.protocols import Session
 from lobo_fx.terminal.quiet import quiet
 
 __all__ = ["LARGEST_SINGLE_FILE", "OLDEST_OPSET", "OnnxExporter", "newest_opset"]
@@ -104,14 +107,11 @@ class OnnxExporter:
         """
         path = followed(path)
         _check_weights(program)
-        program = without_masks(program)
+        program, rounding = self._as_stored(program)
         _check_outputs(program)
         _check_attention(program)
         refuse_projections(program)
-        rounding: dict[str, Any] = {}
-        if self.values is not None:
-            program, rounding = _rounded(program, self.values)
-        with written_beside(path) as folder:
+        with written_beside(path, [f"{path.name}{SUFFIX}"]) as folder:
             model = self._translate(program)
             opset = model.model.opset_imports[""]
             if self.opset not in (None, opset):
@@ -127,7 +127,7 @@ class OnnxExporter:
             external = self._stored_apart(program)
             with quiet():
                 model.save(folder / path.name, external_data=external)
-                _name_weights(folder / path.name)
+                name_weights(folder / path.name)
             parity, details = _check(program, folder / path.name)
             written = sorted(folder.iterdir())
             size = sum(file.stat().st_size for file in written)
@@ -136,6 +136,19 @@ class OnnxExporter:
         if self.storage == "packed":
             details["packed"] = _saved(packed) | rounding
         return Artifact(path, files, size, parity, details)
+
+    def check(self, program: Program, path: Path, session: Session) -> tuple[float, dict[str, Any]]:
+        """Compares a file that was changed since `export` wrote it, as that does; see `ChecksFiles`.
+
+        Raises:
+            ExportError: the file is malformed, or disagrees.
+        """
+        return _check(self._as_stored(program)[0], path, session)
+
+    def _as_stored(self, program: Program) -> tuple[Program, dict[str, Any]]:
+        """The program that a file is compared with, and what rounding its weights costs."""
+        program = without_masks(program)
+        return (program, {}) if self.values is None else _rounded(program, self.values)
 
     def _translate(self, program: Program) -> Any:
         program = with_plain_products(with_plain_attention(with_drawn_dropout(program)))
@@ -159,22 +172,6 @@ class OnnxExporter:
             return self.external_data
         tensors = [*program.module.parameters(), *program.module.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) > LARGEST_SINGLE_FILE
-
-
-def _name_weights(path: Path) -> None:
-    """Names the file of weights beside `path`, if there is one, by its content: an older `path` keeps its own."""
-    import onnx_ir as ir
-
-    data = path.with_name(f"{path.name}.data")
-    if not data.exists():
-        return
-    name, model = name_by_content(data).name, ir.load(path)
-    for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
-        if isinstance(held := value.const_value, ir.ExternalTensor):
-            value.const_value = ir.ExternalTensor(
-                name, held.offset, held.length, held.dtype, shape=held.shape, name=held.name, base_dir=path.parent
-            )
-    ir.save(model, path)
 
 
 def _rounded(program: Program, values: str) -> tuple[Program, dict[str, Any]]:
@@ -264,8 +261,13 @@ def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None
     model.metadata_props["lobo_fx.signature"] = json.dumps(signature)
 
 
-def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
+def _check(program: Program, path: Path, session: Session | None = None) -> tuple[float, dict[str, Any]]:
     """Checks the file, runs it beside PyTorch on the example, and with other rows and lengths where they are free.
+
+    Args:
+        program: what it was written of.
+        path: the file.
+        session: what runs it; one of its own if left out.
 
     Raises:
         ExportError: the file is malformed, does not load, or disagrees.
@@ -276,7 +278,7 @@ def _check(program: Program, path: Path) -> tuple[float, dict[str, Any]]:
         onnx.checker.check_model(str(path))
         # several threads share out the rows of an LSTM's hidden states, and each takes its own range
         shared = any(is_call(node, DYNAMIC_LSTM) for node in program.graph.nodes)
-        session = OnnxRuntime().load(path, threads=1 if shared else 0)
+        session = session or OnnxRuntime().load(path, threads=1 if shared else 0)
     except Exception as error:
         raise ExportError(f"the exported file is not valid for ONNX Runtime: {error}") from error
     parities = []

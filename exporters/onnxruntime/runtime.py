@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from lobo_fx.errors import InvalidInput
+from lobo_fx.exporters.onnxruntime.session_options import read_options
 from lobo_fx.files import temporary_folder
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 from lobo_fx.plugins.protocols import Arrays, ArraySpec
+from lobo_fx.plugins.tuning import Choice
 
 __all__ = ["OnnxRuntime", "OnnxRuntimeSession", "kernels"]
 
@@ -85,11 +87,31 @@ class OnnxRuntime:
 
         return node_times(path, arrays, names)
 
-    def load(self, path: Path, threads: int) -> OnnxRuntimeSession:
-        """Loads a file; `threads` 0 lets ONNX Runtime choose.
+    def choices(self, threads: Sequence[int]) -> list[Choice]:
+        """What may make a file faster; see `lobo_fx.exporters.onnxruntime.tuning`."""
+        from lobo_fx.exporters.onnxruntime.tuning import choices
+
+        return choices(threads)
+
+    def write_tuned(self, path: Path, choices: Sequence[Choice], target: Path, threads: int | None) -> None:
+        """Writes a file with choices, and options of its session beside it."""
+        from lobo_fx.exporters.onnxruntime.tuning import write_tuned
+
+        write_tuned(path, choices, target, threads)
+
+    def options_of(self, path: Path) -> str:
+        """The options that stand beside a file, in words; empty where there are none."""
+        return str(read_options(path) or "")
+
+    def load(self, path: Path, threads: int | None) -> OnnxRuntimeSession:
+        """Loads a file with the options beside it (see `lobo_fx.exporters.onnxruntime.session_options`).
+
+        Args:
+            path: the file.
+            threads: count to run on, whatever the options say; 0 lets ONNX Runtime choose, None is theirs, else one.
 
         Raises:
-            InvalidInput: the file is missing or damaged, or holds what ONNX Runtime can't run.
+            InvalidInput: the file, or that of its options, is missing or damaged, or holds what ONNX Runtime can't run.
         """
         return OnnxRuntimeSession(_session(path, threads))
 
@@ -105,14 +127,17 @@ def kernels(path: Path) -> dict[str, int]:
     return dict(Counter(node.op_type for node in graph.node).most_common())
 
 
-def _session(path: Path, threads: int, optimized: Path | None = None) -> Any:
+def _session(path: Path, threads: int | None, optimized: Path | None = None) -> Any:
     import onnxruntime
 
-    if threads < 0:
+    if threads is not None and threads < 0:
         raise InvalidInput(f"threads is {threads}; it must be at least 0")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    if (saved := read_options(path)) is not None:
+        saved.apply(options)
+    if threads is not None:
+        options.intra_op_num_threads = threads
     options.log_severity_level = _ONLY_ERRORS
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)

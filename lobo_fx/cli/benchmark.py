@@ -29,13 +29,20 @@ def benchmark(
     """Measure files in turn, in one run: latency, throughput, peak memory."""
     from lobo_fx.measures.latency import benchmark as measure
     from lobo_fx.plugins.registry import RUNTIMES
+    from lobo_fx.plugins.tuning import TunesFiles
+    from lobo_fx.terminal.tables import printable
 
     labels = [file.name for file in files]
     if len(set(labels)) < len(labels):
         labels = [str(file) for file in files]
     if len(set(labels)) < len(labels):
         raise InvalidInput("a file is given twice")
-    found = measure(
-        dict(zip(labels, files, strict=True)), RUNTIMES.get(runtime)(), threads=threads, batch=batch, rounds=rounds
-    )
+    engine, named = RUNTIMES.get(runtime)(), dict(zip(labels, files, strict=True))
+    found = measure(named, engine, threads=threads, batch=batch, rounds=rounds)
     typer.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else str(found))
+    for label, file in named.items() if isinstance(engine, TunesFiles) else ():
+        if options := engine.options_of(file):
+            typer.echo(
+                printable(f"note: {label} ran with the options beside it, on {threads} thread(s): {options}"),
+                err=as_json,
+            )

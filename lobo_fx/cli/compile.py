@@ -72,6 +72,9 @@ def compile(
     float32: Widened = False,
     storage: Storage = None,
     values: Values = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Keep what makes the file faster in the runtime, for --threads and --batch.")
+    ] = False,
 ) -> None:
     """Compile a model by passes, or towards a goal; export it and the original, and measure both in turn."""
     import lobo_fx
@@ -79,6 +82,7 @@ def compile(
     from lobo_fx.files import check_writable, make_folder
     from lobo_fx.plugins.exporters import exporter_of
     from lobo_fx.plugins.registry import EXPORTERS, PASSES
+    from lobo_fx.plugins.tuning import Tuning
     from lobo_fx.recipe import read_pass, resolve
     from lobo_fx.report.report import REPORT_FILES
     from lobo_fx.saving import check_target
@@ -103,7 +107,7 @@ def compile(
     result.report.notes[:0] = map(Note, notes)
     make_folder(output)
     result.export_original(output / ORIGINAL_FILE)
-    result.export(output / MODEL_FILE, exporter)
+    result.export(output / MODEL_FILE, exporter, tune=tune and Tuning((threads,) if threads > 1 else (), batch))
     for artifact in result.report.artifacts.values():
         artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
     result.benchmark(threads=threads, batch=batch, rounds=rounds)
