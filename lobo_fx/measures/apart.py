@@ -43,9 +43,9 @@ class SessionApart:
         """
         return list(_arrays(self._ask(_packed(arrays))).values())
 
-    def seconds(self, calls: int) -> float:
-        """Times calls with the arrays of the last `run`, and gives the mean of one."""
-        return float(json.loads(self._ask(str(calls).encode())))
+    def seconds(self, calls: int, cpu: bool = False) -> float:
+        """Times calls with the arrays of the last `run`, and gives the mean of one: of the clock, or of the CPU."""
+        return float(json.loads(self._ask(str(calls).encode()))[cpu])
 
     def _ask(self, message: bytes) -> bytes:
         assert self.process.stdin is not None
@@ -61,12 +61,14 @@ class SessionApart:
 
 
 @contextlib.contextmanager
-def session_apart(path: Path, runtime: object) -> Iterator[SessionApart]:
+def session_apart(path: Path, runtime: object, core: int | None = None) -> Iterator[SessionApart]:
     """Loads a file in a process of its own, on as many threads as its options say, else one.
 
     Args:
         path: the file.
         runtime: what runs it (`lobo_fx.plugins.tuning.TunesFiles`); made anew in that process.
+        core: a core that the process keeps to, counted among those that this one may use, where the system can do it;
+            other work slows down all that run on the same one.
 
     Raises:
         InvalidInput: the file can't be loaded.
@@ -79,6 +81,9 @@ def session_apart(path: Path, runtime: object) -> Iterator[SessionApart]:
     ):
         try:
             assert process.stdout is not None
+            if core is not None and hasattr(os, "sched_setaffinity"):
+                cores = sorted(os.sched_getaffinity(0))
+                os.sched_setaffinity(process.pid, {cores[core % len(cores)]})
             try:
                 specs = json.loads(_receive(process.stdout))
             except EOFError:
@@ -138,10 +143,11 @@ def _serve(path: str, runtime: str) -> None:
         while question := _receive(questions):
             try:
                 if question.isdigit():
-                    start = time.perf_counter()
-                    for _ in range(int(question)):
+                    calls, cpu, start = int(question), time.process_time(), time.perf_counter()
+                    for _ in range(calls):
                         session.run(feed)
-                    answer = json.dumps((time.perf_counter() - start) / int(question)).encode()
+                    took = time.perf_counter() - start, time.process_time() - cpu
+                    answer = json.dumps([seconds / calls for seconds in took]).encode()
                 else:
                     feed = _arrays(question)
                     answer = _packed(session.run(feed))
