@@ -33,7 +33,6 @@ __all__ = [
     "file_name",
     "followed",
     "is_leftover",
-    "linked",
     "make_folder",
     "name_by_content",
     "named_by",
@@ -292,16 +291,6 @@ def checksum(file: Path) -> str:
     """Of a file's content, as it stands in the name of a file that is named by it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:_DIGITS]
-
-
-def linked(file: Path, folder: Path) -> Path:
-    """The file in another folder too, under its name: without a copy, where the file system can."""
-    target = folder / file.name
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copyfile(file, target)
-    return target
 
 
 def is_leftover(entry: Path, leader: str, companion: str) -> bool:

@@ -89,8 +89,10 @@ def read_options(model: Path) -> SavedOptions | None:
             raise InvalidInput(f"{path} has format {found!r}; this version reads format {_FORMAT}")
         if different := sorted(_PARTS ^ saved.keys()):
             raise InvalidInput(f"{path} {'has' if different[0] in saved else 'lacks'} '{different[0]}'")
-        for part, known in (("options", _OPTIONS), ("entries", _ENTRIES)):
-            _check(path, part, saved[part], known)
+        for part, one, known in (("options", "option", _OPTIONS), ("entries", "entry", _ENTRIES)):
+            if not isinstance(saved[part], dict):
+                raise InvalidInput(f"{path} holds {part} that are no object")
+            _check(path, one, saved[part], known)
     except InvalidInput as error:
         raise InvalidInput(f"{error}. Without that file, {model.name} runs with default options") from error
     if saved["model"] != checksum(model):
@@ -98,11 +100,9 @@ def read_options(model: Path) -> SavedOptions | None:
     return SavedOptions(saved["options"], saved["entries"])
 
 
-def _check(path: Path, part: str, found: Any, known: Mapping[str, tuple[Any, ...]]) -> None:
-    if not isinstance(found, dict):
-        raise InvalidInput(f"{path} holds {part} that are no object")
+def _check(path: Path, one: str, found: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> None:
     for name, value in found.items():
         if name not in known:
-            raise InvalidInput(f"{path} has the unknown {part.rstrip('s')} '{name}'; {suggestion(name, known)}")
+            raise InvalidInput(f"{path} has the unknown {one} '{name}'; {suggestion(name, known)}")
         if not any(type(value) is type(allowed) and value == allowed for allowed in known[name]):
             raise InvalidInput(f"{path} has {name} = {value!r}, which it may not be")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,14 @@ import onnx_ir as ir
 from lobo_fx.errors import ExportError
 from lobo_fx.exporters.onnx.weights_beside import name_weights
 from lobo_fx.exporters.onnxruntime.session_options import SavedOptions, write_options
-from lobo_fx.files import linked, named_by
+from lobo_fx.files import named_by
 from lobo_fx.plugins.tuning import Choice
 from lobo_fx.terminal.quiet import quiet
 
 __all__ = ["CHOICES", "Fusions", "Options", "choices", "write_tuned"]
+
+_CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Fusions:
     """
 
     kind: ClassVar[str] = "fusions"
-    remark: ClassVar[str] = "its fused operators (com.microsoft) run in ONNX Runtime only"
+    remark: ClassVar[str] = f"its fused operators ({_CONTRIB}) run in ONNX Runtime only"
     model_type: str
 
     @property
@@ -97,7 +101,7 @@ def write_tuned(path: Path, choices: Sequence[Choice], target: Path, threads: in
     fusions = next((choice for choice in choices if isinstance(choice, Fusions)), None)
     if fusions is None or not _fuse(path, fusions, target):
         for file in (path, *(path.with_name(name) for name in sorted(named_by(path)))):
-            linked(file, target.parent)
+            shutil.copy(file, target.parent)  # a link would be refused: onnx loads no weights that have two names
     options: dict[str, Any] = {} if threads is None else {"intra_op_num_threads": threads}
     entries: dict[str, str] = {}
     for choice in choices:
@@ -110,22 +114,26 @@ def write_tuned(path: Path, choices: Sequence[Choice], target: Path, threads: in
 def _fuse(path: Path, fusions: Fusions, target: Path) -> bool:
     """Writes the fused file; where there is nothing to fuse, it writes nothing."""
     with quiet(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        from onnxruntime.transformers.optimizer import optimize_model
+        from onnxruntime.transformers.optimizer import optimize_by_fusion
 
         try:
-            fused = optimize_model(str(path), fusions.model_type, opt_level=0, only_onnxruntime=False).model
+            fused = optimize_by_fusion(onnx.load(path), fusions.model_type).model
         except Exception as error:
             raise ExportError(f"onnxruntime.transformers can't fuse it: {error}") from error
     before = onnx.load(path, load_external_data=False)
     if _operators(fused) == _operators(before):
         return False
+    if not any(entry.domain == _CONTRIB for entry in fused.opset_import):
+        fused.opset_import.append(onnx.helper.make_opsetid(_CONTRIB, 1))
     for name in ("producer_name", "producer_version", "doc_string", "domain", "model_version"):
         setattr(fused, name, getattr(before, name))
     fused.graph.name, fused.graph.doc_string = before.graph.name, before.graph.doc_string
     if lost := _lost(before, fused):
         raise ExportError(f"the fused file has other {lost}")
     stored_apart = bool(named_by(path))
-    ir.save(ir.from_proto(fused), target, external_data=f"{target.name}.data" if stored_apart else None)
+    model = ir.from_proto(fused)
+    model.graph.sort()
+    ir.save(model, target, external_data=f"{target.name}.data" if stored_apart else None)
     name_weights(target)
     return True
 

@@ -118,11 +118,11 @@ class Tuned:
         rejected = [_said(trial) for trial in self.trials if not trial.kept]
         others = f"tried and not kept: {', '.join(rejected) or 'nothing'}"
         if self.path is None:
-            again = "" if self.ratio is None else f" (what was faster alone takes {self.ratio:.2f} times together)"
-            return f"nothing that the runtime offers is faster by {self.gain:.1%}{again}; {others}"
+            again = "" if self.ratio is None else f" (what did alone takes {self.ratio:.2f} times as long together)"
+            return f"nothing that the runtime offers saves {self.gain:.1%} of its time or more{again}; {others}"
         kept = [_said(trial) for trial in self.trials if trial.kept]
         remarks = "".join(f"; {remark}" for remark in dict.fromkeys(choice.remark for choice in self.kept) if remark)
-        return f"it takes {self.ratio:.2f} times the untuned file's latency; kept: {', '.join(kept)}{remarks}; {others}"
+        return f"it takes {self.ratio:.2f} times as long as untuned; kept: {', '.join(kept)}{remarks}; {others}"
 
 
 def _said(trial: Trial) -> str:
