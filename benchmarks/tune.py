@@ -2,9 +2,9 @@
 
     python benchmarks/tune.py [--models small_bert timm:vit_tiny_patch16_224 torchvision:resnet50]
 
-Weights are random (seed 0). Of each choice: its time over that of the file without it, both loaded afresh three times, in
-processes of their own, called in turn on one core and one thread; times are the CPU's. Then the tuned file over
-the untuned one in the same way, and the medians of both by the clock, which other work on the machine sways.
+Weights are random (seed 0). Of each choice: its time over that of the file without it, both loaded afresh in up to
+three rounds, in processes of their own, called in turn on one core and one thread; times are the CPU's. Then the tuned
+file over the untuned one in the same way, and by the medians of the clock, which other work on the machine sways.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.machine import machine, versions
 from lobo_fx.plugins.registry import RUNTIMES
 from lobo_fx.sources.models import build
+from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
 from lobo_fx.terminal.tables import new_table, render
 
 MODELS = ["small_bert", "timm:vit_tiny_patch16_224", "torchvision:resnet50"]
@@ -29,6 +30,7 @@ MODELS = ["small_bert", "timm:vit_tiny_patch16_224", "torchvision:resnet50"]
 
 def small_bert() -> tuple[Any, Any]:
     """BERT of four layers of 256, on 64 tokens."""
+    declare_torchvision_operators()
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)

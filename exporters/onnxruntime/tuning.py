@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +17,7 @@ from lobo_fx.exporters.onnx.weights_beside import name_weights
 from lobo_fx.exporters.onnxruntime.session_options import SavedOptions, write_options
 from lobo_fx.files import named_by
 from lobo_fx.plugins.tuning import Choice
-from lobo_fx.terminal.quiet import quiet
+from lobo_fx.terminal.quiet import no_errors_printed, quiet
 
 __all__ = ["CHOICES", "Fusions", "Options", "choices", "write_tuned"]
 
@@ -113,7 +111,7 @@ def write_tuned(path: Path, choices: Sequence[Choice], target: Path, threads: in
 
 def _fuse(path: Path, fusions: Fusions, target: Path) -> bool:
     """Writes the fused file; where there is nothing to fuse, it writes nothing."""
-    with quiet(), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    with quiet(), no_errors_printed():
         from onnxruntime.transformers.optimizer import optimize_by_fusion
 
         try:

@@ -44,6 +44,7 @@ def test_a_file_is_tuned_measured_with_its_options_and_tuned_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_arena: list[Stand]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lobo_fx.measures.latency.peak_memory", lambda *given: (1, 2))
     (tmp_path / "net.py").write_text(MODEL)
     given = ["compile", "net.py:make", "--pass", "fold_weights", "--rounds", "2", "-o", "out"]
     done = run(*given, "--tune", "--batch", "3")

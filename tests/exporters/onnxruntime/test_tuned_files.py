@@ -42,10 +42,9 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
         self.first, self.second = nn.LayerNorm(32), nn.LayerNorm(32)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         x = self.first(x + self.down(F.gelu(self.up(x))))
-        x = self.second(x + self.down(F.gelu(self.up(x))))
-        return x
+        return self.second(x + self.down(F.gelu(self.up(x))))
 
 
 def small(*chosen: Any) -> Any:
