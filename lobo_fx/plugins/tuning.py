@@ -35,6 +35,8 @@ class Tuning:
     def __post_init__(self) -> None:
         if not isinstance(self.threads, tuple) or len(set(self.threads)) < len(self.threads):
             raise InvalidInput(f"threads is {self.threads!r}; it must be a tuple of different counts, such as (1, 2)")
+        if not isinstance(self.runtime, str):
+            raise InvalidInput(f"runtime is {self.runtime!r}; it must be the name of one")
         for name, value in (*(("threads", count) for count in self.threads), ("batch", self.batch)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidInput(f"{name} holds {value!r}; it must be a whole number, at least 1")
