@@ -164,8 +164,12 @@ def test_one_thread_alone_offers_no_threads(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("threads", 2), ("threads", (0,)), ("threads", (1, 1)), ("threads", (True,)), ("threads", [1])]
-    + [("batch", 0), ("batch", 1.5), ("runtime", 3)],
+    [
+        *(("threads", counts) for counts in (2, (0,), (1, 1), (True,), [1])),
+        ("batch", 0),
+        ("batch", 1.5),
+        ("runtime", 3),
+    ],
 )
 def test_what_makes_no_sense_is_refused(name: str, value: Any) -> None:
     with pytest.raises(InvalidInput, match=f"^{name} (is|holds) .*; it must be"):
