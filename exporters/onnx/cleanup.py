@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lobo_fx.exporters.onnx.lowering import expand
+from lobo_fx.exporters.onnx.names import NAMESPACE
 
 __all__ = [
     "clean",
@@ -29,7 +30,6 @@ def clean(model: ir.Model) -> None:
     fold_weight_transposes(model)
     share_transposed(model)
     shrink_biases(model)
-    strip_metadata(model)
 
 
 def list_constants(model: ir.Model) -> None:
@@ -135,7 +135,10 @@ def _only_read_here(value: ir.Value) -> bool:
 
 
 def strip_metadata(model: ir.Model) -> None:
-    """Removes stack traces, names of Python objects and types said twice, which can outweigh a small model."""
+    """Removes stack traces, names of Python objects and types said twice, which can outweigh a small model.
+
+    Of nodes what `lobo_fx.exporters.onnx.names` wrote stays.
+    """
     model.graph.metadata_props.clear()
     for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()
@@ -143,7 +146,8 @@ def strip_metadata(model: ir.Model) -> None:
         if not (value.is_graph_input() or value.is_graph_output()):
             value.type = value.shape = None  # its tensor says both
     for node in model.graph.all_nodes():
-        node.metadata_props.clear()
+        for key in node.metadata_props.keys() - {NAMESPACE}:
+            del node.metadata_props[key]
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()

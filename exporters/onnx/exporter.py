@@ -15,7 +15,8 @@ import torch
 
 from lobo_fx.capture.reexport import exported_program, named_arrays, other_lengths, with_rows, with_sizes
 from lobo_fx.errors import ExportError, InvalidInput
-from lobo_fx.exporters.onnx.cleanup import clean
+from lobo_fx.exporters.onnx.cleanup import clean, strip_metadata
+from lobo_fx.exporters.onnx.names import name_nodes
 from lobo_fx.exporters.onnx.packing import NARROW_TYPES, SHARED_BYTES, PackedWeight, pack
 from lobo_fx.exporters.onnx.placeholders import translations
 from lobo_fx.exporters.onnx.preparation import (
@@ -122,6 +123,8 @@ class OnnxExporter:
             if self.storage == "packed":
                 packed = pack(model.model, self.values)
                 lower_versions(model.model, keep_opset=self.opset is not None)
+            name_nodes(model.model)
+            strip_metadata(model.model)
             opset = model.model.opset_imports[""]
             _describe(model.model, program, metadata)
             external = self._stored_apart(program)

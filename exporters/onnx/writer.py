@@ -29,6 +29,7 @@ class Writer:
     ) -> Sequence[ir.Value]:
         """The outputs of a new node."""
         node = ir.node(kind, inputs, attributes, domain=domain, num_outputs=outputs)
+        node.metadata_props.update(self.node.metadata_props)  # the user's module, by which it will be named
         self.graph.insert_before(self.node, node)
         return node.outputs
 

@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ _WARMUP = 3
 _ONLY_FATAL = 4
 _FUSED = 4
 """Most nodes in a row that are fused into one: a convolution, a sum, an activation, and one more."""
-_MADE_UP = re.compile(r"(_nchwc|_quant|_token_\d+|/.*)$")
-"""What ONNX Runtime appends to the name of a node that it replaced."""
+_MADE_UP = re.compile(r"(_nchwc|_quant|_token_\d+|/[^/]*)$")
+"""What ONNX Runtime appends to the name of a node that it replaced, maybe several times."""
 
 
 def node_times(path: Path, arrays: Arrays, names: Mapping[str, str]) -> dict[str, list[float]]:
@@ -57,12 +57,20 @@ def node_times(path: Path, arrays: Arrays, names: Mapping[str, str]) -> dict[str
             spent[event["name"].removesuffix("_kernel_time")].append(float(event["dur"]))
     found: dict[str, list[float]] = defaultdict(list)
     for name, times in spent.items():
-        kept = [*outputs.get(name, ()), name, _MADE_UP.sub("", name)]
+        kept = [*outputs.get(name, ()), *_stripped(name)]
         key = next((key for key in kept if key in owners), "")
         if key in makers:
             key = _fused(operators.get(name, ""), makers[key], makers).name
         found[owners.get(key, "")].append(statistics.median(times[_WARMUP:]))
     return {owner: sorted(times, reverse=True) for owner, times in found.items()}
+
+
+def _stripped(name: str) -> Iterator[str]:
+    """A name, then without what may have been appended to it."""
+    shorter = ""
+    while name != shorter:
+        yield name
+        shorter, name = name, _MADE_UP.sub("", name)
 
 
 def _fused(operator: str, last: Any, makers: Mapping[str, Any]) -> Any:
