@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lobo_fx.contracts.tuning import read_tuning, runtime_of
 from lobo_fx.contracts.tuning import tune as tune_file
 from lobo_fx.errors import InvalidInput
 from lobo_fx.file_module import FileModule
-from lobo_fx.files import check_writable, temporary_folder, written_beside
+from lobo_fx.files import check_folder, check_writable, temporary_folder, write_files, written_beside
 from lobo_fx.graph.facts import KeptIndices
 from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.program import Program, ProgramModule
@@ -34,9 +35,12 @@ from lobo_fx.measures.latency import MEGABYTE, Benchmark, benchmark, check_count
 from lobo_fx.measures.machine import machine, versions
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.plugins.exporters import exporter_of
+from lobo_fx.plugins.file_nodes import ListsNodes
+from lobo_fx.plugins.kernels import ProfilesNodes
 from lobo_fx.plugins.protocols import Exporter
 from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES
 from lobo_fx.plugins.tuning import ChecksFiles, Tuning
+from lobo_fx.report.node_data import node_data, with_times
 from lobo_fx.report.report import Report
 from lobo_fx.terminal.progress import spinner
 from lobo_fx.version import __version__
@@ -183,6 +187,7 @@ class Result:
             )
         if found.takes_back:
             self.pipeline, self.program, self.report.rows = trial, trial.program, trial.rows
+            self.report.modules = trial.modules()
             self.passes.append((pass_.name, pass_.settings))
             self._note(
                 Note(
@@ -297,15 +302,8 @@ class Result:
             InvalidInput: a number makes no sense, or the runtime is unknown.
         """
         check_counts(threads, batch, rounds, warmup)
-        engine, writer = RUNTIMES.get(runtime)(), exporter_of(exporter)
-        with temporary_folder() as folder:
-            files = {}
-            for label, program in {"original": self.original, "compiled": self.program}.items():
-                known = self.report.artifacts.get(label)
-                if known is not None and known.path.is_file():
-                    files[label] = known.path
-                elif program is not None:
-                    files[label] = self._write(program, folder / f"{label}{writer.suffix}", writer).path
+        engine = RUNTIMES.get(runtime)()
+        with self._files(exporter) as files:
             measured = benchmark(
                 files,
                 engine,
@@ -321,6 +319,51 @@ class Result:
         if len(files) > 1 and (ratio := round(measured.ratio("compiled", "p50"), 2)) > 1:
             self._note(_slower(ratio))
         return measured
+
+    @contextlib.contextmanager
+    def _files(self, exporter: str | Exporter) -> Iterator[dict[str, Path]]:
+        """The original's file and the compiled one; what was not exported is written for a while."""
+        writer = exporter_of(exporter)
+        with temporary_folder() as folder:
+            files = {}
+            for label, program in {"original": self.original, "compiled": self.program}.items():
+                known = self.report.artifacts.get(label)
+                if known is not None and known.path.is_file():
+                    files[label] = known.path
+                elif program is not None:
+                    files[label] = self._write(program, folder / f"{label}{writer.suffix}", writer).path
+            yield files
+
+    @random_state_kept
+    def save_node_data(self, folder: str | Path, *, rounds: int = 5) -> list[Path]:
+        """Writes what Model Explorer lays over the files' graphs: microseconds, bytes, precision and decibels by node.
+
+        Both files run on one row, one thread, under the runtime's profile; the report's modules get their times too.
+        Files are named `compiled.microseconds.json` and so on; for the original likewise.
+
+        Args:
+            folder: to write into; made if missing.
+            rounds: how often each file runs under the profile.
+
+        Raises:
+            InvalidInput: the folder can't be made or written to, or `rounds` is less than one.
+        """
+        check_counts(1, 1, rounds, 0)
+        check_folder(Path(folder))
+        engine, writer = RUNTIMES.get(RUNTIMES.default)(), exporter_of(EXPORTERS.default)
+        assert isinstance(engine, ProfilesNodes)
+        assert isinstance(writer, ListsNodes)
+        arrays = named_arrays(self.program, with_rows(self.program, 1))
+        texts: dict[str, str] = {}
+        with self._files(writer) as files, spinner("profile", self.progress):
+            for label, path in files.items():
+                graph = writer.nodes(path)
+                names = {key: node.name for node in graph.nodes for key in (node.name, *node.outputs)}
+                times = {name: sum(spent) for name, spent in engine.node_times(path, arrays, names, rounds).items()}
+                self.report.modules = with_times(self.report.modules, label, graph, times)
+                found = node_data(graph, times, self.report.modules, label)
+                texts |= {f"{label}.{name}.json": text for name, text in found.items()}
+        return write_files(Path(folder), texts)
 
     @random_state_kept
     def save(self, folder: str | Path) -> Path:

@@ -17,6 +17,7 @@ from lobo_fx.capture.reexport import exported_program, named_arrays, other_lengt
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean, strip_metadata
 from lobo_fx.exporters.onnx.names import name_nodes
+from lobo_fx.exporters.onnx.nodes import file_graph
 from lobo_fx.exporters.onnx.packing import NARROW_TYPES, SHARED_BYTES, PackedWeight, pack
 from lobo_fx.exporters.onnx.placeholders import translations
 from lobo_fx.exporters.onnx.preparation import (
@@ -47,6 +48,7 @@ from lobo_fx.measures.counts import rows
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
 from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.plugins.file_nodes import FileGraph
 from lobo_fx.plugins.protocols import Session
 from lobo_fx.terminal.quiet import quiet
 
@@ -152,6 +154,10 @@ class OnnxExporter:
         """The program that a file is compared with, and what rounding its weights costs."""
         program = without_masks(program)
         return (program, {}) if self.values is None else _rounded(program, self.values)
+
+    def nodes(self, path: Path) -> FileGraph:
+        """The nodes of a file that it wrote."""
+        return file_graph(path)
 
     def _translate(self, program: Program) -> Any:
         program = with_plain_products(with_plain_attention(with_drawn_dropout(program)))

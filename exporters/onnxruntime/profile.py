@@ -22,7 +22,6 @@ from lobo_fx.plugins.protocols import Arrays
 
 __all__ = ["node_times"]
 
-_ROUNDS = 20
 _WARMUP = 3
 _ONLY_FATAL = 4
 _FUSED = 4
@@ -31,7 +30,7 @@ _MADE_UP = re.compile(r"(_nchwc|_quant|_token_\d+|/[^/]*)$")
 """What ONNX Runtime appends to the name of a node that it replaced, maybe several times."""
 
 
-def node_times(path: Path, arrays: Arrays, names: Mapping[str, str]) -> dict[str, list[float]]:
+def node_times(path: Path, arrays: Arrays, names: Mapping[str, str], rounds: int = 20) -> dict[str, list[float]]:
     """Median microseconds by node of the program, as `lobo_fx.plugins.kernels.ProfilesNodes` has it."""
     with temporary_folder() as folder:
         options = onnxruntime.SessionOptions()
@@ -42,7 +41,7 @@ def node_times(path: Path, arrays: Arrays, names: Mapping[str, str]) -> dict[str
         options.optimized_model_filepath = str(folder / "optimized.onnx")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         feed = {given.name: arrays[given.name] for given in session.get_inputs()}
-        for _ in range(_WARMUP + _ROUNDS):
+        for _ in range(_WARMUP + rounds):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         optimized = onnx.load(folder / "optimized.onnx", load_external_data=False).graph

@@ -81,11 +81,13 @@ class OnnxRuntime:
 
         return measure_kernels(kernels)
 
-    def node_times(self, path: Path, arrays: Arrays, names: Mapping[str, str]) -> dict[str, list[float]]:
+    def node_times(
+        self, path: Path, arrays: Arrays, names: Mapping[str, str], rounds: int = 20
+    ) -> dict[str, list[float]]:
         """Times the nodes of a file, one thread, by the node of the program that each belongs to."""
         from lobo_fx.exporters.onnxruntime.profile import node_times
 
-        return node_times(path, arrays, names)
+        return node_times(path, arrays, names, rounds)
 
     def choices(self, threads: Sequence[int]) -> list[Choice]:
         """What may make a file faster; see `lobo_fx.exporters.onnxruntime.tuning`."""

@@ -34,7 +34,7 @@ from lobo_fx.graph.notes import Note
 
 __all__ = ["compile"]
 
-ORIGINAL_FILE, MODEL_FILE, PLAN_FILE = "original.onnx", "model.onnx", "plan.json"
+ORIGINAL_FILE, MODEL_FILE, PLAN_FILE, NODE_DATA = "original.onnx", "model.onnx", "plan.json", "node_data"
 
 
 @command
@@ -111,8 +111,15 @@ def compile(
     for artifact in result.report.artifacts.values():
         artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
     result.benchmark(threads=threads, batch=batch, rounds=rounds)
+    result.save_node_data(output / NODE_DATA)
     result.save(output / "program")
-    written = [MODEL_FILE, ORIGINAL_FILE, "program/", *(file.name for file in result.report.save(output))]
+    written = [
+        MODEL_FILE,
+        ORIGINAL_FILE,
+        "program/",
+        f"{NODE_DATA}/",
+        *(file.name for file in result.report.save(output)),
+    ]
     if result.plan is not None:
         result.plan.save(output / PLAN_FILE)
         written.append(PLAN_FILE)

@@ -19,7 +19,8 @@ from lobo_fx.graph.randomness import random_state_kept
 from lobo_fx.graph.weight_names import mark_weights
 from lobo_fx.measures.counts import measure
 from lobo_fx.measures.judge import Judge, Verdict
-from lobo_fx.report.records import AxisRow, CandidateRow, Row
+from lobo_fx.measures.modules import measure_modules
+from lobo_fx.report.records import SENSITIVITY, AxisRow, CandidateRow, ModuleRow, Row
 from lobo_fx.report.report import Report
 from lobo_fx.terminal.progress import spinner
 
@@ -125,7 +126,17 @@ class Pipeline:
             axes=_axes(self.original, self.program),
             settings=settings,
             seed=seed,
+            modules=self.modules(),
         )
+
+    def modules(self) -> list[ModuleRow]:
+        """What each module holds, before and after; and what a pass measured of each layer alone."""
+        before = measure_modules(self.original)
+        after = measure_modules(self.program, before)
+        alone = [sheet for sheet in self.context.sheets if sheet.title == SENSITIVITY]
+        layers = {name for modules in (before, after) for name, module in modules.items() if module.kind}
+        decibels = {row[0]: row[1] for row in alone[-1].rows if row[0] in layers} if alone else {}
+        return [ModuleRow(name, before.get(name), after.get(name), decibels.get(name)) for name in {**before, **after}]
 
 
 def _axes(original: Program, program: Program) -> list[AxisRow]:

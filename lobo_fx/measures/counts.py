@@ -16,7 +16,7 @@ from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.weight_names import weight_names
 from lobo_fx.own_operators.table import FLOPS, packed_weights
 
-__all__ = ["Measures", "measure", "rows", "run_counted", "weights"]
+__all__ = ["Measures", "measure", "named_weights", "rows", "run_counted", "weights"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,16 @@ class Measures:
 
 def weights(module: ProgramModule) -> Iterator[torch.Tensor]:
     """Parameters, and buffers that stand for a quantized parameter, decoded if packed; each tensor once."""
+    return (weight for _, weight in named_weights(module))
+
+
+def named_weights(module: ProgramModule) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same with their names."""
     names, packed = set(weight_names(module)), packed_weights(module)
-    yield from module.parameters()
+    yield from module.named_parameters()
     for name, buffer in module.named_buffers():
         if name in names:
-            yield packed[name]() if name in packed else buffer
+            yield name, packed[name]() if name in packed else buffer
 
 
 def measure(program: Program, macs: int | None) -> Measures:

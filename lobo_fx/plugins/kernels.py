@@ -80,13 +80,16 @@ class MeasuresKernels(Protocol):
 class ProfilesNodes(Protocol):
     """A runtime that can tell where the time of a file goes."""
 
-    def node_times(self, path: Path, arrays: Arrays, names: Mapping[str, str]) -> Mapping[str, list[float]]:
+    def node_times(
+        self, path: Path, arrays: Arrays, names: Mapping[str, str], rounds: int = 20
+    ) -> Mapping[str, list[float]]:
         """Times the nodes of a file, one thread.
 
         Args:
             path: a file that an exporter wrote.
             arrays: its inputs.
             names: by name of a value of the file, the node of the program that gives it: nodes' own, and outputs'.
+            rounds: how often the file runs.
 
         Returns:
             By node, microseconds of each node of the file that belongs to it, the longest first; under an empty name

@@ -13,8 +13,9 @@ from typing import Any
 
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
+from lobo_fx.measures.module_figures import ModuleFigures
 from lobo_fx.plugins.artifact import Artifact
-from lobo_fx.report.records import CandidateRow, Row, Sheet
+from lobo_fx.report.records import CandidateRow, ModuleRow, Row, Sheet
 
 __all__ = [
     "artifact_from_json",
@@ -22,6 +23,7 @@ __all__ = [
     "as_json",
     "benchmark_from_json",
     "candidate_from_json",
+    "module_from_json",
     "row_from_json",
     "sheet_from_json",
 ]
@@ -65,6 +67,13 @@ def candidate_from_json(saved: Mapping[str, Any]) -> CandidateRow:
     """A candidate of a search."""
     score = None if saved["score"] is None else float(saved["score"])
     return CandidateRow(**{**saved, "decibels": float(saved["decibels"]), "score": score})
+
+
+def module_from_json(saved: Mapping[str, Any]) -> ModuleRow:
+    """A module."""
+    before, after = (None if saved[at] is None else ModuleFigures(**saved[at]) for at in ("before", "after"))
+    decibels = None if saved["decibels"] is None else float(saved["decibels"])
+    return ModuleRow(saved["name"], before, after, decibels)
 
 
 def benchmark_from_json(saved: Mapping[str, Any]) -> Benchmark:

@@ -6,11 +6,16 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from lobo_fx.measures.module_figures import ModuleFigures
+
 if TYPE_CHECKING:
     from lobo_fx.measures.counts import Measures
     from lobo_fx.measures.judge import Verdict
 
-__all__ = ["AxisRow", "CandidateRow", "Row", "Sheet"]
+__all__ = ["SENSITIVITY", "AxisRow", "CandidateRow", "ModuleRow", "Row", "Sheet"]
+
+SENSITIVITY = "sensitivity"
+"""Title of the sheet of what each layer alone loses when it is quantized: module, decibels, precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,3 +111,20 @@ class AxisRow:
     before: int
     after: int
     parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleRow:
+    """A module of the model that holds layers, before and after.
+
+    Attributes:
+        name: dotted; empty for the model itself. Those that it is in stand before it.
+        before: of the original; null where a pass made it.
+        after: of the compiled model; null where nothing is left of it.
+        decibels: signal-to-noise ratio of the outputs with this layer alone quantized; null if not measured.
+    """
+
+    name: str
+    before: ModuleFigures | None
+    after: ModuleFigures | None
+    decibels: float | None = None

@@ -28,10 +28,11 @@ from lobo_fx.report.json import (
     as_json,
     benchmark_from_json,
     candidate_from_json,
+    module_from_json,
     row_from_json,
     sheet_from_json,
 )
-from lobo_fx.report.records import AxisRow, CandidateRow, Row, Sheet
+from lobo_fx.report.records import AxisRow, CandidateRow, ModuleRow, Row, Sheet
 from lobo_fx.report.schema import SCHEMA
 from lobo_fx.report.text import artifact_table, axis_table, pass_table, sheet_table
 from lobo_fx.terminal.tables import escape, printable, render, to_markdown
@@ -61,6 +62,7 @@ class Report:
         seed: of whatever was drawn at random; None where it is not known.
         machine: what figures were measured on.
         versions: of the packages that they were measured with.
+        modules: what each module holds, before and after; `Result.profile` adds where the time goes.
     """
 
     model: str
@@ -75,6 +77,7 @@ class Report:
     seed: int | None = None
     machine: str = dataclasses.field(default_factory=machine)
     versions: dict[str, str] = dataclasses.field(default_factory=versions)
+    modules: list[ModuleRow] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         tables = [pass_table(self.model, self.rows)]
@@ -98,6 +101,7 @@ class Report:
             "passes": as_json(self.rows),
             "notes": as_json(self.notes),
             "sheets": as_json(self.sheets),
+            "modules": as_json(self.modules),
             "candidates": as_json(self.candidates),
             "axes": as_json(self.axes),
             "artifacts": as_json(self.artifacts),
@@ -131,6 +135,7 @@ class Report:
             saved["seed"],
             saved["machine"],
             saved["versions"],
+            [module_from_json(module) for module in saved.get("modules", [])],
         )
 
     def to_json(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark
 from lobo_fx.plugins.artifact import Artifact
-from lobo_fx.report.records import AxisRow, CandidateRow, Row, Sheet
+from lobo_fx.report.records import AxisRow, CandidateRow, ModuleRow, Row, Sheet
 
 __all__ = ["SCHEMA", "first_fault", "schema"]
 
@@ -40,10 +40,14 @@ _PARTS: dict[str, tuple[Any, str]] = {
     "notes": (list[Note], "what a user should know"),
     "sheets": (list[Sheet], "tables that passes added: sensitivity, refitting, ranks, trainings"),
     "axes": (list[AxisRow], "axes that were cut, the one with most parameters first"),
+    "modules": (list[ModuleRow], "modules that hold layers, in the order of calls; older reports have none"),
     "candidates": (list[CandidateRow], "what a search found"),
     "artifacts": (dict[str, Artifact], "files that were written, by label: original, compiled"),
     "benchmark": (Benchmark | None, "latencies of files that ran in turn; null if not measured"),
 }
+
+_ADDED = frozenset({"modules"})
+"""What reports of this schema that are older do without."""
 
 
 def schema() -> dict[str, Any]:
@@ -56,7 +60,7 @@ def schema() -> dict[str, Any]:
         "title": "lobo-fx report",
         "description": 'Numbers that JSON lacks are the texts "inf", "-inf" and "nan"; what was not measured is null.',
         "type": "object",
-        "required": ["schema", *parts],
+        "required": ["schema", *(name for name in parts if name not in _ADDED)],
         "properties": {"schema": {"const": SCHEMA}, **parts, "files": checksums},
         "$defs": dict(sorted(definitions.items())),
     }

@@ -21,7 +21,7 @@ from lobo_fx.passes.quantization.integers.calibration import calibrate, prepare
 from lobo_fx.passes.quantization.integers.placement import Choices, Placement
 from lobo_fx.passes.quantization.integers.simulation import Simulation
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
-from lobo_fx.report.records import Sheet
+from lobo_fx.report.records import SENSITIVITY, Sheet
 
 __all__ = ["DECIBELS", "MixedPrecision", "ever_fewer"]
 
@@ -146,4 +146,4 @@ def _sheet(graph: fx.Graph, sensitivities: Mapping[str, float], quantized: Colle
     names = {node.name: module_name(node) or node.name for node in graph.nodes}
     ranked = sorted(sensitivities.items(), key=lambda entry: -entry[1])
     rows = tuple((names[layer], round(snr, 2), "int8" if layer in quantized else "float") for layer, snr in ranked)
-    return Sheet("sensitivity", ("layer", "SNR alone, dB", "precision"), rows)
+    return Sheet(SENSITIVITY, ("layer", "SNR alone, dB", "precision"), rows)

@@ -1,0 +1,166 @@
+"""What each module of a program holds: widths, weights, bytes, and in which numbers it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.graph.layers import LOOKUPS, is_constant, layer_of
+from lobo_fx.graph.masks import masks
+from lobo_fx.graph.operators import RECURRENT, works_on_codes
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.tensors import fetch
+from lobo_fx.measures.counts import named_weights
+from lobo_fx.measures.module_figures import MIXED, ModuleFigures, is_inside
+from lobo_fx.own_operators.decode import DECODE
+from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
+from lobo_fx.own_operators.products import DYNAMIC_PRODUCT, PRODUCT
+
+__all__ = ["measure_modules"]
+
+_RECURRENT = (*RECURRENT, DYNAMIC_LSTM)
+_CODED: dict[object, int] = {DECODE: 3, PRODUCT: 5}
+"""By operator, which argument is the number format of its codes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call that reads a weight."""
+
+    weight: str
+    kind: str
+    width: int | None
+    stored: str
+    computed: str
+
+
+def measure_modules(program: Program, like: Iterable[str] = ()) -> dict[str, ModuleFigures]:
+    """By dotted name, in the order of calls: the model itself (an empty name) and the modules that hold a layer.
+
+    A module that calls several layers itself has each as a part of its own, named by its weight.
+
+    Args:
+        program: whose modules are measured.
+        like: modules of the program that it was made of, which are parts here too.
+    """
+    calls = [call for node in program.graph.nodes if (call := _call(program, node)) is not None]
+    weights = Counter(_home(weight) for weight in {call.weight for call in calls})
+    known = set(like)
+    parts: dict[str, list[_Call]] = {}
+    for call in calls:
+        home = _home(call.weight)
+        is_part = call.weight in known or (weights[home] > 1 and not (home and home in known))
+        parts.setdefault(call.weight if is_part else home, []).append(call)
+    names = dict.fromkeys(name for part in parts for name in _around(part))
+    held = _held(program, names)
+    found = {}
+    for name in {"": None, **names}:
+        inside = [call for part, made in parts.items() if is_inside(part, name) for call in made]
+        own = parts.get(name, [])
+        widths = {call.width for call in own}
+        counts = [counts for at, counts in held.items() if is_inside(at, name)]
+        parameters, nonzero, size = (sum(column) for column in zip((0, 0, 0), *counts, strict=True))
+        found[name] = ModuleFigures(
+            own[0].kind if own else "",
+            widths.pop() if len(widths) == 1 else None,
+            parameters,
+            nonzero,
+            size,
+            _common(call.stored for call in inside),
+            _common(call.computed for call in inside),
+        )
+    return found
+
+
+def _around(part: str) -> Iterator[str]:
+    """A module and those that it is in, the outermost first."""
+    pieces = part.split(".")
+    return (".".join(pieces[:count]) for count in range(1, len(pieces) + 1)) if part else iter(())
+
+
+def _owner(name: str, modules: Iterable[str]) -> str:
+    """The innermost module that a tensor is in; else the model itself."""
+    return max((module for module in modules if is_inside(name, module)), key=len, default="")
+
+
+def _home(weight: str) -> str:
+    return weight.rpartition(".")[0]
+
+
+def _common(values: Iterable[str]) -> str:
+    known = {value for value in values if value}
+    return known.pop() if len(known) == 1 else MIXED if known else ""
+
+
+def _held(program: Program, names: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """By innermost module: parameters, those that are not zero, and bytes of all tensors; each tensor once."""
+    found: dict[str, list[int]] = {name: [0, 0, 0] for name in {"": None, **names}}
+    for name, weight in named_weights(program.module):
+        counts = found[_owner(name, names)]
+        counts[0] += weight.numel()
+        counts[1] += int(torch.count_nonzero(weight))
+    seen = {mask.data_ptr() for mask in masks(program).values()}
+    for name, tensor in [*program.module.named_parameters(), *program.module.named_buffers()]:
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            found[_owner(name, names)][2] += tensor.numel() * tensor.element_size()
+    return {name: (counts[0], counts[1], counts[2]) for name, counts in found.items()}
+
+
+def _call(program: Program, node: fx.Node) -> _Call | None:
+    """A call of a layer, a recurrent layer or a lookup; None for any other node."""
+    if node.op != "call_function":
+        return None
+    layer = layer_of(node)
+    kind = layer.kind.word if layer is not None else ""
+    if node.target in LOOKUPS:
+        kind = "lookup"
+    if node.target in _RECURRENT:
+        kind = "recurrent layer"
+    if node.target in (PRODUCT, DYNAMIC_PRODUCT):
+        kind = "linear layer"
+    reads = list(_stored(program, [layer.weight] if layer is not None else node.all_input_nodes)) if kind else []
+    if not reads:
+        return None
+    weight, tensor = reads[0]
+    coded = [source for source in (node, *_sources(node)) if source.target in _CODED]
+    stored = str(coded[0].args[_CODED[coded[0].target]]) if coded else str(tensor.dtype).removeprefix("torch.")
+    return _Call(weight, kind, _width(node, layer), stored, _computed(node, layer))
+
+
+def _sources(node: fx.Node) -> Iterator[fx.Node]:
+    """Nodes of stored tensors alone that a call reads, the nearest first."""
+    ahead = [source for source in node.all_input_nodes if is_constant(source)]
+    while ahead:
+        source = ahead.pop(0)
+        yield source
+        ahead += source.all_input_nodes
+
+
+def _stored(program: Program, values: Iterable[fx.Node]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The matrices and kernels that values are computed of, if they depend on no input."""
+    for value in values:
+        for source in (value, *_sources(value)) if is_constant(value) else ():
+            tensor = fetch(program.module, str(source.target)) if source.op == "get_attr" else None
+            if isinstance(tensor, torch.Tensor) and tensor.dim() > 1 and tensor.dtype != torch.bool:
+                yield str(source.target), tensor
+
+
+def _width(node: fx.Node, layer: Any) -> int | None:
+    value = node.meta.get("val")
+    value = value[0] if isinstance(value, (tuple, list)) else value
+    dim = -1 - layer.kind.places if layer is not None else -1
+    size = value.shape[dim] if isinstance(value, torch.Tensor) else None
+    return size if isinstance(size, int) else None
+
+
+def _computed(node: fx.Node, layer: Any) -> str:
+    integer = node.target in (DYNAMIC_PRODUCT, DYNAMIC_LSTM) or (node.target is PRODUCT and node.args[-1] == "int8")
+    if layer is not None:
+        integer = all(works_on_codes(value) and value.target is not DECODE for value in (layer.input, layer.weight))
+    return "int8" if integer else "float32"
