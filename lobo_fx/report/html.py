@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lobo_fx.graph.notes import gathered, notes_from_json
 from lobo_fx.report.cells import MB, Cell, Source
+from lobo_fx.report.drawing import PRECISIONS, drawing
 from lobo_fx.report.grids import (
     axes_grid,
     before_and_after,
@@ -70,12 +71,28 @@ def report_page(data: Mapping[str, Any]) -> str:
         tiles=list(_tiles(source)),
         changes=before_and_after(source),
         steps=_time_line(source),
+        **_network(source),
         charts=[chart for chart in _charts(source) if chart],
         grids=[grid for grid in grids if grid.rows],
         sheets=sheet_grids(source),
         notes=gathered(notes_from_json(data["notes"])),
         noted=notes_grid(source),
     )
+
+
+def _network(source: Source) -> dict[str, Any]:
+    """The drawing, and what its legend is to explain."""
+    network, modules = drawing(source), source.data.get("modules", [])
+    bars = [] if network is None else network.bars
+    return {
+        "network": network,
+        "precisions": PRECISIONS,
+        "used": {bar.precision for bar in bars} | ({network.precision} if network is not None else set()),
+        "pruned": any(bar.before > bar.after or bar.zero for bar in bars),
+        "timed": any(
+            side and side["microseconds"] is not None for row in modules for side in (row["before"], row["after"])
+        ),
+    }
 
 
 def _tiles(source: Source) -> Iterator[tuple[str, Cell, Cell, Cell]]:

@@ -24,8 +24,9 @@ import pytest
 from lobo_fx import Artifact, Report
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
+from lobo_fx.measures.module_figures import ModuleFigures
 from lobo_fx.report.comparison import Comparison
-from lobo_fx.report.records import AxisRow, CandidateRow, Row, Sheet
+from lobo_fx.report.records import AxisRow, CandidateRow, ModuleRow, Row, Sheet
 
 HOSTILE = "</script><img src=http://example.com/x onerror=alert(1)>"
 WIDTHS = (400, 1400)
@@ -182,7 +183,27 @@ def report(model: str = "torchvision:resnet50", factor: float = 1.0) -> Report:
         0,
         "AMD EPYC, Linux x86_64, Python 3.11",
         {"lobo_fx": "0.1.0", "torch": "2.13.0"},
+        modules(),
     )
+
+
+def modules() -> list[ModuleRow]:
+    """A stem, four stages of three blocks of two layers each, and a layer of a hostile name; half of it pruned."""
+    rows = [module("", 0, 0), module("conv1", 64, 32)]
+    for stage in range(4):
+        rows.append(module(f"layer{stage}", 0, 0))
+        for block in range(3):
+            rows.append(module(f"layer{stage}.{block}", 0, 0))
+            rows += [module(f"layer{stage}.{block}.conv{at}", 64 << stage, 45 << stage, stage) for at in (1, 2)]
+    return [*rows, module(HOSTILE, 1000, 1000, 4)]
+
+
+def module(name: str, before: int, after: int, stage: int = 0) -> ModuleRow:
+    kind = "convolution" if before else ""
+    stored, computed = (("int8", "int8"), ("int8", "float32"), ("int4", "float32"), ("float32", "float32"))[stage % 4]
+    old = ModuleFigures(kind, before or None, 9 * before**2, 9 * before**2, 36 * before**2, "float32", "float32", 125.5)
+    new = ModuleFigures(kind, after or None, 9 * after**2, 7 * after**2, 9 * after**2, stored, computed)
+    return ModuleRow(name, old, new, 41.25 if stage == 1 and kind else None)
 
 
 def bare() -> Report:
@@ -240,8 +261,8 @@ def says(text: str, value: float) -> bool:
     """Whether a text with a unit is a number, to the digits that it has."""
     if math.isinf(value):
         return text == "∞"
-    number, unit = re.fullmatch(r"([-+]?[\d,]+(?:\.\d+)?(?:e[-+]\d+)?)\W*([A-Za-z]*)", text).groups()  # type: ignore[union-attr]
-    scale = {"MB": 1e6, "M": 1e6}.get(unit, 0.01 if text.endswith("%") else 1.0)
+    number, unit = re.fullmatch(r"([-+]?[\d,]+(?:\.\d+)?(?:e[-+]\d+)?)\W*([A-Za-zµ]*)", text).groups()  # type: ignore[union-attr]
+    scale = {"MB": 1e6, "M": 1e6, "kB": 1e3}.get(unit, 0.01 if text.endswith("%") else 1.0)
     shown = float(number.replace(",", "")) * scale
     digits, _, power = number.partition("e")
     step = 10.0 ** (int(power or 0) - len(digits.partition(".")[2])) * scale
@@ -436,6 +457,54 @@ def test_the_layer_table_is_sorted_and_filtered(width: int, browser: Browser, pa
     assert all(name.startswith("layer3.") for name in names)
     assert page.run("return document.querySelector('#sheet-0 [role=status]').textContent") == "9 of 61 rows"
     assert page.faults() == []
+
+
+ROWS = "[...document.querySelectorAll('#network .part-row')].filter(e => e.checkVisibility())"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_network_opens_module_by_module_and_bars_are_to_scale(
+    width: int, dark: bool, browser: Browser, page_file: Path
+) -> None:
+    page = Page(browser, page_file, width, dark)
+    names = f"return {ROWS}.map(e => e.querySelector('.part-name > span:nth-child(2)').textContent)"
+    assert page.run(names) == ["torchvision:resnet50", "conv1", *(f"layer{stage}" for stage in range(4)), HOSTILE]
+    page.run(f"{ROWS}[2].focus()")
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+    assert page.run(names)[3:6] == ["0", "1", "2"]
+    fold = "document.querySelector('[data-fold=\"{}\"]').click()"
+    page.run(fold.format("open"))
+    assert len(page.run(names)) == 2 + 4 * (1 + 3 * 3) + 1
+    assert page.too_wide() == []
+    lengths = page.run(
+        f"return {ROWS}.filter(e => e.querySelector('.layer')).map(e => ['.layer', '.was', '.now'].map("
+        "s => e.querySelector(s).getBoundingClientRect().width))"
+    )
+    wanted = [(64, 32), *((64 << stage, 45 << stage) for stage in range(4) for _ in range(6)), (1000, 1000)]
+    assert len(lengths) == len(wanted)
+    assert len({round(whole, 1) for whole, _, _ in lengths}) == 1, "bars of all depths have one scale"
+    for (whole, was, now), (before, after) in zip(lengths, wanted, strict=True):
+        assert was / whole == pytest.approx(before / 1000, abs=0.01)
+        assert now / whole == pytest.approx(after / 1000, abs=0.01)
+    colours = page.run(
+        "return [...document.querySelectorAll('#network .now')].map(e => getComputedStyle(e).backgroundColor)"
+    )
+    assert len(set(colours)) == 4
+    page.run(fold.format(""))
+    assert len(page.run(names)) == 7
+    assert page.faults() == []
+
+
+def test_the_network_is_opened_for_print_and_folded_after(browser: Browser, page_file: Path) -> None:
+    page = Page(browser, page_file, 1400)
+    count = f"return {ROWS}.length"
+    assert page.run(count) == 7
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    assert page.run(count) == 43
+    page.run("dispatchEvent(new Event('afterprint'))")
+    assert page.run(count) == 7
 
 
 def test_every_control_can_be_reached_and_has_a_name(browser: Browser, page_file: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from lobo_fx import Artifact, InvalidInput, Report
 from lobo_fx.graph.notes import Note
 from lobo_fx.measures.latency import Benchmark, Latency
+from lobo_fx.measures.module_figures import ModuleFigures
 from lobo_fx.report.reading import read_report
-from lobo_fx.report.records import AxisRow, CandidateRow, Row, Sheet
+from lobo_fx.report.records import AxisRow, CandidateRow, ModuleRow, Row, Sheet
 from lobo_fx.report.schema import SCHEMA, first_fault, schema
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "report_schema.json"
@@ -32,6 +33,10 @@ def full() -> Report:
         [AxisRow("conv1.weight[0]", 3, 64, 32, 9408)],
         [("quantize_static", {"observer": "mse", "kernels": None})],
         7,
+        modules=[
+            ModuleRow("", ModuleFigures("", None, 10, 10, 40, "float32", "float32", 12.5), None, math.inf),
+            ModuleRow("conv", None, ModuleFigures("convolution", 4, 10, 9, 12, "int8", "int8"), 30.5),
+        ],
     )
 
 
@@ -49,13 +54,12 @@ def test_the_document_is_what_the_records_say() -> None:
 
 def test_every_entry_of_every_record_is_described() -> None:
     whole = schema()
-    records = {"report": whole, **whole["$defs"]}
-    bare = {(name, key) for name, one in records.items() for key, entry in one["properties"].items()
+    described = {"report": whole, **whole["$defs"]}
+    bare = {(name, key) for name, one in described.items() for key, entry in one["properties"].items()
             if "description" not in entry}  # fmt: skip
     assert bare == {("report", "schema")}
-    assert {"Row", "Note", "Sheet", "AxisRow", "CandidateRow", "Artifact", "Benchmark", "Latency"} == set(
-        whole["$defs"]
-    )
+    records = "Artifact AxisRow Benchmark CandidateRow Latency ModuleFigures ModuleRow Note Row Sheet"
+    assert list(whole["$defs"]) == records.split()
 
 
 def test_a_report_fits_and_reads_back_as_it_was(tmp_path: Path) -> None:
@@ -70,6 +74,16 @@ def test_a_report_fits_and_reads_back_as_it_was(tmp_path: Path) -> None:
     assert (back.seed, back.settings, back.candidates) == (7, report.settings, report.candidates)
     assert back.rows[0].snr == math.inf
     assert Report.from_json(written).artifacts == {}, "a program that is loaded exports anew"
+
+
+def test_a_report_from_before_modules_were_in_it_is_read(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run")
+    content = json.loads((folder / "report.json").read_text())
+    del content["modules"]
+    (folder / "report.json").write_text(json.dumps(content))
+    assert read_report(folder).modules == []
+    with pytest.raises(InvalidInput, match=r"report.modules\[0\] lacks 'name'"):
+        read_report(saved(tmp_path / "bad", modules=[{}]))
 
 
 @pytest.mark.parametrize("number", [0, 2, "1", None])

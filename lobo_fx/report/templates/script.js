@@ -42,3 +42,14 @@ for (const point of document.querySelectorAll(".point")) {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") for (const box of document.querySelectorAll(".tip")) box.hidden = true;
 });
+const folds = [...document.querySelectorAll("#network details")];
+for (const button of document.querySelectorAll("[data-fold]")) {
+  button.parentElement.hidden = false;
+  button.addEventListener("click", () => folds.forEach((fold, at) => { fold.open = at === 0 || Boolean(button.dataset.fold); }));
+}
+let unprinted = [];
+addEventListener("beforeprint", () => {
+  unprinted = folds.filter((fold) => !fold.open);
+  for (const fold of unprinted) fold.open = true;
+});
+addEventListener("afterprint", () => { for (const fold of unprinted) fold.open = false; });
