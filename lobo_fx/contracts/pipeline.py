@@ -132,7 +132,7 @@ class Pipeline:
     def modules(self) -> list[ModuleRow]:
         """What each module holds, before and after; and what a pass measured of each layer alone."""
         before = measure_modules(self.original)
-        after = measure_modules(self.program, before)
+        after = measure_modules(self.program, self.original)
         alone = [sheet for sheet in self.context.sheets if sheet.title == SENSITIVITY]
         layers = {name for modules in (before, after) for name, module in modules.items() if module.kind}
         decibels = {row[0]: row[1] for row in alone[-1].rows if row[0] in layers} if alone else {}

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from lobo_fx.axes.kept import names_of_tensors
 from lobo_fx.graph.layers import LOOKUPS, is_constant, layer_of
 from lobo_fx.graph.masks import masks
 from lobo_fx.graph.operators import RECURRENT, works_on_codes
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import module_name
 from lobo_fx.graph.tensors import fetch
 from lobo_fx.measures.counts import named_weights
 from lobo_fx.measures.module_figures import MIXED, ModuleFigures, is_inside
@@ -33,31 +35,33 @@ class _Call:
     """A call that reads a weight."""
 
     weight: str
+    home: str
     kind: str
     width: int | None
     stored: str
     computed: str
 
 
-def measure_modules(program: Program, like: Iterable[str] = ()) -> dict[str, ModuleFigures]:
+def measure_modules(program: Program, original: Program | None = None) -> dict[str, ModuleFigures]:
     """By dotted name, in the order of calls: the model itself (an empty name) and the modules that hold a layer.
 
-    A module that calls several layers itself has each as a part of its own, named by its weight.
+    A module that calls several layers itself has each as a part of its own, named by its weight. A weight that modules
+    share counts in the first of them.
 
     Args:
         program: whose modules are measured.
-        like: modules of the program that it was made of, which are parts here too.
+        original: what the program was made of: parts of its modules are parts here too.
     """
-    calls = [call for node in program.graph.nodes if (call := _call(program, node)) is not None]
-    weights = Counter(_home(weight) for weight in {call.weight for call in calls})
-    known = set(like)
+    tied = _tied(original or program)
+    known = set() if original is None else set(measure_modules(original))
+    calls = [call for node in program.graph.nodes if (call := _call(program, node, tied)) is not None]
+    weights = Counter(home for home, _ in {(call.home, call.weight) for call in calls})
     parts: dict[str, list[_Call]] = {}
     for call in calls:
-        home = _home(call.weight)
-        is_part = call.weight in known or (weights[home] > 1 and not (home and home in known))
-        parts.setdefault(call.weight if is_part else home, []).append(call)
+        is_part = call.weight in known or (weights[call.home] > 1 and not (call.home and call.home in known))
+        parts.setdefault(call.weight if is_part else call.home, []).append(call)
     names = dict.fromkeys(name for part in parts for name in _around(part))
-    held = _held(program, names)
+    held = _held(program, names, tied)
     found = {}
     for name in {"": None, **names}:
         inside = [call for part, made in parts.items() if is_inside(part, name) for call in made]
@@ -88,6 +92,17 @@ def _owner(name: str, modules: Iterable[str]) -> str:
     return max((module for module in modules if is_inside(name, module)), key=len, default="")
 
 
+def _tied(program: Program) -> dict[str, list[str]]:
+    """By name of a stored tensor, all its names, the first one first."""
+    groups = names_of_tensors(program.module).values()
+    return {name: names for names in groups for name in names}
+
+
+def _names(name: str, tied: Mapping[str, list[str]]) -> list[str]:
+    """All names of a stored tensor, or of the weight whose codes it is, or decodes (`fc.weight_scale`)."""
+    return next((names for whole, names in tied.items() if name == whole or name.startswith(f"{whole}_")), [name])
+
+
 def _home(weight: str) -> str:
     return weight.rpartition(".")[0]
 
@@ -97,22 +112,22 @@ def _common(values: Iterable[str]) -> str:
     return known.pop() if len(known) == 1 else MIXED if known else ""
 
 
-def _held(program: Program, names: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+def _held(program: Program, names: Mapping[str, Any], tied: Mapping[str, list[str]]) -> dict[str, tuple[int, int, int]]:
     """By innermost module: parameters, those that are not zero, and bytes of all tensors; each tensor once."""
     found: dict[str, list[int]] = {name: [0, 0, 0] for name in {"": None, **names}}
     for name, weight in named_weights(program.module):
-        counts = found[_owner(name, names)]
+        counts = found[_owner(_names(name, tied)[0], names)]
         counts[0] += weight.numel()
         counts[1] += int(torch.count_nonzero(weight))
     seen = {mask.data_ptr() for mask in masks(program).values()}
     for name, tensor in [*program.module.named_parameters(), *program.module.named_buffers()]:
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            found[_owner(name, names)][2] += tensor.numel() * tensor.element_size()
+            found[_owner(_names(name, tied)[0], names)][2] += tensor.numel() * tensor.element_size()
     return {name: (counts[0], counts[1], counts[2]) for name, counts in found.items()}
 
 
-def _call(program: Program, node: fx.Node) -> _Call | None:
+def _call(program: Program, node: fx.Node, tied: Mapping[str, list[str]]) -> _Call | None:
     """A call of a layer, a recurrent layer or a lookup; None for any other node."""
     if node.op != "call_function":
         return None
@@ -130,7 +145,10 @@ def _call(program: Program, node: fx.Node) -> _Call | None:
     weight, tensor = reads[0]
     coded = [source for source in (node, *_sources(node)) if source.target in _CODED]
     stored = str(coded[0].args[_CODED[coded[0].target]]) if coded else str(tensor.dtype).removeprefix("torch.")
-    return _Call(weight, kind, _width(node, layer), stored, _computed(node, layer))
+    names = _names(weight, tied)
+    module = module_name(node)  # of several that share the weight
+    home = module if any(_home(name) == module for name in names) else _home(names[0])
+    return _Call(names[0], home, kind, _width(node, layer), stored, _computed(node, layer))
 
 
 def _sources(node: fx.Node) -> Iterator[fx.Node]:

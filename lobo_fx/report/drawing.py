@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ PRECISIONS = {
 _NARROW = re.compile(r"u?int[1-7]|log2_[1-7]")
 _FEW = 12
 """So many modules are all open at first; of more, only the model itself is."""
+_WIDEST = 16
+"""Times the median width up to which bars are to scale; a vocabulary would leave nothing to see of the others."""
 _LEAST = 0.05
 """Share of the parameters that counts as pruned: rounding to integers makes zeros too."""
 
@@ -44,19 +47,21 @@ _FIGURES: dict[str, tuple[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A layer as it is drawn; all in percent of the widest layer.
+    """A layer as it is drawn; all in percent of the longest bar.
 
     Attributes:
-        before: outputs of the original; 0 where a pass made the layer.
+        before: outputs of the original, at most 100; 0 where a pass made the layer.
         after: what is left of them.
         zero: the part of it that stands for weights that are zero.
         precision: a key of `PRECISIONS`.
+        is_longer: whether the layer is wider than is drawn.
     """
 
     before: float
     after: float
     zero: float
     precision: str
+    is_longer: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +106,8 @@ class _Drawer:
 
     def __init__(self, source: Source, rows: Sequence[Mapping[str, Any]]) -> None:
         self.source, self.rows = source, rows
-        self.widest = max((side["width"] or 0 for row in rows for side in _sides(row)), default=0) or 1
+        widths = [side["width"] for row in rows for side in _sides(row) if side["width"]] or [1]
+        self.widest = max(width for width in widths if width <= _WIDEST * statistics.median(widths))
         self.known = [name for name in _FIGURES if any(side[name] is not None for row in rows for side in _sides(row))]
         self.inside: list[list[int]] = [[] for _ in rows]  # the nearest
         for index, row in enumerate(rows[1:], 1):
@@ -134,9 +140,10 @@ class _Drawer:
         before, after = ((row[side] or {}).get("width") for side in ("before", "after"))
         if before is None and after is None:
             return None
-        kept, left = row["after"] or {}, 100 * (after or 0) / self.widest
+        kept, (start, left) = row["after"] or {}, (min(100, 100 * (one or 0) / self.widest) for one in (before, after))
         zero = 1 - kept["nonzero"] / kept["parameters"] if kept.get("parameters") else 0.0
-        return Bar(100 * (before or 0) / self.widest, left, left * zero * (zero >= _LEAST), _precision(row["after"]))
+        longer = max(before or 0, after or 0) > self.widest
+        return Bar(start, left, left * zero * (zero >= _LEAST), _precision(row["after"]), longer)
 
     def _figures(self, at: int) -> Iterator[tuple[Cell, Cell, str]]:
         for name in self.known:

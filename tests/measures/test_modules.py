@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -81,3 +82,27 @@ def test_a_model_without_layers_is_itself_alone() -> None:
     found = measure_modules(compiled(nn.ReLU(), ROWS).program)
     assert list(found) == [""]
     assert (found[""].parameters, found[""].stored) == (0, "")
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.fc, self.out = nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 50, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.out(self.fc(self.embedding(x)))
+
+
+@pytest.mark.parametrize("passes", [[], [QuantizeDynamic()]])
+def test_a_shared_weight_counts_once_and_each_of_its_layers_has_its_own_width(passes: list[Any]) -> None:
+    result = compiled(Tied(), torch.randint(0, 50, (2, 5)), *passes)
+    rows = {row.name: row.after for row in result.report.modules}
+    assert list(rows) == ["", "embedding", "fc", "out"]
+    kinds = {name: (row.kind, row.width, row.parameters) for name, row in rows.items() if row is not None}
+    assert kinds["embedding"] == ("lookup", 32, 50 * 32)
+    assert kinds["out"] == ("linear layer", 50, 0)
+    assert kinds[""][2] == 50 * 32 + 32 * 32 + 32
+    assert rows["out"] is not None
+    assert rows["out"].computed == ("int8" if passes else "float32")
+    assert all(row.before is not None for row in result.report.modules)

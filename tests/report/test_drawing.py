@@ -72,3 +72,10 @@ def test_what_was_not_measured_is_not_shown_and_a_report_without_modules_has_no_
     row = Row("original", 10, 10, 0.0, None, 40, math.inf, None, 0.0)
     assert drawing(Source(json.loads(Report("Network", [row]).to_json()))) is None
     assert drawing(Source({"passes": []})) is None, "a report from before"
+
+
+def test_a_vocabulary_does_not_make_all_other_bars_short() -> None:
+    widths = (100, 200, 100, 50_000)
+    layers = [figures(width, 100, 100, "float32", "float32") for width in widths]
+    root = drawn(ModuleRow("", WHOLE, WHOLE), *(ModuleRow(f"m{at}", one, one) for at, one in enumerate(layers)))
+    assert [(bar.after, bar.is_longer) for bar in root.bars] == [(50, False), (100, False), (50, False), (100, True)]

@@ -71,7 +71,7 @@ def test_precisions_are_what_nodes_compute_in(written: tuple[lobo_fx.Result, Pat
     precisions = {label: values(written[1] / "data" / f"{label}.precision.json") for label in ("original", "compiled")}
     assert [precisions["original"][layer] for layer in layers] == ["float32"] * 3
     assert [precisions["compiled"][layer] for layer in layers] == ["int8"] * 3
-    stored = compiled(QuantizeWeights("int4", block_size=8))
+    stored = compiled(QuantizeWeights("int4", block_size=16))
     stored.save_node_data(tmp_path)
     assert values(tmp_path / "compiled.precision.json")["0.3/Conv"] == "float32, int4"
 
