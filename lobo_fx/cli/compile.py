@@ -79,7 +79,7 @@ def compile(
     """Compile a model by passes, or towards a goal; export it and the original, and measure both in turn."""
     import lobo_fx
     from lobo_fx.cli.given import read_given, read_program
-    from lobo_fx.files import check_writable, make_folder
+    from lobo_fx.files import check_folder, check_writable, make_folder
     from lobo_fx.plugins.exporters import exporter_of
     from lobo_fx.plugins.registry import EXPORTERS, PASSES
     from lobo_fx.plugins.tuning import Tuning
@@ -97,6 +97,7 @@ def compile(
     chosen = [*(resolve(recipe) if recipe else [read_pass(text) for text in passes or []]), *wanted]
     exporter = exporter_of(EXPORTERS.default, storage=storage, values=values)
     check_target(output / "program")
+    check_folder(output / NODE_DATA)
     if output.is_dir():
         for name in (ORIGINAL_FILE, MODEL_FILE, PLAN_FILE, *REPORT_FILES):
             check_writable(output / name)

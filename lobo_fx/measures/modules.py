@@ -100,7 +100,8 @@ def _tied(program: Program) -> dict[str, list[str]]:
 
 def _names(name: str, tied: Mapping[str, list[str]]) -> list[str]:
     """All names of a stored tensor, or of the weight whose codes it is, or decodes (`fc.weight_scale`)."""
-    return next((names for whole, names in tied.items() if name == whole or name.startswith(f"{whole}_")), [name])
+    whole = max((whole for whole in tied if name == whole or name.startswith(f"{whole}_")), key=len, default=name)
+    return tied.get(whole, [name])
 
 
 def _home(weight: str) -> str:

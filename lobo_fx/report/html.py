@@ -89,6 +89,7 @@ def _network(source: Source) -> dict[str, Any]:
         "precisions": PRECISIONS,
         "used": {bar.precision for bar in bars} | ({network.precision} if network is not None else set()),
         "pruned": any(bar.before > bar.after or bar.zero for bar in bars),
+        "faded": any(bar.is_longer for bar in bars),
         "timed": any(
             side and side["microseconds"] is not None for row in modules for side in (row["before"], row["after"])
         ),

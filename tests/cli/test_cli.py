@@ -97,11 +97,12 @@ def compiled(*arguments: str) -> Result:
 def test_compile_writes_files_program_and_report(model: str, tmp_path: Path) -> None:
     done = compiled(model, "--pass", "prune_weights:amount=0.5", "--pass", "quantize_static", "-o", "made/here")
     assert done.exit_code == 0, done.output
-    names = {"original.onnx", "model.onnx", "program", *REPORT_FILES, *DASHBOARDS}
+    names = {"original.onnx", "model.onnx", "program", "node_data", *REPORT_FILES, *DASHBOARDS}
     assert {entry.name for entry in (tmp_path / "made" / "here").iterdir()} == names
     report = json.loads((tmp_path / "made" / "here" / "report.json").read_text())
     assert [row["name"] for row in report["passes"]] == ["original", "PruneWeights()", "QuantizeStatic()"]
     assert list(report["benchmark"]["latencies"]) == ["original", "compiled"]
+    assert all(module["after"]["microseconds"] for module in report["modules"])
     assert any("random data" in note["reason"] for note in report["notes"])
     assert not any("weights are random" in note["reason"] for note in report["notes"])
     loaded = lobo_fx.load("made/here/program")

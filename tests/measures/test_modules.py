@@ -28,10 +28,10 @@ class Bare(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.w1, self.b1, self.w2 = (nn.Parameter(torch.randn(*shape)) for shape in ((32, 16), (32,), (8, 32)))
+        self.w1, self.w1_bias, self.w1_2 = (nn.Parameter(torch.randn(*shape)) for shape in ((32, 16), (32,), (8, 32)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(nn.functional.linear(x, self.w1, self.b1).relu(), self.w2)
+        return nn.functional.linear(nn.functional.linear(x, self.w1, self.w1_bias).relu(), self.w1_2)
 
 
 IMAGES, ROWS = torch.randn(2, 3, 8, 8), torch.randn(2, 16)
@@ -61,13 +61,13 @@ def test_modules_sum_up_to_the_program_and_have_its_widths() -> None:
 def test_layers_that_are_called_without_modules_are_named_by_their_weights() -> None:
     result = compiled(Bare(), ROWS, QuantizeWeights("int4", block_size=16))
     rows = {row.name: row for row in result.report.modules}
-    assert list(rows) == ["", "w1", "w2"]
-    assert rows["w2"].before is not None
-    assert (rows["w2"].before.width, rows["w2"].before.parameters) == (8, 8 * 32)
-    assert rows["w2"].after is not None
-    assert (rows["w2"].after.stored, rows["w2"].after.computed) == ("int4", "float32")
+    assert list(rows) == ["", "w1", "w1_2"]
+    assert rows["w1_2"].before is not None
+    assert (rows["w1_2"].before.width, rows["w1_2"].before.parameters) == (8, 8 * 32)
+    assert rows["w1_2"].after is not None
+    assert (rows["w1_2"].after.stored, rows["w1_2"].after.computed) == ("int4", "float32")
     exported = torch.export.export(Bare(), (ROWS,))
-    assert [row.name for row in lobo_fx.compile(exported, [], progress=False).report.modules] == ["", "w1", "w2"]
+    assert [row.name for row in lobo_fx.compile(exported, [], progress=False).report.modules] == ["", "w1", "w1_2"]
 
 
 def test_a_layer_that_a_pass_made_has_no_before_and_integers_are_told() -> None:
