@@ -26,10 +26,12 @@ __all__ = [
 
 aten = torch.ops.aten
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
+"""Convolutions, however their padding is written."""
 CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 TRANSPOSED_CONVOLUTIONS = frozenset(
     {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 )
+"""Transposed convolutions."""
 
 SPLITS = frozenset(
     {
@@ -40,10 +42,11 @@ SPLITS = frozenset(
         aten.tensor_split.sections,
     }
 )
+"""Operators that give parts of a tensor."""
 
 RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
+"""Recurrent layers."""
 
-# Values that move without changing: a quantized input gives an output of the same scale and zero point.
 VALUE_PRESERVING = frozenset(
     {
         aten.flatten.using_ints,
@@ -62,6 +65,7 @@ VALUE_PRESERVING = frozenset(
         aten.dropout.default,
     }
 )
+"""Values that move without changing: a quantized input gives an output of the same scale and zero point."""
 
 _ON_CODES = ("quantized_decomposed", "lobo_fx")
 

@@ -82,6 +82,7 @@ class Rejected:
 
 
 Rule = Callable[[Match], "fx.Node | Rejected"]
+"""From a match to what stands in its place, or why nothing does."""
 
 
 def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:

@@ -32,6 +32,7 @@ class Exporter(Protocol):
 
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+"""Inputs of a session by their names."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,5 +108,8 @@ def snake_case(name: str) -> str:
 
 
 PASSES = Registry("pass", "lobo_fx.passes")
+"""Passes by name."""
 EXPORTERS = Registry("exporter", "lobo_fx.exporters", default="onnx")
+"""Exporters by name of the format."""
 RUNTIMES = Registry("runtime", "lobo_fx.runtimes", default="onnxruntime")
+"""Runtimes by name."""

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 Scorer = Callable[[Axis, Sequence[Member]], torch.Tensor]
+"""From a leaf and what it runs through to a score of each of its positions."""
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 """From a parameter to a score of each of its elements; a position's importance is their sum."""
 
@@ -277,6 +278,7 @@ CRITERIA: dict[str, Criterion] = {
     "lamp": Lamp(),
     "second_order": SecondOrder(),
 }
+"""Criteria by the names that `importance=` takes."""
 
 
 def resolve(importance: str | Criterion | Elementwise) -> Criterion:

@@ -1,0 +1,176 @@
+"""A page for each pass: from its class what it does, promises, needs and can be told; figures from the README."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lobo_docs.docstrings import Docstring, read
+from lobo_docs.readme import paragraph
+from lobo_fx.contracts.passbase import Pass, Promise, shown
+from lobo_fx.plugins.registry import PASSES
+from lobo_fx.recipe import build
+
+__all__ = ["Fragment", "page", "pages"]
+
+GIVEN = {
+    "calibration_data": ("calibration_data=loader", "--calibration-data images.npz"),
+    "train_data": ("train_data=labelled", "--train-data labelled.npz"),
+    "loss_fn": ("loss_fn=cross_entropy", "--loss cross_entropy"),
+    "evaluate": ("evaluate=accuracy", "--evaluate score.py:accuracy"),
+}
+"""By what a pass may need, how Python and the command line give it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragment:
+    """What a person wrote about a pass: `docs/fragments/NAME.md`.
+
+    Attributes:
+        example: settings of the example.
+        figures: paragraphs of the README's figures that speak of it, by their bold titles.
+        text: Markdown for the end of the page.
+    """
+
+    example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    figures: tuple[str, ...] = ()
+    text: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Fragment:
+        """From a file with settings in YAML between two lines of `---`; none where there is no file."""
+        if not path.is_file():
+            return cls()
+        _, head, text = path.read_text(encoding="utf-8").split("---\n", 2)
+        given = yaml.safe_load(head) or {}
+        return cls(given.get("example", {}), tuple(given.get("figures", ())), text.strip())
+
+
+def pages(docs: Path) -> dict[str, str]:
+    """A page for each pass that comes with lobo-fx, and a list of them."""
+    own = {name: kind for name in PASSES.names() if (kind := PASSES.get(name)).__module__.startswith("lobo_fx.")}
+    made = {f"{name}.md": page(name, kind, docs) for name, kind in sorted(own.items())}
+    return {**made, "index.md": _index(own)}
+
+
+def page(name: str, kind: type[Pass], docs: Path) -> str:
+    """The page of one pass."""
+    doc, fragment = read(kind), Fragment.read(docs / "fragments" / f"{name}.md")
+    example = build(kind, dict(fragment.example))
+    aliases = PASSES.names()[name]
+    parts = [
+        f"# {kind.__name__}",
+        doc.text,
+        _facts(name, aliases, kind, example),
+        "## How to ask for it",
+        _asking(name, example, fragment.example),
+        "## Settings",
+        _settings(kind),
+        *["## Figures"] * bool(fragment.figures),
+        *[paragraph(docs, title) for title in fragment.figures],
+        fragment.text,
+        *(["## Source", _source(doc)] if "Source" in doc.sections else []),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _facts(name: str, aliases: list[str], kind: type[Pass], example: Pass) -> str:
+    names = ", ".join(f"`{entry}`" for entry in (name, *aliases))
+    needs = inspect.getdoc(type(example).needs) if example.needs or "needs" in vars(kind) else None
+    rows = {
+        "promise": f"{kind.promise.value}: {read(Promise).entries('Attributes')[kind.promise.name]}"
+        " See [promises](../../how/promises.md).",
+        "needs": needs or "nothing beside the model.",
+        "name in recipes and on the command line": names,
+        "class": f"`lobo_fx.passes.{kind.__name__}`",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in rows.items())])
+
+
+def _asking(name: str, example: Pass, settings: Mapping[str, Any]) -> str:
+    """The same settings in Python, as a recipe, and as a command."""
+    needs = [GIVEN[need] for need in example.needs]
+    arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+    keywords = "".join(f",\n    {python}" for python, _ in needs)
+    entry = {name: dict(settings)} if settings else name
+    recipe = yaml.safe_dump({"passes": [entry]}, sort_keys=False, default_flow_style=None)
+    written = ",".join(f"{key}={_inline(value)}" for key, value in settings.items())
+    option = f"{name}:{written}" if settings else name
+    option = f"'{option}'" if re.search(r"[ {}*\[\]]", option) else option
+    command = " ".join(["lobo-fx compile MODEL --pass", option, *(command for _, command in needs), "-o out"])
+    return (
+        f"```python\nlobo_fx.compile(\n    model,\n    [lobo_fx.passes.{type(example).__name__}({arguments})],\n"
+        f"    example_inputs=images{keywords},\n)\n```\n\n```yaml\n{recipe}```\n\n```sh\n{command}\n```"
+    )
+
+
+def _inline(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]
+
+
+def _settings(kind: type[Pass]) -> str:
+    """A table of the class's own settings, then those that it shares with others of its kind."""
+    by_class = {base: _own_fields(base) for base in reversed(kind.__mro__) if dataclasses.is_dataclass(base)}
+    if not any(by_class.values()):
+        return "None."
+    tables = []
+    for base, fields in reversed(by_class.items()):
+        if not fields:
+            continue
+        described = {**read(base).entries("Attributes")}
+        rows = ["| setting | default | type | what it does |", "|---|---|---|---|"]
+        for field in fields:
+            about = described.get(field.name, "") or read(kind).entries("Attributes").get(field.name, "")
+            about = about or _inherited(kind, field.name)
+            rows.append(f"| `{field.name}` | `{_default(field)}` | {_type(field)} | {_cell(about)} |")
+        title = "" if base is kind else "Every pass that trains has these too:\n\n"
+        tables.append(title + "\n".join(rows))
+    return "\n\n".join(tables)
+
+
+def _own_fields(base: type) -> list[dataclasses.Field[Any]]:
+    written = vars(base).get("__annotations__", {})
+    return [field for field in dataclasses.fields(base) if field.name in written]
+
+
+def _inherited(kind: type, name: str) -> str:
+    return next((text for base in kind.__mro__ if (text := read(base).entries("Attributes").get(name))), "")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return "required" if made is dataclasses.MISSING else shown(made).replace("|", "\\|")
+
+
+def _type(field: dataclasses.Field[Any]) -> str:
+    text = str(field.type).replace("|", "\\|")
+    return f"`{text}`"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+
+
+def _source(doc: Docstring) -> str:
+    text = " ".join(doc.sections["Source"].split())
+    return text[:1].upper() + text[1:]
+
+
+def _index(own: Mapping[str, type[Pass]]) -> str:
+    rows = [
+        f"| [{kind.__name__}]({name}.md) | {_cell(read(kind).summary)} | {kind.promise.value} |"
+        for name, kind in sorted(own.items(), key=lambda entry: entry[1].__name__)
+    ]
+    listed = "\n".join(sorted(own))
+    return (
+        "# Passes\n\nA pass is a rewrite of a model with settings and a [promise](../../how/promises.md). Each page is "
+        "made from the pass itself.\n\n| pass | what it does | promise |\n|---|---|---|\n"
+        + "\n".join(rows)
+        + f"\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
+    )
