@@ -17,7 +17,7 @@ from lobo_docs import api_pages, command_pages, drawings, notebook_pages, pass_p
 from lobo_docs.docstrings import from_markdown, read
 
 from lobo_fx import passes
-from lobo_fx.cli import app
+from lobo_fx.cli.app import app
 from lobo_fx.errors import InvalidInput
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.recipe import read_pass, read_recipe, resolve

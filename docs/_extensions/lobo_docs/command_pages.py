@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from lobo_fx.cli import app
+from lobo_fx.cli.app import app
 
 __all__ = ["pages"]
 

@@ -50,7 +50,7 @@ class Drawing:
     def svg(self) -> str:
         """The file."""
         heads = "".join(
-            f'<marker id="{c[1:]}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+            f'<marker id="{c[1:]}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="10" markerHeight="10" markerUnits="userSpaceOnUse" '
             f'orient="auto"><path d="M0 0 8 4 0 8z" fill="{c}"/></marker>'
             for c in PALE
         )
@@ -72,7 +72,7 @@ def pipeline() -> Drawing:
     """From a model to a file that was measured."""
     drawing = Drawing(760, 190, "A model is traced, rewritten pass by pass, checked, exported, compared and measured")
     steps = [("your model\nnn.Module", INK), ("trace\ntorch.export", BLUE), ("pass\nrewrites the graph", ORANGE)]
-    steps += [("verify\nshapes, promise", GREEN), ("export\nONNX", BLUE), ("compare, measure\nONNX Runtime", GREEN)]
+    steps += [("verify\nshapes, promise", GREEN), ("export\nONNX", BLUE), ("compare\nthen measure", GREEN)]
     for index, (text, colour) in enumerate(steps):
         drawing.box(14 + 124 * index, 60, 112, 54, text, colour)
         if index:
@@ -114,11 +114,11 @@ def attention() -> Drawing:
         drawing.box(100, top, 170, 44, f"{name}.weight\n[heads · head_dim, width]")
         drawing.arrow((270, top + 19), (368, top + 19), colour=ORANGE, wide=3)
         drawing.arrow((270, top + 26), (368, top + 26), colour=GREEN, wide=3)
-    drawing.box(370, 20, 130, 160, "attention\nview: [heads, head_dim]")
+    drawing.box(370, 20, 130, 160, "attention\nheads × head_dim")
     drawing.arrow((500, 96), (568, 96), colour=ORANGE, wide=3)
     drawing.arrow((500, 103), (568, 103), colour=GREEN, wide=3)
-    drawing.box(570, 72, 130, 56, "out.weight\n[width, heads · head_dim]")
-    drawing.arrow((700, 100), (745, 100), colour=BLUE, wide=3)
+    drawing.box(570, 72, 150, 56, "out.weight\n[width, heads · head_dim]")
+    drawing.arrow((720, 100), (750, 100), colour=BLUE, wide=3)
     drawing.words(20, 210, "width: what enters and leaves", BLUE, 13, "start")
     drawing.words(240, 210, "heads: a whole head goes from q, k, v and out", ORANGE, 13, "start")
     drawing.words(
@@ -134,7 +134,7 @@ def placement() -> Drawing:
     drawing.box(20, 226, 700, 34, "float", BLUE)
     costs = [("conv", 9, 3), ("conv", 8, 3), ("SiLU", 1, 6), ("softmax", 2, 11), ("linear", 7, 2)]
     for index, (name, floating, integer) in enumerate(costs):
-        x = 60 + 138 * index
+        x = 40 + 138 * index
         drawing.box(x, 118, 84, 44, name)
         drawing.arrow((x + 42, 118), (x + 42, 56), colour=BLUE)
         drawing.words(x + 48, 92, f"as float {floating}", BLUE, 12, "start")
@@ -143,7 +143,7 @@ def placement() -> Drawing:
         if index:
             drawing.arrow((x - 54, 140), (x - 2, 140))
             drawing.words(x - 28, 134, "convert 1", GREY, 10)
-    drawing.dashed((20, 182), (304, 182), (304, 76), (580, 76), (580, 182), (720, 182))
+    drawing.dashed((20, 182), (284, 182), (284, 76), (560, 76), (560, 182), (720, 182))
     drawing.words(
         370, 284, "The dashed line cuts 3 + 3 + 1 + 1 + 2 + 1 + 2 = 13 (all float 27, all integers 25)", RED, 13
     )

@@ -82,11 +82,12 @@ def page(name: str, kind: type[Pass], docs: Path) -> str:
 
 def _facts(name: str, aliases: list[str], kind: type[Pass], example: Pass) -> str:
     names = ", ".join(f"`{entry}`" for entry in (name, *aliases))
-    needs = inspect.getdoc(type(example).needs) if example.needs or "needs" in vars(kind) else None
+    asked = ", ".join(f"`{need}`" for need in example.needs) or "nothing beside the model"
+    why = f": {inspect.getdoc(type(example).needs)}" if type(example).needs is not Pass.needs else "."
     rows = {
-        "promise": f"{kind.promise.value}: {read(Promise).entries('Attributes')[kind.promise.name]}"
+        "promise": f"{kind.promise.value}. Outputs: {read(Promise).entries('Attributes')[kind.promise.name]}"
         " See [promises](../../how/promises.md).",
-        "needs": needs or "nothing beside the model.",
+        "needs": f"as in the example below, {asked}{why}",
         "name in recipes and on the command line": names,
         "class": f"`lobo_fx.passes.{kind.__name__}`",
     }
@@ -129,7 +130,7 @@ def _settings(kind: type[Pass]) -> str:
             about = described.get(field.name, "") or read(kind).entries("Attributes").get(field.name, "")
             about = about or _inherited(kind, field.name)
             rows.append(f"| `{field.name}` | `{_default(field)}` | {_type(field)} | {_cell(about)} |")
-        title = "" if base is kind else "Every pass that trains has these too:\n\n"
+        title = "" if issubclass(base, kind) else "Every pass that trains has these too:\n\n"
         tables.append(title + "\n".join(rows))
     return "\n\n".join(tables)
 
