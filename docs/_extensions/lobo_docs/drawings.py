@@ -50,8 +50,8 @@ class Drawing:
     def svg(self) -> str:
         """The file."""
         heads = "".join(
-            f'<marker id="{c[1:]}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="10" markerHeight="10" markerUnits="userSpaceOnUse" '
-            f'orient="auto"><path d="M0 0 8 4 0 8z" fill="{c}"/></marker>'
+            f'<marker id="{c[1:]}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="10" markerHeight="10" '
+            f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0 8 4 0 8z" fill="{c}"/></marker>'
             for c in PALE
         )
         inner = "\n".join(self.parts)
@@ -114,7 +114,7 @@ def attention() -> Drawing:
         drawing.box(100, top, 170, 44, f"{name}.weight\n[heads · head_dim, width]")
         drawing.arrow((270, top + 19), (368, top + 19), colour=ORANGE, wide=3)
         drawing.arrow((270, top + 26), (368, top + 26), colour=GREEN, wide=3)
-    drawing.box(370, 20, 130, 160, "attention\nheads × head_dim")
+    drawing.box(370, 20, 130, 160, "attention\nheads · head_dim")
     drawing.arrow((500, 96), (568, 96), colour=ORANGE, wide=3)
     drawing.arrow((500, 103), (568, 103), colour=GREEN, wide=3)
     drawing.box(570, 72, 150, 56, "out.weight\n[width, heads · head_dim]")
