@@ -18,7 +18,8 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
-autodoc_typehints = "signature"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True
 add_module_names = False
 python_maximum_signature_line_length = 100
