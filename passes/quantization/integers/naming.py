@@ -101,6 +101,18 @@ def look_up_codes(program: Program, left: Collection[str]) -> None:
         for read in tied:
             graph.erase_node(read)
         drop_unused(program, [str(read.target) for read in tied])
+        for suffix in ("_scale", "_zero_point", ""):  # nothing else has the parameter's name any more
+            _rename(program, f"{codes.target}{suffix}", f"{tied[0].target}{suffix}")
+
+
+def _rename(program: Program, old: str, new: str) -> None:
+    """Gives a buffer that the graph reads another name."""
+    reads = [node for node in program.graph.find_nodes(op="get_attr") if node.target == old]
+    if reads:
+        _replace(program.module, new, fetch(program.module, old).detach())
+        for read in reads:
+            read.target = new
+        drop_unused(program, [old])
 
 
 def _replace(module: nn.Module, name: str, value: torch.Tensor) -> str:

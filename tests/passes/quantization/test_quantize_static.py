@@ -436,6 +436,8 @@ def test_a_tied_embedding_looks_up_what_products_multiply_with(
     result = quantize(model, tokens, kernels="cheapest", costs=free_integers())
     found = [array for array in state(result).values() if array.shape == (20, 8)]
     assert [str(array.dtype) for array in found] == ["int8"]
+    assert result.report.rows[-1].parameters == result.report.rows[0].parameters
+    assert len({"embedding.weight", "lm_head.weight"} & state(result).keys()) == 1
     assert signal_to_noise(model(tokens), result.module(tokens)) > 30
     artifact = result.export(tmp_path / "model.onnx", confirm=False)
     content = onnx.load(artifact.path)
