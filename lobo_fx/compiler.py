@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from lobo_fx.capture.naming import name_values
 from lobo_fx.capture.outputs import keep_outputs
 from lobo_fx.capture.tracing import Model, trace
 from lobo_fx.contracts.context import Context, Data, Evaluate, LossFunction, direction_of
@@ -38,6 +39,7 @@ def compile(
     example_inputs: object = None,
     dynamic_shapes: DynamicShapes = "auto",
     outputs: str | Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
     calibration_data: Data | None = None,
     train_data: Data | None = None,
     loss_fn: LossFunction | None = None,
@@ -63,6 +65,8 @@ def compile(
         outputs: names of the outputs to keep, as files have them (`logits`, `output_0`; `hidden_states` for all of
             them); None keeps every one. What only the others need goes before any pass runs. A dict or `ModelOutput`
             then holds the chosen entries alone, a tuple or list None in place of the others.
+        names: what inputs, outputs and free dimensions are called in files, by the names that they would have
+            (`{"output_0": "boxes", "batch": "images"}`). How the module is called does not change.
         calibration_data: batches for the passes that calibrate: a DataLoader or a list. Labels are ignored.
         train_data: batches with labels, for the passes that train.
         loss_fn: from outputs and labels to a scalar, for the passes that train.
@@ -108,6 +112,8 @@ def compile(
         program = _program(model, example_inputs, dynamic_shapes)
         if outputs is not None:
             program = keep_outputs(program, outputs)
+        if names is not None:
+            program = name_values(program, names)
         check_model(program)
     context = Context(
         program.signature,

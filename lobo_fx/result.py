@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import io
 import math
 import shutil
 import warnings
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lobo_fx import saving
@@ -20,11 +21,11 @@ from lobo_fx.axes.kept import kept_indices
 from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.candidates import CANDIDATES, Candidate, pareto
 from lobo_fx.contracts.confirmation import confirm as confirm_file
-from lobo_fx.contracts.passbase import shown
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.contracts.tuning import read_tuning, runtime_of
 from lobo_fx.contracts.tuning import tune as tune_file
 from lobo_fx.errors import InvalidInput
+from lobo_fx.file_facts import file_facts
 from lobo_fx.file_module import FileModule
 from lobo_fx.files import check_folder, check_writable, temporary_folder, write_files, written_beside
 from lobo_fx.graph.facts import KeptIndices
@@ -40,12 +41,14 @@ from lobo_fx.plugins.kernels import ProfilesNodes
 from lobo_fx.plugins.protocols import Exporter
 from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES
 from lobo_fx.plugins.tuning import ChecksFiles, Tuning
+from lobo_fx.report.card import model_card
 from lobo_fx.report.node_data import node_data, with_times
 from lobo_fx.report.report import Report
 from lobo_fx.terminal.progress import spinner
-from lobo_fx.version import __version__
 
-__all__ = ["Alternative", "Result", "load"]
+__all__ = ["CARD", "SAMPLE", "Alternative", "Result", "load"]
+
+CARD, SAMPLE = "model_card.md", "sample.npz"
 
 
 _DRAWS = "draws random numbers, other ones in a file than in PyTorch: outputs made of them were not compared"
@@ -266,12 +269,31 @@ class Result:
 
     def metadata(self, original: bool = False) -> dict[str, str]:
         """What was done to the model, for the file's own metadata; to the original nothing was."""
-        return {
-            "lobo_fx.version": __version__,
-            "lobo_fx.model": self.report.model,
-            "lobo_fx.passes": json.dumps([] if original else self.passes, default=shown),
-            "torch.version": str(torch.__version__),
-        }
+        return file_facts(self.report, self.pipeline, self.passes, original)
+
+    @random_state_kept
+    def save_card(self, folder: str | Path) -> list[Path]:
+        """Writes `model_card.md` and `sample.npz`: what the exported file is and how it is run, and one call of it.
+
+        The sample holds a row of each example input under `input:NAME`, and what the file gives for it under
+        `output:NAME`.
+
+        Raises:
+            InvalidInput: nothing was exported, its file is gone, or the folder can't be written to.
+        """
+        artifact = self.report.artifacts.get("compiled")
+        if artifact is None or not artifact.path.is_file():
+            raise InvalidInput("a card is of a file: export the result first")
+        signature = self.program.signature
+        arrays = named_arrays(self.program, with_rows(self.program, 1))
+        outputs = RUNTIMES.get(RUNTIMES.default)().load(artifact.path, 1).run(arrays)
+        names = [spec.name for spec in signature.outputs if spec]
+        sample = {f"input:{name}": array for name, array in arrays.items()}
+        sample |= {f"output:{name}": array for name, array in zip(names, outputs, strict=True)}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **sample)
+        card = model_card(self.report, self.metadata(), signature, str(artifact.details.get("needs", "")))
+        return write_files(Path(folder), {SAMPLE: buffer.getvalue(), CARD: card})
 
     @random_state_kept
     def benchmark(

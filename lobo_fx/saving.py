@@ -27,7 +27,7 @@ from lobo_fx.files import (
     written_beside,
 )
 from lobo_fx.graph.masks import restore_masks
-from lobo_fx.graph.program import Program
+from lobo_fx.graph.program import Program, seal
 from lobo_fx.graph.weight_names import set_weight_names, weight_names
 from lobo_fx.report.report import Report
 
@@ -68,6 +68,7 @@ def write(saved: Saved, folder: Path) -> Path:
         "passes": saved.passes,
         "weights": weight_names(module),
         "kept_indices": kept_indices(module),
+        "names": dict(module.program_facts.names),
         "estimated": module.program_facts.estimated,
         "output_types": sorted(_types(saved.program.signature.structure)),
         "report": saved.report.as_json(),
@@ -122,7 +123,9 @@ def read(folder: Path) -> Saved:
         restore_masks(program)
         set_weight_names(program.module, manifest["weights"])
         restore(program.module, manifest["kept_indices"])
-        program.module.set_facts(estimated=bool(manifest.get("estimated", False)))
+        names = {str(old): str(new) for old, new in manifest.get("names", {}).items()}
+        program.module.set_facts(estimated=bool(manifest.get("estimated", False)), names=names)
+        seal(program.module)
     except LoboError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

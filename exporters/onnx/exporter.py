@@ -28,7 +28,7 @@ from lobo_fx.exporters.onnx.preparation import (
     without_gradients,
 )
 from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS, refuse_projections
-from lobo_fx.exporters.onnx.versions import lower_versions
+from lobo_fx.exporters.onnx.versions import lower_versions, needs
 from lobo_fx.exporters.onnx.weights_beside import name_weights
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
 from lobo_fx.exporters.onnxruntime.session_options import SUFFIX
@@ -134,10 +134,11 @@ class OnnxExporter:
                 model.save(folder / path.name, external_data=external)
                 name_weights(folder / path.name)
             parity, details = _check(program, folder / path.name)
+            _tell(folder / path.name, "lobo_fx.parity", "not compared" if math.isnan(parity) else f"{parity:.1e}")
             written = sorted(folder.iterdir())
             size = sum(file.stat().st_size for file in written)
         files = tuple(path.parent / file.name for file in written)
-        details["opset"] = opset
+        details |= {"opset": opset, "needs": needs(model.model)}
         if self.storage == "packed":
             details["packed"] = _saved(packed) | rounding
         return Artifact(path, files, size, parity, details)
@@ -311,6 +312,15 @@ def _check(program: Program, path: Path, session: Session | None = None) -> tupl
         again = session.run(named_arrays(program, batches[0]))
         details["state"] = {"buffers": buffers, "second_call": state_error(program, batches[0], again)}
     return max(parity.error for parity in parities), details
+
+
+def _tell(path: Path, name: str, value: str) -> None:
+    """Adds an entry to a file's metadata."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    model.metadata_props.add(key=name, value=value)
+    onnx.save(model, path)
 
 
 def _of_other_lengths(program: Program, inputs: Inputs) -> list[Inputs]:

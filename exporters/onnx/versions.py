@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 from onnx import defs, helper
 
-__all__ = ["lower_versions"]
+__all__ = ["lower_versions", "needs"]
 
 _INITIALIZERS_ALONE = 4
 """The IR version since which an initializer need not be an input too."""
@@ -15,6 +15,19 @@ _FUNCTIONS = 8
 _TYPES = {9: "FLOAT8E4M3FN FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ", 10: "INT4 UINT4", 11: "FLOAT4E2M1"}
 _TYPES |= {12: "FLOAT8E8M0", 13: "INT2 UINT2"}
 """By IR version, the types that it brought (onnx.proto)."""
+
+
+_RUNTIMES = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18"}
+"""By version of the standard operators, the first ONNX Runtime that knows them (its compatibility table)."""
+
+
+def needs(model: ir.Model) -> str:
+    """What a file asks of its runtime, in words."""
+    opset, contributed = model.opset_imports[""], sorted(domain for domain in model.opset_imports if domain)
+    said = f"It needs opset {opset} and IR version {model.ir_version}"
+    if not contributed and (release := _RUNTIMES.get(max(opset, min(_RUNTIMES)))):
+        said += f": ONNX Runtime {release} or newer"
+    return said + (f", and operators of {', '.join(contributed)}" if contributed else "") + "."
 
 
 def lower_versions(model: ir.Model, keep_opset: bool = False) -> None:

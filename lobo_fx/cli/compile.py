@@ -85,6 +85,7 @@ def compile(
     from lobo_fx.plugins.tuning import Tuning
     from lobo_fx.recipe import read_pass, resolve
     from lobo_fx.report.report import REPORT_FILES
+    from lobo_fx.result import CARD, SAMPLE
     from lobo_fx.saving import check_target
     from lobo_fx.terminal.tables import printable
 
@@ -99,7 +100,7 @@ def compile(
     check_target(output / "program")
     check_folder(output / NODE_DATA)
     if output.is_dir():
-        for name in (ORIGINAL_FILE, MODEL_FILE, PLAN_FILE, *REPORT_FILES):
+        for name in (ORIGINAL_FILE, MODEL_FILE, PLAN_FILE, CARD, SAMPLE, *REPORT_FILES):
             check_writable(output / name)
     given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate, higher_is_better)
     program, notes = read_program(model, checkpoint, seed, static, outputs, float32, chosen, given, batches)
@@ -119,7 +120,7 @@ def compile(
         ORIGINAL_FILE,
         "program/",
         f"{NODE_DATA}/",
-        *(file.name for file in result.report.save(output)),
+        *(file.name for file in [*result.save_card(output), *result.report.save(output)]),
     ]
     if result.plan is not None:
         result.plan.save(output / PLAN_FILE)

@@ -26,6 +26,7 @@ class ProgramFacts:
         notes: what tracing left as it was.
         weight_names: names under which the original had its parameters.
         kept: what structured pruning left of each tensor that it cut.
+        names: names that the user gave to inputs and outputs, by those that they would have.
         estimated: whether a pass chose by estimated times, so that the whole file is to confirm the choice.
     """
 
@@ -34,6 +35,7 @@ class ProgramFacts:
     notes: tuple[Note, ...] = ()
     weight_names: tuple[str, ...] = ()
     kept: KeptIndices = dataclasses.field(default_factory=dict)
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     estimated: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgramFacts:

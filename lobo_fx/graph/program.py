@@ -139,7 +139,8 @@ class Program:
     @property
     def signature(self) -> Signature:
         """Names, dtypes and shapes of inputs and outputs, from the last shape propagation."""
-        return signature_of(self.module, self.module.program_facts.free_dimensions)
+        facts = self.module.program_facts
+        return signature_of(self.module, facts.free_dimensions, facts.names)
 
     def clone(self) -> Program:
         """An independent copy: no tensor is shared."""
@@ -185,4 +186,5 @@ class Program:
 
 def seal(module: ProgramModule) -> None:
     """Fixes the signature that calls of `module` are checked against."""
-    module.set_facts(signature=signature_of(module, module.program_facts.free_dimensions))
+    facts = module.program_facts
+    module.set_facts(signature=signature_of(module, facts.free_dimensions, facts.names))

@@ -163,8 +163,16 @@ def _fits(size: int, dimension: Dimension, free: dict[str, int]) -> bool:
     return not dimension.isidentifier() or free.setdefault(dimension, size) == size
 
 
-def signature_of(module: fx.GraphModule, known: Sequence[FreeDimension] = ()) -> Signature:
-    """Reads the signature off a graph whose shapes are propagated; free dimensions are called as they are known."""
+def signature_of(
+    module: fx.GraphModule, known: Sequence[FreeDimension] = (), names: Mapping[str, str] | None = None
+) -> Signature:
+    """Reads the signature off a graph whose shapes are propagated.
+
+    Args:
+        module: of the graph.
+        known: what is known of its free dimensions, their names among it.
+        names: names of inputs and outputs, by those that they have of themselves.
+    """
     graph = module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     input_names = [str(node.target) for node in placeholders]  # a node's own name avoids Python's builtins
@@ -173,11 +181,13 @@ def signature_of(module: fx.GraphModule, known: Sequence[FreeDimension] = ()) ->
     args_spec, _ = info.in_spec.children()
     structure = info.out_spec
     outputs = output_values(graph)
+    output_names = _output_names(structure, len(outputs), input_names)
+    given = names or {}
     return Signature(
         names=tuple(info.orig_args),
         positional=args_spec.num_children,
-        inputs=tensor_specs(input_names, [n.meta.get("val") for n in placeholders], symbols),
-        outputs=tensor_specs(_output_names(structure, len(outputs), input_names), outputs, symbols),
+        inputs=tensor_specs(_named(input_names, given), [n.meta.get("val") for n in placeholders], symbols),
+        outputs=tensor_specs(_named(output_names, given), outputs, symbols),
         structure=structure,
         nesting=info.in_spec,
         constants=tuple(None if isinstance(v, torch.Tensor) else v for v in (n.meta.get("val") for n in placeholders)),
@@ -186,6 +196,10 @@ def signature_of(module: fx.GraphModule, known: Sequence[FreeDimension] = ()) ->
             for dimension, name in zip(known, symbols.values(), strict=False)
         ),
     )
+
+
+def _named(names: Sequence[str], given: Mapping[str, str]) -> list[str]:
+    return [given.get(name, name) for name in names]
 
 
 def _output_names(structure: pytree.TreeSpec, count: int, taken: Iterable[str]) -> list[str]:

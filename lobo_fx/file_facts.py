@@ -1,0 +1,75 @@
+"""What an exported file says of itself: what was done, with which settings, to which weights, on which data, when."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lobo_fx.checksums import checksum_of_program
+from lobo_fx.contracts.passbase import shown
+from lobo_fx.contracts.pipeline import Pipeline
+from lobo_fx.errors import LoboError
+from lobo_fx.plugins.registry import PASSES
+from lobo_fx.report.report import Report
+from lobo_fx.version import __version__
+
+__all__ = ["all_settings", "file_facts"]
+
+
+def file_facts(
+    report: Report, pipeline: Pipeline | None, passes: Sequence[tuple[str, Mapping[str, Any]]], original: bool
+) -> dict[str, str]:
+    """Facts by name; to the original nothing was done.
+
+    Args:
+        report: of the compilation.
+        pipeline: what ran; None of a result that was loaded, whose original and data are not known.
+        passes: name of every pass, and those of its settings that are not the default.
+        original: whether the file is the original's.
+    """
+    done = [] if original else passes
+    settings = [(name, all_settings(name, given)) for name, given in done]
+    facts = {
+        "version": __version__,
+        "model": report.model,
+        "passes": json.dumps(done, default=shown),
+        "settings": json.dumps(settings, default=shown),
+        "date": _date(),
+        "machine": report.machine,
+    }
+    facts |= {} if report.seed is None else {"seed": str(report.seed)}
+    if pipeline is not None:
+        facts["source_checksum"] = checksum_of_program(pipeline.original)
+        if rows := pipeline.context.split.held_out:
+            facts["calibration_rows"] = str(len(rows))
+            facts["calibration_checksum"] = hashlib.sha256(b"".join(sorted(rows))).hexdigest()[:16]
+    if report.rows:
+        row = report.rows[0 if original else -1]
+        facts |= {} if row.score is None else {"score": f"{row.score:.6g}"}
+        facts |= {"decibels": f"{row.snr:.2f}"} if math.isfinite(row.snr) else {}
+    return {f"lobo_fx.{name}": value for name, value in facts.items()} | {"torch.version": str(torch.__version__)}
+
+
+def all_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a pass, those at their defaults too; what is given of a pass that is not registered any more."""
+    try:
+        made = PASSES.get(name)(**given)
+    except (LoboError, TypeError):
+        return dict(given)
+    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+
+
+def _date() -> str:
+    """Today in UTC, or the day that SOURCE_DATE_EPOCH names, for builds that are to be the same again."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    zone = datetime.UTC
+    day = datetime.datetime.fromtimestamp(int(epoch), zone) if epoch else datetime.datetime.now(zone)
+    return day.date().isoformat()
