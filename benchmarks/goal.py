@@ -70,13 +70,18 @@ class Network:
             latency = result.benchmark(rounds=ROUNDS, memory=False).ratio("compiled")
         return {"score": self.task.score(result.module, self.test), "latency": latency, "seconds": seconds}
 
-    def by_shares(self, budget: float, scope: str) -> dict[str, Any]:
-        """Pruned by a ratio whose file, as integers, takes what the budget says."""
+    def by_shares(self, budget: float, **settings: Any) -> dict[str, Any]:
+        """Pruned by a share, of widths or of a target, whose file, as integers, takes what the budget says."""
         best: dict[str, Any] = {}
         low, high, spent = 0.0, 0.98, 0.0
         for _ in range(BISECTIONS):
             ratio = (low + high) / 2
-            found = self.run([PruneChannels(ratio, scope=scope), QuantizeStatic()])
+            share = {"keep": 1 - ratio} if "target" in settings else {"ratio": ratio}
+            try:
+                found = self.run([PruneChannels(**share, **settings), QuantizeStatic()])
+            except lobo_fx.InvalidInput:  # so few can't be kept
+                high = ratio
+                continue
             spent += found["seconds"]
             low, high = (low, ratio) if found["latency"] <= budget else (ratio, high)
             if not best or abs(found["latency"] - budget) < abs(best["latency"] - budget):
@@ -88,8 +93,10 @@ class Network:
 
 METHODS: dict[str, Callable[[Network, float], dict[str, Any]]] = {
     "goal": lambda network, budget: network.run([FitGoal(latency=budget)]),
-    "equal shares, int8": lambda network, budget: network.by_shares(budget, "axis"),
-    "global, int8": lambda network, budget: network.by_shares(budget, "global"),
+    "equal shares, int8": lambda network, budget: network.by_shares(budget, scope="axis"),
+    "global, int8": lambda network, budget: network.by_shares(budget, scope="global"),
+    "isomorphic, int8": lambda network, budget: network.by_shares(budget, scope="isomorphic"),
+    "global MACs, int8": lambda network, budget: network.by_shares(budget, scope="global", target="macs"),
 }
 
 

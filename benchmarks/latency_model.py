@@ -80,7 +80,7 @@ def measure(name: str, files: int, seed: int) -> dict[str, Any]:
     known = len(CostTable.of_this_machine("onnxruntime").costs)
     with temporary_folder() as folder:
         begun = time.perf_counter()
-        costs = FileCosts(start, inference, leaves, context, FitGoal(latency=0.5), folder)
+        costs = FileCosts(start, inference, leaves, context, FitGoal(latency=0.5, low_rank=False), folder)
         seconds = time.perf_counter() - begun
         found: list[Measured] = []
 
