@@ -76,7 +76,7 @@ class Network:
         low, high, spent = 0.0, 0.98, 0.0
         for _ in range(BISECTIONS):
             ratio = (low + high) / 2
-            share = {"keep": 1 - ratio} if "target" in settings else {"ratio": ratio}
+            share: dict[str, Any] = {"keep": 1 - ratio} if "target" in settings else {"ratio": ratio}
             try:
                 found = self.run([PruneChannels(**share, **settings), QuantizeStatic()])
             except lobo_fx.InvalidInput:  # so few can't be kept
