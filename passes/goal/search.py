@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import torch
 
 from lobo_fx.axes import Axis, Inference, kind
 from lobo_fx.axes.cost import macs_after
 from lobo_fx.axes.members import Member, members
-from lobo_fx.contracts.candidates import CANDIDATES, Candidate
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import temporary_folder
-from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
-from lobo_fx.passes.fitting.side_by_side import Pairs
-from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
+from lobo_fx.passes.goal.costs import FileCosts, Precision
+from lobo_fx.passes.goal.front import tell
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
-from lobo_fx.passes.goal.plan import GoalPlan
-from lobo_fx.passes.goal.ranks import chosen_ranks, rank_eliminations
+from lobo_fx.passes.goal.programs import Built, Programs, Score, decibels
+from lobo_fx.passes.goal.ranks import rank_eliminations
 from lobo_fx.passes.goal.repair import Repair
 from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Losses, solve
 from lobo_fx.passes.goal.terms import Budget
-from lobo_fx.passes.low_rank import candidates as low_rank
-from lobo_fx.passes.low_rank.candidates import find_candidates
-from lobo_fx.passes.low_rank.lowering import lower, split_layers
-from lobo_fx.passes.low_rank.refit import LowRankFit
-from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.search import SCOPES, Candidates, Search
 from lobo_fx.passes.pruning.widths import Widths, runs_through
 from lobo_fx.passes.quantization.integers.calibration import calibrate, prepare
 from lobo_fx.passes.quantization.integers.simulation import observers_by_layer, simulated
 from lobo_fx.passes.quantization.quantize_static import folded
-from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import spinner, track
 
 __all__ = ["GoalSearch"]
@@ -52,30 +39,13 @@ _NEAR = 0.03
 """By what a measured quantity may miss its limit."""
 _WORK = 2e12
 """Multiply-accumulates that the runs of the loss model may take: they compare on more rows where these cost less."""
-_FIT_ROWS = 512
-"""Rows that candidates are refitted to while they are compared."""
-_CALLS = 3
-"""Calls of a noisy `evaluate`, whose mean counts."""
 _CORRECTIONS = 4
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
 """Of the original's latency: where the front is looked at beside the goal."""
 _FINER = 2
+"""Placements of fewer integers that are tried where all of them lose too much."""
 _LOSS_STEPS = 5
 """Bisections of the latency, where the loss is what is limited."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Built:
-    """A whole program of some widths, and what was measured of its file."""
-
-    precision: Precision
-    widths: Widths
-    plan: GoalPlan
-    program: Program
-    measured: Mapping[str, float]
-    noise: float
-    score: float | None
-    notes: Sequence[Note]
 
 
 class GoalSearch:
@@ -95,9 +65,7 @@ class GoalSearch:
         propagate(self.program.module)
         self.inference = Inference(self.program).run()
         self.free = {leaf: found for leaf, found in members(self.inference).items() if self._may_go(leaf, found)}
-        self.tried: list[tuple[Precision, Widths, float]] = []
-        self.built: list[_Built] = []
-        self.score = _Score(context, context.original or self.start)
+        self.score = Score(context, context.original or self.start)
 
     def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
         kinds, exclude = self.settings.kinds, self.settings.exclude
@@ -121,7 +89,7 @@ class GoalSearch:
             best = self._within(limits) if limits else self._fastest()
             self._check_loss(best)
             self._look_around()
-        self._report(best, limits)
+        tell(self.programs, best, limits, repr(self.goal), self.context)
         return best.program
 
     def _learn_losses(self) -> None:
@@ -129,13 +97,15 @@ class GoalSearch:
         rows = int(min(64, max(8, _WORK / (macs * max(1, len(self.leaves))))))
         held_out = self.quiet.held_out_batches(rows) or [self.program.example_inputs]
         self.noise = Noise(self.program, held_out)
-        self.judge = self.noise if self.context.original is None else Noise(self.context.original, held_out)
+        judge = self.noise if self.context.original is None else Noise(self.context.original, held_out)
         if not self.noise.reference:
             raise InvalidInput("the model gives no floating-point output, by which a loss could be told")
         beside = rank_eliminations(self.program, self.costs.ranks, self.quiet)
         model = LossModel.measure(self.inference, self.context, self.noise, beside)
-        self.scores = {leaf: model.scores[leaf] for leaf in self.leaves}
+        self.scores = {leaf: model.scores[leaf] for leaf in self.free}
         self.losses: Losses = {leaf: dict(enumerate(model.losses[leaf].tolist())) for leaf in self.leaves}
+        given = self.start, self.inference, self.costs, self.scores, self.noise, judge, self.score
+        self.programs = Programs(*given, self.quiet, self.settings, self.context.show_progress)
 
     def _rounded(self, precision: Precision) -> Precision:
         """Of weights in few bits, with what the whole file takes and what rounding costs: both are soon measured."""
@@ -147,23 +117,25 @@ class GoalSearch:
 
     # Widths for a budget.
 
-    def _within(self, limits: Mapping[str, float]) -> _Built:
+    def _within(self, limits: Mapping[str, float]) -> Built:
         """The least loss within limits, each a share of the original's."""
         nearest = {precision.name: self._out_of_reach(precision, limits) for precision in self.precisions}
         able = [precision for precision in self.precisions if not nearest[precision.name]]
         expected = {precision.name: self._set_right(precision, limits) for precision in able}
-        inside: list[_Built] = []
+        inside: list[Built] = []
         waiting = sorted(able, key=lambda precision: expected[precision.name])
         while waiting and (not inside or self._rounding_hurts()):
             precision = waiting.pop(0)
             self._build_within(precision, limits)
-            inside = [b for b in self.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)]
+            inside = [
+                b for b in self.programs.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)
+            ]
             if precision.name == "int8" and self.settings.precision == "auto" and self._rounding_hurts():
-                waiting = [self._least_expected(self._fewer_integers(), limits), *waiting]
-        if not self.built:
+                waiting = [*self._least_expected(self._fewer_integers(), limits), *waiting]
+        if not self.programs.built:
             raise InvalidInput("the goal can't be met: " + "; ".join(nearest.values()))
         if not inside:
-            near = min(self.built, key=lambda b: max(b.measured[name] / limits[name] for name in limits))
+            near = min(self.programs.built, key=lambda b: max(b.measured[name] / limits[name] for name in limits))
             told = ", ".join(
                 f"{name} {near.measured[name]:.3f} of the original's, not {limits[name]:.3f}" for name in limits
             )
@@ -175,7 +147,7 @@ class GoalSearch:
         narrowest = {leaf: widths[0] for leaf, widths in precision.options.items()}
         if all(precision.costs[name](narrowest) <= limit for name, limit in limits.items()):
             return ""
-        measured = self._measure_structure(precision, narrowest)  # models may be wrong
+        measured = self.programs.measure_structure(precision, narrowest)  # models may be wrong
         self.costs.learn(precision, narrowest, measured)
         for name, limit in limits.items():
             least = measured.get(name, precision.costs[name](narrowest))
@@ -195,10 +167,10 @@ class GoalSearch:
 
     def _rounding_hurts(self) -> bool:
         """Whether rounding is most of the noise of what was built last: then what is narrower may lose less."""
-        last = self.built[-1]
+        last = self.programs.built[-1]
         if last.precision.name == "float":
             return False
-        pruned = min((noise for precision, widths, noise in self.tried if widths == last.widths), default=0.0)
+        pruned = min((noise for precision, widths, noise in self.programs.tried if widths == last.widths), default=0.0)
         return last.noise > 2 * pruned
 
     def _fewer_integers(self) -> list[Precision]:
@@ -214,13 +186,13 @@ class GoalSearch:
         }
         return self.costs.fewer_integers(noises)
 
-    def _least_expected(self, precisions: Sequence[Precision], limits: Mapping[str, float]) -> Precision:
-        """The one that, with the widths that its budget leaves, is expected to lose least."""
+    def _least_expected(self, precisions: Sequence[Precision], limits: Mapping[str, float]) -> list[Precision]:
+        """The one that, with the widths that its budget leaves, is expected to lose least; none of none."""
 
         def expected(precision: Precision) -> float:
             return self._loss(precision, solve(self._budget(precision, limits), self.losses, precision.options))
 
-        return min(precisions, key=expected)
+        return sorted(precisions, key=expected)[:1]
 
     def _loss(self, precision: Precision, widths: Widths) -> float:
         """What widths are expected to lose, and rounding beside."""
@@ -230,26 +202,16 @@ class GoalSearch:
         """Solves and measures structures until they take what was expected; gives the loss expected then."""
         for _ in range(_CORRECTIONS):
             widths = solve(self._budget(precision, limits), self.losses, precision.options)
-            measured = self._measure_structure(precision, widths)
+            measured = self.programs.measure_structure(precision, widths)
             if not self._correct(precision, widths, measured, limits):
                 break
         return self._loss(precision, solve(self._budget(precision, limits), self.losses, precision.options))
-
-    def _measure_structure(self, precision: Precision, widths: Widths) -> dict[str, float]:
-        """What a file of these widths takes; its values are of no use."""
-        program, _ = self._cut(widths)
-        chosen = self._lowered(program, widths)
-        if chosen:
-            split_layers(program, chosen, chosen_ranks(self.costs.ranks, widths))
-            propagate(program.module)
-        return self.costs.measure(self.costs.structure(precision, program))
 
     def _build_within(self, precision: Precision, limits: Mapping[str, float]) -> None:
         """Repairs what the solver gives within a budget that was set right, and builds the best."""
         repair, widths = self._repaired(precision, self._budget(precision, limits), self.until)
         for attempt in range(1, _CORRECTIONS + 1):
-            built = self._build(precision, widths)
-            self.built.append(built)
+            built = self.programs.build(precision, widths)
             if not self._correct(precision, widths, built.measured, limits):
                 break
             over = any(built.measured[name] > limit for name, limit in limits.items())
@@ -268,7 +230,7 @@ class GoalSearch:
         solved = solve(budget, self.losses, precision.options)
         whole = {rank.leaf for rank in self.costs.ranks if solved[rank.leaf] == rank.leaf.size}
         options = {leaf: found[-1:] if leaf in whole else found for leaf, found in precision.options.items()}
-        repair = Repair(budget, self.losses, options, lambda w: self._try(precision, w), self.context.seed)
+        repair = Repair(budget, self.losses, options, lambda w: self.programs.compare(precision, w), self.context.seed)
         return repair, repair.run([solved, *self._scopes(precision, budget)], self.settings.moves, until)
 
     def _correct(
@@ -287,7 +249,7 @@ class GoalSearch:
 
     def _scopes(self, precision: Precision, budget: Budget) -> Iterator[Widths]:
         """Equal shares, and what ranks axes together: as `PruneChannels` would cut."""
-        candidates = Candidates(self.free, {leaf: self.scores[leaf] for leaf in self.free})
+        candidates = Candidates(self.free, self.scores)
         for scope in SCOPES:
             search, low, high = Search(scope, 1, 1), 0.0, 1.0
             found: Widths | None = None
@@ -304,73 +266,12 @@ class GoalSearch:
             if found is not None:
                 yield found
 
-    # Programs of widths.
-
-    def _cut(self, widths: Widths) -> tuple[Program, PruningPlan]:
-        return narrowed(self.inference, self.scores, {leaf: widths[leaf] for leaf in self.free})
-
-    def _lowered(self, program: Program, widths: Widths) -> list[low_rank.Candidate]:
-        """The weights of a narrowed program that are to have a lower rank."""
-        names = chosen_ranks(self.costs.ranks, widths)
-        return [one for one in find_candidates(program, self.quiet) if one.name in names] if names else []
-
-    def _try(self, precision: Precision, widths: Widths) -> float:
-        """Noise of a pruned and refitted copy, in what adds up."""
-        program, _ = self._cut(widths)
-        if widths != self.whole:
-            ranks = chosen_ranks(self.costs.ranks, widths)
-            wholes = lower(program, self._lowered(program, widths), ranks)
-            with torch.no_grad(), Pairs(self.program.graph, program.graph, self._fit_batches()) as pairs:
-                given = self.program, pairs, "reconstruct", self.quiet.note
-                LowRankFit(program, *given, ranks=ranks, wholes=wholes).run(False)
-        noise = self.noise(program)
-        self.tried.append((precision, widths, noise))
-        return added(noise)
-
-    def _fit_batches(self) -> Iterator[tuple[Sequence[Any], bool]]:
-        seen = 0
-        for inputs, held_out in self.quiet.split_batches():
-            yield inputs.leaves, held_out
-            seen += self.context.signature.count_rows(inputs)
-            if seen >= _FIT_ROWS:
-                return
-
-    def _build(self, precision: Precision, widths: Widths) -> _Built:
-        """The whole program of these widths: refitted to all data, quantized, written and measured."""
-        _, pruning = self._cut(widths)
-        plan = self._plan(precision, widths, pruning)
-        own = dataclasses.replace(self.quiet, notes=[], sheets=[])
-        with spinner("goal: build a candidate", self.context.show_progress):
-            program = plan.apply(self.start.clone(), own, self.settings.quantizing)
-            propagate(program.module)
-            measured = self.costs.measure(program)
-            measured.setdefault("latency", self.costs.expected(precision, "latency", widths))
-            noise = self.judge(program)
-            score = self.score(program)
-        expected = {f"{name} of the original's": value for name, value in measured.items()}
-        expected["decibels"] = _decibels(noise)
-        return _Built(
-            precision, widths, dataclasses.replace(plan, expected=expected), program, measured, noise, score, own.notes
-        )
-
-    def _plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:
-        ranks = chosen_ranks(self.costs.ranks, widths)
-        return GoalPlan(
-            pruning,
-            precision.integers,
-            self.costs.runtime.version,
-            ranks=ranks,
-            weights=precision.weights,
-            quantizer=dataclasses.replace(self.settings.quantizing, costs=None, target="auto"),
-        )
-
     # The loss as the limit, the front, the report.
 
-    def _fastest(self) -> _Built:
+    def _fastest(self) -> Built:
         """The fastest within the limit of loss: the latency is bisected, from what integers alone give."""
         for precision in self._ever_finer():
-            best = self._build(precision, self.whole)
-            self.built.append(best)
+            best = self.programs.build(precision, self.whole)
             if self._keeps(best):
                 break
         widest = precision.costs["latency"](self.whole)
@@ -382,37 +283,36 @@ class GoalSearch:
             middle = (low + high) / 2
             budget = self._budget(precision, {"latency": math.exp(middle)})
             until = min(self.until, time.monotonic() + self.settings.seconds / _LOSS_STEPS)
-            found = self._build(precision, self._repaired(precision, budget, until)[1])
-            self.built.append(found)
+            found = self.programs.build(precision, self._repaired(precision, budget, until)[1])
             self.costs.learn(precision, found.widths, found.measured)
             low, high = (low, middle) if self._keeps(found) else (middle, high)
-        return min(filter(self._keeps, self.built), key=lambda built: built.measured["latency"], default=best)
+        return min(filter(self._keeps, self.programs.built), key=lambda built: built.measured["latency"], default=best)
 
     def _ever_finer(self) -> Iterator[Precision]:
         """All that is faster as integers; less of it, with a quarter of the noise and less; nothing."""
         for precision in self.precisions:
             yield precision
             if precision.name == "int8" and self.settings.precision == "auto":
-                most_noise, finer = self.built[-1].noise / 4, self._fewer_integers()
+                most_noise, finer = self.programs.built[-1].noise / 4, self._fewer_integers()
                 for _ in range(_FINER):
                     found = next((fewer for fewer in finer if fewer.rounding <= most_noise), None)
                     if found is not None:
                         yield found
                     most_noise /= 4
 
-    def _keeps(self, built: _Built) -> bool:
+    def _keeps(self, built: Built) -> bool:
         """Whether the limit of loss holds."""
         if self.goal.drop is not None:
             assert built.score is not None
             return built.score >= self.score.original - self.goal.drop
-        return self.goal.decibels is None or _decibels(built.noise) >= self.goal.decibels
+        return self.goal.decibels is None or decibels(built.noise) >= self.goal.decibels
 
-    def _check_loss(self, best: _Built) -> None:
+    def _check_loss(self, best: Built) -> None:
         if not self._keeps(best):
             got = (
                 f"loses {self.score.original - best.score:.4g} of the score"
                 if best.score is not None and self.goal.drop is not None
-                else f"has {_decibels(best.noise):.1f} dB"
+                else f"has {decibels(best.noise):.1f} dB"
             )
             asked = f"drop={self.goal.drop}" if self.goal.drop is not None else f"decibels={self.goal.decibels}"
             raise InvalidInput(
@@ -422,79 +322,14 @@ class GoalSearch:
 
     def _look_around(self) -> None:
         """Candidates at other latencies, for the front, as long as there is time."""
-        precision = self.built[-1].precision
+        precision = self.programs.built[-1].precision
         for share in track(_SHARES, "front", self.context.show_progress):
             if time.monotonic() > self.until:
                 return
             budget = self._budget(precision, {"latency": share})
             widths = solve(budget, self.losses, precision.options)
-            if budget.fits(widths) and all(widths != known for _, known, _ in self.tried):
-                self._try(precision, widths)
-
-    def _candidates(self, best: _Built) -> list[Candidate]:
-        found = []
-        rounding: dict[str, float] = {}
-        for built in self.built:
-            size = round(built.measured["size"] * self.costs.original["size"])
-            predicted = self.costs.expected(built.precision, "latency", built.widths)
-            measured = built.measured["latency"] if self.settings.costs is None else None
-            found.append(
-                Candidate(
-                    built.precision.name,
-                    self.settings.applying(built.plan),
-                    self.context.made_by,
-                    self.start,
-                    predicted,
-                    measured,
-                    size,
-                    _decibels(built.noise),
-                    built.score,
-                    built is best,
-                )
-            )
-            pruned = min((noise for _, widths, noise in self.tried if widths == built.widths), default=0.0)
-            rounding[built.precision.name] = max(0.0, built.noise - pruned)
-        whole = {(built.precision.name, tuple(built.widths.values())) for built in self.built}
-        for precision, widths, noise in self.tried:
-            if (precision.name, tuple(widths.values())) in whole:
-                continue
-            expected = noise + rounding.get(precision.name, 0.0)
-            predicted = self.costs.expected(precision, "latency", widths)
-            size = round(self.costs.expected(precision, "size", widths) * self.costs.original["size"])
-            plan = self._plan(precision, widths, self._cut(widths)[1])
-            made = self.settings.applying(dataclasses.replace(plan, expected={"decibels": _decibels(expected)}))
-            found.append(
-                Candidate(
-                    precision.name, made, self.context.made_by, self.start, predicted, None, size, _decibels(expected)
-                )
-            )
-        return found
-
-    def _report(self, best: _Built, limits: Mapping[str, float]) -> None:
-        candidates = self._candidates(best)
-        self.context.candidates.extend(candidates)
-        self.context.notes.extend(note for note in best.notes if note not in self.context.notes)
-        rows = tuple(
-            (
-                round(candidate.latency, 4),
-                round(candidate.decibels, 2),
-                candidate.bytes,
-                "" if candidate.score is None else round(candidate.score, 4),
-                candidate.name,
-                "measured" if candidate.measured is not None else "predicted",
-                "taken" if candidate.chosen else "",
-            )
-            for candidate in sorted(candidates, key=lambda candidate: candidate.latency)
-        )
-        columns = ("latency, of the original's", "dB", "bytes", "score", "precision", "latency is", "")
-        self.context.sheets.append(Sheet(CANDIDATES, columns, rows))
-        measured = ", ".join(f"{name} {best.measured[name]:.3f} of the original's" for name in best.measured)
-        asked = ", ".join(f"{name} {limit:.3f}" for name, limit in limits.items()) or repr(self.goal)
-        self.context.note(
-            f"fit_goal took {best.precision.name}, of {len(self.tried)} candidates: {measured}; asked for: {asked}"
-        )
-        if self.settings.costs is not None:
-            self.context.note("latency is what the cost table says of another machine: nothing was measured there")
+            if budget.fits(widths) and all(widths != known for _, known, _ in self.programs.tried):
+                self.programs.compare(precision, widths)
 
 
 def most(name: str, limit: float) -> float:
@@ -502,41 +337,9 @@ def most(name: str, limit: float) -> float:
     return limit if name == "size" else (1 + _NEAR) * limit
 
 
-class _Score:
-    """`evaluate`'s score of programs; where it differs between calls, the mean of several.
-
-    Args:
-        context: whose `evaluate` it is.
-        original: scored twice at once.
-    """
-
-    def __init__(self, context: Context, original: Program) -> None:
-        self.context, self.calls = context, 1
-        if context.evaluate is None:
-            return
-        first, second = self(original), self(original)
-        assert first is not None
-        assert second is not None
-        self.original = (first + second) / 2
-        if first != second:
-            self.calls = _CALLS
-            said = f"evaluate is noisy: {first:.4g}, then {second:.4g} of one model; means of {_CALLS} count"
-            context.note(f"WARNING: {said}")
-            warnings.warn(said, stacklevel=2)
-
-    def __call__(self, program: Program) -> float | None:
-        if self.context.evaluate is None:
-            return None
-        return statistics.fmean(self.context.score(program) or 0.0 for _ in range(self.calls))
-
-
-def _quality(built: _Built) -> tuple[float, float]:
+def _quality(built: Built) -> tuple[float, float]:
     return (0.0 if built.score is None else built.score, -built.noise)
 
 
 def _nearest(options: Sequence[int], width: float) -> int:
     return min(options, key=lambda option: abs(option - width))
-
-
-def _decibels(noise: float) -> float:
-    return math.inf if noise == 0 else -10 * math.log10(noise)

@@ -1,0 +1,88 @@
+"""What a search looked at, as candidates that can be had without searching again, and as a table of the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from lobo_fx.contracts.candidates import CANDIDATES, Candidate
+from lobo_fx.contracts.context import Context
+from lobo_fx.passes.goal.programs import Built, Programs, decibels
+from lobo_fx.report.records import Sheet
+
+__all__ = ["candidates_of", "tell"]
+
+
+def candidates_of(programs: Programs, best: Built, context: Context) -> list[Candidate]:
+    """Whole programs as they were measured, the others as they are expected."""
+    found = []
+    rounding: dict[str, float] = {}
+    for built in programs.built:
+        size = round(built.measured["size"] * programs.costs.original["size"])
+        predicted = programs.costs.expected(built.precision, "latency", built.widths)
+        measured = built.measured["latency"] if programs.settings.costs is None else None
+        found.append(
+            Candidate(
+                built.precision.name,
+                programs.settings.applying(built.plan),
+                context.made_by,
+                programs.start,
+                predicted,
+                measured,
+                size,
+                decibels(built.noise),
+                built.score,
+                built is best,
+            )
+        )
+        pruned = min((noise for _, widths, noise in programs.tried if widths == built.widths), default=0.0)
+        rounding[built.precision.name] = max(0.0, built.noise - pruned)
+    whole = {(built.precision.name, tuple(built.widths.values())) for built in programs.built}
+    for precision, widths, noise in programs.tried:
+        if (precision.name, tuple(widths.values())) in whole:
+            continue
+        expected = noise + rounding.get(precision.name, 0.0)
+        predicted = programs.costs.expected(precision, "latency", widths)
+        size = round(programs.costs.expected(precision, "size", widths) * programs.costs.original["size"])
+        plan = programs.plan(precision, widths, programs.cut(widths)[1])
+        made = programs.settings.applying(dataclasses.replace(plan, expected={"decibels": decibels(expected)}))
+        found.append(
+            Candidate(precision.name, made, context.made_by, programs.start, predicted, None, size, decibels(expected))
+        )
+    return found
+
+
+def tell(programs: Programs, best: Built, limits: Mapping[str, float], asked: str, context: Context) -> None:
+    """Puts the candidates, a table of them, and what was taken into the report.
+
+    Args:
+        programs: all that was looked at.
+        best: what is taken.
+        limits: as shares of the original's.
+        asked: the goal in words, where it has no such limits.
+        context: of the report.
+    """
+    candidates = candidates_of(programs, best, context)
+    context.candidates.extend(candidates)
+    context.notes.extend(note for note in best.notes if note not in context.notes)
+    rows = tuple(
+        (
+            round(candidate.latency, 4),
+            round(candidate.decibels, 2),
+            candidate.bytes,
+            "" if candidate.score is None else round(candidate.score, 4),
+            candidate.name,
+            "measured" if candidate.measured is not None else "predicted",
+            "taken" if candidate.chosen else "",
+        )
+        for candidate in sorted(candidates, key=lambda candidate: candidate.latency)
+    )
+    columns = ("latency, of the original's", "dB", "bytes", "score", "precision", "latency is", "")
+    context.sheets.append(Sheet(CANDIDATES, columns, rows))
+    measured = ", ".join(f"{name} {best.measured[name]:.3f} of the original's" for name in best.measured)
+    asked = ", ".join(f"{name} {limit:.3f}" for name, limit in limits.items()) or asked
+    context.note(
+        f"fit_goal took {best.precision.name}, of {len(programs.tried)} candidates: {measured}; asked for: {asked}"
+    )
+    if programs.settings.costs is not None:
+        context.note("latency is what the cost table says of another machine: nothing was measured there")

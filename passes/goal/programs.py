@@ -1,0 +1,193 @@
+"""Programs of any widths and precision: cut, refitted and compared; or made whole, written and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lobo_fx.axes import Axis, Inference
+from lobo_fx.contracts.context import Context
+from lobo_fx.graph.notes import Note
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.shapes import propagate
+from lobo_fx.passes.fitting.side_by_side import Pairs
+from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
+from lobo_fx.passes.goal.loss_model import Noise, added
+from lobo_fx.passes.goal.plan import GoalPlan
+from lobo_fx.passes.goal.ranks import chosen_ranks
+from lobo_fx.passes.goal.settings import Settings
+from lobo_fx.passes.low_rank import candidates as low_rank
+from lobo_fx.passes.low_rank.lowering import lower, split_layers
+from lobo_fx.passes.low_rank.refit import LowRankFit
+from lobo_fx.passes.pruning.plan import PruningPlan
+from lobo_fx.passes.pruning.widths import Widths
+from lobo_fx.terminal.progress import spinner
+
+__all__ = ["Built", "Programs", "Score", "decibels"]
+
+_FIT_ROWS = 512
+"""Rows that candidates are refitted to while they are compared."""
+_CALLS = 3
+"""Calls of a noisy `evaluate`, whose mean counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A whole program of some widths, and what was measured of its file."""
+
+    precision: Precision
+    widths: Widths
+    plan: GoalPlan
+    program: Program
+    measured: Mapping[str, float]
+    noise: float
+    score: float | None
+    notes: Sequence[Note]
+
+
+class Score:
+    """`evaluate`'s score of programs; where it differs between calls, the mean of several.
+
+    Args:
+        context: whose `evaluate` it is.
+        original: scored twice at once.
+    """
+
+    def __init__(self, context: Context, original: Program) -> None:
+        self.context, self.calls = context, 1
+        if context.evaluate is None:
+            return
+        first, second = self(original), self(original)
+        assert first is not None
+        assert second is not None
+        self.original = (first + second) / 2
+        if first != second:
+            self.calls = _CALLS
+            said = f"evaluate is noisy: {first:.4g}, then {second:.4g} of one model; means of {_CALLS} count"
+            context.note(f"WARNING: {said}")
+            warnings.warn(said, stacklevel=2)
+
+    def __call__(self, program: Program) -> float | None:
+        if self.context.evaluate is None:
+            return None
+        return statistics.fmean(self.context.score(program) or 0.0 for _ in range(self.calls))
+
+
+class Programs:
+    """What a program becomes at widths that a search asks for.
+
+    Args:
+        start: what is compressed.
+        inference: axes of the program with batch norms folded.
+        costs: of its files.
+        scores: importance of the positions of every free axis.
+        noise: of outputs against those of the folded program.
+        judge: of outputs against those of the original.
+        score: what `evaluate` says.
+        context: calibration data, without progress of its own.
+        settings: of the search.
+        show_progress: whether long work draws progress.
+
+    Attributes:
+        tried: pruned and refitted copies: precision that they were meant for, widths, noise.
+        built: whole programs.
+    """
+
+    def __init__(
+        self,
+        start: Program,
+        inference: Inference,
+        costs: FileCosts,
+        scores: Mapping[Axis, torch.Tensor],
+        noise: Noise,
+        judge: Noise,
+        score: Score,
+        context: Context,
+        settings: Settings,
+        show_progress: bool,
+    ) -> None:
+        self.start, self.inference, self.costs, self.scores = start, inference, costs, scores
+        self.noise, self.judge, self.score, self.context, self.settings = noise, judge, score, context, settings
+        self.program, self.show_progress = inference.program, show_progress
+        self.tried: list[tuple[Precision, Widths, float]] = []
+        self.built: list[Built] = []
+
+    def cut(self, widths: Widths) -> tuple[Program, PruningPlan]:
+        """A narrowed copy, and the plan of the removal."""
+        return narrowed(self.inference, self.scores, {leaf: widths[leaf] for leaf in self.scores})
+
+    def _lowered(self, program: Program, widths: Widths) -> list[low_rank.Candidate]:
+        """The weights of a narrowed program that are to have a lower rank."""
+        names = chosen_ranks(self.costs.ranks, widths)
+        return [one for one in low_rank.find_candidates(program, self.context) if one.name in names] if names else []
+
+    def compare(self, precision: Precision, widths: Widths) -> float:
+        """Noise of a pruned and refitted copy, in what adds up."""
+        program, _ = self.cut(widths)
+        if widths != self.costs.whole:
+            ranks = chosen_ranks(self.costs.ranks, widths)
+            wholes = lower(program, self._lowered(program, widths), ranks)
+            with torch.no_grad(), Pairs(self.program.graph, program.graph, self._fit_batches()) as pairs:
+                given = self.program, pairs, "reconstruct", self.context.note
+                LowRankFit(program, *given, ranks=ranks, wholes=wholes).run(False)
+        noise = self.noise(program)
+        self.tried.append((precision, widths, noise))
+        return added(noise)
+
+    def _fit_batches(self) -> Iterator[tuple[Sequence[Any], bool]]:
+        seen = 0
+        for inputs, held_out in self.context.split_batches():
+            yield inputs.leaves, held_out
+            seen += self.context.signature.count_rows(inputs)
+            if seen >= _FIT_ROWS:
+                return
+
+    def build(self, precision: Precision, widths: Widths) -> Built:
+        """The whole program of these widths: refitted to all data, quantized, written and measured."""
+        _, pruning = self.cut(widths)
+        plan = self.plan(precision, widths, pruning)
+        own = dataclasses.replace(self.context, notes=[], sheets=[])
+        with spinner("goal: build a candidate", self.show_progress):
+            program = plan.apply(self.start.clone(), own, self.settings.quantizing)
+            propagate(program.module)
+            measured = self.costs.measure(program)
+            measured.setdefault("latency", self.costs.expected(precision, "latency", widths))
+            noise = self.judge(program)
+            score = self.score(program)
+        expected = {f"{name} of the original's": value for name, value in measured.items()}
+        expected["decibels"] = decibels(noise)
+        plan = dataclasses.replace(plan, expected=expected)
+        self.built.append(Built(precision, widths, plan, program, measured, noise, score, own.notes))
+        return self.built[-1]
+
+    def plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:
+        """What makes it of any checkpoint."""
+        ranks = chosen_ranks(self.costs.ranks, widths)
+        return GoalPlan(
+            pruning,
+            precision.integers,
+            self.costs.runtime.version,
+            ranks=ranks,
+            weights=precision.weights,
+            quantizer=dataclasses.replace(self.settings.quantizing, costs=None, target="auto"),
+        )
+
+    def measure_structure(self, precision: Precision, widths: Widths) -> dict[str, float]:
+        """What a file of these widths takes; its values are of no use."""
+        program, _ = self.cut(widths)
+        chosen = self._lowered(program, widths)
+        if chosen:
+            split_layers(program, chosen, chosen_ranks(self.costs.ranks, widths))
+            propagate(program.module)
+        return self.costs.measure(self.costs.structure(precision, program))
+
+
+def decibels(noise: float) -> float:
+    """Of a share of noise."""
+    return math.inf if noise == 0 else -10 * math.log10(noise)
