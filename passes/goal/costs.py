@@ -58,7 +58,7 @@ _FORMATS = ("int8", "int4")
 """Of `QuantizeWeights`: those that ONNX Runtime multiplies with."""
 _FEW_ROWS = 8
 _LEAST_NOISE = 1e-30
-_METADATA = 4096
+_METADATA = 2048
 """Bytes that `Result.export` adds to a file, at most: what was done to the model."""
 
 

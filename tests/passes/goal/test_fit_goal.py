@@ -315,7 +315,7 @@ def test_alternatives_are_made_and_written_without_searching(tmp_path: Path, mon
         artifact = alternative.export(tmp_path / f"{at}.onnx")
         assert artifact.bytes == (tmp_path / f"{at}.onnx").stat().st_size
         if alternative.candidate.measured is not None:
-            assert 0 <= alternative.candidate.bytes - artifact.bytes <= 1024  # room for metadata
+            assert 0 <= alternative.candidate.bytes - artifact.bytes <= 2048  # room for metadata
     assert len(shapes) >= 2
     chosen = [a for a in front if a.candidate.chosen]
     assert all(a.plan == result.plan for a in chosen)
