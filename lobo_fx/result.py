@@ -423,7 +423,7 @@ class Alternative:
         before = len(names) - 1 - names[::-1].index(self.candidate.made_by)
         trial = pipeline.fork()
         trial.go_on_from(self.candidate.start, pipeline.rows[: before + 1])  # the first row is the original's
-        trial.context.candidates.clear()
+        trial.context.candidates[:] = [dataclasses.replace(self.candidate, chosen=True)]
         trial.context.notes[:] = [note for note in trial.context.notes if note.made_by != self.candidate.made_by]
         trial.context.sheets[:] = [sheet for sheet in trial.context.sheets if sheet.title != CANDIDATES]
         trial.run(pass_)

@@ -16,6 +16,7 @@ from lobo_fx.axes.kept import kept_indices, restore
 from lobo_fx.capture.archive import PROGRAM_FILE
 from lobo_fx.capture.reexport import exported_program
 from lobo_fx.capture.tracing import trace
+from lobo_fx.contracts.passbase import shown
 from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.files import (
     check_folder,
@@ -82,7 +83,7 @@ def write(saved: Saved, folder: Path) -> Path:
     with written_beside(folder / MANIFEST_FILE) as draft:
         (draft / PROGRAM_FILE).write_bytes(archive.getbuffer())
         manifest["program"] = name_by_content(draft / PROGRAM_FILE).name
-        (draft / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, default=str), encoding="utf-8")
+        (draft / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, default=shown), encoding="utf-8")
     return folder
 
 

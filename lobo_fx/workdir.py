@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lobo_fx import saving
 from lobo_fx.checksums import checksum_of_data, checksum_of_program
+from lobo_fx.contracts.candidates import Candidate, Plans
 from lobo_fx.contracts.passbase import Pass, shown
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
@@ -24,7 +25,7 @@ from lobo_fx.version import __version__
 
 __all__ = ["Workdir"]
 
-_DIGITS = 24
+_DIGITS, _PLAN = 24, ".plan.json"
 
 
 class Workdir:
@@ -48,11 +49,14 @@ class Workdir:
 
     def run(self, passes: Sequence[Pass]) -> None:
         """Runs passes, those that were run before aside, and keeps what each leaves."""
-        done = self._take_up(passes)
-        for count in range(done + 1, len(passes) + 1):
+        found = self.pipeline.context.candidates
+        for count in range(self._take_up(passes) + 1, len(passes) + 1):
+            place, before = self._place(passes[:count]), len(found)
             self.pipeline.run(passes[count - 1])
-            report = self.pipeline.report("", [])
-            saving.write(saving.Saved(self.pipeline.program, report, []), self._place(passes[:count]))
+            plan = next((candidate.pass_.plan for candidate in found[before:] if candidate.chosen), None)
+            if plan is not None:
+                plan.save(place.with_name(place.name + _PLAN))
+            saving.write(saving.Saved(self.pipeline.program, self.pipeline.report("", []), []), place)
 
     def _take_up(self, passes: Sequence[Pass]) -> int:
         """Takes up the state after as many passes as there is one for; gives how many."""
@@ -69,10 +73,26 @@ class Workdir:
             context.notes[:], context.sheets[:] = saved.report.notes, saved.report.sheets
             self.pipeline.go_on_from(saved.program, saved.report.rows)
             after, done = passes[count - 1].name, count
+            self._take_up_plan(passes[:count])
             context.notes.append(Note(f"went on after {after}, which an earlier run left in {self.folder}"))
             break
         context.notes.extend(damaged)
         return done
+
+    def _take_up_plan(self, passes: Sequence[Pass]) -> None:
+        """Makes known again what the last search chose; other candidates of it are lost."""
+        for count in range(len(passes), 0, -1):
+            pass_, place = passes[count - 1], self._place(passes[:count])
+            file = place.with_name(place.name + _PLAN)
+            if isinstance(pass_, Plans) and file.is_file():
+                start = saving.read(self._place(passes[: count - 1])).program if count > 1 else self.pipeline.original
+                row, planned = self.pipeline.rows[count], pass_.planned(file)
+                expected = planned.plan.expected
+                latency = next((value for name, value in expected.items() if name.startswith("latency")), 1.0)
+                self.pipeline.context.candidates.append(
+                    Candidate("kept", planned, pass_.name, start, latency, None, row.bytes, row.snr, row.score, True)
+                )
+                return
 
     def _place(self, passes: Sequence[Pass]) -> Path:
         """Where the state after these passes is kept."""

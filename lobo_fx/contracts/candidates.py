@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from lobo_fx.graph.program import Program
 
-__all__ = ["CANDIDATES", "Candidate", "pareto"]
+__all__ = ["CANDIDATES", "Candidate", "Plans", "pareto"]
 
 CANDIDATES = "candidates"
 """Title of the sheet of all that a search looked at."""
@@ -25,7 +26,7 @@ class Candidate:
         start: the program that the search began with.
         predicted: latency as a share of the original's, by the model.
         measured: the same, of files that ran in turn; None where it was not measured.
-        bytes: size of the file, as expected or, where it was written, as it is.
+        bytes: size of the file, as expected or, where it was written, as it was, with room for metadata.
         decibels: signal-to-noise ratio of the outputs against the original's, on rows that no fit saw.
         score: `evaluate`'s; None where it was not asked.
         chosen: whether the search took it.
@@ -48,10 +49,18 @@ class Candidate:
         return self.predicted if self.measured is None else self.measured
 
 
+@runtime_checkable
+class Plans(Protocol):
+    """A pass that searches, and can do without a search what a saved plan says."""
+
+    def planned(self, file: Path) -> Any:
+        """The `Pass` that does what the plan in a file says."""
+
+
 def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that no other one beats in latency, size and loss alike, fastest first.
 
-    The loss is the score where both have one, else decibels; by these alone, none with a score is beaten.
+    The loss is the score where both have one, else decibels. One that has no score never beats one that has.
     """
 
     def beats(a: Candidate, b: Candidate) -> bool:

@@ -20,13 +20,14 @@ from lobo_fx.axes.members import members
 from lobo_fx.axes.surgery import remove
 from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.context import Context
+from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.layers import layers
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.memory import peak_memory
 from lobo_fx.passes.goal.latency_model import LatencyModel
-from lobo_fx.passes.goal.plan import with_firsts
+from lobo_fx.passes.goal.plan import in_few_bits, with_firsts
 from lobo_fx.passes.goal.ranks import RankAxis, find_ranks
 from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Options
@@ -37,7 +38,6 @@ from lobo_fx.passes.quantization.integers.kernels import kernel_table, one_row
 from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
 from lobo_fx.passes.quantization.mixed_precision import ever_fewer
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, fused_where_faster
-from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.plugins.kernels import ProfilesNodes
 from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
 
@@ -57,6 +57,8 @@ _LARGE = 0.02
 _FORMATS = ("int8", "int4")
 """Of `QuantizeWeights`: those that ONNX Runtime multiplies with."""
 _FEW_ROWS = 8
+_FARTHEST, _BISECTIONS = 16.0, 30
+"""By what factor a model may be wrong."""
 _LEAST_NOISE = 1e-30
 _METADATA = 2048
 """Bytes that `Result.export` adds to a file, at most: what was done to the model."""
@@ -114,10 +116,14 @@ class FileCosts:
         self.model = LatencyModel(inference, kernel_table(RUNTIMES.default), self.times)
         measure_missing(self.table, self.model.priced, context)
         self.model.table = self.table
+        if settings.costs is not None:
+            self.model.adopt()
         self.ranks = self._ranks(free)
         self.leaves = (*free, *(rank.leaf for rank in self.ranks))
         self.whole: Widths = {leaf: leaf.size for leaf in self.leaves}
         self.floating = self.model.sum(self.leaves, ranks=self.ranks)
+        if not self.floating(self.whole):
+            raise InvalidInput("the model computes nothing that takes time: there is nothing to make faster")
         self.precisions = self._precisions()
 
     def expected(self, precision: Precision, name: str, widths: Widths) -> float:
@@ -126,11 +132,13 @@ class FileCosts:
         return found * self._factor(precision, name, found)
 
     def towards(self, precision: Precision, name: str, limit: float) -> Sum:
-        """The quantity as a share of a limit, right near the limit."""
-        known = self.known.get((precision.name, name), {})
-        near = min(known, key=lambda expected: abs(math.log(known[expected] / limit)), default=None)
-        factor = 1.0 if near is None else known[near] / near
-        return precision.costs[name].scaled(factor / limit)
+        """The quantity as a share of a limit, right where it takes as much as the limit."""
+        low, high = math.log(limit / _FARTHEST), math.log(limit * _FARTHEST)
+        for _ in range(_BISECTIONS):  # what a model must give so that a file takes the limit
+            middle = (low + high) / 2
+            expected = math.exp(middle)
+            low, high = (low, middle) if expected * self._factor(precision, name, expected) > limit else (middle, high)
+        return precision.costs[name].scaled(self._factor(precision, name, math.exp(low)) / limit)
 
     def learn(self, precision: Precision, widths: Widths, measured: Mapping[str, float]) -> None:
         """Takes in what a file of these widths was measured to take."""
@@ -163,7 +171,7 @@ class FileCosts:
         )
         self.original = {
             "latency": measured.latencies["original"].cpu,
-            "size": float(sum(path.stat().st_size for path in self.folder.glob("original*"))),
+            "size": float(_METADATA + sum(path.stat().st_size for path in self.folder.glob("original*"))),
         }
         if "memory" in self.settings.goal.limits:
             self.original["memory"] = float(self._memory(self.file))
@@ -202,9 +210,10 @@ class FileCosts:
         return found
 
     def _reads_few_rows(self) -> bool:
-        """Whether linear layers multiply so few rows that reading the weights is what takes time."""
-        linear = [layer for layer in layers(self.program.graph) if layer.kind.word == "linear layer"]
-        rows = [one_row(layer.input) for layer in linear]
+        """Whether what takes time are linear layers of so few rows that most of it is reading the weights."""
+        large = self.model.large(_LARGE)
+        slow = [layer for layer in layers(self.program.graph) if layer.node.name in large]
+        rows = [one_row(layer.input) if layer.kind.word == "linear layer" else None for layer in slow]
         return bool(rows) and all(shape is not None and math.prod(shape[:-1]) <= _FEW_ROWS for shape in rows)
 
     def fewer_integers(self, noises: Mapping[str, float]) -> list[Precision]:
@@ -216,9 +225,10 @@ class FileCosts:
         whole = self.choices.place()
         sensitivities = {name: -10 * math.log10(max(noise, _LEAST_NOISE)) for name, noise in noises.items()}
         found = []
-        for placement in ever_fewer(self.choices, whole, sensitivities)[1:-1]:
-            integers = tuple(placement.integer)
-            made = self._precision(f"int8 of {len(integers)} operators", integers)
+        by_count = {len(placement.integer): placement for placement in ever_fewer(self.choices, whole, sensitivities)}
+        for count in sorted(by_count.keys() - {0, len(whole.integer)}, reverse=True):
+            integers = tuple(by_count[count].integer)
+            made = self._precision(f"int8 of {count} operators", integers)
             noise = sum(noises.get(name, 0.0) for name in integers)
             found.append(dataclasses.replace(made, rounding=noise))
             known = {name: self.known.get(("int8", name), {}) for name in made.costs}
@@ -259,7 +269,7 @@ class FileCosts:
     def stored(self, weights: str, program: Program, context: Context) -> Program:
         """A program with weights in few bits, rounded without data."""
         program = fused_where_faster(program, self.table, context)
-        return QuantizeWeights(weights, method="round", costs=self.settings.costs).run(program, context)  # type: ignore[arg-type]
+        return in_few_bits(weights, self.settings.costs, "round").run(program, context)
 
     def measure(self, program: Program) -> dict[str, float]:
         """What a program's file takes, as shares of the original's."""

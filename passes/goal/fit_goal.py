@@ -49,11 +49,12 @@ class FitGoal(Pass):
         memory: peak memory.
         drop: what may be lost of `evaluate`'s score.
         decibels: least signal-to-noise ratio; 30 where nothing is limited.
-        precision: `auto` runs as integers what is faster so, where that loses less than being narrower would: all of
-            it, or less where rounding is most of the loss; where size or memory is limited, or layers multiply few
-            rows, weights alone may be stored in few bits. `int8`, `float`, `weights_int8` and `weights_int4` leave no
-            choice.
-        low_rank: whether layers that take 2 % of the time or more may become two of a lower rank (`Factorize`).
+        precision: `auto` chooses. It runs as integers what is faster so. Where rounding is then most of the loss, fewer
+            operators are tried, and float. Where size or memory is limited, or where most of the time goes to linear
+            layers of few rows, weights alone in 8 or 4 bits are tried too. `int8`, `float`, `weights_int8` and
+            `weights_int4` leave no choice.
+        low_rank: whether layers may become two of a lower rank (`Factorize`): those that take 2 % of the time or more
+            and whose inputs and outputs are both free.
         kinds: the kinds of axes that may be cut (`lobo_fx.axes.KINDS`); None for all.
         exclude: patterns of names of modules or parameters; an axis that runs through one of them stays whole.
         round_to: widths are multiples of this, of half of it where the axis is less than twice as wide, and so on;
@@ -107,7 +108,8 @@ class FitGoal(Pass):
             raise InvalidInput(f"low_rank is {self.low_rank!r}; it must be True or False")
         if self.kinds is not None and not (self.kinds and all(kind in KINDS for kind in self.kinds)):
             raise InvalidInput(f"kinds is {self.kinds!r}; it must be a list of {', '.join(KINDS)}")
-        if isinstance(self.exclude, str) or not all(isinstance(pattern, str) for pattern in self.exclude):
+        listed = isinstance(self.exclude, Sequence) and not isinstance(self.exclude, str)
+        if not listed or not all(isinstance(pattern, str) for pattern in self.exclude):
             raise InvalidInput(f"exclude is {self.exclude!r}; it must be a list of patterns of names")
         for name in ("round_to", "moves"):
             value = getattr(self, name)
@@ -159,6 +161,10 @@ class FitGoal(Pass):
     def excludes(self, names: Iterable[str]) -> bool:
         """Whether a parameter of these names is to stay as it is."""
         return is_named(names, self.exclude)
+
+    def planned(self, file: Path) -> FitGoal:
+        """Another one that does what a saved plan says."""
+        return self.applying(GoalPlan.load(file))
 
     def applying(self, plan: GoalPlan) -> FitGoal:
         """Another one that does what a plan says, for the same machine."""

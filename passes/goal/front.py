@@ -38,9 +38,8 @@ def candidates_of(programs: Programs, best: Built, context: Context) -> list[Can
         pruned = min((noise for _, widths, noise in programs.tried if widths == built.widths), default=0.0)
         rounding[built.precision.name] = max(0.0, built.noise - pruned)
     whole = {(built.precision.name, tuple(built.widths.values())) for built in programs.built}
-    for precision, widths, noise in programs.tried:
-        if (precision.name, tuple(widths.values())) in whole:
-            continue
+    tried = {(entry[0].name, tuple(entry[1].values())): entry for entry in programs.tried}
+    for precision, widths, noise in (entry for key, entry in tried.items() if key not in whole):
         expected = noise + rounding.get(precision.name, 0.0)
         predicted = programs.costs.expected(precision, "latency", widths)
         size = round(programs.costs.expected(precision, "size", widths) * programs.costs.original["size"])

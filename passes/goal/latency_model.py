@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 import itertools
 import math
+import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -177,6 +178,18 @@ class LatencyModel:
         grids = [*self.grids.values(), *self.conversions.values()]
         return list(dict.fromkeys(kernel for grid in grids for kernel in grid.kernels.values()))
 
+    def adopt(self) -> None:
+        """Makes times of this machine those of the table's: kernels take what it says, the rest in proportion."""
+        known = {
+            node: grid for node, grid in self.grids.items() if node.name in self.times and grid.is_known(self._known)
+        }
+        if not known:
+            return
+        alone = {node: self._time(node, grid, {}, False) for node, grid in known.items()}
+        ratio = statistics.median(alone[node] / max(self.times[node.name][0], 1e-3) for node in known)
+        times = {name: [ratio * time for time in found] for name, found in self.times.items()}
+        self.times = times | {node.name: [alone[node], *times[node.name][1:]] for node in known}
+
     def large(self, share: float) -> set[str]:
         """Names of the nodes whose kernels take this share of the whole time, or more."""
         least = share * self.sum(())({})
@@ -245,7 +258,7 @@ class LatencyModel:
     def _layer(
         self, node: fx.Node, grid: _Grid, widths: Mapping[Axis, int], as_integer: bool, rank: RankAxis | None
     ) -> float:
-        """What a kernel takes, or the two of a lower rank: as if it gave, then as if it read, that many channels."""
+        """What a kernel takes; of a lower rank, what it would take with as many outputs, then with as many inputs."""
         low = None if rank is None else rank.lowered(widths)
         if rank is None or low is None:
             return self._time(node, grid, widths, as_integer)

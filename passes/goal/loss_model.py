@@ -32,6 +32,7 @@ from lobo_fx.terminal.progress import track
 __all__ = ["LossModel", "Noise", "added"]
 
 _LEAST = 1e-12
+_MOST = 1e12
 
 
 class Noise:
@@ -115,13 +116,16 @@ class LossModel:
                 shape = ranked.sum() - torch.cat([torch.zeros(1, dtype=torch.double), ranked.cumsum(0)])
                 halfway = max(1, leaf.size // 2)
                 measured = noise(_zeroed(program, list(free).index(leaf), scores[leaf], halfway))
-            height = added(measured) / max(float(shape[halfway]), _LEAST)
+            height = min(added(measured), _MOST) / max(float(shape[halfway]), _LEAST)
             losses[leaf] = (shape * height).flip(0).cummax(0).values.flip(0)
         return cls(tuple(free), scores, losses)
 
 
 def added(noise: float) -> float:
-    """Noise in what adds up: refitted layers damp what is noise, so its share of the whole never passes one."""
+    """A share of noise as a loss that can be summed: n / (1 - n).
+
+    Fitted outputs shrink with their noise, so that its share of the signal comes near one and never passes it.
+    """
     return noise / max(1 - noise, 0.05)
 
 

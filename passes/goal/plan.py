@@ -6,7 +6,9 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from torch import nn
 
 from lobo_fx.axes import Inference
 from lobo_fx.contracts.context import Context
@@ -24,7 +26,7 @@ from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded, 
 from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.terminal.tables import new_table, render
 
-__all__ = ["GoalPlan", "with_firsts"]
+__all__ = ["GoalPlan", "in_few_bits", "shapes_of", "with_firsts"]
 
 _FORMAT = 1
 
@@ -41,6 +43,7 @@ class GoalPlan:
         expected: what the search expected or measured, by name: shares of the original's latency and size, decibels.
         ranks: by name of a weight after pruning, the rank of the two layers that take the place of its own.
         weights: the format of `QuantizeWeights` that weights are stored in; None where there is none.
+        shapes: of the model's parameters, by name; a model of others is refused.
         quantizer: how ranges are observed and weights rounded; what it costs is of the machine, not of the plan.
 
     Example:
@@ -57,6 +60,7 @@ class GoalPlan:
     expected: Mapping[str, float] = dataclasses.field(default_factory=dict)
     ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     weights: str | None = None
+    shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     quantizer: QuantizeStatic = dataclasses.field(default_factory=QuantizeStatic)
 
     def apply(self, program: Program, context: Context, quantizer: QuantizeStatic | None = None) -> Program:
@@ -76,7 +80,7 @@ class GoalPlan:
             propagate(program.module)
         if self.integers is None:
             program = fused_where_faster(program, open_table(quantizer.costs), context)
-            return program if self.weights is None else QuantizeWeights(self.weights).run(program, context)  # type: ignore[arg-type]
+            return program if self.weights is None else in_few_bits(self.weights, quantizer.costs).run(program, context)
         program, choices = quantizer.simplify(program, context)
         placement = choices.exactly(with_firsts(self.integers))
         if missing := set(self.integers) - placement.integer.keys():
@@ -93,6 +97,11 @@ class GoalPlan:
         Raises:
             InvalidInput: names the first difference.
         """
+        found = shapes_of(inference.program)
+        for name in sorted(self.shapes.keys() | found.keys()) if self.shapes else ():
+            if self.shapes.get(name) != found.get(name):
+                there, here = (str(list(of[name])) if name in of else "nothing" for of in (self.shapes, found))
+                raise InvalidInput(f"the plan is of another model: '{name}' is {there} there, {here} here")
         self.pruning.removal(inference)
 
     def save(self, path: str | Path) -> None:
@@ -105,6 +114,7 @@ class GoalPlan:
         content = {"format": _FORMAT, "runtime": self.runtime, "expected": dict(self.expected)}
         content |= {"integers": None if self.integers is None else list(self.integers)}
         content |= {"ranks": dict(self.ranks), "weights": self.weights, "quantizer": self.quantizer.settings}
+        content |= {"shapes": {name: list(shape) for name, shape in self.shapes.items()}}
         content |= {"cuts": [dataclasses.asdict(cut) for cut in self.pruning.cuts]}
         with written_beside(path) as folder:
             (folder / path.name).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -126,9 +136,10 @@ class GoalPlan:
             ranks = {str(name): int(rank) for name, rank in content.get("ranks", {}).items()}
             weights = content.get("weights")
             if weights is not None:
-                QuantizeWeights(weights)  # refused here
+                in_few_bits(weights, None)  # refused here
             quantizer = QuantizeStatic(**content.get("quantizer", {}))
-            return cls(pruning, integers, str(content["runtime"]), expected, ranks, weights, quantizer)
+            shapes = {str(name): tuple(map(int, shape)) for name, shape in content.get("shapes", {}).items()}
+            return cls(pruning, integers, str(content["runtime"]), expected, ranks, weights, shapes, quantizer)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput(f"{path} is no plan of a goal ({type(error).__name__}: {error})") from None
 
@@ -147,6 +158,17 @@ class GoalPlan:
             table.add_row(f"rank of {name}", str(rank))
         table.add_row("weights", self.weights or ("float" if self.integers is None else "int8"))
         return render(table) + str(self.pruning)
+
+
+def in_few_bits(format: Any, costs: str | None, method: Literal["auto", "round"] = "auto") -> QuantizeWeights:
+    """What stores weights in a format, whose name is checked."""
+    return QuantizeWeights(format, method=method, costs=costs)
+
+
+def shapes_of(program: Program) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters that a graph reads, by name."""
+    reads = {str(node.target): program.parameter(node) for node in program.graph.find_nodes(op="get_attr")}
+    return {name: tuple(tensor.shape) for name, tensor in reads.items() if isinstance(tensor, nn.Parameter)}
 
 
 def with_firsts(integers: Collection[str]) -> set[str]:

@@ -19,7 +19,7 @@ from lobo_fx.graph.shapes import propagate
 from lobo_fx.passes.fitting.side_by_side import Pairs
 from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
 from lobo_fx.passes.goal.loss_model import Noise, added
-from lobo_fx.passes.goal.plan import GoalPlan
+from lobo_fx.passes.goal.plan import GoalPlan, shapes_of
 from lobo_fx.passes.goal.ranks import chosen_ranks
 from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.low_rank import candidates as low_rank
@@ -148,6 +148,10 @@ class Programs:
             if seen >= _FIT_ROWS:
                 return
 
+    def is_built(self, precision: Precision, widths: Widths) -> bool:
+        """Whether the whole program was made before."""
+        return any(built.precision.name == precision.name and built.widths == widths for built in self.built)
+
     def build(self, precision: Precision, widths: Widths) -> Built:
         """The whole program of these widths: refitted to all data, quantized, written and measured."""
         _, pruning = self.cut(widths)
@@ -175,6 +179,7 @@ class Programs:
             self.costs.runtime.version,
             ranks=ranks,
             weights=precision.weights,
+            shapes=shapes_of(self.program),
             quantizer=dataclasses.replace(self.settings.quantizing, costs=None, target="auto"),
         )
 

@@ -87,7 +87,7 @@ def chosen_ranks(ranks: Iterable[RankAxis], widths: Widths) -> dict[str, int]:
 
 
 def _as_read(layer: Layer, weight: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix of outputs by inputs as a call reads it."""
+    """A matrix (outputs, inputs) in the shape of the weight that the layer's operator is given."""
     made = torch.empty_like(weight.detach())
     put_matrix(layer, made, matrix.unsqueeze(0).to(made.dtype))
     return made.T if layer.swapped else made

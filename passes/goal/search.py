@@ -88,7 +88,7 @@ class GoalSearch:
             limits = {name: limit.of(original[name]) / original[name] for name, limit in self.goal.limits.items()}
             best = self._within(limits) if limits else self._fastest()
             self._check_loss(best)
-            self._look_around()
+            self._look_around(best.precision)
         tell(self.programs, best, limits, repr(self.goal), self.context)
         return best.program
 
@@ -108,7 +108,7 @@ class GoalSearch:
         self.programs = Programs(*given, self.quiet, self.settings, self.context.show_progress)
 
     def _rounded(self, precision: Precision) -> Precision:
-        """Of weights in few bits, with what the whole file takes and what rounding costs: both are soon measured."""
+        """The precision; where weights alone are in few bits, with its rounding noise and its file measured."""
         if precision.weights is None:
             return precision
         made = self.costs.stored(precision.weights, self.program.clone(), self.quiet)
@@ -200,8 +200,12 @@ class GoalSearch:
 
     def _set_right(self, precision: Precision, limits: Mapping[str, float]) -> float:
         """Solves and measures structures until they take what was expected; gives the loss expected then."""
+        seen: list[Widths] = []
         for _ in range(_CORRECTIONS):
             widths = solve(self._budget(precision, limits), self.losses, precision.options)
+            if widths in seen:
+                break
+            seen.append(widths)
             measured = self.programs.measure_structure(precision, widths)
             if not self._correct(precision, widths, measured, limits):
                 break
@@ -211,6 +215,8 @@ class GoalSearch:
         """Repairs what the solver gives within a budget that was set right, and builds the best."""
         repair, widths = self._repaired(precision, self._budget(precision, limits), self.until)
         for attempt in range(1, _CORRECTIONS + 1):
+            if self.programs.is_built(precision, widths):
+                break
             built = self.programs.build(precision, widths)
             if not self._correct(precision, widths, built.measured, limits):
                 break
@@ -270,10 +276,12 @@ class GoalSearch:
 
     def _fastest(self) -> Built:
         """The fastest within the limit of loss: the latency is bisected, from what integers alone give."""
-        for precision in self._ever_finer():
-            best = self.programs.build(precision, self.whole)
-            if self._keeps(best):
-                break
+        whole = [self.programs.build(precision, self.whole) for precision in self.precisions]
+        if not self._keeps(whole[0]):
+            whole += [self.programs.build(precision, self.whole) for precision in self._finer(whole[0])]
+        keeping = [built for built in whole if self._keeps(built)]
+        best = min(keeping, key=lambda built: built.measured["latency"]) if keeping else max(whole, key=_quality)
+        precision = best.precision
         widest = precision.costs["latency"](self.whole)
         narrowest = precision.costs["latency"]({leaf: widths[0] for leaf, widths in precision.options.items()})
         low, high = math.log(narrowest), math.log(widest)
@@ -283,22 +291,24 @@ class GoalSearch:
             middle = (low + high) / 2
             budget = self._budget(precision, {"latency": math.exp(middle)})
             until = min(self.until, time.monotonic() + self.settings.seconds / _LOSS_STEPS)
-            found = self.programs.build(precision, self._repaired(precision, budget, until)[1])
+            widths = self._repaired(precision, budget, until)[1]
+            if self.programs.is_built(precision, widths):
+                break
+            found = self.programs.build(precision, widths)
             self.costs.learn(precision, found.widths, found.measured)
             low, high = (low, middle) if self._keeps(found) else (middle, high)
         return min(filter(self._keeps, self.programs.built), key=lambda built: built.measured["latency"], default=best)
 
-    def _ever_finer(self) -> Iterator[Precision]:
-        """All that is faster as integers; less of it, with a quarter of the noise and less; nothing."""
-        for precision in self.precisions:
-            yield precision
-            if precision.name == "int8" and self.settings.precision == "auto":
-                most_noise, finer = self.programs.built[-1].noise / 4, self._fewer_integers()
-                for _ in range(_FINER):
-                    found = next((fewer for fewer in finer if fewer.rounding <= most_noise), None)
-                    if found is not None:
-                        yield found
-                    most_noise /= 4
+    def _finer(self, built: Built) -> Iterator[Precision]:
+        """Where all integers lose too much: fewer of them, with a quarter of the noise and less."""
+        if built.precision.name != "int8" or self.settings.precision != "auto":
+            return
+        fewer, most_noise = self._fewer_integers(), built.noise
+        for _ in range(_FINER):
+            most_noise /= 4
+            found = next((precision for precision in fewer if precision.rounding <= most_noise), None)
+            if found is not None:
+                yield found
 
     def _keeps(self, built: Built) -> bool:
         """Whether the limit of loss holds."""
@@ -320,9 +330,8 @@ class GoalSearch:
                 "Loosen one of them, or train after a looser goal (FineTune, Distill)"
             )
 
-    def _look_around(self) -> None:
+    def _look_around(self, precision: Precision) -> None:
         """Candidates at other latencies, for the front, as long as there is time."""
-        precision = self.programs.built[-1].precision
         for share in track(_SHARES, "front", self.context.show_progress):
             if time.monotonic() > self.until:
                 return

@@ -530,3 +530,65 @@ def test_equal_shares_are_among_the_candidates_whatever_the_solver_gives(
     original = network()(DATA).detach()
     errors = [float((result.module(DATA) - original).detach().square().mean()) for result in (found, alone)]
     assert errors[0] < 0.5 * errors[1]
+
+
+def perceptron(width: int = 64) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(24, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
+    ).eval()
+
+
+ON_ROWS: dict[str, Any] = {"example_inputs": ROWS[:2], "calibration_data": [ROWS]}
+
+
+@pytest.mark.usefixtures("formulas")
+def test_few_operators_that_could_be_integers_are_no_hindrance() -> None:
+    result = fitted(FitGoal(size=0.5, moves=0, seconds=20), perceptron(), **ON_ROWS)
+    assert taken(result)["size"] <= 0.5
+
+
+@pytest.mark.usefixtures("formulas")
+def test_with_a_limit_of_loss_alone_weights_in_few_bits_are_tried_where_rows_are_few() -> None:
+    def names(model: nn.Module, **settings: Any) -> set[str]:
+        result = fitted(FitGoal(decibels=20, moves=0, seconds=20), model, **settings)
+        assert result.pipeline is not None
+        return {candidate.name for candidate in result.pipeline.context.candidates}
+
+    assert {"weights in int8", "weights in int4"} <= names(perceptron(), **ON_ROWS)
+    assert not any("weights" in name for name in names(network()))  # convolutions take most of the time
+
+
+@pytest.mark.usefixtures("formulas")
+def test_no_candidate_is_listed_twice() -> None:
+    result = fitted(FitGoal(latency=0.6, precision="float", **QUICK), perceptron(256), **ON_ROWS)
+    assert result.pipeline is not None
+    plans = [candidate.pass_.plan for candidate in result.pipeline.context.candidates]
+    assert len(plans) > 1
+    assert all(a.pruning != b.pruning or a.ranks != b.ranks for a, b in itertools.combinations(plans, 2))
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_plan_of_another_model_is_refused_even_where_it_cuts_nothing(tmp_path: Path) -> None:
+    plan = fitted(FitGoal(latency=1.0, moves=0), perceptron(), **ON_ROWS).plan
+    plan.save(tmp_path / "plan.json")
+    for given in (plan, tmp_path / "plan.json"):
+        with pytest.raises(InvalidInput, match=r"'0.bias' is \[64\] there, \[48\] here"):
+            fitted(FitGoal(plan=given), perceptron(48), **ON_ROWS)
+
+
+@pytest.mark.usefixtures("formulas")
+def test_what_was_chosen_is_known_after_an_interruption(tmp_path: Path) -> None:
+    goal = FitGoal(latency=0.6, precision="float", **QUICK)
+    first = fitted([goal], perceptron(256), workdir=tmp_path / "work", **ON_ROWS)
+    again = fitted([goal], perceptron(256), workdir=tmp_path / "work", **ON_ROWS)
+    assert again.plan == first.plan
+    torch.testing.assert_close(again.front[0].compile().module(ROWS), first.module(ROWS), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_model_that_computes_nothing_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="nothing to make faster"):
+        fitted(FitGoal(latency=0.5), nn.Identity(), **ON_ROWS)
+    with pytest.raises(InvalidInput, match="exclude is None"):
+        FitGoal(latency=0.5, exclude=None)  # type: ignore[arg-type]
