@@ -26,6 +26,7 @@ __all__ = [
     "read_recipe",
     "read_text",
     "read_value",
+    "recipe_text",
     "resolve",
 ]
 
@@ -61,7 +62,7 @@ def _named(name: str) -> list[Pass]:
     if name.endswith((".yaml", ".yml")):
         return read_recipe(read_text(Path(name)), name)
     if name in builtin_recipes():
-        return read_recipe((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
+        return read_recipe(recipe_text(name), f"recipe {name}")
     return [build(PASSES.get(name, builtin_recipes()), {})]
 
 
@@ -86,6 +87,12 @@ def _folder() -> Any:
 def builtin_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe that comes with the package."""
+    text: str = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return text
 
 
 def read_recipe(text: str, source: str) -> list[Pass]:

@@ -6,11 +6,12 @@ value, and what ONNX Runtime made of these is found by the names of values and n
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,47 +21,66 @@ import onnxruntime
 from lobo_fx.files import temporary_folder
 from lobo_fx.plugins.protocols import Arrays
 
-__all__ = ["node_times"]
+__all__ = ["KernelTime", "kernel_times", "node_times"]
 
 _WARMUP = 3
 _ONLY_FATAL = 4
+_OPTIMIZED = "optimized.onnx"
+_TYPES = {"float": "float32", "double": "float64"}
 _FUSED = 4
 """Most nodes in a row that are fused into one: a convolution, a sum, an activation, and one more."""
 _MADE_UP = re.compile(r"(_nchwc|_quant|_token_\d+|/[^/]*)$")
 """What ONNX Runtime appends to the name of a node that it replaced, maybe several times."""
 
 
+@dataclasses.dataclass(frozen=True)
+class KernelTime:
+    """What the nodes of one operator take together, on one element type.
+
+    Attributes:
+        name: of the operator, as ONNX Runtime has it after its optimisations.
+        type: of the first array that it reads.
+        count: of such nodes.
+        microseconds: of one call, summed over them.
+    """
+
+    name: str
+    type: str
+    count: int
+    microseconds: float
+
+
+def kernel_times(path: Path, arrays: Arrays) -> list[KernelTime]:
+    """Where the time of a file goes, by kernel, one thread; what takes longest first."""
+    with temporary_folder() as folder:
+        spent = _spent(_profiled(path, arrays, folder))
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for events in spent.values():
+        said = events[0]["args"]
+        types = [name for entry in said.get("input_type_shape", ()) for name in entry]
+        kind = (str(said.get("op_name", "unknown")), _TYPES.get(next(iter(types), ""), next(iter(types), "nothing")))
+        found[kind].append(_median(events))
+    times = [KernelTime(name, kind, len(every), sum(every)) for (name, kind), every in found.items()]
+    return sorted(times, key=lambda kernel: -kernel.microseconds)
+
+
 def node_times(path: Path, arrays: Arrays, names: Mapping[str, str], rounds: int = 20) -> dict[str, list[float]]:
     """Median microseconds by node of the program, as `lobo_fx.plugins.kernels.ProfilesNodes` has it."""
     with temporary_folder() as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = _ONLY_FATAL
-        options.enable_profiling = True
-        options.profile_file_prefix = str(folder / "profile")
-        options.optimized_model_filepath = str(folder / "optimized.onnx")
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        feed = {given.name: arrays[given.name] for given in session.get_inputs()}
-        for _ in range(_WARMUP + rounds):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        optimized = onnx.load(folder / "optimized.onnx", load_external_data=False).graph
+        spent = _spent(_profiled(path, arrays, folder, rounds))
+        optimized = onnx.load(folder / _OPTIMIZED, load_external_data=False).graph
     written = onnx.load(path, load_external_data=False).graph
     owners = _owners(written, names)
     outputs = {node.name: list(node.output) for node in optimized.node}
     operators = {node.name: node.op_type for node in optimized.node}
     makers = {key: node for node in written.node for key in (node.name, *node.output)}
-    spent: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
-            spent[event["name"].removesuffix("_kernel_time")].append(float(event["dur"]))
     found: dict[str, list[float]] = defaultdict(list)
-    for name, times in spent.items():
+    for name, events in spent.items():
         kept = [*outputs.get(name, ()), *_stripped(name)]
         key = next((key for key in kept if key in owners), "")
         if key in makers:
             key = _fused(operators.get(name, ""), makers[key], makers).name
-        found[owners.get(key, "")].append(statistics.median(times[_WARMUP:]))
+        found[owners.get(key, "")].append(_median(events))
     return {owner: sorted(times, reverse=True) for owner, times in found.items()}
 
 
@@ -70,6 +90,34 @@ def _stripped(name: str) -> Iterator[str]:
     while name != shorter:
         yield name
         shorter, name = name, _MADE_UP.sub("", name)
+
+
+def _profiled(path: Path, arrays: Arrays, folder: Path, rounds: int = 20) -> Any:
+    """The events of some calls; the graph that ran lies in the folder afterwards."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = _ONLY_FATAL
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.optimized_model_filepath = str(folder / _OPTIMIZED)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {given.name: arrays[given.name] for given in session.get_inputs()}
+    for _ in range(_WARMUP + rounds):
+        session.run(None, feed)
+    return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+
+
+def _spent(events: Any) -> dict[str, list[dict[str, Any]]]:
+    """By name of a node, its calls."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
+            found[event["name"].removesuffix("_kernel_time")].append(event)
+    return found
+
+
+def _median(events: Sequence[Mapping[str, Any]]) -> float:
+    return statistics.median(float(event["dur"]) for event in events[_WARMUP:])
 
 
 def _fused(operator: str, last: Any, makers: Mapping[str, Any]) -> Any:

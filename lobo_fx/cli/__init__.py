@@ -1,6 +1,6 @@
-"""The command line: `lobo-fx compile | benchmark | inspect | costs | search | report | passes`, a file a command."""
+"""The command line: `lobo-fx compile | benchmark | inspect | costs | search | report | passes | recipes`, a file a command."""
 
-from lobo_fx.cli import benchmark, compile, costs, inspect, passes, report, search  # noqa: F401  each adds its command
+from lobo_fx.cli import benchmark, compile, costs, inspect, passes, recipes, report, search  # noqa: F401  each adds its command
 from lobo_fx.cli.app import app
 
 

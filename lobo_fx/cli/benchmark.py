@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lobo_fx.cli.app import AsJson, Batch, Rounds, Threads, command
+from lobo_fx.cli.app import Answer, Batch, Rounds, RuntimeName, Threads, command
 from lobo_fx.errors import InvalidInput
 
 __all__ = ["benchmark"]
@@ -20,13 +19,12 @@ def benchmark(
     files: Annotated[
         list[Path], typer.Argument(exists=True, dir_okay=False, help="Files to measure; the first is the reference.")
     ],
-    runtime: Annotated[str, typer.Option(help="What runs them.")] = "onnxruntime",
+    runtime: RuntimeName = "onnxruntime",
     threads: Threads = 1,
     batch: Batch = 1,
     rounds: Rounds = 30,
-    as_json: AsJson = False,
-) -> None:
-    """Measure files in turn, in one run: latency, throughput, peak memory."""
+) -> Answer:
+    """Measure files in turn: latency, throughput, peak memory."""
     from lobo_fx.measures.latency import benchmark as measure
     from lobo_fx.plugins.registry import RUNTIMES
     from lobo_fx.plugins.tuning import TunesFiles
@@ -39,10 +37,15 @@ def benchmark(
         raise InvalidInput("a file is given twice")
     engine, named = RUNTIMES.get(runtime)(), dict(zip(labels, files, strict=True))
     found = measure(named, engine, threads=threads, batch=batch, rounds=rounds)
-    typer.echo(json.dumps(dataclasses.asdict(found), indent=2) if as_json else str(found))
-    for label, file in named.items() if isinstance(engine, TunesFiles) else ():
-        if options := engine.options_of(file):
-            typer.echo(
-                printable(f"note: {label} ran with the options beside it, on {threads} thread(s): {options}"),
-                err=as_json,
-            )
+    options = (
+        {label: engine.options_of(file) for label, file in named.items()} if isinstance(engine, TunesFiles) else {}
+    )
+    notes = [
+        f"{label} ran with the options beside it, on {threads} thread(s): {said}"
+        for label, said in options.items()
+        if said
+    ]
+    return Answer(
+        lambda verbose: f"{found}" + "".join(printable(f"note: {note}\n") for note in notes),
+        lambda: {**dataclasses.asdict(found), "notes": [*notes, *found.busy]},
+    )

@@ -8,18 +8,21 @@ from typing import Annotated
 import typer
 
 from lobo_fx.cli.app import (
+    Answer,
     Batch,
     Batches,
     CalibrationData,
     Checkpoint,
+    Dynamic,
     Evaluate,
+    ExampleInputs,
     HigherIsBetter,
     Loss,
     ModelArgument,
     Outputs,
     Rounds,
+    RuntimeName,
     Seed,
-    Static,
     Storage,
     Threads,
     TrainBatch,
@@ -29,20 +32,24 @@ from lobo_fx.cli.app import (
     Workdir,
     command,
 )
+from lobo_fx.cli.completion import complete_pass, complete_plugin, complete_recipe
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.notes import Note
 
 __all__ = ["compile"]
 
-ORIGINAL_FILE, MODEL_FILE, PLAN_FILE, NODE_DATA = "original.onnx", "model.onnx", "plan.json", "node_data"
+PLAN_FILE, NODE_DATA = "plan.json", "node_data"
 
 
 @command
 def compile(
     model: ModelArgument,
-    recipe: Annotated[str | None, typer.Option(help="A built-in recipe or a YAML file.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A built-in recipe or a YAML file.", autocompletion=complete_recipe)
+    ] = None,
     passes: Annotated[
-        list[str] | None, typer.Option("--pass", help="NAME or NAME:setting=value,…; may be repeated.")
+        list[str] | None,
+        typer.Option("--pass", help="NAME or NAME:setting=value,…; may be repeated.", autocompletion=complete_pass),
     ] = None,
     latency: Annotated[
         str | None, typer.Option(help="At most so much: a share of the original's (0.25, 25%), or a time (20ms).")
@@ -55,6 +62,8 @@ def compile(
     decibels: Annotated[float | None, typer.Option(help="Least signal-to-noise ratio against the original.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for files and report.")] = Path("out"),
     checkpoint: Checkpoint = None,
+    example_inputs: ExampleInputs = None,
+    dynamic: Dynamic = "auto",
     outputs: Outputs = None,
     calibration_data: CalibrationData = None,
     batches: Batches = 4,
@@ -63,7 +72,10 @@ def compile(
     loss: Loss = None,
     evaluate: Evaluate = None,
     higher_is_better: HigherIsBetter = None,
-    static: Static = False,
+    exporter: Annotated[
+        str, typer.Option(help="Format of the files.", autocompletion=complete_plugin("EXPORTERS"))
+    ] = "onnx",
+    runtime: RuntimeName = "onnxruntime",
     threads: Threads = 1,
     batch: Batch = 1,
     rounds: Rounds = 30,
@@ -75,15 +87,18 @@ def compile(
     tune: Annotated[
         bool, typer.Option("--tune", help="Keep what makes the file faster in the runtime, for --threads and --batch.")
     ] = False,
-) -> None:
-    """Compile a model by passes, or towards a goal; export it and the original, and measure both in turn."""
+) -> Answer:
+    """Compile a model by passes or towards a goal, and measure it.
+
+    It is exported beside the original, and both files run in turn. MODEL may be an ONNX file.
+    """
     import lobo_fx
-    from lobo_fx.cli.given import read_given, read_program
+    from lobo_fx.cli.given import read_given, read_passes, read_program, read_tracing
+    from lobo_fx.contracts.tuning import read_tuning
     from lobo_fx.files import check_folder, check_writable, make_folder
     from lobo_fx.plugins.exporters import exporter_of
-    from lobo_fx.plugins.registry import EXPORTERS, PASSES
+    from lobo_fx.plugins.registry import PASSES, RUNTIMES
     from lobo_fx.plugins.tuning import Tuning
-    from lobo_fx.recipe import read_pass, resolve
     from lobo_fx.report.report import REPORT_FILES
     from lobo_fx.result import CARD, SAMPLE
     from lobo_fx.saving import check_target
@@ -91,39 +106,42 @@ def compile(
 
     limits = {"latency": latency, "size": size, "memory": memory, "drop": drop, "decibels": decibels}
     wanted = [] if all(limit is None for limit in limits.values()) else [PASSES.get("fit_goal")(**limits)]
-    if (recipe is not None and passes) or not (recipe or passes or wanted):
+    chosen = [*read_passes(recipe, passes), *wanted]
+    if not chosen:
         raise InvalidInput(
-            "give --recipe, or one or more --pass, or a goal such as --latency; `lobo-fx passes` lists what there is"
+            "give --recipe, or one or more --pass, or a goal such as --latency; `lobo-fx passes` and `lobo-fx recipes` "
+            "list what there is"
         )
-    chosen = [*(resolve(recipe) if recipe else [read_pass(text) for text in passes or []]), *wanted]
-    exporter = exporter_of(EXPORTERS.default, storage=storage, values=values)
+    plain, writer = exporter_of(exporter), exporter_of(exporter, storage=storage, values=values)
+    RUNTIMES.get(runtime)
+    tuning = tune and Tuning((threads,) if threads > 1 else (), batch, runtime)
+    read_tuning(tuning, writer)
+    original_file, model_file = f"original{writer.suffix}", f"model{writer.suffix}"
     check_target(output / "program")
     check_folder(output / NODE_DATA)
     if output.is_dir():
-        for name in (ORIGINAL_FILE, MODEL_FILE, PLAN_FILE, CARD, SAMPLE, *REPORT_FILES):
+        for name in (original_file, model_file, PLAN_FILE, CARD, SAMPLE, *REPORT_FILES):
             check_writable(output / name)
+    tracing = read_tracing(example_inputs, dynamic)
     given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate, higher_is_better)
-    program, notes = read_program(model, checkpoint, seed, static, outputs, float32, chosen, given, batches)
+    program, notes = read_program(model, checkpoint, seed, tracing, outputs, float32, chosen, given, batches)
     result = lobo_fx.compile(program, chosen, seed=seed, workdir=workdir, **given)
     result.report.model = model
     result.report.notes[:0] = map(Note, notes)
     make_folder(output)
-    result.export_original(output / ORIGINAL_FILE)
-    result.export(output / MODEL_FILE, exporter, tune=tune and Tuning((threads,) if threads > 1 else (), batch))
+    result.export_original(output / original_file, plain)
+    result.export(output / model_file, writer, tune=tuning)
     for artifact in result.report.artifacts.values():
         artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
-    result.benchmark(threads=threads, batch=batch, rounds=rounds)
+    result.benchmark(threads=threads, batch=batch, rounds=rounds, runtime=runtime)
     result.save_node_data(output / NODE_DATA)
     result.save(output / "program")
-    written = [
-        MODEL_FILE,
-        ORIGINAL_FILE,
-        "program/",
-        f"{NODE_DATA}/",
-        *(file.name for file in [*result.save_card(output), *result.report.save(output)]),
-    ]
+    reports = [file.name for file in [*result.save_card(output), *result.report.save(output)]]
+    written = [model_file, original_file, "program/", f"{NODE_DATA}/", *reports]
     if result.plan is not None:
         result.plan.save(output / PLAN_FILE)
         written.append(PLAN_FILE)
-    typer.echo(str(result))
-    typer.echo(printable(f"written to {output}: {', '.join(written)}"))
+    return Answer(
+        lambda verbose: printable(f"{result.report.to_text(verbose)}written to {output}: {', '.join(written)}"),
+        lambda: {**result.report.as_json(), "folder": str(output), "written": written},
+    )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lobo_fx.cli.app import Checkpoint, ModelArgument, Outputs, Seed, command
+from lobo_fx.cli.app import Answer, Checkpoint, Dynamic, ExampleInputs, ModelArgument, Outputs, Seed, command
 
 __all__ = ["costs"]
 
@@ -20,19 +20,22 @@ def costs(
         bool, typer.Option("--widths", help="Also at narrower widths, as a goal for this machine asks for them.")
     ] = False,
     checkpoint: Checkpoint = None,
+    example_inputs: ExampleInputs = None,
+    dynamic: Dynamic = "auto",
     outputs: Outputs = None,
     seed: Seed = 0,
-) -> None:
-    """Measure what a model's operators cost on this CPU, and say where integers would run."""
+) -> Answer:
+    """Measure what operators cost on this CPU, as float and integers."""
+    from lobo_fx.cli.given import read_model, read_tracing
     from lobo_fx.contracts.context import Context
     from lobo_fx.files import check_writable
     from lobo_fx.plugins.registry import PASSES, RUNTIMES
-    from lobo_fx.sources.models import build_program
     from lobo_fx.terminal.progress import spinner
 
     if output is not None:
         check_writable(output)
-    program = build_program(model, checkpoint, seed, outputs=outputs)
+    tracing = read_tracing(example_inputs, dynamic)
+    program = read_model(model, checkpoint, seed, tracing, outputs)
     context = Context(program.signature)
     _, choices = PASSES.get("quantize_static")().simplify(program.clone(), context)
     if widths:
@@ -41,5 +44,16 @@ def costs(
             choices.costs.add(RUNTIMES.get(RUNTIMES.default)().measure_kernels(choices.costs.missing(priced)))
     if output is not None:
         choices.costs.save(output)
-    typer.echo(str(choices.costs))
-    typer.echo(str(choices.place()))
+    placement = choices.place()
+    return Answer(
+        lambda verbose: f"{choices.costs}\n{placement}",
+        lambda: {
+            "machine": choices.costs.machine,
+            "costs": choices.costs.costs,
+            "failures": choices.costs.failures,
+            "integer": {name: str(observing) for name, observing in placement.integer.items()},
+            "floating": placement.floating,
+            "microseconds": placement.microseconds,
+            "in_float": placement.in_float,
+        },
+    )

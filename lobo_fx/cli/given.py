@@ -1,4 +1,4 @@
-"""The model and the data that a command line names, read and traced: what `compile` and `search` share."""
+"""The model and the data that a command line names, read and traced: what several commands share."""
 
 from __future__ import annotations
 
@@ -7,16 +7,50 @@ from pathlib import Path
 from typing import Any
 
 from lobo_fx.contracts.passbase import Pass
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.graph.inputs import DynamicShapes, Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.tensors import unusual_weight
-from lobo_fx.sources.batches import random_batches, read_batches, read_training_batches
+from lobo_fx.plugins.registry import PASSES
+from lobo_fx.recipe import builtin_recipes, read_pass, resolve
+from lobo_fx.sources.batches import random_batches, read_batches, read_example_inputs, read_training_batches
+from lobo_fx.sources.dynamic import read_dynamic
 from lobo_fx.sources.losses import read_loss
-from lobo_fx.sources.models import build_program, weights_are_random
+from lobo_fx.sources.models import build_program, trace_built, weights_are_random
 from lobo_fx.sources.user_code import function_from_file
 from lobo_fx.terminal.progress import spinner
 
-__all__ = ["read_given", "read_program"]
+__all__ = ["read_given", "read_model", "read_passes", "read_program", "read_tracing"]
+
+
+def read_passes(recipe: str | None, passes: Sequence[str] | None) -> list[Pass]:
+    """The passes of `--recipe`, or of several `--pass`.
+
+    Raises:
+        InvalidInput: both are given, or a name is unknown: near recipes are suggested for a recipe, and passes for a
+            pass.
+    """
+    if recipe is not None and passes:
+        raise InvalidInput("give --recipe, or one or more --pass, not both")
+    if recipe is None:
+        return [read_pass(text) for text in passes or ()]
+    known = builtin_recipes()
+    if recipe not in known and not recipe.endswith((".yaml", ".yml")):
+        names = {*PASSES.names(), *(alias for aliases in PASSES.names().values() for alias in aliases)}
+        if recipe.partition(":")[0] in names:
+            raise InvalidInput(f"'{recipe}' is a pass; write --pass {recipe}")
+        raise InvalidInput(f"no recipe is called '{recipe}', and it is no .yaml file; {suggestion(recipe, known)}")
+    return resolve(recipe)
+
+
+def read_tracing(example_inputs: str | None, dynamic: str) -> tuple[Inputs | None, DynamicShapes]:
+    """What a model is traced with, and which sizes stay free.
+
+    Raises:
+        InvalidInput: a file or function is missing or holds no inputs; or sizes are not written as they must be.
+    """
+    sizes = read_dynamic(dynamic)
+    return None if example_inputs is None else read_example_inputs(example_inputs), sizes
 
 
 def read_given(
@@ -42,11 +76,36 @@ def read_given(
     }
 
 
+def read_model(
+    model: str,
+    checkpoint: Path | None,
+    seed: int,
+    tracing: tuple[Inputs | None, DynamicShapes] = (None, "auto"),
+    outputs: Sequence[str] | None = None,
+    float32: bool = False,
+) -> Program:
+    """The model, traced.
+
+    Raises:
+        InvalidInput: no such model.
+        TraceError: the model can't be traced.
+    """
+    inputs, sizes = tracing
+    if not model.endswith(".onnx"):
+        return build_program(model, checkpoint, seed, sizes, outputs, float32, inputs)
+    from lobo_fx.exporters.onnx.reader import example_inputs_of, read_onnx
+
+    if checkpoint is not None or float32:
+        raise InvalidInput("an .onnx file holds its own weights as they are; leave out the checkpoint and --float32")
+    module = read_onnx(Path(model), inputs)
+    return trace_built(model, module, example_inputs_of(module) if inputs is None else inputs, sizes, outputs)
+
+
 def read_program(
     model: str,
     checkpoint: Path | None,
     seed: int,
-    static: bool,
+    tracing: tuple[Inputs | None, DynamicShapes],
     outputs: Sequence[str] | None,
     float32: bool,
     passes: Iterable[Pass],
@@ -62,7 +121,7 @@ def read_program(
         TraceError: the model can't be traced.
     """
     with spinner("trace"):
-        program = build_program(model, checkpoint, seed, None if static else "auto", outputs, float32)
+        program = read_model(model, checkpoint, seed, tracing, outputs, float32)
     if unusual := unusual_weight(program.module):
         raise InvalidInput(f"{unusual}; give --float32 to widen it")
     notes = []

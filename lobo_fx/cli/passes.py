@@ -2,45 +2,92 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect as python_inspect
-import json
+from typing import Annotated, Any
 
 import typer
 
-from lobo_fx.cli.app import AsJson, command
+from lobo_fx.cli.app import Answer, command
+from lobo_fx.cli.completion import complete_pass
 
 __all__ = ["passes"]
 
 
 @command
-def passes(as_json: AsJson = False) -> None:
-    """List the passes with their settings, and the built-in recipes."""
+def passes(
+    name: Annotated[
+        str | None, typer.Argument(help="A pass, to see all there is to know of it.", autocompletion=complete_pass)
+    ] = None,
+) -> Answer:
+    """List the passes, or show one with all its settings.
+
+    Of each setting: type, legal values, default and meaning; and an example.
+    """
     from lobo_fx.plugins.registry import PASSES
     from lobo_fx.recipe import builtin_recipes
-    from lobo_fx.terminal.tables import new_table, render
+    from lobo_fx.terminal.tables import records
 
-    known = []
-    for name, aliases in PASSES.names().items():
+    if name is not None:
         kind = PASSES.get(name)
-        fields = dataclasses.fields(kind)
-        known.append(
+        known = next((own for own in PASSES.names() if PASSES.get(own) is kind), name)
+        entry = _facts(known, kind)
+        return Answer(lambda verbose: _one(entry), lambda: entry)
+    entries = [_facts(known, PASSES.get(known)) for known in PASSES.names()]
+
+    def text(verbose: bool) -> str:
+        if verbose:
+            return "\n".join(_one(entry) for entry in entries)
+        shown = [(entry["name"], {"": entry["summary"], "needs": ", ".join(entry["needs"])}) for entry in entries]
+        return f"{records(shown)}\n`lobo-fx passes NAME` shows the settings of one; `lobo-fx recipes` lists recipes."
+
+    return Answer(text, lambda: {"passes": entries, "recipes": builtin_recipes()})
+
+
+def _facts(name: str, kind: Any) -> dict[str, Any]:
+    """What there is to know of a pass, as plain data; of one whose settings have no defaults it needs them."""
+    import dataclasses
+
+    from lobo_fx.contracts.settings import description_of, example_of, settings_of
+    from lobo_fx.plugins.registry import PASSES
+
+    description = description_of(kind)
+    try:
+        needs = list(kind().needs)
+    except TypeError:
+        needs = []
+    return {
+        "name": name,
+        "aliases": PASSES.names().get(name, []),
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "promise": kind.promise.value,
+        "needs": needs,
+        "summary": description.partition("\n")[0],
+        "description": description,
+        "settings": [dataclasses.asdict(setting) for setting in settings_of(kind)],
+        "example": example_of(name, kind),
+    }
+
+
+def _one(entry: dict[str, Any]) -> str:
+    """A pass with its settings, one below the other: their meanings are sentences, which no column holds."""
+    from lobo_fx.terminal.tables import folded, printable, records
+
+    head = {
+        "also": ", ".join(entry["aliases"]),
+        "promise": entry["promise"],
+        "needs": ", ".join(entry["needs"]),
+        "in Python": entry["class"],
+        "example": f"lobo-fx compile MODEL --pass {entry['example']}",
+    }
+    shown = [
+        (
+            setting["name"],
             {
-                "name": name,
-                "aliases": aliases,
-                "settings": {field.name: getattr(kind(), field.name) for field in fields},
-                "needs": list(kind().needs),
-                "promise": kind.promise.value,
-                "summary": (python_inspect.getdoc(kind) or "").split("\n")[0],
-            }
+                "type": setting["type"],
+                "one of": ", ".join(setting["values"]),
+                "default": setting["default"] or "none: it must be given",
+                "": setting["meaning"],
+            },
         )
-    if as_json:
-        typer.echo(json.dumps({"passes": known, "recipes": builtin_recipes()}, indent=2, default=str))
-        return
-    shown = new_table("passes", ["name", "also", "settings", "needs", "promise", "what it does"])
-    for entry in known:
-        settings = ", ".join(f"{key}={value!r}" for key, value in entry["settings"].items())
-        cells = [entry["name"], ", ".join(entry["aliases"]), settings, ", ".join(entry["needs"])]
-        shown.add_row(*cells, entry["promise"], entry["summary"])
-    typer.echo(render(shown))
-    typer.echo(f"recipes: {', '.join(builtin_recipes())}")
+        for setting in entry["settings"]
+    ]
+    return printable(f"{entry['name']}\n\n{folded(entry['description'])}\n\n{records([('', head), *shown])}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lobo_fx.cli.app import command
+from lobo_fx.cli.app import Answer, command
 
 __all__ = ["report"]
 
@@ -19,8 +19,11 @@ def report(
         Path | None, typer.Option("--output", "-o", help="Also write all views into this folder.")
     ] = None,
     charts: Annotated[bool, typer.Option("--charts", help="Also draw bar charts.")] = False,
-) -> None:
-    """Show a run again, or compare several: rankings, trade-offs, the best of each category, recommendations."""
+) -> Answer:
+    """Show a run again, or compare several.
+
+    Several are ranked, with their trade-offs, the best of each category, and recommendations.
+    """
     from lobo_fx.files import check_folder
     from lobo_fx.report.comparison import compare
     from lobo_fx.report.plain_charts import pass_charts
@@ -29,11 +32,14 @@ def report(
     if output is not None:
         check_folder(output)
     found = compare(runs)
-    shown = found if len(runs) > 1 else next(iter(found.reports.values()))
-    typer.echo(str(shown))
-    if charts:
-        width = min(80, terminal_width())
-        typer.echo("\n".join([found.charts(width), *(pass_charts(one, width) for one in found.reports.values())]))
-    if output is not None:
-        written = ", ".join(file.name for file in shown.save(output))
-        typer.echo(printable(f"written to {output}: {written}"))
+    (first, *others) = found.reports.values()
+    written = [] if output is None else [file.name for file in (found if others else first).save(output)]
+
+    def text(verbose: bool) -> str:
+        parts = [str(found) if others else first.to_text(verbose)]
+        if charts:
+            width = min(80, terminal_width())
+            parts += [found.charts(width), *(pass_charts(one, width) for one in found.reports.values())]
+        return "\n".join(parts) + (printable(f"\nwritten to {output}: {', '.join(written)}") if written else "")
+
+    return Answer(text, lambda: (found if others else first).as_json())

@@ -8,18 +8,20 @@ from typing import Annotated
 import typer
 
 from lobo_fx.cli.app import (
+    Answer,
     Batch,
     Batches,
     CalibrationData,
     Checkpoint,
+    Dynamic,
     Evaluate,
+    ExampleInputs,
     HigherIsBetter,
     Loss,
     ModelArgument,
     Outputs,
     Rounds,
     Seed,
-    Static,
     Threads,
     TrainBatch,
     TrainData,
@@ -53,6 +55,8 @@ def search(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the front and its recipes.")] = Path("out"),
     checkpoint: Checkpoint = None,
+    example_inputs: ExampleInputs = None,
+    dynamic: Dynamic = "auto",
     outputs: Outputs = None,
     calibration_data: CalibrationData = None,
     batches: Batches = 4,
@@ -61,7 +65,6 @@ def search(
     loss: Loss = None,
     evaluate: Evaluate = None,
     higher_is_better: HigherIsBetter = None,
-    static: Static = False,
     threads: Threads = 1,
     batch: Batch = 1,
     rounds: Rounds = 30,
@@ -70,10 +73,13 @@ def search(
     ] = 60.0,
     seed: Seed = 0,
     float32: Widened = False,
-) -> None:
-    """Search settings for the best trade-offs, in a study that any number of processes share and go on with."""
+) -> Answer:
+    """Search settings for the best trade-offs.
+
+    Trials belong to a study that any number of processes share and go on with.
+    """
     import lobo_fx
-    from lobo_fx.cli.given import read_given, read_program
+    from lobo_fx.cli.given import read_given, read_program, read_tracing
     from lobo_fx.files import check_folder, check_writable, make_folder
     from lobo_fx.studies.front import FRONT_FILES
     from lobo_fx.studies.objectives import OBJECTIVES, chosen_objectives
@@ -91,9 +97,10 @@ def search(
         storage = str(output / JOURNAL_FILE)
     names = chosen_objectives(objectives, evaluate is not None)
     open_study(study, storage, [OBJECTIVES[name].direction for name in names])  # refused before any work
+    tracing = read_tracing(example_inputs, dynamic)
     given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate, higher_is_better)
     passes = [pass_ for variant in chosen.variants() for pass_ in variant]
-    program, notes = read_program(model, checkpoint, seed, static, outputs, float32, passes, given, batches)
+    program, notes = read_program(model, checkpoint, seed, tracing, outputs, float32, passes, given, batches)
     front = lobo_fx.search(
         program,
         chosen,
@@ -112,7 +119,11 @@ def search(
     )
     front.notes.extend(notes)
     front.save(output)
-    typer.echo(str(front))
-    typer.echo(printable(f"written to {output}: {', '.join(FRONT_FILES)}, {len(front)} recipes for compile --recipe"))
-    if front.is_interrupted:
-        raise typer.Exit(_INTERRUPTED)
+    written = [*FRONT_FILES, *(point.file for point in front)]
+    return Answer(
+        lambda verbose: printable(
+            f"{front}written to {output}: {', '.join(FRONT_FILES)}, {len(front)} recipes for compile --recipe"
+        ),
+        lambda: {**front.as_json(), "folder": str(output), "written": written},
+        _INTERRUPTED if front.is_interrupted else 0,
+    )

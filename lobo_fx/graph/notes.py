@@ -10,7 +10,7 @@ from lobo_fx.graph.wording import phrase
 if TYPE_CHECKING:
     from torch import fx
 
-__all__ = ["Note", "gathered", "note_of", "notes_from_json"]
+__all__ = ["Note", "brief", "gathered", "note_of", "notes_from_json"]
 
 _FIELDS = ("reason", "made_by", "operator", "module", "line", "parameter")
 
@@ -67,6 +67,26 @@ def gathered(notes: Iterable[str]) -> list[str]:
         key = (note.reason, note.operator, note.line, bool(note.module), bool(note.parameter))
         alike.setdefault(key, []).append(note)
     return [_together(group) for group in alike.values()]
+
+
+def brief(notes: Iterable[str]) -> list[str]:
+    """A line for each thing said: the user's modules (or parameters) first, without operators and source lines."""
+    subjects: dict[str, dict[str, None]] = {}
+    for note in (entry if isinstance(entry, Note) else Note(entry) for entry in notes):
+        subject = note.module or note.parameter or note.operator
+        subjects.setdefault(note.reason, {}).update({subject: None} if subject else {})
+    return [_line(list(found), reason) for reason, found in subjects.items()]
+
+
+def _line(subjects: Sequence[str], reason: str) -> str:
+    reason = " ".join(reason.split())
+    if not subjects:
+        return reason
+    names = [subject if subject.startswith("aten.") else f"'{subject}'" for subject in subjects]
+    if len(names) == 1:
+        return f"{names[0]} {reason}"
+    more = f" and {len(names) - 2} others" if len(names) > 2 else ""
+    return f"{(', ' if more else ' and ').join(names[:2])}{more}: each {reason}"
 
 
 def _together(notes: Sequence[Note]) -> str:

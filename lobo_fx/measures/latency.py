@@ -33,6 +33,12 @@ __all__ = [
 
 MEGABYTE = 1e6
 
+_OWN_SHARE = 0.8
+"""Of the wall time that a call may take, the least that is spent on the processor: kernels compute and wait for
+nothing, so what is missing went to other programs; clocks and the scheduler explain a few hundredths."""
+_SPREAD = 2.0
+"""How far p95 may lie over p5: every call computes the same, and clocks that rise and fall explain less than half."""
+
 
 def benchmark_table(benchmark: Benchmark) -> Table:
     """A line per file measured."""
@@ -42,15 +48,15 @@ def benchmark_table(benchmark: Benchmark) -> Table:
     )
     table = new_table(
         title,
-        ["file", "p5 ms", "p50 ms", "p95 ms", "CPU ms", "p50 ratio", "CPU ratio", "rows/s", "peak MB", "model MB"],
+        ["file", "CPU ratio", "p50 ratio", "CPU ms", "p5 ms", "p50 ms", "p95 ms", "rows/s", "peak MB", "model MB"],
     )
     for label, latency in benchmark.latencies.items():
         known = latency.memory is not None and latency.base_memory is not None
         table.add_row(
             label,
-            *(f"{value:.2f}" for value in (latency.p5, latency.p50, latency.p95, latency.cpu)),
-            f"{benchmark.ratio(label, 'p50'):.2f}",
             f"{benchmark.ratio(label):.2f}",
+            f"{benchmark.ratio(label, 'p50'):.2f}",
+            *(f"{value:.2f}" for value in (latency.cpu, latency.p5, latency.p50, latency.p95)),
             f"{latency.throughput:.1f}",
             f"{(latency.memory or 0) / MEGABYTE:.0f}" if known else "not measured",
             f"{((latency.memory or 0) - (latency.base_memory or 0)) / MEGABYTE:.0f}" if known else "not measured",
@@ -104,10 +110,27 @@ class Benchmark:
         reference = next(iter(self.latencies.values()))
         return float(getattr(self.latencies[label], measure) / getattr(reference, measure))
 
-    def __str__(self) -> str:
-        from lobo_fx.terminal.tables import render
+    @property
+    def busy(self) -> list[str]:
+        """Signs that the machine did other work meanwhile, a sentence each; none where it was quiet."""
+        said = []
+        for label, latency in self.latencies.items():
+            signs = []
+            if latency.cpu < _OWN_SHARE * latency.p50:
+                signs.append(f"{latency.cpu / latency.p50:.0%} of its wall time was on the processor")
+            if latency.p95 > _SPREAD * latency.p5:
+                signs.append(f"p95 is {latency.p95 / latency.p5:.1f} times p5")
+            if signs:
+                said.append(
+                    f"the machine was busy while {label} was measured ({', '.join(signs)}): trust the CPU ratio, "
+                    "and measure again when it is quiet"
+                )
+        return said
 
-        return render(benchmark_table(self))
+    def __str__(self) -> str:
+        from lobo_fx.terminal.tables import printable, render
+
+        return render(benchmark_table(self)) + "".join(f"note: {printable(sign)}\n" for sign in self.busy)
 
 
 def benchmark(

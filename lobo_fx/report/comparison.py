@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "compare"]
 
 _NOT_MEASURED = "not measured"
+_DERIVED = ("share", "faster", "change", "kept", "removed", "gain", "efficiency")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +140,23 @@ class Comparison:
         machines = dict.fromkeys(report.machine for report in self.reports.values())
         return "\n".join([*parts, "".join(f"Measured on {escape(machine)}.\n" for machine in machines)])
 
+    def as_json(self) -> dict[str, Any]:
+        """The figures of every run, the front, recommendations and warnings as plain data."""
+        names = [*(field.name for field in dataclasses.fields(Figures)), *_DERIVED]
+        return {
+            "runs": [{name: getattr(run, name) for name in names} for run in self.runs],
+            "front": [run.name for run in self.front],
+            "advice": [dataclasses.asdict(advice) for advice in self.advice],
+            "warnings": self.warnings,
+        }
+
     def to_csv(self) -> str:
         """A line per run, raw numbers, nothing where nothing was measured."""
         stream = io.StringIO()
-        derived = ("share", "faster", "change", "kept", "removed", "gain", "efficiency")
-        names = [*(field.name for field in dataclasses.fields(Figures)), *derived]
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(names)
-        for run in self.runs:
-            writer.writerow([plain_cell(getattr(run, name)) for name in names])
+        rows = self.as_json()["runs"]
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: plain_cell(cell) for name, cell in row.items()} for row in rows)
         return stream.getvalue()
 
     def to_html(self) -> str:

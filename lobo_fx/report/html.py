@@ -23,6 +23,7 @@ from lobo_fx.report.grids import (
     passes_grid,
     sheet_grids,
 )
+from lobo_fx.report.json import benchmark_from_json
 from lobo_fx.report.scatter import Point, Scatter
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def report_page(data: Mapping[str, Any]) -> str:
         charts=[chart for chart in _charts(source) if chart],
         grids=[grid for grid in grids if grid.rows],
         sheets=sheet_grids(source),
-        notes=gathered(notes_from_json(data["notes"])),
+        notes=gathered(notes_from_json(data["notes"])) + _busy(data["benchmark"]),
         noted=notes_grid(source),
     )
 
@@ -94,6 +95,10 @@ def _network(source: Source) -> dict[str, Any]:
             side and side["microseconds"] is not None for row in modules for side in (row["before"], row["after"])
         ),
     }
+
+
+def _busy(benchmark: Mapping[str, Any] | None) -> list[str]:
+    return [] if benchmark is None else benchmark_from_json(benchmark).busy
 
 
 def _tiles(source: Source) -> Iterator[tuple[str, Cell, Cell, Cell]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import check_folder, file_name, write_files
-from lobo_fx.graph.notes import Note, gathered, notes_from_json
+from lobo_fx.graph.notes import Note, brief, gathered, notes_from_json
 from lobo_fx.measures.latency import Benchmark, benchmark_table
 from lobo_fx.measures.machine import machine, versions
 from lobo_fx.plugins.artifact import Artifact
@@ -34,7 +34,7 @@ from lobo_fx.report.json import (
 )
 from lobo_fx.report.records import AxisRow, CandidateRow, ModuleRow, Row, Sheet
 from lobo_fx.report.schema import SCHEMA
-from lobo_fx.report.text import artifact_table, axis_table, pass_table, sheet_table
+from lobo_fx.report.text import artifact_table, axis_table, pass_table, settings_table, sheet_table
 from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 
 __all__ = ["LEADER", "PAGE", "REPORT_FILES", "Report", "plain_cell"]
@@ -80,14 +80,28 @@ class Report:
     modules: list[ModuleRow] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, verbose: bool = False) -> str:
+        """The tables and notes for a terminal.
+
+        Args:
+            verbose: also every setting of every pass, those at their defaults too, and in notes operators and lines.
+        """
         tables = [pass_table(self.model, self.rows)]
         if self.artifacts:
             tables.append(artifact_table(self.artifacts))
         if self.benchmark:
             tables.append(benchmark_table(self.benchmark))
-        return "".join(render(table) for table in tables) + "".join(
-            f"note: {printable(note)}\n" for note in gathered(self.notes)
-        )
+        if verbose and self.settings:
+            tables.append(settings_table(self.settings))
+        notes = (gathered if verbose else brief)(self.all_notes)
+        return "".join(map(render, tables)) + "".join(f"note: {printable(note)}\n" for note in notes)
+
+    @property
+    def all_notes(self) -> list[str]:
+        """The notes, and what is to be said of the measurement."""
+        return [*self.notes, *(self.benchmark.busy if self.benchmark else ())]
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain data, raw numbers, as docs/report_schema.json says; `from_json` reads it back."""
@@ -163,8 +177,8 @@ class Report:
         tables += [("Axes", axis_table(self.axes))] if self.axes else []
         tables += [(sheet.title.capitalize(), sheet_table(sheet)) for sheet in self.sheets]
         parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in tables]
-        if self.notes:
-            parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in gathered(self.notes)))
+        if self.all_notes:
+            parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in gathered(self.all_notes)))
         packages = ", ".join(f"{package} {version}" for package, version in self.versions.items())
         seed = "" if self.seed is None else f"; seed {self.seed}"
         parts.append(f"Measured on {escape(self.machine)}, with {escape(packages)}{seed}.\n")

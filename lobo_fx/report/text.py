@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lobo_fx.errors import InvalidInput
 from lobo_fx.measures.latency import MEGABYTE
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.report.records import AxisRow, Row, Sheet
@@ -14,7 +15,7 @@ from lobo_fx.terminal.tables import new_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["artifact_table", "axis_table", "pass_table", "sheet_table"]
+__all__ = ["artifact_table", "axis_table", "pass_table", "settings_table", "sheet_table"]
 
 
 def pass_table(model: str, rows: Sequence[Row]) -> Table:
@@ -56,6 +57,24 @@ def axis_table(axes: Sequence[AxisRow]) -> Table:
     for axis in axes:
         share = f"{axis.after / axis.before:.1%}"
         table.add_row(axis.name, str(axis.before), str(axis.after), share, str(axis.members), f"{axis.parameters:,}")
+    return table
+
+
+def settings_table(passes: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """A line per setting of every pass, those at their defaults too, as far as the pass is installed."""
+    from lobo_fx.contracts.passbase import shown  # a report is shown without PyTorch
+    from lobo_fx.contracts.settings import settings_of
+    from lobo_fx.plugins.registry import PASSES
+
+    table = new_table("settings", ["pass", "setting", "value", "default"])
+    for name, given in passes:
+        try:
+            defaults = {setting.name: setting.default for setting in settings_of(PASSES.get(name))}
+        except InvalidInput:
+            defaults = {}
+        for setting in {**defaults, **given}:
+            default = defaults.get(setting, "not known")
+            table.add_row(name, setting, shown(given[setting]) if setting in given else default, default)
     return table
 
 

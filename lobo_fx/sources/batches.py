@@ -12,12 +12,14 @@ import torch
 from lobo_fx.contracts.context import Data
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.files import check_unpacked_size
-from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.inputs import Inputs, as_inputs
 
-__all__ = ["LABELS", "random_batches", "read_batches", "read_training_batches"]
+__all__ = ["LABELS", "random_batches", "read_batches", "read_example_inputs", "read_training_batches"]
 
 LABELS = "labels"
 """The array of a file of training data that holds the labels."""
+
+_ARRAYS = (".npy", ".npz", ".safetensors")
 
 
 def read_batches(spec: str, batch: int = 1) -> Data:
@@ -33,17 +35,38 @@ def read_batches(spec: str, batch: int = 1) -> Data:
     if batch < 1:
         raise InvalidInput(f"batch is {batch}; it must be at least 1")
     path = Path(spec)
-    if path.suffix in (".npy", ".npz", ".safetensors"):
+    if path.suffix in _ARRAYS:
         return _rows(path, _read_arrays(path), batch)
-    source, _, name = spec.rpartition(":")
-    if source.endswith(".py"):
-        from lobo_fx.sources.user_code import call_from_file
+    made = _made(spec)
+    if not isinstance(made, Iterable):
+        raise InvalidInput(f"{spec} returns a {type(made).__name__}; expected batches (a list or a DataLoader)")
+    return made
 
-        made = call_from_file(Path(source), name)
-        if not isinstance(made, Iterable):
-            raise InvalidInput(f"{spec} returns a {type(made).__name__}; expected batches (a list or a DataLoader)")
-        return made
-    raise InvalidInput(f"'{spec}' is no data: give a .npy, .npz or .safetensors file, or file.py:function")
+
+def read_example_inputs(spec: str) -> Inputs:
+    """What a model is traced with: the one array of a file, arrays by the names of inputs, or what a function returns.
+
+    Args:
+        spec: as `read_batches` takes it; a function returns a tensor, a tuple, or a dict of keyword inputs.
+
+    Raises:
+        InvalidInput: as `read_batches`; or what is there can't be the inputs of a call.
+    """
+    path = Path(spec)
+    if path.suffix not in _ARRAYS:
+        return as_inputs(_made(spec))
+    arrays = _read_arrays(path)
+    return as_inputs(arrays[""] if set(arrays) == {""} else arrays)
+
+
+def _made(spec: str) -> Any:
+    """What a function of the user's returns."""
+    source, _, name = spec.rpartition(":")
+    if not source.endswith(".py"):
+        raise InvalidInput(f"'{spec}' is no data: give a .npy, .npz or .safetensors file, or file.py:function")
+    from lobo_fx.sources.user_code import call_from_file
+
+    return call_from_file(Path(source), name)
 
 
 def read_training_batches(spec: str, batch: int = 1) -> Data:

@@ -6,24 +6,27 @@ in: safetensors, or a `.pt` file of tensors only (never a pickle).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lobo_fx.capture.binding import check_arity
 from lobo_fx.capture.outputs import keep_outputs
 from lobo_fx.capture.tracing import Model, trace
-from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.inputs import DynamicShapes, Inputs, as_inputs
+from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.graph.inputs import DynamicShapes, Inputs, as_inputs, dynamic_shapes_of
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.sources.checkpoints import load_checkpoint, weights_in
+from lobo_fx.sources.dynamic import for_all_inputs
+from lobo_fx.sources.known_inputs import find_inputs
 from lobo_fx.sources.libraries import head_outputs, is_config, timm_model, torchvision_model, transformers_model
 from lobo_fx.sources.user_code import call_from_file
 
-__all__ = ["build", "build_program", "weights_are_random"]
+__all__ = ["build", "build_program", "trace_built", "weights_are_random"]
 
 
 def build(
@@ -61,9 +64,10 @@ def build(
     library, _, name = spec.partition(":")
     file, _, function = spec.rpartition(":")
     if not (name if library in builders else function and file.endswith(".py")):
+        near = suggestion(library, builders) if name else ""
         raise InvalidInput(
             f"'{spec}' names no model; write torchvision:NAME, timm:NAME, transformers:NAME, "
-            "path/to/file.py:function or file.pt2"
+            "path/to/file.py:function, file.pt2 or file.onnx" + (f"; {near}" if near.startswith("did you mean") else "")
         )
     torch.manual_seed(seed)
     made = builders[library](name) if library in builders else _from_file(Path(file), function)
@@ -74,7 +78,7 @@ def build(
         load_checkpoint(model, checkpoint)
     if float32:
         model = model.float()
-        inputs = inputs and inputs.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+        inputs = inputs and _widened(inputs)
     return model, inputs
 
 
@@ -85,6 +89,7 @@ def build_program(
     dynamic_shapes: DynamicShapes = "auto",
     outputs: Sequence[str] | None = None,
     float32: bool = False,
+    example_inputs: Inputs | None = None,
 ) -> Program:
     """Builds and traces the model that a specification names.
 
@@ -92,16 +97,48 @@ def build_program(
         spec: as `build` takes it.
         checkpoint: likewise.
         seed: likewise.
-        dynamic_shapes: as `trace` takes it.
+        dynamic_shapes: as `trace` takes it, or what `read_dynamic` gives.
         outputs: names of the outputs to keep; None keeps all, of `transformers:NAME` those of the head (`logits`), and
             notes which were left out.
         float32: as `build` takes it.
+        example_inputs: what to trace with; None takes what the specification gives, or what the model tells of.
 
     Raises:
-        InvalidInput: as `build`, or an output that the model does not have.
+        InvalidInput: as `build`, or an output that the model does not have, or sizes that it can't leave free.
         TraceError: the model can't be traced.
     """
-    program = trace(*build(spec, checkpoint, seed, float32), dynamic_shapes)
+    model, known = build(spec, checkpoint, seed, float32)
+    inputs = known if example_inputs is None else _widened(example_inputs) if float32 else example_inputs
+    return trace_built(spec, model, inputs, dynamic_shapes, outputs)
+
+
+def trace_built(
+    spec: str,
+    model: Model,
+    inputs: Inputs | None,
+    dynamic_shapes: DynamicShapes = "auto",
+    outputs: Sequence[str] | None = None,
+) -> Program:
+    """Traces a model that was built already.
+
+    Args:
+        spec: what it was built from.
+        model: what `build` gave, or whoever else reads files of models.
+        inputs: what to trace with; None where the model itself tells of them.
+        dynamic_shapes: as `build_program` takes it.
+        outputs: likewise.
+
+    Raises:
+        InvalidInput: an output that the model does not have, or sizes that it can't leave free.
+        TraceError: the model can't be traced.
+    """
+    if isinstance(model, Path) and dynamic_shapes != "auto":
+        raise InvalidInput(f"{spec} says itself which of its sizes are free; leave out --dynamic")
+    if isinstance(dynamic_shapes, Mapping) and isinstance(model, nn.Module):
+        inputs = find_inputs(model) if inputs is None else inputs
+        check_arity(model, inputs)
+        dynamic_shapes = for_all_inputs(dynamic_shapes, dynamic_shapes_of(inputs, model.forward, lambda leaf: None))
+    program = trace(model, inputs, dynamic_shapes)
     if outputs:
         return keep_outputs(program, outputs)
     names = [output.name for output in program.signature.outputs if output is not None]
@@ -113,6 +150,10 @@ def build_program(
     note = Note(f"outputs left out: {gone}; kept: {', '.join(kept)} (outputs= and --outputs choose others)")
     program.module.set_facts(notes=(*program.notes, note))
     return program
+
+
+def _widened(inputs: Inputs) -> Inputs:
+    return inputs.map(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
 def weights_are_random(spec: str, checkpoint: Path | None) -> bool:

@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lobo_fx.terminal.tables import printable
 
-__all__ = ["T", "Update", "spinner", "track", "training_bar"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["T", "Update", "no_progress", "spinner", "track", "training_bar"]
 
 T = TypeVar("T")
 Update = Callable[[int, float | None, float | None], None]
 """Takes how much of a training is done, its last loss and its last score."""
 
+_WANTED = contextvars.ContextVar("lobo_fx_progress", default=True)
+
+
+@contextlib.contextmanager
+def no_progress() -> Iterator[None]:
+    """Draws nothing for a while, whatever is asked for."""
+    token = _WANTED.set(False)
+    try:
+        yield
+    finally:
+        _WANTED.reset(token)
+
+
+def _console(show: bool) -> Console | None:
+    """Where to draw; None off a terminal, even where FORCE_COLOR has rich take a log for one."""
+    if not show or not _WANTED.get() or not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console if console.is_interactive else None
+
 
 def track(items: Iterable[T], description: str, show: bool = True) -> Iterator[T]:
     """Yields `items` behind a progress bar on standard error; nothing is drawn off a terminal."""
-    from rich.console import Console
-    from rich.progress import track as rich_track
-
-    console = Console(stderr=True)
-    if not show or not console.is_terminal:
+    if (console := _console(show)) is None:
         yield from items
         return
+    from rich.progress import track as rich_track
+
     yield from rich_track(iter(items), printable(description), total=_length(items), console=console, transient=True)
 
 
@@ -38,10 +63,7 @@ def _length(items: Iterable[object]) -> int | None:
 @contextlib.contextmanager
 def spinner(description: str, show: bool = True) -> Iterator[None]:
     """Shows that work of unknown length goes on."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not show or not console.is_terminal:
+    if (console := _console(show)) is None:
         yield
         return
     with console.status(printable(description)):
@@ -51,13 +73,11 @@ def spinner(description: str, show: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def training_bar(total: int, description: str, show: bool = True) -> Iterator[Update]:
     """A bar with loss, score and the time left; nothing is drawn off a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not show or not console.is_terminal:
+    if (console := _console(show)) is None:
         yield lambda done, loss, score: None
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(printable(description), total=total, said="")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import shutil
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["escape", "new_table", "printable", "render", "terminal_width", "to_markdown"]
+__all__ = ["escape", "folded", "new_table", "printable", "records", "render", "terminal_width", "to_markdown"]
 
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {ord("\t"): " ", ord("\n"): "\n"}
 """What a terminal would obey instead of showing it."""
 
 
-_UNLIMITED = 180
+_WIDTH = 80
+"""Columns of logs and pipes, which do not say how many they have."""
 
 
 def printable(text: str) -> str:
@@ -62,8 +64,8 @@ def escape(text: str) -> str:
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; COLUMNS counts first, and where there is no terminal lines are as long as they need."""
-    return shutil.get_terminal_size((_UNLIMITED, 24)).columns
+    """Columns of the terminal; COLUMNS counts first, and where there is no terminal there are 80."""
+    return shutil.get_terminal_size((_WIDTH, 24)).columns
 
 
 def render(table: Table, width: int | None = None) -> str:
@@ -74,23 +76,38 @@ def render(table: Table, width: int | None = None) -> str:
     width = terminal_width() if width is None else width
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, markup=False, emoji=False, highlight=False)
-    if width < _UNLIMITED and Measurement.get(console, console.options.update_width(10**6), table).maximum > width:
+    if Measurement.get(console, console.options.update_width(10**6), table).maximum > width:
         return printable(_records(table, width))
     console.print(table)
     return printable(stream.getvalue())
 
 
 def _records(table: Table, width: int) -> str:
-    """Its rows one below the other, each a heading and a line for every other column."""
+    """Its rows one below the other."""
     headings = [str(column.header) for column in table.columns[1:]]
-    widest = max(map(len, headings), default=0)
-    lines = _wrapped(str(table.title), width) if table.title else []
-    for first, *cells in zip(*(list(column.cells) for column in table.columns), strict=True):
-        lines += ["", *_wrapped(str(first), width, "", "  ")]
-        for heading, cell in zip(headings, cells, strict=True):
-            start = f"  {heading:<{widest}}  "
-            lines += _wrapped(str(cell), width, start, " " * len(start)) or [start]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    rows = zip(*(list(column.cells) for column in table.columns), strict=True)
+    found = [(str(first), dict(zip(headings, map(str, cells), strict=True))) for first, *cells in rows]
+    title = _wrapped(str(table.title), width) if table.title else []
+    return "".join(f"{line}\n" for line in title) + "\n" * bool(found) + records(found, width)
+
+
+def records(entries: Sequence[tuple[str, Mapping[str, str]]], width: int | None = None) -> str:
+    """Entries one below the other, each a heading and a line for every fact of it that is not empty."""
+    width = terminal_width() if width is None else width
+    widest = max((len(name) for _, facts in entries for name in facts), default=0)
+    blocks = []
+    for heading, facts in entries:
+        lines = _wrapped(heading, width, "", "  ")
+        for name, fact in facts.items():
+            start = f"  {name:<{widest}}  "
+            lines += _wrapped(fact, width, start, " " * len(start))
+        blocks.append("".join(f"{line.rstrip()}\n" for line in lines))
+    return "\n".join(blocks)
+
+
+def folded(text: str) -> str:
+    """A text of several paragraphs in lines that fit."""
+    return "\n\n".join("\n".join(_wrapped(part, terminal_width())) for part in text.split("\n\n"))
 
 
 def _wrapped(text: str, width: int, first: str = "", others: str = "") -> list[str]:

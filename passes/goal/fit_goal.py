@@ -63,7 +63,8 @@ class FitGoal(Pass):
         seconds: after which no further candidate is begun.
         quantizer: how operators are quantized.
         costs: a cost table of the machine to run on; None measures this one, once.
-        target: the integers that the CPU multiplies fast, as in `QuantizeStatic`.
+        target: the integers that the CPU multiplies fast, as in `QuantizeStatic`: `auto`, `x86-vnni`, `x86-avx2` or
+            `arm`.
         plan: a `GoalPlan`, or the file of one: what to do was decided before, and nothing is searched; the quantizer is
             the plan's where none is given.
 

@@ -52,8 +52,8 @@ class QuantizeDynamic(Pass):
     (MatMulNBits); (3) stays float; the first that keeps 30 dB. A note says which, and the decibels.
 
     Attributes:
-        target: the CPU's integers, as for `QuantizeStatic`: `x86-avx2` gives weights of products 7 bits, whose sums
-            don't saturate.
+        target: the CPU's integers, as for `QuantizeStatic`: `auto`, `x86-vnni`, `arm`, or `x86-avx2`, which gives
+            weights of products 7 bits, whose sums don't saturate.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
         Inference", 2018; ranges at run time as ONNX defines DynamicQuantizeLinear.

@@ -63,8 +63,10 @@ def test_a_file_is_tuned_measured_with_its_options_and_tuned_no_more(
     assert done.output.endswith(note)
     assert "original.onnx ran with" not in done.output
     done = run(*files, "--json")
-    assert json.loads(done.stdout)["latencies"].keys() == {"original.onnx", "model.onnx"}
-    assert done.stderr == note
+    found = json.loads(done.stdout)
+    assert found["latencies"].keys() == {"original.onnx", "model.onnx"}
+    assert f"note: {found['notes'][0]}\n" == note
+    assert done.stderr == ""
 
     saved = options.read_text()
     options.write_text(saved.replace('"format": 1', '"format": 7'))

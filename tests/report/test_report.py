@@ -231,14 +231,25 @@ def test_notes_of_many_layers_are_one_for_people_and_all_there_for_programs() ->
     notes += [Note("stays float", "", "aten.add.Tensor", "head", "net.py:9: a + b"), Note("a note")]
     notes += [Note("is left alone", parameter=name) for name in names[:2]]
     report = Report("m", [row()], notes=notes)
-    shown = [line.removeprefix("note: ") for line in str(report).splitlines() if line.startswith("note: ")]
-    assert shown == [
+
+    def shown(text: str) -> list[str]:
+        return [line.removeprefix("note: ") for line in text.splitlines() if line.startswith("note: ")]
+
+    assert shown(str(report)) == [
+        "'layers.0', 'layers.1' and 11 others: each stays float",
+        "a note",
+        "'layers.0' and 'layers.1': each is left alone",
+    ]
+    assert shown(report.to_text(verbose=True)) == [
         "aten.add.Tensor in 12 modules, 'layers.0', 'layers.1' and others (net.py:4: x + y) stays float",
         *notes[12:14],
         "'layers.0', 'layers.1': each is left alone",
     ]
     two = Report("m", [row()], notes=notes[3:5])
-    assert "note: aten.add.Tensor in modules 'layers.3' and 'layers.4' (net.py:4: x + y) stays float" in str(two)
+    assert shown(str(two)) == ["'layers.3' and 'layers.4': each stays float"]
+    assert shown(two.to_text(verbose=True)) == [
+        "aten.add.Tensor in modules 'layers.3' and 'layers.4' (net.py:4: x + y) stays float"
+    ]
     assert [Note(**note) for note in json.loads(report.to_json())["notes"]] == notes
 
 

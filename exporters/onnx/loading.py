@@ -1,0 +1,66 @@
+"""ONNX files of strangers: opened without their weights, and refused where they are damaged or reach beyond their folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from lobo_fx.errors import InvalidInput
+
+__all__ = ["element_type", "files_of", "load_structure", "shown_value"]
+
+
+def load_structure(path: Path) -> onnx.ModelProto:
+    """The model without the weights that lie beside it.
+
+    Raises:
+        InvalidInput: no such file, no ONNX, or its weights are said to lie outside of its folder.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"no file {path}")
+    if not path.stat().st_size:
+        raise InvalidInput(f"{path} is empty")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise InvalidInput(f"{path} is damaged, or no ONNX file") from error
+    if not model.ir_version or not model.graph.node or not model.opset_import:
+        raise InvalidInput(f"{path} is damaged, or no ONNX file: it holds no graph")
+    files_of(path, model)
+    return model
+
+
+def files_of(path: Path, model: onnx.ModelProto) -> list[Path]:
+    """The file, and those beside it that hold its weights.
+
+    Raises:
+        InvalidInput: one lies elsewhere, or is missing.
+    """
+    places = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    for place in sorted(places):
+        if Path(place).name != place:
+            raise InvalidInput(f"{path} wants weights from '{place}', outside of its folder; refused")
+        if not (path.parent / place).is_file():
+            raise InvalidInput(f"{path} has its weights in '{place}', which is not beside it")
+    return [path, *(path.parent / place for place in sorted(places))]
+
+
+def element_type(number: int) -> str:
+    """An ONNX element type by the name that numpy has for it: `float32`, `int8`."""
+    try:
+        name = onnx.TensorProto.DataType.Name(number).lower()
+    except ValueError:
+        return "unknown"
+    return {"float": "float32", "double": "float64", "undefined": "unknown"}.get(name, name)
+
+
+def shown_value(value: onnx.ValueInfoProto) -> str:
+    """An input or output in words: `images: float32[batch, 3, 224, 224]`."""
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return f"{value.name}: {value.type.WhichOneof('value') or 'unknown'}"
+    sizes = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "any") for d in tensor.shape.dim]
+    return f"{value.name}: {element_type(tensor.elem_type)}[{', '.join(sizes)}]"

@@ -1,0 +1,118 @@
+"""The settings of a pass (or an exporter) for people: read from its dataclass and its docstring, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from lobo_fx.contracts.passbase import shown
+from lobo_fx.errors import InvalidInput
+
+__all__ = ["SettingFacts", "description_of", "example_of", "settings_of"]
+
+_SECTION = re.compile(r"^(Args|Attributes|Example|Examples|Raises|Returns|Source|Sources|Yields):", re.MULTILINE)
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
+_LITERAL = re.compile(r"Literal\[([^\]]*)\]")
+_WORD = re.compile(r"`([\w:-]+)`")
+_NO_VALUE = "no such value"
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingFacts:
+    """What there is to know of one setting.
+
+    Attributes:
+        name: as Python, recipes and the command line have it.
+        type: its annotation, words it may be written as they are: `float | 'auto'`.
+        values: words that it may be; empty where it is not one of a few.
+        default: as Python writes it; empty where it must be given.
+        meaning: what the docstring says of it, in one line.
+    """
+
+    name: str
+    type: str
+    values: tuple[str, ...]
+    default: str
+    meaning: str
+
+
+def settings_of(kind: type[Any]) -> list[SettingFacts]:
+    """The settings of a dataclass, in the order of its fields.
+
+    The words that a setting may be stand in its `Literal`; of one that has none, they are those in backticks in its
+    docstring that the class takes, if it refuses others.
+
+    Args:
+        kind: a pass, an exporter, or any other dataclass whose docstring has a section `Attributes:`; meanings of
+            inherited fields are looked up where they come from.
+    """
+    hints = typing.get_type_hints(kind)
+    meanings = {name: text for base in reversed(kind.__mro__) for name, text in _meanings(base)}
+    found = []
+    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        meaning = meanings.get(field.name, "")
+        values = tuple(dict.fromkeys(map(str, _literals(hints[field.name])))) or _accepted(kind, field.name, meaning)
+        found.append(SettingFacts(field.name, _type(field, hints), values, _default(field), meaning))
+    return found
+
+
+def description_of(kind: type[Any]) -> str:
+    """What a docstring says before its first section."""
+    return _SECTION.split(inspect.getdoc(kind) or "")[0].strip()
+
+
+def example_of(name: str, kind: type[Any]) -> str:
+    """A pass as `--pass` takes it, with a setting that is not as it stands by default, if there is one to choose."""
+    for setting in settings_of(kind):
+        for value in setting.values:
+            if repr(value) != setting.default and _takes(kind, setting.name, value):
+                return f"{name}:{setting.name}={value}"
+    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        if isinstance(field.default, float) and _takes(kind, field.name, field.default / 2):
+            return f"{name}:{field.name}={field.default / 2:g}"
+    return name
+
+
+def _meanings(kind: type[Any]) -> Iterator[tuple[str, str]]:
+    parts = _SECTION.split(inspect.cleandoc(kind.__doc__ or ""))
+    for title, body in zip(parts[1::2], parts[2::2], strict=True):
+        if title == "Attributes":
+            yield from ((name, " ".join(text.split())) for name, text in _ENTRY.findall(body))
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    return tuple(value for part in typing.get_args(hint) for value in _literals(part))
+
+
+def _accepted(kind: type[Any], name: str, meaning: str) -> tuple[str, ...]:
+    words = dict.fromkeys(_WORD.findall(meaning))
+    if not words or _takes(kind, name, _NO_VALUE):
+        return ()
+    return tuple(word for word in words if _takes(kind, name, word))
+
+
+def _takes(kind: type[Any], name: str, value: object) -> bool:
+    try:
+        kind(**{name: value})
+    except (InvalidInput, TypeError):
+        return False
+    return True
+
+
+def _type(field: dataclasses.Field[Any], hints: dict[str, Any]) -> str:
+    """The annotation as its module has it, or as Python shows it."""
+    hint = hints[field.name]
+    text = field.type if isinstance(field.type, str) else getattr(hint, "__name__", None) or str(hint)
+    return _LITERAL.sub(lambda m: " | ".join(map(repr, re.findall(r"[\"']([^\"']*)[\"']", m[1]))), text)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return shown(field.default_factory())
+    return "" if field.default is dataclasses.MISSING else shown(field.default)
