@@ -304,8 +304,17 @@ PUBLIC = {
     "lobo_fx.contracts.passbase": """
         EXACT_TOLERANCE Pass Promise exact_tolerance shown
     """,
+    "lobo_fx.contracts.settings": """
+        SettingFacts description_of example_of settings_of
+    """,
     "lobo_fx.errors": """
         ContractError ExportError InvalidInput LoboError TraceError suggestion
+    """,
+    "lobo_fx.exporters.onnx.inspection": """
+        FileFacts Stored inspect_file
+    """,
+    "lobo_fx.exporters.onnx.reader": """
+        OnnxModule READ_TOLERANCE example_inputs_of read_onnx
     """,
     "lobo_fx.graph.layers": """
         LAYERS LOOKUPS Layer LayerKind WeightUse is_constant layer_of layers weight_uses

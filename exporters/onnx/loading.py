@@ -1,4 +1,4 @@
-"""ONNX files of strangers: opened without their weights, and refused where they are damaged or reach beyond their folder."""
+"""ONNX files of strangers: opened without weights, refused where they are damaged or reach beyond their folder."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def files_of(path: Path, model: onnx.ModelProto) -> list[Path]:
 def element_type(number: int) -> str:
     """An ONNX element type by the name that numpy has for it: `float32`, `int8`."""
     try:
-        name = onnx.TensorProto.DataType.Name(number).lower()
+        name = str(onnx.TensorProto.DataType.Name(number)).lower()
     except ValueError:
         return "unknown"
     return {"float": "float32", "double": "float64", "undefined": "unknown"}.get(name, name)

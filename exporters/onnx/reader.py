@@ -4,9 +4,9 @@ A file becomes a module with a submodule for every operator that has weights, na
 file computes with sizes is computed with sizes (`lobo_fx.exporters.onnx.reader_sizes`), so that `torch.export` follows
 it, and what was free in the file stays free. What was read is run beside ONNX Runtime, and refused where it differs.
 
-The packages that do this were tried with torch 2.13 on files of `torch.onnx` and ours: onnx2torch 1.5.15, of 2024, knows
-neither `ReduceMean` nor `Reshape` of today's opsets; onnx2pytorch 0.6.0 and onnx2fx 0.0.1, of 2026, keep sizes in
-tensors, through which `torch.export` finds no way.
+The packages that do this were tried with torch 2.13 on files of `torch.onnx` and ours: onnx2torch 1.5.15, of 2024,
+knows neither `ReduceMean` nor `Reshape` of today's opsets; onnx2pytorch 0.6.0 and onnx2fx 0.0.1, of 2026, keep sizes
+in tensors, through which `torch.export` finds no way.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ _STANDARD = ("", "ai.onnx")
 _CONSTANT = "Constant"
 _QUANTIZED = re.compile(r"Q[A-Z].*|.*(Quantize|Integer|NBits).*")
 _MOST_KNOWN = 1024
-"""Whole numbers in a row that are taken for sizes, axes or places, which a graph holds as they are; more are a table."""
+"""Whole numbers in a row that are taken for sizes, axes or places, which a graph holds as they are."""
 _ROWS, _LENGTH = 2, 16
 """Sizes of example inputs where the file leaves them free: of the first dimension, and of others."""
 _ROLES = {"BatchNormalization": ("", "weight", "bias", "running_mean", "running_var"), "Gather": ("weight",)}
 _ROLE = ("input", "weight", "bias")
+_TAKE_NUMBERS = ("Resize", "Upsample", "Pad")
+"""Operators that read, after the first input, numbers that a graph holds as they are."""
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -60,7 +62,8 @@ class OnnxModule(nn.Module):
 
     def __init__(self, graph: onnx.GraphProto, weights: Mapping[str, np.ndarray[Any, Any]], opset: int) -> None:
         super().__init__()
-        self.known = {name: as_known(array) for name, array in weights.items() if _is_known(array)}
+        numbers = {name for node in graph.node if node.op_type in _TAKE_NUMBERS for name in node.input[1:]}
+        self.known = {name: as_known(array) for name, array in weights.items() if _is_known(array) or name in numbers}
         self.fed = {value.name: _python_name(value.name) for value in graph.input if value.name not in weights}
         self.specs = [value for value in graph.input if value.name in self.fed]
         self.made = [value.name for value in graph.output]
@@ -252,10 +255,10 @@ def _compare(path: Path, module: OnnxModule, inputs: Inputs) -> None:
         raise InvalidInput(f"it can't be computed in PyTorch: {error}") from error
     found = list(made.values()) if isinstance(made, dict) else [made]
     for name, one, other in zip(module.made, wanted, found, strict=True):
-        error = _difference(one, other.numpy())
-        if not error <= READ_TOLERANCE:
+        difference = _difference(one, other.numpy())
+        if not difference <= READ_TOLERANCE:
             raise InvalidInput(
-                f"what was read differs from ONNX Runtime by {error:.1e} of the range of '{name}', more than "
+                f"what was read differs from ONNX Runtime by {difference:.1e} of the range of '{name}', more than "
                 f"{READ_TOLERANCE:.0e}; compile the model's PyTorch source instead, and please report the file"
             )
 

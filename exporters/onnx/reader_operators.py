@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F  # noqa: N812  its usual name
+from torch.nn import functional as F
 
 from lobo_fx.exporters.onnx.reader_sizes import as_known, as_list, as_tensor, slices
 
@@ -68,7 +68,7 @@ def _conv(given: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = No
     run: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(kernel)]
     found: Tensor = run(
         x, weight, bias, given.get("strides") or 1, padding, given.get("dilations") or 1, given.get("group", 1)
-    )  # noqa: E501
+    )
     return found
 
 
@@ -88,7 +88,7 @@ def _conv_transpose(given: Attributes, x: Tensor, weight: Tensor, bias: Tensor |
         given.get("output_padding") or 0,
         given.get("group", 1),
         given.get("dilations") or 1,
-    )  # noqa: E501
+    )
     return found
 
 
@@ -116,7 +116,7 @@ def _gemm(given: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> T
     alpha, beta = given.get("alpha", 1.0), given.get("beta", 1.0)
     if alpha == 1 and (c is None or (beta == 1 and c.dim() == 1)):
         return F.linear(a, b, c)
-    product = F.linear(a, b) * alpha
+    product: Tensor = F.linear(a, b) * alpha
     return product if c is None else product + c * beta
 
 
@@ -204,8 +204,8 @@ def _split(given: Attributes, x: Tensor, sizes: Any = None) -> tuple[Tensor, ...
     axis, parts = given.get("axis", 0), given.get("split") if sizes is None else as_list(sizes)
     if parts is None:
         count = given.get("num_outputs") or given["outputs"]
-        return x.split(-(-x.shape[axis] // count), axis)
-    return x.split([int(part) for part in parts], axis)
+        return torch.split(x, -(-x.shape[axis] // count), axis)
+    return torch.split(x, [int(part) for part in parts], axis)
 
 
 def _slice(given: Attributes, x: Tensor, *ends: Any) -> Tensor:
@@ -223,19 +223,22 @@ def _is_end(stop: Any) -> bool:
     return isinstance(stop, int) and stop >= 2**31 - 1
 
 
-def _gather(given: Attributes, x: Any, at: Any) -> Tensor:
-    axis, x = given.get("axis", 0), as_tensor(x)
-    if not isinstance(at, Tensor) and np.ndim(at) == 0:
-        return x.select(axis, at.item() if isinstance(at, np.ndarray) else at)
+def _gather(given: Attributes, values: Any, at: Any) -> Tensor:
+    x = as_tensor(values)
+    axis = given.get("axis", 0) % x.dim()
+    if not isinstance(at, Tensor):
+        at = as_known([place + x.shape[axis] if place < 0 else place for place in as_list(at)]).reshape(np.shape(at))
+        if at.ndim == 0:
+            return x.select(axis, at.item())
     at = as_tensor(at).long()
-    at = torch.where(at < 0, at + x.shape[axis], at) if x.dim() and not x.is_floating_point() else at
     if axis == 0 and x.dim() == 2 and x.is_floating_point():
         return F.embedding(at, x)
-    return x.index_select(axis, at.reshape(-1)).unflatten(axis, at.shape) if at.dim() != 1 else x.index_select(axis, at)
+    chosen = x.index_select(axis, at.reshape(-1))
+    return chosen if at.dim() == 1 else chosen.reshape([*x.shape[:axis], *at.shape, *x.shape[axis + 1 :]])
 
 
-def _expand(given: Attributes, x: Any, shape: Any) -> Tensor:
-    x, sizes = as_tensor(x), as_list(shape)
+def _expand(given: Attributes, values: Any, shape: Any) -> Tensor:
+    x, sizes = as_tensor(values), as_list(shape)
     rank = max(len(sizes), x.dim())
     sizes = [1] * (rank - len(sizes)) + sizes
     own = [1] * (rank - x.dim()) + list(x.shape)
@@ -252,13 +255,7 @@ def _pad(given: Attributes, x: Tensor, pads: Any = None, value: Any = None, axes
     if mode is None:
         raise ValueError(f"mode={given['mode']}")
     flat = [end for axis in reversed(range(x.dim())) for end in by_axis.get(axis, (0, 0))]
-    filled = (
-        given.get("value", 0.0)
-        if value is None
-        else as_list(value)[0]
-        if not isinstance(value, Tensor)
-        else value.item()
-    )
+    filled = given.get("value", 0.0) if value is None else as_list(value)[0]
     if mode == "constant":
         return F.pad(x, flat, value=filled)
     while len(flat) > 2 and flat[-2:] == [0, 0] and len(flat) > 2 * (x.dim() - 2):
@@ -273,28 +270,19 @@ def _resize(given: Attributes, x: Tensor, *more: Any) -> Tensor:
     place = place if given["opset"] >= 11 else "asymmetric"
     if given.get("antialias", 0) or given.get("exclude_outside", 0) or x.dim() not in (3, 4, 5):
         raise ValueError("antialias, exclude_outside, or another rank")
-    known: dict[str, Any] = {}
-    if sizes is not None and np.size(sizes):
-        known["size"] = as_list(sizes)[2:]
-    else:
-        factors = [
-            float(factor) for factor in (scales.reshape(-1).tolist() if isinstance(scales, Tensor) else as_list(scales))
-        ]
-        if factors[:2] != [1.0, 1.0]:
-            raise ValueError("scales of rows or channels")
-        known["scale_factor"] = factors[2:]
+    by_size = sizes is not None and np.size(sizes) > 0
+    wanted = as_list(sizes if by_size else scales)
+    if not by_size and wanted[:2] != [1.0, 1.0]:
+        raise ValueError("scales of rows or channels")
+    known: Any = {"size" if by_size else "scale_factor": wanted[2:]}
     if mode == "nearest":
-        if place == "asymmetric" and given.get("nearest_mode", "round_prefer_floor") == "floor":
+        rounding = given.get("nearest_mode", "round_prefer_floor")
+        # where every pixel becomes a block of whole pixels, the places agree
+        is_whole = not by_size and all(factor == int(factor) for factor in wanted)
+        floors = place == "asymmetric" and (rounding == "floor" or given["opset"] < 11)
+        if floors or (is_whole and place.endswith("half_pixel") and rounding in ("floor", "round_prefer_floor")):
             return F.interpolate(x, mode="nearest", **known)
-        factors = known.get("scale_factor")
-        whole = factors is not None and all(factor == int(factor) for factor in factors)
-        if whole and place in ("asymmetric", "half_pixel", "pytorch_half_pixel"):
-            if place == "asymmetric" or given.get("nearest_mode", "round_prefer_floor") in (
-                "floor",
-                "round_prefer_floor",
-            ):
-                return F.interpolate(x, mode="nearest", **known)
-        raise ValueError(f"nearest neighbours with {place}")
+        raise ValueError(f"nearest neighbours with {place}, {rounding}")
     modes = {"linear": {3: "linear", 4: "bilinear", 5: "trilinear"}[x.dim()], "cubic": "bicubic"}
     if mode not in modes or place not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         raise ValueError(f"mode={mode} with {place}")
@@ -364,10 +352,12 @@ def _gate_order(weight: Tensor, order: tuple[int, ...]) -> Tensor:
     return torch.cat([parts[at] for at in order])
 
 
-def _recurrent(kind: str, given: Attributes, x: Tensor, w: Tensor, r: Tensor, b: Any = None, lengths: Any = None,
-               h: Any = None, c: Any = None, peepholes: Any = None) -> tuple[Tensor, ...]:  # fmt: skip
+def _recurrent(
+    kind: str, given: Attributes, x: Tensor, w: Tensor, r: Tensor, b: Any = None, lengths: Any = None, *states: Any
+) -> tuple[Tensor, ...]:
     """`LSTM` and `GRU`: torch orders gates otherwise, and has directions side by side."""
     activations = [name.lower() for name in given.get("activations", ())]
+    h, c, peepholes = (*states, None, None, None)[:3]
     usual = {"lstm": ["sigmoid", "tanh", "tanh"], "gru": ["sigmoid", "tanh"]}[kind]
     if (
         lengths is not None
@@ -393,18 +383,18 @@ def _recurrent(kind: str, given: Attributes, x: Tensor, w: Tensor, r: Tensor, b:
     start = [state if isinstance(state, Tensor) else x.new_zeros(directions, x.shape[1], hidden) for state in (h, c)]
     rest = (weights, b is not None, 1, 0.0, False, directions == 2, False)
     if kind == "lstm":
-        every, *states = torch.lstm(x, start, *rest)
+        every, *last = torch.lstm(x, start, *rest)
     else:
-        every, *states = torch.gru(x, start[0], *rest)
-    every = every.unflatten(2, (directions, hidden)).transpose(1, 2)
-    return (every, *states)
+        every, *last = torch.gru(x, start[0], *rest)
+    every = every.reshape(*every.shape[:2], directions, hidden).transpose(1, 2)
+    return (every, *last)
 
 
 def _variadic(run: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return lambda given, *parts: functools.reduce(run, parts)
 
 
-def _elementwise(run: Callable[..., Any]) -> Callable[..., Any]:
+def _elementwise(run: Any) -> Callable[..., Any]:
     return lambda given, *inputs: run(*inputs)
 
 
@@ -441,7 +431,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
             "Exp": torch.exp,
             "Floor": torch.floor,
             "HardSwish": F.hardswish,
-            "Identity": lambda x: x,
+            "Identity": torch.as_tensor,
             "IsNaN": torch.isnan,
             "Log": torch.log,
             "MatMul": torch.matmul,
@@ -461,7 +451,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
             "Tan": torch.tan,
             "Tanh": torch.tanh,
         }.items()
-    },  # fmt: skip
+    },
     **{
         name: _both(run)
         for name, run in {
@@ -477,7 +467,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
             "Sub": operator.sub,
             "Xor": torch.logical_xor,
         }.items()
-    },  # fmt: skip
+    },
     "ArgMax": functools.partial(_arg, torch.argmax),
     "ArgMin": functools.partial(_arg, torch.argmin),
     "Attention": _attention,
@@ -546,6 +536,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         as_tensor(x), int(as_list(k)[0]) if k is not None else 0
     ),
     "Unsqueeze": _unsqueeze,
+    "Upsample": lambda given, x, scales=None: _resize(given, x, given.get("scales") if scales is None else scales),
     "Where": lambda given, condition, a, b: torch.where(as_tensor(condition), *_like_each_other(a, b)),
 }
 """By operator of the domain ai.onnx: takes its attributes, with `opset` and the number of `outputs`, and its inputs."""
@@ -553,6 +544,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 READS_KNOWN = frozenset(
     {name for name in OPERATORS if name.startswith("Reduce")}
     | {"Cast", "Clip", "Concat", "ConstantOfShape", "CumSum", "Expand", "Gather", "Pad", "Range", "Reshape", "Resize"}
-    | {"Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "Trilu", "Unsqueeze", "Where"}
+    | {"Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "Trilu", "Unsqueeze", "Upsample", "Where"}
 )
 """Operators that look at what is known themselves; to others it is a number or a tensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -25,10 +26,14 @@ def costs(
     outputs: Outputs = None,
     seed: Seed = 0,
 ) -> Answer:
-    """Measure what operators cost on this CPU, as float and integers."""
+    """Measure what operators cost on this CPU, as float and integers.
+
+    Shown is what the model asks for; with --verbose, all that was ever measured here.
+    """
     from lobo_fx.cli.given import read_model, read_tracing
     from lobo_fx.contracts.context import Context
     from lobo_fx.files import check_writable
+    from lobo_fx.plugins.kernels import Kernel
     from lobo_fx.plugins.registry import PASSES, RUNTIMES
     from lobo_fx.terminal.progress import spinner
 
@@ -45,8 +50,10 @@ def costs(
     if output is not None:
         choices.costs.save(output)
     placement = choices.place()
+    asked = {kernel.key for kernel in choices.kernels.values() if isinstance(kernel, Kernel)}
+    own = {key: cost for key, cost in choices.costs.costs.items() if key in asked}
     return Answer(
-        lambda verbose: f"{choices.costs}\n{placement}",
+        lambda verbose: f"{choices.costs if verbose else dataclasses.replace(choices.costs, costs=own)}\n{placement}",
         lambda: {
             "machine": choices.costs.machine,
             "costs": choices.costs.costs,

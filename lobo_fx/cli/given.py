@@ -8,7 +8,7 @@ from typing import Any
 
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput, suggestion
-from lobo_fx.graph.inputs import DynamicShapes, Inputs
+from lobo_fx.graph.inputs import HOW_TO_PASS, DynamicShapes, Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.tensors import unusual_weight
 from lobo_fx.plugins.registry import PASSES
@@ -21,6 +21,10 @@ from lobo_fx.sources.user_code import function_from_file
 from lobo_fx.terminal.progress import spinner
 
 __all__ = ["read_given", "read_model", "read_passes", "read_program", "read_tracing"]
+
+_HOW_TO_GIVE = (
+    "Give --example-inputs: a .npz or .safetensors file with arrays by the names of inputs, or file.py:function"
+)
 
 
 def read_passes(recipe: str | None, passes: Sequence[str] | None) -> list[Pass]:
@@ -92,7 +96,10 @@ def read_model(
     """
     inputs, sizes = tracing
     if not model.endswith(".onnx"):
-        return build_program(model, checkpoint, seed, sizes, outputs, float32, inputs)
+        try:
+            return build_program(model, checkpoint, seed, sizes, outputs, float32, inputs)
+        except InvalidInput as error:
+            raise InvalidInput(str(error).replace(HOW_TO_PASS, _HOW_TO_GIVE)) from error
     from lobo_fx.exporters.onnx.reader import example_inputs_of, read_onnx
 
     if checkpoint is not None or float32:

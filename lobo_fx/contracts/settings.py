@@ -41,7 +41,7 @@ class SettingFacts:
 
 
 def settings_of(kind: type[Any]) -> list[SettingFacts]:
-    """The settings of a dataclass, in the order of its fields.
+    """The settings of a dataclass, as its constructor takes them: what many share comes last.
 
     The words that a setting may be stand in its `Literal`; of one that has none, they are those in backticks in its
     docstring that the class takes, if it refuses others.
@@ -53,7 +53,7 @@ def settings_of(kind: type[Any]) -> list[SettingFacts]:
     hints = typing.get_type_hints(kind)
     meanings = {name: text for base in reversed(kind.__mro__) for name, text in _meanings(base)}
     found = []
-    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+    for field in _fields(kind):
         meaning = meanings.get(field.name, "")
         values = tuple(dict.fromkeys(map(str, _literals(hints[field.name])))) or _accepted(kind, field.name, meaning)
         found.append(SettingFacts(field.name, _type(field, hints), values, _default(field), meaning))
@@ -71,10 +71,15 @@ def example_of(name: str, kind: type[Any]) -> str:
         for value in setting.values:
             if repr(value) != setting.default and _takes(kind, setting.name, value):
                 return f"{name}:{setting.name}={value}"
-    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+    for field in _fields(kind):
         if isinstance(field.default, float) and _takes(kind, field.name, field.default / 2):
             return f"{name}:{field.name}={field.default / 2:g}"
     return name
+
+
+def _fields(kind: type[Any]) -> list[dataclasses.Field[Any]]:
+    found = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return sorted((field for field in found if field.init), key=lambda field: field.kw_only)
 
 
 def _meanings(kind: type[Any]) -> Iterator[tuple[str, str]]:

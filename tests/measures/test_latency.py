@@ -21,7 +21,7 @@ import lobo_fx
 import lobo_fx.measures.latency
 from lobo_fx import InvalidInput, LoboError
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
-from lobo_fx.measures.latency import Benchmark, Latency, benchmark, interleave, random_arrays
+from lobo_fx.measures.latency import Benchmark, Latency, benchmark, benchmark_table, interleave, random_arrays
 from lobo_fx.measures.memory import peak_memory
 from lobo_fx.plugins.protocols import ArraySpec
 from lobo_fx.plugins.registry import RUNTIMES
@@ -499,3 +499,31 @@ def test_a_difference_too_small_to_be_said_is_not_called_slower(
     result = lobo_fx.compile(nn.Linear(4, 3), example_inputs=torch.randn(2, 4), progress=False)
     result.benchmark()
     assert any("slower than the original" in note for note in result.report.notes) == noted
+
+
+# --- a busy machine ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("times", "signs"),
+    [
+        ({"p5": 9.0, "p50": 10.0, "p95": 17.9, "cpu": 9.9}, ()),
+        ({"p5": 9.0, "p50": 10.0, "p95": 17.9, "cpu": 38.0}, ()),  # four threads
+        ({"p5": 9.0, "p50": 10.0, "p95": 12.0, "cpu": 7.9}, ("79% of its wall time was on the processor",)),
+        ({"p5": 9.0, "p50": 10.0, "p95": 18.1, "cpu": 9.9}, ("p95 is 2.0 times p5",)),
+        ({"p5": 1.0, "p50": 10.0, "p95": 30.0, "cpu": 5.0}, ("50% of its wall time", "p95 is 30.0 times p5")),
+    ],
+)
+def test_a_busy_machine_is_said(times: dict[str, float], signs: tuple[str, ...]) -> None:
+    quiet = Latency(9.0, 10.0, 11.0, 10.0, 100.0)
+    found = Benchmark("rt", 1, 1, 30, {"original": quiet, "compiled": Latency(**times, throughput=100.0)})
+    assert len(found.busy) == bool(signs)
+    for sign in signs:
+        assert sign in found.busy[0]
+        assert "while compiled was measured" in found.busy[0]
+        assert f"note: {found.busy[0]}\n" in str(found)
+
+
+def test_processor_time_heads_the_ratios() -> None:
+    found = Benchmark("rt", 1, 1, 30, {"original": Latency(1.0, 1.0, 1.0, 1.0, 1.0)})
+    assert [str(column.header) for column in benchmark_table(found).columns][:3] == ["file", "CPU ratio", "p50 ratio"]

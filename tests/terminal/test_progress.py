@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +14,13 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import lobo_fx
-from lobo_fx.terminal.progress import track
+from lobo_fx.terminal.progress import no_progress, track
 
 
 @pytest.fixture
-def _terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rich.console.Console, "is_terminal", True)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("lobo_fx.terminal.progress.sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -62,3 +62,20 @@ def test_a_result_is_as_silent_as_it_was_asked_to_be(tmp_path: Path, capsys: pyt
         result.benchmark(rounds=1, warmup=0, memory=False)
         shown = capsys.readouterr().err
         assert ("export" in shown, "benchmark" in shown) == (show, show)
+
+
+@pytest.mark.usefixtures("_terminal")
+def test_nothing_is_drawn_while_silence_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with no_progress():
+        assert list(track([1, 2], "count")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    assert list(track([1, 2], "count")) == [1, 2]
+    assert "count" in capsys.readouterr().err
+
+
+def test_a_log_is_no_terminal_even_where_colors_are_forced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert list(track([1, 2], "count")) == [1, 2]
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,298 @@
+"""ONNX files as modules: they compute what ONNX Runtime computes, keep sizes free, and say what can't be read."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+import lobo_fx
+from lobo_fx.errors import InvalidInput
+from lobo_fx.exporters.onnx.reader import OnnxModule, example_inputs_of, read_onnx
+from lobo_fx.exporters.onnx.reader_operators import OPERATORS
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
+from lobo_fx.graph.inputs import Inputs
+
+FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.down = nn.Conv2d(8, 8, 3, stride=2, groups=8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.max_pool2d(self.norm(self.conv(images)).relu(), 2)
+        return self.head(self.down(x).relu().mean((2, 3)))
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(30, 16), nn.Parameter(torch.randn(64, 16))
+        self.norm, self.inside, self.outside = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids) + self.places[: ids.shape[1]]
+        q, k, v = self.inside(self.norm(x)).reshape(*ids.shape, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + torch.nn.functional.gelu(self.outside(mixed.transpose(1, 2).flatten(2)))
+
+
+def exported(model: nn.Module, example: torch.Tensor, path: Path, how: str) -> Path:
+    """A file of ours, or one that old or new `torch.onnx` wrote, rows and lengths free."""
+    if how == "ours":
+        lobo_fx.compile(model, example_inputs=example, progress=False).export(path)
+        return path
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        free = {"x": {0: "rows"} | ({1: "length"} if example.dim() == 2 else {})}
+        old = {"dynamo": False, "dynamic_axes": free, "opset_version": 17}
+        new = {"dynamo": True, "external_data": False, "verbose": False}
+        new["dynamic_shapes"] = ({0: torch.export.Dim("rows")},) if example.dim() == 4 else None  # type: ignore[assignment]
+        torch.onnx.export(model.eval(), (example,), path, input_names=["x"], **(old if how == "old" else new))  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("how", ["ours", "old", "new"])
+@pytest.mark.parametrize(
+    ("make", "example"), [(Net, torch.randn(2, 3, 12, 12)), (Words, torch.randint(0, 30, (2, 7)))], ids=["net", "words"]
+)
+def test_files_of_ours_and_of_torch_compute_the_same_and_keep_what_was_free(
+    make: Any, example: torch.Tensor, how: str, tmp_path: Path
+) -> None:
+    model = make().eval()
+    path = exported(model, example, tmp_path / "model.onnx", how)
+    module = read_onnx(path)
+    with torch.no_grad():
+        torch.testing.assert_close(module(example), model(example), rtol=1e-5, atol=1e-5)
+    result = lobo_fx.compile(module, example_inputs=example_inputs_of(module), progress=False)
+    (spec,) = result.program.signature.inputs
+    assert spec is not None
+    if how != "new" or make is Net:
+        assert isinstance(spec.shape[0], str)
+    if make is Words and how != "new":
+        assert isinstance(spec.shape[1], str)
+        longer = torch.randint(0, 30, (5, 11))
+        with torch.no_grad():
+            torch.testing.assert_close(result.module(longer), model(longer), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_is_pruned_and_written_again(tmp_path: Path) -> None:
+    module = read_onnx(exported(Net(), torch.randn(2, 3, 12, 12), tmp_path / "old.onnx", "ours"))
+    names = [name for name, _ in module.named_parameters()]
+    assert {"conv.weight", "down.weight", "head.weight", "head.bias"} <= set(names)
+    passes = ["fold_bn", lobo_fx.passes.PruneChannels(round_to=1)]
+    result = lobo_fx.compile(module, passes, example_inputs=example_inputs_of(module), progress=False)
+    assert result.report.rows[-1].parameters < result.report.rows[0].parameters / 1.5
+    assert result.export(tmp_path / "new.onnx").parity < 1e-5
+
+
+# --- operators against ONNX Runtime ---------------------------------------------------------------------------
+
+
+def file_of(
+    path: Path, nodes: list[Any], stored: dict[str, Any] | None = None, shape: Any = ("n", 4, 6), opset: int = 18,
+    kind: int = FLOAT, out: int = FLOAT,
+) -> Path:  # fmt: skip
+    """A file with one input `x`, one output `y`, and opset 18."""
+    arrays = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in (stored or {}).items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", out, None)],
+        arrays,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def node(operator: str, *inputs: str, **attributes: Any) -> Any:
+    return helper.make_node(operator, list(inputs), ["y"], name=operator, **attributes)
+
+
+def ints(*values: int) -> Any:
+    return np.array(values, np.int64)
+
+
+RNG = np.random.default_rng(0)
+
+
+def drawn(**shapes: tuple[int, ...]) -> dict[str, Any]:
+    return {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+WEIGHT = RNG.standard_normal((4, 4, 3)).astype(np.float32)
+IMAGE = ("n", 4, 6, 6)
+CASES: dict[str, tuple[Any, dict[str, Any], Any]] = {
+    "Conv, same": (node("Conv", "x", "w", auto_pad="SAME_UPPER", strides=[2]), {"w": WEIGHT}, None),
+    "Conv, uneven pads": (node("Conv", "x", "w", pads=[2, 0]), {"w": WEIGHT}, None),
+    "ConvTranspose": (node("ConvTranspose", "x", "w", strides=[2], output_padding=[1]), {"w": WEIGHT}, None),
+    "MaxPool, ceil": (node("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), {}, IMAGE),
+    "MaxPool, uneven": (node("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1]), {}, IMAGE),
+    "AveragePool": (node("AveragePool", "x", kernel_shape=[3, 3], pads=[1, 1, 1, 1]), {}, IMAGE),
+    "Gemm": (
+        node("Gemm", "x", "w", "b", alpha=0.5, beta=2.0, transA=1),
+        {"w": np.ones((3, 5), np.float32), "b": np.ones((1, 5), np.float32)},
+        (3, 4),
+    ),
+    "Softmax of opset 11": (node("Softmax", "x", axis=1), {}, None),
+    "ReduceMean, negative axes": (node("ReduceMean", "x", "a", keepdims=0), {"a": ints(-1, 1)}, None),
+    "ReduceSum of all": (node("ReduceSum", "x"), {}, None),
+    "ReduceProd": (node("ReduceProd", "x", "a"), {"a": ints(1, 2)}, None),
+    "Reshape, zero": (node("Reshape", "x", "s"), {"s": ints(0, -1, 3)}, None),
+    "Flatten, 2": (node("Flatten", "x", axis=2), {}, None),
+    "Slice, backwards": (
+        node("Slice", "x", "a", "b", "c", "d"),
+        {"a": ints(-1), "b": ints(-(2**63)), "c": ints(2), "d": ints(-1)},
+        None,
+    ),
+    "Slice, steps": (
+        node("Slice", "x", "a", "b", "c", "d"),
+        {"a": ints(1), "b": ints(2**62), "c": ints(2), "d": ints(2)},
+        None,
+    ),
+    "Gather, negative": (node("Gather", "x", "i", axis=1), {"i": ints(-1, 0)}, None),
+    "Gather, one": (node("Gather", "x", "i", axis=2), {"i": np.int64(-2)}, None),
+    "Gather, table of places": (node("Gather", "x", "i", axis=1), {"i": np.array([[0, 3], [1, 2]])}, None),
+    "Expand": (node("Expand", "x", "s"), {"s": ints(2, 1, 1, 6)}, None),
+    "Tile": (node("Tile", "x", "s"), {"s": ints(1, 2, 3)}, None),
+    "Pad": (node("Pad", "x", "p", "v"), {"p": ints(0, 0, 1, 0, 0, 2), "v": np.float32(2)}, None),
+    "Pad, reflected": (node("Pad", "x", "p", mode="reflect"), {"p": ints(0, 0, 1, 0, 0, 2)}, None),
+    "Clip": (node("Clip", "x", "a"), {"a": np.float32(-0.3)}, None),
+    "Resize, doubled": (node("Resize", "x", "", "s", mode="nearest"), {"s": np.float32([1, 1, 2, 2])}, IMAGE),
+    "Resize, linear": (node("Resize", "x", "", "", "s", mode="linear"), {"s": ints(2, 4, 9, 7)}, (2, 4, 6, 6)),
+    "DepthToSpace": (node("DepthToSpace", "x", blocksize=2), {}, IMAGE),
+    "DepthToSpace, CRD": (node("DepthToSpace", "x", blocksize=2, mode="CRD"), {}, IMAGE),
+    "Trilu": (node("Trilu", "x", "k", upper=0), {"k": np.int64(1)}, None),
+    "Where": (node("Where", "c", "x", "v"), {"c": np.array([True, False] * 3), "v": np.float32(9)}, None),
+    "Div": (node("Div", "x", "v"), {"v": np.float32(3)}, None),
+    "Pow": (node("Pow", "x", "v"), {"v": np.float32(2)}, None),
+    "Max": (node("Max", "x", "v"), {"v": np.float32(0.1)}, None),
+    "HardSigmoid": (node("HardSigmoid", "x", alpha=0.3), {}, None),
+    "PRelu": (node("PRelu", "x", "v"), {"v": np.float32([0.1] * 6)}, None),
+    "LayerNormalization": (
+        node("LayerNormalization", "x", "w", epsilon=1e-2, axis=1), {"w": np.ones((4, 6), np.float32)}, None,
+    ),
+    "InstanceNormalization": (
+        node("InstanceNormalization", "x", "w", "b"),
+        {"w": np.float32([1, 2, 3, 4]), "b": np.float32([1, 2, 3, 4])},
+        None,
+    ),
+    "LSTM": (
+        node("LSTM", "x", "w", "r", "b", hidden_size=3, direction="bidirectional"),
+        drawn(w=(2, 12, 6), r=(2, 12, 3), b=(2, 24)),
+        None,
+    ),
+    "GRU": (
+        node("GRU", "x", "w", "r", "b", hidden_size=3, linear_before_reset=1),
+        drawn(w=(1, 9, 6), r=(1, 9, 3), b=(1, 18)),
+        None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_operator_computes_what_onnx_runtime_computes(name: str, tmp_path: Path) -> None:
+    made, stored, shape = CASES[name]
+    path = file_of(tmp_path / "x.onnx", [made], stored, shape or ("n", 4, 6), 11 if name.endswith("opset 11") else 18)
+    module = read_onnx(path)  # which compares; and on other data, here:
+    sizes = [3 if size == "n" else size for size in shape or ("n", 4, 6)]
+    x = torch.randn(sizes, generator=torch.Generator().manual_seed(1))
+    (wanted,) = OnnxRuntime().load(path, 1).run({"x": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(module(x).numpy(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_sizes_are_computed_with_and_stay_free(tmp_path: Path) -> None:
+    """What exporters write for `x.view(x.shape[0] * 2, -1)`."""
+    made = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["rows"]),
+        helper.make_node("Mul", ["rows", "two"], ["twice"]),
+        helper.make_node("Unsqueeze", ["twice", "axis"], ["first"]),
+        helper.make_node("Concat", ["first", "rest"], ["wanted"], axis=0),
+        node("Reshape", "x", "wanted"),
+    ]
+    stored = {"zero": np.int64(0), "two": np.int64(2), "axis": ints(0), "rest": ints(-1)}
+    module = read_onnx(file_of(tmp_path / "x.onnx", made, stored))
+    program = lobo_fx.trace(module, example_inputs_of(module), "batch")
+    assert [str(spec) for spec in program.signature.inputs] == ["x: float32[batch, 4, 6]"]
+    assert program.module(torch.ones(5, 4, 6)).shape == (10, 12)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def test_operators_that_can_not_be_read_are_named_with_their_counts(tmp_path: Path) -> None:
+    made = [
+        helper.make_node("NonZero", ["x"], ["a"]),
+        helper.make_node("NonZero", ["x"], ["b"]),
+        helper.make_node("FusedGelu", ["x"], ["y"], domain="com.example"),
+    ]
+    with pytest.raises(InvalidInput, match=r"can't be read: NonZero \(2\), com\.example\.FusedGelu \(1\)\. Compile"):
+        read_onnx(file_of(tmp_path / "x.onnx", made))
+    assert "NonZero" not in OPERATORS
+
+
+def test_a_form_of_an_operator_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "x.onnx", [node("ArgMax", "x", select_last_index=1)], out=INT)
+    with pytest.raises(InvalidInput, match="ArgMax 'ArgMax' can't be read: select_last_index"):
+        read_onnx(path)
+
+
+def test_a_quantized_file_is_refused(tmp_path: Path) -> None:
+    result = lobo_fx.compile(
+        nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16)),
+        [lobo_fx.passes.QuantizeStatic(kernels="all")],
+        example_inputs=torch.randn(2, 16),
+        calibration_data=[torch.randn(8, 16)],
+        progress=False,
+    )
+    path = result.export(tmp_path / "q.onnx").path
+    with pytest.raises(InvalidInput, match="is quantized already"):
+        read_onnx(path)
+
+
+def test_what_differs_from_onnx_runtime_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = file_of(tmp_path / "x.onnx", [node("Relu", "x")])
+    read_onnx(path)
+    monkeypatch.setitem(OPERATORS, "Relu", lambda given, x: x.relu() * 1.001)
+    with pytest.raises(InvalidInput, match=r"differs from ONNX Runtime by 1\.0e-03 of the range of 'y'"):
+        read_onnx(path)
+    monkeypatch.setitem(OPERATORS, "Relu", lambda given, x: x.relu() * 1.00001)
+    read_onnx(path)
+
+
+def test_inputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "x.onnx", [node("Relu", "x")])
+    with pytest.raises(InvalidInput, match=r"do not fit: .*; it takes x"):
+        read_onnx(path, Inputs((), {"images": torch.ones(1, 4, 6)}))
+    with pytest.raises(InvalidInput, match="ONNX Runtime refuses these inputs"):
+        read_onnx(path, Inputs((torch.ones(1, 4, 7),)))
+
+
+def test_names_that_python_lacks_are_made_ones_it_has(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input.1", "class.forward.weight"], ["y"], name="a")],
+        "g",
+        [helper.make_tensor_value_info("input.1", FLOAT, ("n", 3))],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.ones((3, 2), np.float32), "class.forward.weight")],
+    )
+    path = tmp_path / "x.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    module = read_onnx(path)
+    assert isinstance(module, OnnxModule)
+    assert [name for name, _ in module.named_parameters()] == ["class_.forward_.weight"]
+    assert lobo_fx.trace(module, {"input_1": torch.ones(2, 3)}).signature.names == ("input_1",)
