@@ -84,6 +84,9 @@ def compile(
     float32: Widened = False,
     storage: Storage = None,
     values: Values = None,
+    confirm: Annotated[
+        bool, typer.Option(help="Measure integer kernels, and take them back where they are slower.")
+    ] = True,
     tune: Annotated[
         bool, typer.Option("--tune", help="Keep what makes the file faster in the runtime, for --threads and --batch.")
     ] = False,
@@ -130,7 +133,7 @@ def compile(
     result.report.notes[:0] = map(Note, notes)
     make_folder(output)
     result.export_original(output / original_file, plain)
-    result.export(output / model_file, writer, tune=tuning)
+    result.export(output / model_file, writer, confirm=confirm, tune=tuning)
     for artifact in result.report.artifacts.values():
         artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
     result.benchmark(threads=threads, batch=batch, rounds=rounds, runtime=runtime)

@@ -36,6 +36,7 @@ def costs(
     from lobo_fx.plugins.kernels import Kernel
     from lobo_fx.plugins.registry import PASSES, RUNTIMES
     from lobo_fx.terminal.progress import spinner
+    from lobo_fx.terminal.tables import folded
 
     if output is not None:
         check_writable(output)
@@ -52,8 +53,10 @@ def costs(
     placement = choices.place()
     asked = {kernel.key for kernel in choices.kernels.values() if isinstance(kernel, Kernel)}
     own = {key: cost for key, cost in choices.costs.costs.items() if key in asked}
+    said = [folded(line) for line in str(placement).splitlines()]
+    shown = dataclasses.replace(choices.costs, costs=own)
     return Answer(
-        lambda verbose: f"{choices.costs if verbose else dataclasses.replace(choices.costs, costs=own)}\n{placement}",
+        lambda verbose: "\n".join([str(choices.costs if verbose else shown), *said]),
         lambda: {
             "machine": choices.costs.machine,
             "costs": choices.costs.costs,

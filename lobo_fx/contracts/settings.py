@@ -79,7 +79,7 @@ def example_of(name: str, kind: type[Any]) -> str:
 
 def _fields(kind: type[Any]) -> list[dataclasses.Field[Any]]:
     found = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-    return sorted((field for field in found if field.init), key=lambda field: field.kw_only)
+    return sorted((field for field in found if field.init), key=lambda field: field.kw_only is True)
 
 
 def _meanings(kind: type[Any]) -> Iterator[tuple[str, str]]:

@@ -32,7 +32,8 @@ class Net(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = torch.nn.functional.max_pool2d(self.norm(self.conv(images)).relu(), 2)
-        return self.head(self.down(x).relu().mean((2, 3)))
+        found: torch.Tensor = self.head(self.down(x).relu().mean((2, 3)))
+        return found
 
 
 class Words(nn.Module):
@@ -45,7 +46,8 @@ class Words(nn.Module):
         x = self.table(ids) + self.places[: ids.shape[1]]
         q, k, v = self.inside(self.norm(x)).reshape(*ids.shape, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        return x + torch.nn.functional.gelu(self.outside(mixed.transpose(1, 2).flatten(2)))
+        found: torch.Tensor = x + torch.nn.functional.gelu(self.outside(mixed.transpose(1, 2).flatten(2)))
+        return found
 
 
 def exported(model: nn.Module, example: torch.Tensor, path: Path, how: str) -> Path:
@@ -59,7 +61,7 @@ def exported(model: nn.Module, example: torch.Tensor, path: Path, how: str) -> P
         old = {"dynamo": False, "dynamic_axes": free, "opset_version": 17}
         new = {"dynamo": True, "external_data": False, "verbose": False}
         new["dynamic_shapes"] = ({0: torch.export.Dim("rows")},) if example.dim() == 4 else None  # type: ignore[assignment]
-        torch.onnx.export(model.eval(), (example,), path, input_names=["x"], **(old if how == "old" else new))  # type: ignore[arg-type]
+        torch.onnx.export(model.eval(), (example,), path, input_names=["x"], **(old if how == "old" else new))
     return path
 
 
@@ -170,7 +172,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "Pad": (node("Pad", "x", "p", "v"), {"p": ints(0, 0, 1, 0, 0, 2), "v": np.float32(2)}, None),
     "Pad, reflected": (node("Pad", "x", "p", mode="reflect"), {"p": ints(0, 0, 1, 0, 0, 2)}, None),
     "Clip": (node("Clip", "x", "a"), {"a": np.float32(-0.3)}, None),
-    "Resize, doubled": (node("Resize", "x", "", "s", mode="nearest"), {"s": np.float32([1, 1, 2, 2])}, IMAGE),
+    "Resize, doubled": (node("Resize", "x", "", "s", mode="nearest"), {"s": np.array([1, 1, 2, 2], np.float32)}, IMAGE),
     "Resize, linear": (node("Resize", "x", "", "", "s", mode="linear"), {"s": ints(2, 4, 9, 7)}, (2, 4, 6, 6)),
     "DepthToSpace": (node("DepthToSpace", "x", blocksize=2), {}, IMAGE),
     "DepthToSpace, CRD": (node("DepthToSpace", "x", blocksize=2, mode="CRD"), {}, IMAGE),
@@ -180,13 +182,13 @@ CASES: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "Pow": (node("Pow", "x", "v"), {"v": np.float32(2)}, None),
     "Max": (node("Max", "x", "v"), {"v": np.float32(0.1)}, None),
     "HardSigmoid": (node("HardSigmoid", "x", alpha=0.3), {}, None),
-    "PRelu": (node("PRelu", "x", "v"), {"v": np.float32([0.1] * 6)}, None),
+    "PRelu": (node("PRelu", "x", "v"), {"v": np.array([0.1] * 6, np.float32)}, None),
     "LayerNormalization": (
         node("LayerNormalization", "x", "w", epsilon=1e-2, axis=1), {"w": np.ones((4, 6), np.float32)}, None,
     ),
     "InstanceNormalization": (
         node("InstanceNormalization", "x", "w", "b"),
-        {"w": np.float32([1, 2, 3, 4]), "b": np.float32([1, 2, 3, 4])},
+        {"w": np.arange(4, dtype=np.float32), "b": np.ones(4, np.float32)},
         None,
     ),
     "LSTM": (
@@ -207,7 +209,7 @@ def test_an_operator_computes_what_onnx_runtime_computes(name: str, tmp_path: Pa
     made, stored, shape = CASES[name]
     path = file_of(tmp_path / "x.onnx", [made], stored, shape or ("n", 4, 6), 11 if name.endswith("opset 11") else 18)
     module = read_onnx(path)  # which compares; and on other data, here:
-    sizes = [3 if size == "n" else size for size in shape or ("n", 4, 6)]
+    sizes = [size if isinstance(size, int) else 3 for size in shape or ("n", 4, 6)]
     x = torch.randn(sizes, generator=torch.Generator().manual_seed(1))
     (wanted,) = OnnxRuntime().load(path, 1).run({"x": x.numpy()})
     with torch.no_grad():
