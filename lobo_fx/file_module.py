@@ -27,8 +27,10 @@ class FileModule(nn.Module):
 
     Example:
         ```python
-        session = lobo_fx.exporters.onnxruntime.runtime.OnnxRuntime().load(Path("model.onnx"), threads=1)
-        accuracy(FileModule(session, result.program))
+        result = lobo_fx.compile(model, example_inputs=images)
+        path = result.export("model.onnx").path
+        session = lobo_fx.exporters.onnxruntime.runtime.OnnxRuntime().load(path, threads=1)
+        FileModule(session, result.program)(images)
         ```
     """
 
