@@ -27,10 +27,12 @@ class FileModule(nn.Module):
 
     Example:
         ```python
+        from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
+        from lobo_fx.file_module import FileModule
+
         result = lobo_fx.compile(model, example_inputs=images)
         path = result.export("model.onnx").path
-        session = lobo_fx.exporters.onnxruntime.runtime.OnnxRuntime().load(path, threads=1)
-        FileModule(session, result.program)(images)
+        FileModule(OnnxRuntime().load(path, threads=1), result.program)(images)
         ```
     """
 

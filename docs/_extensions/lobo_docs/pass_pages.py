@@ -13,7 +13,8 @@ import yaml
 
 from lobo_docs.docstrings import Docstring, read
 from lobo_docs.readme import paragraph
-from lobo_fx.contracts.passbase import Pass, Promise, shown
+from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.contracts.settings import settings_of
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.recipe import build
 
@@ -117,41 +118,19 @@ def _inline(value: object) -> str:
 
 def _settings(kind: type[Pass]) -> str:
     """A table of the class's own settings, then those that it shares with others of its kind."""
-    by_class = {base: _own_fields(base) for base in reversed(kind.__mro__) if dataclasses.is_dataclass(base)}
-    if not any(by_class.values()):
-        return "None."
+    own, found = vars(kind).get("__annotations__", {}), settings_of(kind)
+    groups = {
+        "": [setting for setting in found if setting.name in own],
+        "Every pass that trains has these too:\n\n": [setting for setting in found if setting.name not in own],
+    }
     tables = []
-    for base, fields in reversed(by_class.items()):
-        if not fields:
-            continue
-        described = {**read(base).entries("Attributes")}
+    for title, settings in groups.items():
         rows = ["| setting | default | type | what it does |", "|---|---|---|---|"]
-        for field in fields:
-            about = described.get(field.name, "") or read(kind).entries("Attributes").get(field.name, "")
-            about = about or _inherited(kind, field.name)
-            rows.append(f"| `{field.name}` | `{_default(field)}` | {_type(field)} | {_cell(about)} |")
-        title = "" if issubclass(base, kind) else "Every pass that trains has these too:\n\n"
-        tables.append(title + "\n".join(rows))
-    return "\n\n".join(tables)
-
-
-def _own_fields(base: type) -> list[dataclasses.Field[Any]]:
-    written = vars(base).get("__annotations__", {})
-    return [field for field in dataclasses.fields(base) if field.name in written]
-
-
-def _inherited(kind: type, name: str) -> str:
-    return next((text for base in kind.__mro__ if (text := read(base).entries("Attributes").get(name))), "")
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return "required" if made is dataclasses.MISSING else shown(made).replace("|", "\\|")
-
-
-def _type(field: dataclasses.Field[Any]) -> str:
-    text = str(field.type).replace("|", "\\|")
-    return f"`{text}`"
+        for setting in settings:
+            default, of = (text.replace("|", "\\|") for text in (setting.default or "required", setting.type))
+            rows.append(f"| `{setting.name}` | `{default}` | `{of}` | {_cell(setting.meaning)} |")
+        tables += [title * bool(tables) + "\n".join(rows)] if settings else []
+    return "\n\n".join(tables) or "None."
 
 
 def _cell(text: str) -> str:
