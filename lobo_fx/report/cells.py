@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["MB", "NOT_MEASURED", "Cell", "Grid", "Source"]
+__all__ = ["MB", "NOT_MEASURED", "Cell", "Grid", "Source", "size_text"]
 
 NOT_MEASURED = "not measured"
 MB: tuple[str, float] = ("{:,.2f} MB", 1e6)
@@ -108,6 +108,11 @@ class Source:
             return Cell(NOT_MEASURED if value is None else str(value))
         where = json.dumps(path), json.dumps(by) if by else ""
         return Cell(_text(value, form), value, *where, self.run)
+
+
+def size_text(count: float) -> str:
+    """Bytes as megabytes, or kilobytes where there are few."""
+    return f"{count / 1e6:,.2f} MB" if abs(count) >= 1e5 else f"{count / 1e3:,.2f} kB"
 
 
 def _text(value: float, form: Form) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of sheets, where matplotlib is installed."""
+"""Pictures of sheets and curves, where matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from lobo_fx.terminal.quiet import quiet
 from lobo_fx.terminal.tables import printable
 
 if TYPE_CHECKING:
+    from lobo_fx.report.curves import Curve
     from lobo_fx.report.records import Sheet
 
-__all__ = ["can_draw", "draw", "plain_label"]
+__all__ = ["can_draw", "draw", "draw_curve", "plain_label"]
 
 _LONGEST_NAME = 24
 
@@ -41,6 +42,28 @@ def draw(sheet: Sheet) -> bytes:
     stream = io.BytesIO()
     with quiet():  # of letters that the font lacks
         figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()
+
+
+def draw_curve(curve: Curve) -> bytes:
+    """A PNG with the lines of a curve; references are dashed and grey."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, line in enumerate(curve.lines):
+        style: dict[str, Any] = {"color": "#8a919e", "linestyle": "--"} if line.is_reference else {"color": f"C{index}"}
+        axes.plot(*zip(*line.points, strict=True), marker="o", markersize=4, label=plain_label(line.name, 40), **style)
+    axes.set_yscale("log" if curve.is_log else "linear")
+    axes.set_title(plain_label(curve.title, 100), loc="left", fontsize="medium", fontweight="bold")
+    axes.set_xlabel(plain_label(curve.x_title, 60))
+    axes.set_ylabel(plain_label(curve.y_title, 60))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    stream = io.BytesIO()
+    with quiet():  # of letters that the font lacks
+        figure.savefig(stream, format="png", dpi=100)
     return stream.getvalue()
 
 

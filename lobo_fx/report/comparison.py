@@ -1,35 +1,80 @@
-"""Any number of runs side by side: rankings, the best of each category, recommendations; in every form of a report."""
+"""Any number of runs side by side: rankings, the best of each group, recommendations; in every form of a report."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+import itertools
+import json
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lobo_fx.errors import InvalidInput
-from lobo_fx.files import check_folder, write_files
-from lobo_fx.measures.latency import MEGABYTE
+from lobo_fx.files import check_folder, file_name, write_files
 from lobo_fx.report.advice import Advice, advise
-from lobo_fx.report.charts import can_draw
+from lobo_fx.report.cells import Grid, Source
+from lobo_fx.report.charts import can_draw, draw_curve
 from lobo_fx.report.comparison_page import comparison_page
+from lobo_fx.report.curves import Curve, removal_curve
 from lobo_fx.report.dashboards import dashboards
-from lobo_fx.report.figures import METRICS, Figures, Metric, front, quality_metric, ranking_metric
+from lobo_fx.report.figures import METRICS, ROWS, Figures, Metric, families, front, quality_metric, ranking_metric
+from lobo_fx.report.grids import sheet_grids
 from lobo_fx.report.html import can_render
+from lobo_fx.report.json import as_json
 from lobo_fx.report.plain_charts import charts_of
 from lobo_fx.report.reading import read_report
+from lobo_fx.report.records import Sheet
 from lobo_fx.report.report import Report, plain_cell
-from lobo_fx.terminal.tables import escape, new_table, printable, render, to_markdown
+from lobo_fx.report.run_grids import best_grid, grid_table, ranking_grid, runs_grid, trade_off_grid
+from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 
-if TYPE_CHECKING:
-    from rich.table import Table
+__all__ = ["COMPARISON_FILES", "Comparison", "Family", "compare", "read_runs"]
 
-__all__ = ["Comparison", "compare"]
+COMPARISON_FILES = ("comparison.md", "comparison.csv", "comparison.json", "comparison.html")
 
-_NOT_MEASURED = "not measured"
 _DERIVED = ("share", "faster", "change", "kept", "removed", "gain", "efficiency")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Runs that are put in one order.
+
+    Attributes:
+        name: of their model, where there are several families; else empty.
+        places: of the runs in the comparison.
+        runs: the figures.
+        score: what their score is, in words.
+    """
+
+    name: str
+    places: Sequence[int]
+    runs: Sequence[Figures]
+    score: str
+
+    @property
+    def quality(self) -> Metric:
+        """What tells how good they are."""
+        found = quality_metric(self.runs)
+        return dataclasses.replace(found, meaning=self.score) if found.name == "score" else found
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """What they are ranked by; by memory where it was measured, by rates where more than rows were counted."""
+        measured = [METRICS["memory"]] if any(run.added_memory is not None for run in self.runs) else []
+        timed = [METRICS["rate"]] if any(run.unit != ROWS for run in self.runs) else []
+        return [METRICS["size"], METRICS["speed"], *measured, *timed, self.quality, ranking_metric(self.runs)]
+
+    @property
+    def front(self) -> list[Figures]:
+        """Runs that no other one beats in size, speed and quality alike."""
+        return front(self.runs, ["size", "speed", self.quality.name])
+
+    @property
+    def advice(self) -> list[Advice]:
+        """Recommendations that follow from the figures."""
+        return advise(self.runs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,42 +82,49 @@ class Comparison:
     """Runs and what their figures say beside each other.
 
     Attributes:
-        reports: by name of the run.
+        runs: their figures; names differ within a model.
+        title: heading.
+        score: what the score is, in words.
+        remarks: what a reader should know beforehand.
+        sheets: tables of what is measured besides.
+        curves: measured along something: an error rate over a noise level.
     """
 
-    reports: dict[str, Report]
+    runs: Sequence[Figures]
+    title: str = "Comparison"
+    score: str = METRICS["score"].meaning
+    remarks: Sequence[str] = ()
+    sheets: Sequence[Sheet] = ()
+    curves: Sequence[Curve] = ()
+
+    @classmethod
+    def of(cls, reports: Mapping[str, Report]) -> Comparison:
+        """The comparison of reports, by name of the run."""
+        return cls([report.figures(name) for name, report in reports.items()])
 
     @property
-    def runs(self) -> list[Figures]:
-        """The figures of every run."""
-        return [report.figures(name) for name, report in self.reports.items()]
-
-    @property
-    def metrics(self) -> list[Metric]:
-        """What runs are ranked by."""
-        return [METRICS["size"], METRICS["speed"], quality_metric(self.runs), ranking_metric(self.runs)]
-
-    @property
-    def front(self) -> list[Figures]:
-        """Runs that no other one beats in size, speed and quality alike."""
-        return front(self.runs, ["size", "speed", quality_metric(self.runs).name])
+    def families(self) -> list[Family]:
+        """The runs of each model, where every model has several; else all in one."""
+        found = [(places, [self.runs[place] for place in places]) for places in families(self.runs)]
+        return [
+            Family(runs[0].model if len(found) > 1 else "", places, runs, self.score) for places, runs in found if runs
+        ]
 
     @property
     def advice(self) -> list[Advice]:
-        """Recommendations that follow from the figures."""
-        return advise(self.runs)
+        """Recommendations that follow from the figures, family by family."""
+        return [advice for family in self.families for advice in family.advice]
 
     @property
     def warnings(self) -> list[str]:
-        """In what the runs differ so that their figures are not of one kind."""
-        reports = list(self.reports.values())
-        measured = [report.benchmark for report in reports if report.benchmark is not None]
-        kinds = {
-            "models": {report.model for report in reports},
-            "machines": {report.machine for report in reports},
-            "runtimes": {one.runtime for one in measured},
-            "numbers of threads": {str(one.threads) for one in measured},
-            "batch sizes": {str(one.batch) for one in measured},
+        """In what runs of one family differ so that their figures are not of one kind."""
+        conditions = [run.conditions for run in self.runs]
+        kinds: dict[str, set[str]] = {
+            "models": {run.model for run in self.runs} if len(self.families) == 1 else set(),
+            "machines": {one.machine for one in conditions} - {""},
+            "runtimes": {one.runtime for one in conditions} - {""},
+            "numbers of threads": {str(one.threads) for one in conditions if one.threads is not None},
+            "batch sizes": {str(one.batch) for one in conditions if one.batch is not None},
         }
         return [
             f"the runs have different {kind} ({', '.join(sorted(found))}): "
@@ -81,100 +133,124 @@ class Comparison:
             if len(found) > 1
         ]
 
-    def _table(self) -> Table:
-        columns = ["run", "MB", "of original", "p50 ms", "times as fast", "score", "score change", "SNR dB"]
-        table = new_table("runs", [*columns, "params gone", self.metrics[-1].name])
-        for run in self.runs:
-            table.add_row(
-                run.name,
-                _shown(run.bytes, "{:.2f}", MEGABYTE),
-                _shown(run.share, "{:.3f}"),
-                _shown(run.milliseconds, "{:.3f}"),
-                _shown(run.faster, "{:.2f}"),
-                _shown(run.score, "{:.4g}"),
-                _shown(run.change, "{:+.4g}"),
-                "=" if run.decibels == float("inf") else _shown(run.decibels, "{:.1f}"),
-                _shown(run.removed, "{:.1%}"),
-                _shown(self.metrics[-1].of(run), "{:.2f}"),
-            )
-        return table
+    @property
+    def tally(self) -> str:
+        """How many runs there are, and what became of them."""
+        models, failed = len({run.model for run in self.runs}), sum(bool(run.fault) for run in self.runs)
+        of = f" of {models} models" if models > 1 else ""
+        return f"{len(self.runs)} runs{of}: {len(self.runs) - failed} came through, {failed} failed."
 
-    def _ranking(self) -> Table:
-        table = new_table("ranking", ["place", *(metric.name for metric in self.metrics)])
-        ranked = [metric.ranked(self.runs) for metric in self.metrics]
-        for place in range(len(self.reports)):
-            cells = [
-                f"{found[place].name} ({metric.shown(found[place])})" if place < len(found) else ""
-                for metric, found in zip(self.metrics, ranked, strict=True)
-            ]
-            if any(cells):
-                table.add_row(str(place + 1), *cells)
-        return table
+    @property
+    def all_curves(self) -> list[Curve]:
+        """Those given, and from what was removed to speed and quality, where runs differ in it."""
+        derived = [
+            removal_curve(family.runs, metric, family.name)
+            for family in self.families
+            for metric in (METRICS["speed"], family.quality)
+        ]
+        return [*self.curves, *(curve for curve in derived if curve is not None)]
 
-    def _trade_off(self) -> Table:
-        quality = quality_metric(self.runs)
-        table = new_table("trade-off: no other run beats these", ["run", "size", "speed", quality.name])
-        for run in METRICS["speed"].ranked(self.front):
-            table.add_row(run.name, *(METRICS[name].shown(run) for name in ("size", "speed", quality.name)))
-        return table
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain data, raw numbers."""
+        return {
+            "title": self.title,
+            "score": self.score,
+            "remarks": list(self.remarks),
+            "runs": as_json(self.runs),
+            "sheets": as_json(self.sheets),
+            "curves": as_json(self.all_curves),
+        }
 
-    def _tables(self) -> list[Table]:
-        return [self._table(), self._ranking(), *([self._trade_off()] if self.front else [])]
+    def _grids(self, source: Source, family: Family) -> list[Grid]:
+        grids = [
+            runs_grid(source, family.places, self.runs),
+            best_grid(family.runs, family.metrics),
+            ranking_grid(family.runs, family.metrics),
+            trade_off_grid(family.front, family.quality),
+        ]
+        return [grid for grid in grids if grid.rows]
+
+    def _sheets(self) -> list[Grid]:
+        """Also curves, as tables."""
+        sheets = [*self.sheets, *(curve.sheet for curve in self.curves)]
+        return sheet_grids(Source({"sheets": as_json(sheets)}))
 
     def __str__(self) -> str:
-        said = [*(f"{advice}" for advice in self.advice), *(f"note: {warning}" for warning in self.warnings)]
-        return "".join(map(render, self._tables())) + "".join(f"{printable(line)}\n" for line in said)
+        source = Source(self.as_json())
+        parts = [f"{printable(line)}\n" for line in (self.title, *self.remarks, self.tally)]
+        for family in self.families:
+            parts += [f"\n{printable(family.name)}\n{'=' * len(family.name)}\n"] if family.name else []
+            parts += [render(grid_table(grid)) for grid in self._grids(source, family)]
+            parts += [f"{printable(str(advice))}\n" for advice in family.advice]
+        parts += [render(grid_table(grid)) for grid in self._sheets()]
+        return "".join([*parts, *(f"note: {printable(warning)}\n" for warning in self.warnings)])
 
     def charts(self, width: int = 80) -> str:
         """Bar charts of characters."""
-        return charts_of(self.runs, width)
+        return "\n".join(charts_of(family.runs, width, family.name) for family in self.families)
 
     def to_markdown(self) -> str:
         """The tables, recommendations and notes as GitHub markdown."""
-        meanings = "".join(f"- {metric.name}: {metric.meaning}\n" for metric in self.metrics)
-        parts = ["# Comparison\n", *map(to_markdown, self._tables()), meanings]
-        if self.advice:
-            parts.append("## Recommendations\n\n" + "".join(f"- {escape(str(advice))}\n" for advice in self.advice))
+        source = Source(self.as_json())
+        parts = [f"# {escape(self.title)}\n", *(f"{escape(remark)}\n" for remark in self.remarks), f"{self.tally}\n"]
+        for family in self.families:
+            parts += [f"## {escape(family.name)}\n"] if family.name else []
+            parts += [to_markdown(grid_table(grid)) for grid in self._grids(source, family)]
+            parts.append("".join(f"- {metric.name}: {escape(metric.meaning)}\n" for metric in family.metrics))
+            if advices := family.advice:
+                level = "###" if family.name else "##"
+                said = "".join(f"- {escape(str(advice))}\n" for advice in advices)
+                parts.append(f"{level} Recommendations\n\n{said}")
+        parts += [f"## {escape(grid.title)}\n\n{to_markdown(grid_table(_untitled(grid)))}" for grid in self._sheets()]
         if self.warnings:
             parts.append("## Notes\n\n" + "".join(f"- {escape(warning)}\n" for warning in self.warnings))
-        machines = dict.fromkeys(report.machine for report in self.reports.values())
-        return "\n".join([*parts, "".join(f"Measured on {escape(machine)}.\n" for machine in machines)])
-
-    def as_json(self) -> dict[str, Any]:
-        """The figures of every run, the front, recommendations and warnings as plain data."""
-        names = [*(field.name for field in dataclasses.fields(Figures)), *_DERIVED]
-        return {
-            "runs": [{name: getattr(run, name) for name in names} for run in self.runs],
-            "front": [run.name for run in self.front],
-            "advice": [dataclasses.asdict(advice) for advice in self.advice],
-            "warnings": self.warnings,
-        }
+        conditions = dict.fromkeys(str(run.conditions) for run in self.runs)
+        return "\n".join([*parts, "".join(f"Measured on {escape(one)}.\n" for one in conditions if one)])
 
     def to_csv(self) -> str:
         """A line per run, raw numbers, nothing where nothing was measured."""
         stream = io.StringIO()
-        rows = self.as_json()["runs"]
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: plain_cell(cell) for name, cell in row.items()} for row in rows)
+        names = [field.name for field in dataclasses.fields(Figures) if field.name != "conditions"]
+        conditions = ("machine", "runtime", "threads", "batch")
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([*names, *_DERIVED, *conditions])
+        for run in self.runs:
+            cells = [getattr(run, name) for name in (*names, *_DERIVED)]
+            writer.writerow(map(plain_cell, [*cells, *(getattr(run.conditions, name) for name in conditions)]))
         return stream.getvalue()
 
     def to_html(self) -> str:
         """One page that needs nothing beside it; jinja2 must be installed."""
-        return comparison_page(self.reports, self.runs, self.metrics, self.front, self.advice, self.warnings)
+        return comparison_page(
+            Source(self.as_json()), self.families, self.runs, self.all_curves, self.warnings, self.tally
+        )
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes `comparison.md` and `comparison.csv`, with jinja2 `comparison.html`, with matplotlib pictures.
+        """Writes `comparison.md`, `.csv` and `.json`, with jinja2 `comparison.html`, with matplotlib pictures.
+
+        Each sheet and curve given has a CSV file of its own, each curve a picture; each family has its dashboards.
 
         Raises:
             InvalidInput: the folder can't be made or written to; older files are left as they were.
         """
         check_folder(Path(folder))
-        files: dict[str, str | bytes] = {"comparison.csv": self.to_csv(), "comparison.md": self.to_markdown()}
+        markdown, table, record, page = COMPARISON_FILES
+        files: dict[str, str | bytes] = {
+            markdown: self.to_markdown(),
+            table: self.to_csv(),
+            record: json.dumps(self.as_json(), indent=1),
+        }
+        for title, sheet in [(sheet.title, sheet) for sheet in self.sheets] + [(c.title, c.sheet) for c in self.curves]:
+            files[_free(f"{file_name(title)}.csv", files)] = _sheet_csv(sheet)
         if can_render():
-            files["comparison.html"] = self.to_html()
+            files[page] = self.to_html()
         if can_draw():
-            files |= dashboards(self.runs)
+            for family in self.families:
+                pictures = dashboards(family.runs)
+                for name, picture in pictures.items():
+                    files[_free(_of_model(name, family.name), files)] = picture
+            for curve in self.all_curves:
+                files[_free(_of_model(f"{curve.title}.png", curve.model), files)] = draw_curve(curve)
         return write_files(Path(folder), files)
 
 
@@ -187,6 +263,11 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     Raises:
         InvalidInput: there is none, a folder is given twice, or it has no report of this version.
     """
+    return Comparison.of(read_runs(folders))
+
+
+def read_runs(folders: Sequence[str | Path]) -> dict[str, Report]:
+    """The reports that `compare` compares, by name of the run; refuses what it refuses."""
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise InvalidInput("give one or more folders of runs")
@@ -195,8 +276,29 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    return Comparison({name: read_report(path) for name, path in zip(names, paths, strict=True)})
+    return {name: read_report(path) for name, path in zip(names, paths, strict=True)}
 
 
-def _shown(value: Any, unit: str, by: float = 1) -> str:
-    return _NOT_MEASURED if value is None else unit.format(value / by)
+def _untitled(grid: Grid) -> Grid:
+    return dataclasses.replace(grid, title="")
+
+
+def _of_model(name: str, model: str) -> str:
+    """The name of a picture, with the model's where there are several."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{file_name(f'{model} {stem}'.strip())}.{suffix}"
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """A name that no file has yet: of two alike, the second is numbered."""
+    stem, _, suffix = name.rpartition(".")
+    numbers = (f"{stem} {number}.{suffix}" for number in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbers) if one not in taken)
+
+
+def _sheet_csv(sheet: Sheet) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(plain_cell, sheet.columns))
+    writer.writerows([plain_cell(cell) for cell in row] for row in sheet.rows)
+    return stream.getvalue()

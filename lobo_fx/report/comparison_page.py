@@ -2,98 +2,94 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from lobo_fx.report.advice import Advice
-from lobo_fx.report.cells import MB, Cell, Grid, Source
-from lobo_fx.report.figures import Figures, Metric
+from lobo_fx.report.cells import Source
+from lobo_fx.report.curves import Curve, Plot
+from lobo_fx.report.figures import Figures
+from lobo_fx.report.grids import sheet_grids
 from lobo_fx.report.html import fill
-from lobo_fx.report.report import Report
+from lobo_fx.report.run_grids import PLACES, best_grid, runs_grid
 from lobo_fx.report.scatter import Point, Scatter
+
+if TYPE_CHECKING:
+    from lobo_fx.report.comparison import Family
 
 __all__ = ["comparison_page"]
 
+_COSTS = {
+    "latency": ("latency, of the original's", "milliseconds"),
+    "size": ("size of the file, of the original's", "bytes"),
+}
+
 
 def comparison_page(
-    reports: Mapping[str, Report],
+    source: Source,
+    families: Sequence[Family],
     runs: Sequence[Figures],
-    metrics: Sequence[Metric],
-    front: Sequence[Figures],
-    advice: Sequence[Advice],
+    curves: Sequence[Curve],
     warnings: Sequence[str],
+    tally: str,
 ) -> str:
-    """The page of several runs."""
-    sources = {name: Source(report.as_json(), name) for name, report in reports.items()}
-    quality = metrics[2].name
-    charts = [
-        Scatter.of(
-            f"{quality}-{cost}",
-            f"{quality.capitalize()} against {words}",
-            words,
-            quality,
-            [Point(run.name, _quotient(sources[run.name], cost), _quality(sources[run.name], quality), "run")
-             for run in runs],
-        )
-        for cost, words in (("latency", "latency, of the original's"), ("size", "size of the file, of the original's"))
-    ]  # fmt: skip
-    ranked = {metric.name: metric.ranked(runs) for metric in metrics}
+    """The page of several runs.
+
+    Args:
+        source: the data of the comparison.
+        families: those that are put in one order.
+        runs: all of them.
+        curves: those in the data, in its order.
+        warnings: what makes figures differ in kind.
+        tally: how many runs came through.
+    """
+    plots = [(curve, Plot(curve, f"curve-{place}", place)) for place, curve in enumerate(curves)]
     return fill(
         "comparison.html",
-        title=f"{len(runs)} runs compared",
-        tiles=[(metric, found[0], metric.shown(found[0])) for metric in metrics if (found := ranked[metric.name])],
-        grid=_runs_grid(sources, runs, metrics[-1]),
-        ranked=ranked,
-        metrics=metrics,
-        front=[run.name for run in front],
-        charts=[chart for chart in charts if chart],
-        advice=advice,
+        title=source.data["title"],
+        remarks=source.data["remarks"],
+        tally=tally,
+        parts=[_part(source, family, number, runs, plots) for number, family in enumerate(families)],
+        plots=[plot for curve, plot in plots if len(families) > 1 and not curve.model],
+        sheets=sheet_grids(source),
         warnings=warnings,
-        datas={name: source.data for name, source in sources.items()},
-    )  # fmt: skip
+        conditions=[text for text in dict.fromkeys(str(run.conditions) for run in runs) if text],
+    )
 
 
-def _quotient(source: Source, cost: str) -> Cell:
-    path = ("benchmark", "latencies", "{}", "p50") if cost == "latency" else ("artifacts", "{}", "bytes")
-    new, old = (tuple(key.format(label) for key in path) for label in ("compiled", "original"))
-    return source.cell(*new, form="{:.3f}", by=old)
-
-
-def _quality(source: Source, name: str, at: int = -1) -> Cell:
-    index = at % max(1, len(source.data["passes"]))
-    return source.cell("passes", index, "snr" if name == "decibels" else "score", form="{:.4g}")
-
-
-def _runs_grid(sources: dict[str, Source], runs: Sequence[Figures], last: Metric) -> Grid:
-    several = len({run.model for run in runs}) > 1
-    columns = [
-        "run",
-        *(["model"] if several else []),
-        "file",
-        "of original",
-        "p50 ms",
-        "latency, of original",
-        "score",
-        "original's score",
-    ]
-    rows: list[list[Cell]] = []
-    for run in runs:
-        source = sources[run.name]
-        value = last.of(run)
-        known = value is not None and math.isfinite(value)
-        rows.append(
+def _part(
+    source: Source, family: Family, number: int, runs: Sequence[Figures], plots: Sequence[tuple[Curve, Plot]]
+) -> dict[str, Any]:
+    """What the page says of a family."""
+    suffix = f"-{number}" if family.name else ""
+    quality, metrics = family.quality, family.metrics
+    ranked = [(metric, metric.ranked(family.runs)) for metric in metrics]
+    charts = [
+        Scatter.of(
+            f"{quality.name}-{cost}{suffix}",
+            f"{quality.name.capitalize()} against {words}",
+            words,
+            quality.name,
             [
-                Cell(run.name),
-                *([Cell(run.model)] if several else []),
-                source.cell("artifacts", "compiled", "bytes", form=MB),
-                _quotient(source, "size"),
-                source.cell("benchmark", "latencies", "compiled", "p50", form="{:.3f}"),
-                _quotient(source, "latency"),
-                _quality(source, "score"),
-                _quality(source, "score", 0),
-                _quality(source, "decibels"),
-                source.cell("passes", len(source.data["passes"]) - 1, "parameters"),
-                Cell(last.shown(run), value if known else None, "", "", run.name),
-            ]
+                Point(
+                    run.name,
+                    source.cell("runs", place, name, form="{:.3f}", by=("runs", place, f"original_{name}")),
+                    source.cell("runs", place, quality.name, form="{:.4g}"),
+                    "run",
+                )
+                for place, run in zip(family.places, family.runs, strict=True)
+            ],
         )
-    return Grid("runs", "Runs", [*columns, "SNR dB", "parameters", last.name], rows)
+        for cost, (words, name) in _COSTS.items()
+    ]
+    best = best_grid(family.runs, metrics, f"best{suffix}")
+    return {
+        "name": family.name,
+        "suffix": suffix,
+        "tiles": [(metric, found[0], metric.shown(found[0])) for metric, found in ranked if found],
+        "advice": family.advice,
+        "grids": [runs_grid(source, family.places, runs, f"runs{suffix}"), *([best] if best.rows else [])],
+        "front": [run.name for run in family.front],
+        "charts": [chart for chart in charts if chart],
+        "plots": [plot for curve, plot in plots if curve.model == family.name],
+        "ranked": [(metric, found[:PLACES], len(found)) for metric, found in ranked],
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lobo_fx.measures.latency import MEGABYTE
 from lobo_fx.report.charts import plain_label
-from lobo_fx.report.figures import METRICS, Figures, front, quality_metric
+from lobo_fx.report.figures import METRICS, ROWS, Figures, front, quality_metric
 from lobo_fx.terminal.quiet import quiet
 
 if TYPE_CHECKING:
@@ -20,6 +21,26 @@ __all__ = ["DASHBOARDS", "dashboards"]
 DASHBOARDS = ("dashboard_overview.png", "detailed_comparison.png")
 _FEWEST = 3
 _COLOURS = ("#8a919e", "#1f5fbf")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A quantity of the detailed comparison: its title, its name among the figures, and what it is divided by."""
+
+    title: str
+    name: str
+    scale: float = MEGABYTE
+    always: bool = True
+
+
+_PANELS = (
+    _Panel("File, MB", "bytes"),
+    _Panel("Median latency, ms", "milliseconds", 1),
+    _Panel("Memory that it adds to its process, MB", "added_memory"),
+    _Panel("Parameters, millions", "parameters", 1e6),
+    _Panel("File after gzip, MB", "gzip_bytes", always=False),
+    _Panel("{units} a second", "rate", 1, always=False),
+)
 
 
 def dashboards(runs: Sequence[Figures]) -> dict[str, bytes]:
@@ -50,22 +71,28 @@ def _overview(runs: Sequence[Figures]) -> bytes:
 
 def _details(runs: Sequence[Figures]) -> bytes:
     """Original and compiled beside each other, quantity by quantity."""
-    pairs: list[tuple[str, float, Callable[[Figures], float | None], Callable[[Figures], float | None]]] = [
-        ("File, MB", MEGABYTE, lambda run: run.original_bytes, lambda run: run.bytes),
-        ("Median latency, ms", 1, lambda run: run.original_milliseconds, lambda run: run.milliseconds),
-        ("Peak memory, MB", MEGABYTE, lambda run: run.original_memory, lambda run: run.memory),
-        ("Parameters, millions", 1e6, lambda run: run.original_parameters, lambda run: run.parameters),
-    ]
+    panels = [panel for panel in _PANELS if panel.always or _is_measured(panel, runs)]
+    units = ", ".join(dict.fromkeys(run.unit for run in runs))
 
     def draw(axes: Any) -> None:
-        for place, (title, scale, *both) in zip(axes.flat, pairs, strict=True):
-            for offset, of, colour, label in zip((-0.2, 0.2), both, _COLOURS, ("original", "compiled"), strict=True):
-                values = [of(run) for run in runs]
-                _row(place, [at + offset for at in range(len(runs))], values, 0.36, colour, scale, label)
-            _named(place, title, [run.name for run in runs])
+        for place in axes.flat[len(panels) :]:
+            place.set_axis_off()
+        for place, panel in zip(axes.flat, panels, strict=False):
+            sides = ((-0.2, f"original_{panel.name}"), (0.2, panel.name))
+            for (offset, name), colour, label in zip(sides, _COLOURS, ("original", "compiled"), strict=True):
+                values = [getattr(run, name) for run in runs]
+                _row(place, [at + offset for at in range(len(runs))], values, 0.36, colour, panel.scale, label)
+            _named(place, panel.title.format(units=units), [run.name for run in runs])
         axes.flat[0].legend(fontsize="small")
 
-    return _picture(draw, (2, 2), (11, 2.4 + 0.8 * max(_FEWEST, len(runs))))
+    lines = math.ceil(len(panels) / 2)
+    return _picture(draw, (lines, 2), (11, lines * (1.2 + 0.4 * max(_FEWEST, len(runs)))))
+
+
+def _is_measured(panel: _Panel, runs: Sequence[Figures]) -> bool:
+    """Rows a second are what latency says already."""
+    counted = [run for run in runs if panel.name != "rate" or run.unit != ROWS]
+    return any(getattr(run, panel.name) is not None for run in counted)
 
 
 def _picture(draw: Callable[[Any], None], grid: tuple[int, int], size: tuple[float, float]) -> bytes:

@@ -6,11 +6,52 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from lobo_fx.measures.latency import Benchmark
+from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.report.records import Row
 
-__all__ = ["METRICS", "Figures", "Metric", "front", "quality_metric", "ranking_metric"]
+__all__ = [
+    "METRICS",
+    "ROWS",
+    "Conditions",
+    "Figures",
+    "Metric",
+    "families",
+    "front",
+    "quality_metric",
+    "ranking_metric",
+]
+
+ROWS = "rows"
+"""What is counted a second where nothing else is said: rows of the inputs, at the median latency."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What figures were measured on and with; empty or None where it is not known.
+
+    Attributes:
+        machine: processor, system and Python.
+        versions: of packages.
+        seed: of whatever was drawn at random.
+        runtime: that ran the files.
+        threads: of the runtime.
+        batch: rows of the inputs.
+    """
+
+    machine: str = ""
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
+    runtime: str = ""
+    threads: int | None = None
+    batch: int | None = None
+
+    def __str__(self) -> str:
+        packages = ", ".join(f"{package} {version}" for package, version in self.versions.items())
+        threads = None if self.threads is None else f"{self.threads} thread{'s' * (self.threads > 1)}"
+        batch = None if self.batch is None else f"batch {self.batch}"
+        seed = None if self.seed is None else f"seed {self.seed}"
+        return "; ".join(part for part in (self.machine, packages, self.runtime, threads, batch, seed) if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +61,21 @@ class Figures:
     Attributes:
         name: of the run.
         model: what was compiled.
+        group: of the technique, of which the best are told; empty for none.
+        fault: why there is no file that agrees with the model; empty where there is.
         bytes: size of the compiled file.
         original_bytes: size of the original's file.
+        gzip_bytes: of the compiled file after gzip.
+        original_gzip_bytes: of the original's.
         milliseconds: median latency of the compiled file.
         original_milliseconds: the original's, measured in turn with it.
         memory: peak memory of a process that runs the compiled file.
         original_memory: likewise the original.
+        added_memory: what loading and running the compiled file adds to the memory of that process.
+        original_added_memory: likewise the original.
+        rate: units processed in a second.
+        original_rate: likewise the original.
+        unit: what the rate counts: rows at the median latency, or what a benchmark timed.
         score: what `evaluate` returned for the compiled model.
         original_score: what it returned for the original.
         decibels: signal-to-noise ratio of the outputs against the original's.
@@ -33,16 +83,26 @@ class Figures:
         nonzero: how many of them are not zero.
         original_parameters: of the original.
         seconds: what all passes took.
+        conditions: of all this.
     """
 
     name: str
     model: str
+    group: str = ""
+    fault: str = ""
     bytes: int | None = None
     original_bytes: int | None = None
+    gzip_bytes: int | None = None
+    original_gzip_bytes: int | None = None
     milliseconds: float | None = None
     original_milliseconds: float | None = None
     memory: int | None = None
     original_memory: int | None = None
+    added_memory: int | None = None
+    original_added_memory: int | None = None
+    rate: float | None = None
+    original_rate: float | None = None
+    unit: str = ROWS
     score: float | None = None
     original_score: float | None = None
     decibels: float | None = None
@@ -50,13 +110,21 @@ class Figures:
     nonzero: int | None = None
     original_parameters: int | None = None
     seconds: float | None = None
+    conditions: Conditions = dataclasses.field(default_factory=Conditions)
 
     @classmethod
     def of(
-        cls, name: str, model: str, rows: Sequence[Row], artifacts: Mapping[str, Artifact], benchmark: Benchmark | None
+        cls,
+        name: str,
+        model: str,
+        rows: Sequence[Row],
+        artifacts: Mapping[str, Artifact],
+        benchmark: Benchmark | None,
+        conditions: Conditions,
     ) -> Figures:
         """The figures of what a report holds."""
         sizes = {label: artifact.bytes for label, artifact in artifacts.items()}
+        zipped = {label: artifact.known_gzip_bytes for label, artifact in artifacts.items()}
         known = {} if benchmark is None else benchmark.latencies
         new, old = known.get("compiled"), known.get("original")
         first, last = (rows[0], rows[-1]) if rows else (None, None)
@@ -65,10 +133,16 @@ class Figures:
             model,
             bytes=sizes.get("compiled"),
             original_bytes=sizes.get("original"),
+            gzip_bytes=zipped.get("compiled"),
+            original_gzip_bytes=zipped.get("original"),
             milliseconds=None if new is None else new.p50,
             original_milliseconds=None if old is None else old.p50,
             memory=None if new is None else new.memory,
             original_memory=None if old is None else old.memory,
+            added_memory=_added(new),
+            original_added_memory=_added(old),
+            rate=None if new is None else new.throughput,
+            original_rate=None if old is None else old.throughput,
             score=None if last is None else last.score,
             original_score=None if first is None else first.score,
             decibels=None if last is None or math.isnan(last.snr) else last.snr,
@@ -76,6 +150,7 @@ class Figures:
             nonzero=None if last is None else last.nonzero,
             original_parameters=None if first is None else first.parameters,
             seconds=sum(row.seconds for row in rows) if rows else None,
+            conditions=conditions,
         )
 
     @property
@@ -121,6 +196,12 @@ class Figures:
         return None if self.gain is None or self.kept is None else self.gain * self.kept
 
 
+def _added(latency: Latency | None) -> int | None:
+    if latency is None or latency.memory is None or latency.base_memory is None:
+        return None
+    return latency.memory - latency.base_memory
+
+
 def _quotient(value: float | None, by: float | None) -> float | None:
     return None if value is None or not by else value / by
 
@@ -159,6 +240,20 @@ METRICS = {
     for metric in (
         Metric("size", lambda run: run.share, "{:.3f}", True, "size of the file as a share of the original's"),
         Metric("speed", lambda run: run.faster, "{:.2f} x", False, "the original's median latency over this one's"),
+        Metric(
+            "memory",
+            lambda run: _quotient(run.added_memory, run.original_added_memory),
+            "{:.3f}",
+            True,
+            "memory that loading and running the file takes, as a share of the original's",
+        ),
+        Metric(
+            "rate",
+            lambda run: _quotient(run.rate, run.original_rate),
+            "{:.2f} x",
+            False,
+            "what is processed in a second, over what the original does",
+        ),
         Metric("score", lambda run: run.score, "{:.4g}", False, "what evaluate returned"),
         Metric("decibels", lambda run: run.decibels, "{:.1f} dB", False, "outputs against the original's"),
         Metric(
@@ -201,3 +296,14 @@ def quality_metric(runs: Sequence[Figures]) -> Metric:
 def ranking_metric(runs: Sequence[Figures]) -> Metric:
     """Efficiency where any run has a score, else the gain in size and speed alone."""
     return METRICS["efficiency" if quality_metric(runs).name == "score" else "gain"]
+
+
+def families(runs: Sequence[Figures]) -> list[list[int]]:
+    """Places of the runs that rankings put in one order: those of a model, where every model has several.
+
+    Where a model has one run only, models are what is compared, and all runs are one family.
+    """
+    found: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        found.setdefault(run.model, []).append(place)
+    return list(found.values()) if all(len(places) > 1 for places in found.values()) else [list(range(len(runs)))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lobo_fx.measures.latency import MEGABYTE
-from lobo_fx.report.figures import METRICS, Figures, ranking_metric
+from lobo_fx.report.figures import METRICS, ROWS, Figures, ranking_metric
 from lobo_fx.report.report import Report
 from lobo_fx.terminal.bars import bars
 from lobo_fx.terminal.tables import printable
@@ -13,10 +13,14 @@ from lobo_fx.terminal.tables import printable
 __all__ = ["charts_of", "pass_charts"]
 
 _CURVE = "▓"
+_MORE = (
+    ("Size of the file after gzip, MB", "gzip_bytes", MEGABYTE),
+    ("Memory that the file adds to its process, MB", "added_memory", MEGABYTE),
+)
 
 
-def charts_of(runs: Sequence[Figures], width: int = 80) -> str:
-    """Charts of one or more runs."""
+def charts_of(runs: Sequence[Figures], width: int = 80, heading: str = "") -> str:
+    """Charts of one or more runs, under a heading."""
     one_model = len({run.model for run in runs}) == 1
     sizes = [(run.name, None if run.bytes is None else run.bytes / MEGABYTE) for run in runs]
     times = [(run.name, run.milliseconds) for run in runs]
@@ -24,11 +28,23 @@ def charts_of(runs: Sequence[Figures], width: int = 80) -> str:
         sizes.insert(0, ("original", runs[0].original_bytes / MEGABYTE))
     if len(runs) == 1:
         times.insert(0, ("original", runs[0].original_milliseconds))
-    parts = [
+    parts = [f"{printable(heading)}\n{'#' * len(heading)}\n"] if heading else []
+    parts += [
         bars("Size of the file, MB", sizes, width=width),
         bars("Median latency, ms", times, width=width),
         bars("Times as fast", [("original", 1.0), *((run.name, run.faster) for run in runs)], "{:.2f}x", width),
     ]
+    for title, name, scale in _MORE:
+        values = [(run.name, None if (value := getattr(run, name)) is None else value / scale) for run in runs]
+        if any(value is not None for _, value in values):
+            first = getattr(runs[0], f"original_{name}")
+            start_of = [("original", first / scale)] if one_model and first is not None else []
+            parts.append(bars(title, [*start_of, *values], width=width))
+    if any(run.unit != ROWS for run in runs):
+        rates = [("original", runs[0].original_rate)] if len(runs) == 1 else []
+        parts.append(
+            bars(f"{runs[0].unit} a second".capitalize(), [*rates, *((r.name, r.rate) for r in runs)], width=width)
+        )
     if any(run.score is not None for run in runs):
         start = [("original", runs[0].original_score)] if one_model else []
         parts.append(bars("Score", [*start, *((run.name, run.score) for run in runs)], "{:.4g}", width))

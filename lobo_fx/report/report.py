@@ -20,7 +20,7 @@ from lobo_fx.measures.machine import machine, versions
 from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.report.charts import can_draw, draw
 from lobo_fx.report.dashboards import dashboards
-from lobo_fx.report.figures import Figures
+from lobo_fx.report.figures import Conditions, Figures
 from lobo_fx.report.html import can_render, report_page
 from lobo_fx.report.json import (
     artifact_from_json,
@@ -186,7 +186,10 @@ class Report:
 
     def figures(self, name: str = "compiled") -> Figures:
         """What runs are compared by."""
-        return Figures.of(name, self.model, self.rows, self.artifacts, self.benchmark)
+        measured = self.benchmark
+        runtime = ("", None, None) if measured is None else (measured.runtime, measured.threads, measured.batch)
+        conditions = Conditions(self.machine, self.versions, self.seed, *runtime)
+        return Figures.of(name, self.model, self.rows, self.artifacts, measured, conditions)
 
     def to_html(self) -> str:
         """One page that needs nothing beside it, for browsers, phones and print; jinja2 must be installed."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from lobo_fx.report.cells import Cell
 
-__all__ = ["Point", "Scatter"]
+__all__ = ["Point", "Scatter", "padded", "ticks"]
 
 _WIDTH, _HEIGHT = 400, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 28, 44
@@ -77,13 +77,13 @@ class Scatter:
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
         """Places along the lower edge, and what stands there."""
-        return [(self._x(tick), text) for tick, text in _ticks(*self._x_range)]
+        return [(self._x(tick), text) for tick, text in ticks(*self._x_range)]
 
     @property
     def y_ticks(self) -> list[tuple[float, str]]:
         """Places along the left edge, and what stands there."""
-        ticks = [(self._y(tick), text) for tick, text in _ticks(*self._y_range)]
-        return ticks + ([(self._y(math.inf), "∞")] if self._has_infinite else [])
+        finite = [(self._y(tick), text) for tick, text in ticks(*self._y_range)]
+        return finite + ([(self._y(math.inf), "∞")] if self._has_infinite else [])
 
     @property
     def placed(self) -> list[tuple[Point, float, float, bool, tuple[float, float] | None]]:
@@ -130,11 +130,11 @@ class Scatter:
 
     @property
     def _x_range(self) -> tuple[float, float]:
-        return _padded([point.at for point in self.points], from_zero=True)
+        return padded([point.at for point in self.points], from_zero=True)
 
     @property
     def _y_range(self) -> tuple[float, float]:
-        return _padded([p.y.value for p in self.points if p.y.is_finite and p.y.value is not None])
+        return padded([p.y.value for p in self.points if p.y.is_finite and p.y.value is not None])
 
     def _x(self, value: float) -> float:
         low, high = self._x_range
@@ -151,14 +151,14 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _padded(values: Sequence[float], from_zero: bool = False) -> tuple[float, float]:
-    """The range of an axis, with room around the points."""
+def padded(values: Sequence[float], from_zero: bool = False) -> tuple[float, float]:
+    """The range of an axis, with room around the points; from nothing on where they are not far from it."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     return (0.0 if from_zero and 0 <= low < 0.7 * high else low - room), high + room
 
 
-def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+def ticks(low: float, high: float) -> list[tuple[float, str]]:
     """Round numbers between two."""
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from lobo_fx import Artifact, Report
 from lobo_fx.cli.app import app
 from lobo_fx.measures.latency import Benchmark, Latency
+from lobo_fx.report.comparison import COMPARISON_FILES
 from lobo_fx.report.dashboards import DASHBOARDS
 from lobo_fx.report.records import Row
 from lobo_fx.report.report import REPORT_FILES
@@ -43,7 +44,7 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert "Times as fast" in charts.output
     assert "█" in charts.output
     written = {file.name for file in (tmp_path / "all").iterdir()}
-    assert written == {"comparison.md", "comparison.csv", "comparison.html", *DASHBOARDS}
+    assert written == {*COMPARISON_FILES, *DASHBOARDS}
     assert all(name in charts.output for name in written)
 
 

@@ -14,7 +14,7 @@ import pytest
 from lobo_fx import Artifact, InvalidInput, Report
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.report.advice import advise
-from lobo_fx.report.comparison import Comparison, compare
+from lobo_fx.report.comparison import COMPARISON_FILES, Comparison, compare
 from lobo_fx.report.dashboards import DASHBOARDS
 from lobo_fx.report.figures import METRICS, Figures, front
 from lobo_fx.report.plain_charts import charts_of, pass_charts
@@ -63,13 +63,13 @@ def test_figures_are_what_the_report_says() -> None:
 def test_what_was_not_measured_is_none_and_ranked_nowhere() -> None:
     bare = Report("m", [Row("original", 100, 100, 0.0, None, 400, math.inf, None, 0.0)]).figures("bare")
     assert {bare.share, bare.faster, bare.change, bare.kept, bare.gain, bare.efficiency} == {None}
-    found = Comparison({**THREE, "bare": Report("m", [])})
+    found = Comparison.of({**THREE, "bare": Report("m", [])})
     assert [run.name for run in METRICS["speed"].ranked(found.runs)] == ["both", "half", "int8"]
     table = next(line for line in found.to_markdown().splitlines() if line.startswith("| bare"))
-    assert table.count("not measured") == 9
+    assert table.count("not measured") == 12
     assert not re.search(r"\d", table)
     line = list(csv.DictReader(io.StringIO(found.to_csv())))[-1]
-    assert {value for name, value in line.items() if name not in ("name", "model")} == {""}
+    assert {value for name, value in line.items() if name not in ("name", "model", "unit", "machine")} == {""}
     assert any("speed of bare was not measured" in str(advice) for advice in found.advice)
 
 
@@ -80,10 +80,11 @@ def test_a_negative_score_has_no_share_that_is_kept() -> None:
 
 
 def test_rankings_and_the_front() -> None:
-    found = Comparison(THREE)
-    best = {metric.name: metric.ranked(found.runs)[0].name for metric in found.metrics}
+    found = Comparison.of(THREE)
+    (family,) = found.families
+    best = {metric.name: metric.ranked(found.runs)[0].name for metric in family.metrics}
     assert best == {"size": "both", "speed": "both", "score": "int8", "efficiency": "both"}
-    assert [run.name for run in found.front] == ["int8", "half", "both"]
+    assert [run.name for run in family.front] == ["int8", "half", "both"]
     worse = figures("worse", bytes=30, milliseconds=6.0, score=0.89)
     assert front([figures("a"), worse], ["size", "speed", "score"]) == [figures("a")]
     assert len(front([figures("a"), figures("b")], ["size", "speed"])) == 2, "equal ones beat each other not"
@@ -91,12 +92,12 @@ def test_rankings_and_the_front() -> None:
 
 
 def test_recommendations_follow_the_numbers() -> None:
-    said = [str(advice) for advice in Comparison(THREE).advice]
+    said = [str(advice) for advice in Comparison.of(THREE).advice]
     assert any(
         text.startswith("For the lowest latency take both: 10.00 times as small and 10.00 times") for text in said
     )
     turned = {**THREE, "half": report(400, 0.5, 0.80)}
-    said = [str(advice) for advice in Comparison(turned).advice]
+    said = [str(advice) for advice in Comparison.of(turned).advice]
     assert any(
         text.startswith("For the lowest latency take half: 2.50 times as small and 20.00 times") for text in said
     )
@@ -122,19 +123,19 @@ def test_a_recommendation_for_each_case_and_none_without_it() -> None:
 
 
 def test_every_number_of_a_recommendation_is_a_figure_that_it_rests_on_or_follows_from() -> None:
-    for advice in Comparison(THREE).advice:
+    for advice in Comparison.of(THREE).advice:
         assert advice.rests_on
         for part in advice.rests_on:
             assert re.search(r"\d|not measured", part)
-    lowest = next(advice for advice in Comparison(THREE).advice if "lowest latency" in advice.text)
+    lowest = next(advice for advice in Comparison.of(THREE).advice if "lowest latency" in advice.text)
     assert lowest.rests_on[:2] == ("speed of both: 10.00 x", "size of both: 0.100")
 
 
 def test_runs_of_different_kinds_are_said_to_be() -> None:
-    assert Comparison(THREE).warnings == []
+    assert Comparison.of(THREE).warnings == []
     other = report(1, 1.0, 0.5, model="other")
     other.machine = "another"
-    said = Comparison({**THREE, "other": other}).warnings
+    said = Comparison.of({**THREE, "other": other}).warnings
     assert [text.partition(" (")[0] for text in said] == [
         "the runs have different models",
         "the runs have different machines",
@@ -142,14 +143,16 @@ def test_runs_of_different_kinds_are_said_to_be() -> None:
 
 
 def test_without_scores_decibels_and_the_gain_decide() -> None:
-    found = Comparison({"a": report(250, 4.0, None, 30.0), "b": report(250, 5.0, None, math.inf)})
-    assert [metric.name for metric in found.metrics] == ["size", "speed", "decibels", "gain"]
+    found = Comparison.of({"a": report(250, 4.0, None, 30.0), "b": report(250, 5.0, None, math.inf)})
+    (family,) = found.families
+    assert [metric.name for metric in family.metrics] == ["size", "speed", "decibels", "gain"]
     assert METRICS["decibels"].ranked(found.runs)[0].name == "b"
-    assert "score change" in str(found)
+    assert "SNR dB" in str(found)
+    assert "score" not in str(found), "nobody asked for one"
 
 
 def test_charts_hold_every_run_and_fit_80_columns() -> None:
-    runs = Comparison({**THREE, "unknown": Report("m", [])}).runs
+    runs = Comparison.of({**THREE, "unknown": Report("m", [])}).runs
     text = charts_of(runs)
     assert max(map(len, text.splitlines())) <= 95, "the meaning of the ranking is one sentence"
     for heading in (
@@ -171,10 +174,10 @@ def test_runs_are_read_from_folders_and_written(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(one.to_json())
     found = compare([tmp_path / name for name in THREE])
-    assert list(found.reports) == list(THREE)
-    assert found.runs == Comparison(THREE).runs
+    assert [run.name for run in found.runs] == list(THREE)
+    assert found.runs == Comparison.of(THREE).runs
     written = {file.name for file in found.save(tmp_path / "all")}
-    assert written == {"comparison.md", "comparison.csv", "comparison.html", *DASHBOARDS}
+    assert written == {*COMPARISON_FILES, *DASHBOARDS}
     (tmp_path / "file").touch()
     with pytest.raises(InvalidInput, match="can't make the folder"):
         found.save(tmp_path / "file")
@@ -185,13 +188,13 @@ def test_runs_are_read_from_folders_and_written(tmp_path: Path) -> None:
     (tmp_path / "other" / "int8").mkdir(parents=True)
     (tmp_path / "other" / "int8" / "report.json").write_text(THREE["half"].to_json())
     alike = compare([tmp_path / "int8", tmp_path / "other" / "int8"])
-    assert list(alike.reports) == [str(tmp_path / "int8"), str(tmp_path / "other" / "int8")]
+    assert [run.name for run in alike.runs] == [str(tmp_path / "int8"), str(tmp_path / "other" / "int8")]
 
 
 @pytest.mark.parametrize("name", ["a|b", "<script>alert(1)</script>", "[red]x[/b]", "=1+1", "a\x1b[2J", "$x$"])
 def test_names_of_runs_are_names(name: str, tmp_path: Path) -> None:
-    found = Comparison({name: THREE["int8"], "other": THREE["half"]})
+    found = Comparison.of({name: THREE["int8"], "other": THREE["half"]})
     assert "<script>" not in found.to_markdown()
     assert "\x1b" not in str(found) + found.to_markdown() + found.charts()
     assert found.to_csv().splitlines()[1].startswith(f"'{name}" if name.startswith("=") else name)
-    assert len(found.save(tmp_path / "all")) == 5
+    assert len(found.save(tmp_path / "all")) == 6
