@@ -32,7 +32,7 @@ def main() -> None:
     chosen = options(__doc__ or "", "report_000")
     runs, rows = [], []
     for name, spec in (SMALL if chosen.quick else MODELS).items():
-        found, trainable = measured(name, spec, VARIANTS, chosen.rounds)
+        found, trainable = measured(name, spec, VARIANTS, chosen.rounds, chosen.quick)
         runs += found
         for run in found:
             if run.name in trainable:

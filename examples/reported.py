@@ -54,7 +54,7 @@ def options(description: str, name: str, results: bool = False) -> argparse.Name
         parser.add_argument("--quick", action="store_true", help="read what the benchmark's --quick left in the cache")
     else:
         parser.add_argument("--rounds", type=int, default=30, help="timed calls of each file (%(default)s)")
-        parser.add_argument("--quick", action="store_true", help="a small model and few rounds, to see that it works")
+        parser.add_argument("--quick", action="store_true", help="a small model, a few variants and rounds")
     found = parser.parse_args()
     check_folder(found.output)
     if results:
@@ -68,7 +68,7 @@ def options(description: str, name: str, results: bool = False) -> argparse.Name
 
 
 def measured(
-    name: str, spec: str, variants: Mapping[str, Variant], rounds: int
+    name: str, spec: str, variants: Mapping[str, Variant], rounds: int, quick: bool = False
 ) -> tuple[list[Figures], dict[str, tuple[int, int]]]:
     """Compiles, exports and times every variant in turn with the original; what can't be says why.
 
@@ -77,10 +77,17 @@ def measured(
         spec: builds it, with random weights.
         variants: by name.
         rounds: timed calls of each file.
+        quick: only two variants of each group, memory not measured.
 
     Returns:
         The original and the variants; and by name of the run, trainable parameters before and after.
     """
+    if quick:
+        groups = {
+            variant.group: [label for label in variants if variants[label].group == variant.group]
+            for variant in variants.values()
+        }
+        variants = {label: variants[label] for labels in groups.values() for label in labels[:2]}
     torch.manual_seed(0)
     program = build_program(spec)
     data = random_batches(program.example_inputs, 4)
@@ -95,7 +102,7 @@ def measured(
                 result = lobo_fx.compile(program, variant.passes, calibration_data=data, progress=False)
                 result.report.artifacts["original"] = original
                 file = result.export(Path(folder) / "compiled.onnx", storage=variant.storage)
-                result.benchmark(rounds=rounds)
+                result.benchmark(rounds=rounds, memory=not quick)
             except LoboError as error:
                 runs.append(Figures(label, name, variant.group, " ".join(str(error).split())))
                 continue

@@ -126,15 +126,18 @@ def _beaten(runs: Sequence[Figures]) -> Iterator[Advice]:
     names = ("size", "speed", quality_metric(runs).name)
     best = front(runs, names)
     kept = {run.name for run in best}
+    beaten: dict[str, list[Figures]] = {}
     for run in runs:
-        if run.name in kept or any(METRICS[name].of(run) is None for name in names):
-            continue
-        winner = next(other for other in best if front([other, run], names) == [other])
-        yield Advice(
-            f"Nothing speaks for {run.name}: {winner.name} is no worse in size, speed and {names[2]}, "
-            "and better in one of them.",
-            (*_said(run, *names), *_said(winner, *names)),
-        )
+        if run.name not in kept and all(METRICS[name].of(run) is not None for name in names):
+            winner = next(other for other in best if front([other, run], names) == [other])
+            beaten.setdefault(winner.name, []).append(run)
+    for winner in best:
+        if losers := beaten.get(winner.name):
+            yield Advice(
+                f"Nothing speaks for {', '.join(run.name for run in losers)}: {winner.name} is no worse in size, speed "
+                f"and {names[2]}, and better in one of them.",
+                (*itertools.chain.from_iterable(_said(run, *names) for run in losers), *_said(winner, *names)),
+            )
 
 
 def _slow(runs: Sequence[Figures]) -> Iterator[Advice]:

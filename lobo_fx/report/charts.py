@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["can_draw", "draw", "draw_curve", "plain_label"]
 
 _LONGEST_NAME = 24
+_COLOURS = ("#1f74c9", "#c8501e", "#12875a", "#a24fc7", "#b08a10", "#d0457f", "#1a97a8", "#7a6a53")
+_DASHES = ("-", (0, (1, 1.5)))
+_REFERENCES = ("--", "-.")
 
 
 def can_draw() -> bool:
@@ -48,13 +52,24 @@ def draw(sheet: Sheet) -> bytes:
 def draw_curve(curve: Curve) -> bytes:
     """A PNG with the lines of a curve; references are dashed and grey."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    for index, line in enumerate(curve.lines):
-        style: dict[str, Any] = {"color": "#8a919e", "linestyle": "--"} if line.is_reference else {"color": f"C{index}"}
-        axes.plot(*zip(*line.points, strict=True), marker="o", markersize=4, label=plain_label(line.name, 40), **style)
-    axes.set_yscale("log" if curve.is_log else "linear")
+    numbers = {True: itertools.count(), False: itertools.count()}
+    for line in curve.lines:
+        turn, number = divmod(next(numbers[line.is_reference]), len(_REFERENCES if line.is_reference else _COLOURS))
+        colour = "#8a919e" if line.is_reference else _COLOURS[number]
+        dashes: Any = _REFERENCES[number] if line.is_reference else _DASHES[min(turn, 1)]
+        label = plain_label(line.name, 40)
+        axes.plot(
+            *zip(*line.points, strict=True), marker="o", markersize=4, label=label, color=colour, linestyle=dashes
+        )
+    if curve.is_log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(plain_label(curve.title, 100), loc="left", fontsize="medium", fontweight="bold")
     axes.set_xlabel(plain_label(curve.x_title, 60))
     axes.set_ylabel(plain_label(curve.y_title, 60))

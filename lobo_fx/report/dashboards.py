@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["DASHBOARDS", "dashboards"]
 
 DASHBOARDS = ("dashboard_overview.png", "detailed_comparison.png")
-_FEWEST = 3
+_FEWEST, _MOST = 3, 16
+"""Runs that a picture has room for, and how many it shows at most."""
+_ROOM = (0.25, 0.03)
+"""That a name takes, as shares of what the points span."""
 _COLOURS = ("#8a919e", "#1f5fbf")
 
 
@@ -44,12 +47,19 @@ _PANELS = (
 
 
 def dashboards(runs: Sequence[Figures]) -> dict[str, bytes]:
-    """By name of the file, the overview and the detailed comparison of one or more runs."""
-    return dict(zip(DASHBOARDS, (_overview(runs), _details(runs)), strict=True))
+    """By name of the file, the overview and the detailed comparison of one or more runs.
+
+    Of many, bars show those that no other one beats in size, speed and quality.
+    """
+    shown = list(runs)
+    if len(runs) > _MOST:
+        shown = (front(runs, ["size", "speed", quality_metric(runs).name]) or shown)[:_MOST]
+    said = "" if len(shown) == len(runs) else f"{len(shown)} of {len(runs)} runs, which no other beats in all of it"
+    return dict(zip(DASHBOARDS, (_overview(shown, runs, said), _details(shown, said)), strict=True))
 
 
-def _overview(runs: Sequence[Figures]) -> bytes:
-    """Bars of what is won, and quality against latency."""
+def _overview(runs: Sequence[Figures], all_runs: Sequence[Figures], said: str) -> bytes:
+    """Bars of what is won, and quality against latency of all runs."""
 
     def draw(axes: Any) -> None:
         names = [run.name for run in runs]
@@ -64,12 +74,12 @@ def _overview(runs: Sequence[Figures]) -> bytes:
             [quality.of(run) for run in runs],
             start,
         )
-        _trade_off(axes[1][1], runs, start)
+        _trade_off(axes[1][1], all_runs, start)
 
-    return _picture(draw, (2, 2), (11, 2.4 + 0.6 * max(_FEWEST, len(runs))))
+    return _picture(draw, (2, 2), (11, 2.4 + 0.6 * max(_FEWEST, len(runs))), said)
 
 
-def _details(runs: Sequence[Figures]) -> bytes:
+def _details(runs: Sequence[Figures], said: str) -> bytes:
     """Original and compiled beside each other, quantity by quantity."""
     panels = [panel for panel in _PANELS if panel.always or _is_measured(panel, runs)]
     units = ", ".join(dict.fromkeys(run.unit for run in runs))
@@ -83,10 +93,13 @@ def _details(runs: Sequence[Figures]) -> bytes:
                 values = [getattr(run, name) for run in runs]
                 _row(place, [at + offset for at in range(len(runs))], values, 0.36, colour, panel.scale, label)
             _named(place, panel.title.format(units=units), [run.name for run in runs])
-        axes.flat[0].legend(fontsize="small")
+        place = axes.flat[0]
+        place.figure.legend(
+            *place.get_legend_handles_labels(), loc="upper right", ncols=2, fontsize="small", frameon=False
+        )
 
     lines = math.ceil(len(panels) / 2)
-    return _picture(draw, (lines, 2), (11, lines * (1.2 + 0.4 * max(_FEWEST, len(runs)))))
+    return _picture(draw, (lines, 2), (11, lines * (1.2 + 0.4 * max(_FEWEST, len(runs)))), said)
 
 
 def _is_measured(panel: _Panel, runs: Sequence[Figures]) -> bool:
@@ -95,14 +108,17 @@ def _is_measured(panel: _Panel, runs: Sequence[Figures]) -> bool:
     return any(getattr(run, panel.name) is not None for run in counted)
 
 
-def _picture(draw: Callable[[Any], None], grid: tuple[int, int], size: tuple[float, float]) -> bytes:
+def _picture(draw: Callable[[Any], None], grid: tuple[int, int], size: tuple[float, float], said: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure, stream = Figure(figsize=size), io.BytesIO()
-    top = 0.35 / size[1]  # room for titles and names by hand: matplotlib's own layouts draw everything twice
+    top = (0.5 + 0.2 * bool(said)) / size[
+        1
+    ]  # room for titles and names by hand: matplotlib's own layouts draw everything twice
     figure.subplots_adjust(
-        left=0.17, right=0.98, wspace=0.55, top=1 - top, bottom=1.5 * top, hspace=0.9 / size[1] * 2.2
+        left=0.17, right=0.98, wspace=0.55, top=1 - top, bottom=0.53 / size[1], hspace=0.9 / size[1] * 2.2
     )
+    figure.text(0.01, 1 - 0.25 / size[1], said, fontsize="small")
     with quiet():  # of letters that the font lacks
         draw(figure.subplots(*grid))
         figure.savefig(stream, format="png", dpi=90)
@@ -128,7 +144,7 @@ def _row(
     """Bars with their numbers; what was not measured says so, and has none."""
     known = [value / scale if value is not None and math.isfinite(value) else 0.0 for value in values]
     drawn = axes.barh(places, known, height, color=colour, label=label)
-    texts = ["not measured" if value is None else f"{value / scale:,.4g}" for value in values]
+    texts = ["not measured" if value is None else f"{value / scale:,.3g}" for value in values]
     axes.bar_label(drawn, texts, padding=3, fontsize="x-small")
     axes.margins(x=0.25)
 
@@ -147,11 +163,20 @@ def _trade_off(axes: Axes, runs: Sequence[Figures], start: float | None) -> None
         axes.annotate("original", (1.0, start), (4, 4), textcoords="offset points", fontsize="x-small")
     quality = quality_metric(runs)
     best = {run.name for run in front(runs, ["speed", quality.name])}
-    for run in runs:
-        x, y = METRICS["speed"].of(run), quality.of(run)
-        if x is not None and y is not None and math.isfinite(y):
-            axes.scatter([x], [y], color=_COLOURS[run.name in best], zorder=2)
-            axes.annotate(plain_label(run.name), (x, y), (4, 4), textcoords="offset points", fontsize="x-small")
+    known = [(run, METRICS["speed"].of(run), quality.of(run)) for run in runs]
+    points = [(run, x, y) for run, x, y in known if x is not None and y is not None and math.isfinite(y)]
+    speeds, levels = [x for _, x, _ in points] or [0.0], [y for _, _, y in points] or [0.0]
+    middle = (min(speeds) + max(speeds)) / 2
+    room = _ROOM[0] * (max(speeds) - min(speeds)), _ROOM[1] * (max(levels) - min(levels))
+    named: list[tuple[float, float]] = []
+    for run, x, y in sorted(points, key=lambda point: point[0].name not in best):
+        axes.scatter([x], [y], color=_COLOURS[run.name in best], zorder=2)
+        if not any(abs(x - other) < room[0] and abs(y - level) < room[1] for other, level in named):
+            side, offset = ("right", (-5, 4)) if x > middle else ("left", (4, 4))
+            axes.annotate(
+                plain_label(run.name), (x, y), offset, textcoords="offset points", fontsize="x-small", ha=side
+            )
+            named.append((x, y))
     axes.set_title("Trade-off (blue: the front)", loc="left", fontsize="medium", fontweight="bold")
     axes.set_xlabel("times as fast", fontsize="small")
     axes.set_ylabel(quality.name, fontsize="small")

@@ -238,12 +238,12 @@ class Metric:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("size", lambda run: run.share, "{:.3f}", True, "size of the file as a share of the original's"),
+        Metric("size", lambda run: run.share, "{:.1%}", True, "size of the file as a share of the original's"),
         Metric("speed", lambda run: run.faster, "{:.2f} x", False, "the original's median latency over this one's"),
         Metric(
             "memory",
             lambda run: _quotient(run.added_memory, run.original_added_memory),
-            "{:.3f}",
+            "{:.1%}",
             True,
             "memory that loading and running the file takes, as a share of the original's",
         ),

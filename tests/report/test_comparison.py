@@ -128,7 +128,7 @@ def test_every_number_of_a_recommendation_is_a_figure_that_it_rests_on_or_follow
         for part in advice.rests_on:
             assert re.search(r"\d|not measured", part)
     lowest = next(advice for advice in Comparison.of(THREE).advice if "lowest latency" in advice.text)
-    assert lowest.rests_on[:2] == ("speed of both: 10.00 x", "size of both: 0.100")
+    assert lowest.rests_on[:2] == ("speed of both: 10.00 x", "size of both: 10.0%")
 
 
 def test_runs_of_different_kinds_are_said_to_be() -> None:
