@@ -13,13 +13,14 @@ from typing import Any
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import check_folder, file_name, write_files
-from lobo_fx.report.advice import Advice, advise
+from lobo_fx.report.advice import Advice
 from lobo_fx.report.cells import Grid, Source
 from lobo_fx.report.charts import can_draw, draw_curve
 from lobo_fx.report.comparison_page import comparison_page
 from lobo_fx.report.curves import Curve, removal_curve
 from lobo_fx.report.dashboards import dashboards
-from lobo_fx.report.figures import METRICS, ROWS, Figures, Metric, families, front, quality_metric, ranking_metric
+from lobo_fx.report.family import Family
+from lobo_fx.report.figures import METRICS, Figures, families
 from lobo_fx.report.grids import sheet_grids
 from lobo_fx.report.html import can_render
 from lobo_fx.report.json import as_json
@@ -30,51 +31,11 @@ from lobo_fx.report.report import Report, plain_cell
 from lobo_fx.report.run_grids import best_grid, grid_table, ranking_grid, runs_grid, trade_off_grid
 from lobo_fx.terminal.tables import escape, printable, render, to_markdown
 
-__all__ = ["COMPARISON_FILES", "Comparison", "Family", "compare", "read_runs"]
+__all__ = ["COMPARISON_FILES", "Comparison", "compare", "read_runs"]
 
 COMPARISON_FILES = ("comparison.md", "comparison.csv", "comparison.json", "comparison.html")
 
 _DERIVED = ("share", "faster", "change", "kept", "removed", "gain", "efficiency")
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """Runs that are put in one order.
-
-    Attributes:
-        name: of their model, where there are several families; else empty.
-        places: of the runs in the comparison.
-        runs: the figures.
-        score: what their score is, in words.
-    """
-
-    name: str
-    places: Sequence[int]
-    runs: Sequence[Figures]
-    score: str
-
-    @property
-    def quality(self) -> Metric:
-        """What tells how good they are."""
-        found = quality_metric(self.runs)
-        return dataclasses.replace(found, meaning=self.score) if found.name == "score" else found
-
-    @property
-    def metrics(self) -> list[Metric]:
-        """What they are ranked by; by memory where it was measured, by rates where more than rows were counted."""
-        measured = [METRICS["memory"]] if any(run.added_memory is not None for run in self.runs) else []
-        timed = [METRICS["rate"]] if any(run.unit != ROWS for run in self.runs) else []
-        return [METRICS["size"], METRICS["speed"], *measured, *timed, self.quality, ranking_metric(self.runs)]
-
-    @property
-    def front(self) -> list[Figures]:
-        """Runs that no other one beats in size, speed and quality alike."""
-        return front(self.runs, ["size", "speed", self.quality.name])
-
-    @property
-    def advice(self) -> list[Advice]:
-        """Recommendations that follow from the figures."""
-        return advise(self.runs)
 
 
 @dataclasses.dataclass(frozen=True)

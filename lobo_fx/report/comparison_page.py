@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lobo_fx.report.cells import Source
 from lobo_fx.report.curves import Curve, Plot
+from lobo_fx.report.family import Family
 from lobo_fx.report.figures import Figures
 from lobo_fx.report.grids import sheet_grids
 from lobo_fx.report.html import fill
 from lobo_fx.report.run_grids import PLACES, best_grid, runs_grid
 from lobo_fx.report.scatter import Point, Scatter
-
-if TYPE_CHECKING:
-    from lobo_fx.report.comparison import Family
 
 __all__ = ["comparison_page"]
 

@@ -41,7 +41,7 @@ def new_table(title: str, columns: list[str]) -> Table:
 def to_markdown(table: Table) -> str:
     """The table in GitHub's markdown."""
     columns = [list(column.cells) for column in table.columns]
-    lines = [[str(column.header) for column in table.columns], ["---"] + ["---:"] * (len(columns) - 1)]
+    lines = [[escape(str(column.header)) for column in table.columns], ["---"] + ["---:"] * (len(columns) - 1)]
     lines += [[escape(str(cell)) for cell in cells] for cells in zip(*columns, strict=True)]
     title = f"{escape(str(table.title))}\n\n" if table.title else ""
     return title + "".join(f"| {' | '.join(line)} |\n" for line in lines)

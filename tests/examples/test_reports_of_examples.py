@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import json
 import math
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lobo_fx.report.comparison import COMPARISON_FILES
 from lobo_fx.report.dashboards import DASHBOARDS
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "examples"
 Read = dict[str, tuple[Path, dict[str, Any]]]
 READING = ("report_001", "report_003", "report_004")
 
@@ -73,7 +74,7 @@ def written(name: str, output: Path, *arguments: str) -> dict[str, Any]:
     """The record that an example writes; all forms are there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name, "-o", str(output), *arguments])
-        importlib.import_module(name).main()
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
     names = {file.name for file in output.iterdir()}
     assert names >= set(COMPARISON_FILES)
     for picture in DASHBOARDS:
@@ -210,7 +211,7 @@ def test_results_that_are_missing_are_not_made_up(
     for arguments in ([], ["--quick"]):
         monkeypatch.setattr(sys, "argv", [name, "-o", str(tmp_path / "out"), *arguments])
         with pytest.raises(SystemExit) as stopped:
-            importlib.import_module(name).main()
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
         assert str(stopped.value) == " ".join(["not measured: run python", f"benchmarks/{name}.py", *arguments])
     assert list(tmp_path.rglob("comparison.*")) == []
     assert capsys.readouterr().out == ""
