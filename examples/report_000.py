@@ -30,17 +30,18 @@ COLUMNS = ["parameters", "after", "change", "trainable", "after", "change", "fil
 def main() -> None:
     """Measures every model in turn with its variants."""
     chosen = options(__doc__ or "", "report_000")
-    runs, rows = [], []
+    runs, rows, remarks = [], [], []
     for name, spec in (SMALL if chosen.quick else MODELS).items():
-        found, trainable = measured(name, spec, VARIANTS, chosen.rounds, chosen.quick)
-        runs += found
-        for run in found:
-            if run.name in trainable:
+        found = measured(name, spec, VARIANTS, chosen.rounds, chosen.quick)
+        runs += found.runs
+        remarks.append(found.remark)
+        for run in found.runs:
+            if run.name in found.trainable:
                 counts = (run.original_parameters, run.parameters)
                 sizes = ((run.original_bytes or 0) / MEGABYTE, (run.bytes or 0) / MEGABYTE)
                 cells = [
                     (before, after, f"{after / before - 1:+.1%}")
-                    for before, after in (counts, trainable[run.name], sizes)
+                    for before, after in (counts, found.trainable[run.name], sizes)
                     if before is not None and after is not None
                 ]
                 rows.append((f"{name}, {run.name}", *(cell for three in cells for cell in three)))
@@ -50,7 +51,8 @@ def main() -> None:
         remarks=[
             "Weights are random (seed 0): sizes, latencies and memory are real, accuracies are not measured; decibels "
             "compare outputs with the original's. A run came through if it compiled, its outputs have the original's "
-            "shapes, and its file agrees with PyTorch."
+            "shapes, and its file agrees with PyTorch.",
+            *remarks,
         ],
         sheets=[Sheet("before and after", ("run", *COLUMNS), tuple(rows))],
     )

@@ -32,12 +32,13 @@ def main() -> None:
     """Measures every ratio in turn with the original."""
     chosen = options(__doc__ or "", "report_002")
     (name, spec), *_ = (SMALL if chosen.quick else MODELS).items()
-    runs, _ = measured(name, spec, VARIANTS, chosen.rounds, chosen.quick)
+    found = measured(name, spec, VARIANTS, chosen.rounds, chosen.quick)
     remark = (
         f"{name} with random weights (seed 0): sizes, latencies and memory are real, accuracies are not measured; "
         "decibels compare outputs with the original's. Each run is timed in turn with the original."
     )
-    show(Comparison(runs, "Report 002: pruning ratios and quantization", remarks=[remark]), chosen.output)
+    title = "Report 002: pruning ratios and quantization"
+    show(Comparison(found.runs, title, remarks=[remark, found.remark]), chosen.output)
 
 
 if __name__ == "__main__":

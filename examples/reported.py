@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from tasks.training import default_cache
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import lobo_fx
-from lobo_fx import LoboError, Pass
+from lobo_fx import LoboError, Pass, Program
 from lobo_fx.files import check_folder, read_json
+from lobo_fx.graph.inputs import Inputs
 from lobo_fx.measures.latency import MEGABYTE
 from lobo_fx.report.comparison import Comparison
 from lobo_fx.report.figures import Conditions, Figures
@@ -37,6 +39,21 @@ class Variant:
     group: str
     passes: Sequence[Pass]
     storage: str = "dense"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured of a model.
+
+    Attributes:
+        runs: the original, then the variants.
+        trainable: by name of the run, trainable parameters before and after.
+        remark: how faithful outputs would be that never change, which decibels are to be read beside.
+    """
+
+    runs: list[Figures]
+    trainable: dict[str, tuple[int, int]]
+    remark: str
 
 
 def small() -> tuple[nn.Module, torch.Tensor]:
@@ -67,9 +84,7 @@ def options(description: str, name: str, results: bool = False) -> argparse.Name
     return found
 
 
-def measured(
-    name: str, spec: str, variants: Mapping[str, Variant], rounds: int, quick: bool = False
-) -> tuple[list[Figures], dict[str, tuple[int, int]]]:
+def measured(name: str, spec: str, variants: Mapping[str, Variant], rounds: int, quick: bool = False) -> Measured:
     """Compiles, exports and times every variant in turn with the original; what can't be says why.
 
     Args:
@@ -78,9 +93,6 @@ def measured(
         variants: by name.
         rounds: timed calls of each file.
         quick: only two variants of each group, memory not measured.
-
-    Returns:
-        The original and the variants; and by name of the run, trainable parameters before and after.
     """
     if quick:
         groups = {
@@ -116,7 +128,17 @@ def measured(
                 )
             )
             trainable[label] = _trainable(nothing.module), _trainable(result.module)
-    return [*(as_original(run) for run in [run for run in runs if not run.fault][:1]), *runs], trainable
+    first = [as_original(run) for run in runs if not run.fault][:1]
+    remark = f"{name}: outputs that never change would have {constant_decibels(program, data):.1f} dB."
+    return Measured([*first, *runs], trainable, remark)
+
+
+def constant_decibels(program: Program, data: Sequence[Inputs]) -> float:
+    """Signal-to-noise ratio of the outputs' mean over all rows: random weights hardly tell inputs apart."""
+    with torch.no_grad():
+        found = [next(leaf for leaf in tree_leaves(program.run(batch)) if leaf.is_floating_point()) for batch in data]
+    outputs = torch.cat(found).double()
+    return float(10 * torch.log10(outputs.square().mean() / (outputs - outputs.mean(0)).square().mean()))
 
 
 def _trainable(module: nn.Module) -> int:

@@ -35,6 +35,9 @@ __all__ = ["COMPARISON_FILES", "Comparison", "compare", "read_runs"]
 
 COMPARISON_FILES = ("comparison.md", "comparison.csv", "comparison.json", "comparison.html")
 
+_UNSTEADY = 1.3
+"""How many times the least latency of an original another run's may be."""
+
 _DERIVED = ("share", "faster", "change", "kept", "removed", "gain", "efficiency")
 
 
@@ -92,7 +95,7 @@ class Comparison:
             "compare shares and ratios, not sizes and times"
             for kind, found in kinds.items()
             if len(found) > 1
-        ]
+        ] + [text for family in self.families if (text := _unsteady(family.runs))]
 
     @property
     def tally(self) -> str:
@@ -238,6 +241,17 @@ def read_runs(folders: Sequence[str | Path]) -> dict[str, Report]:
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     return {name: read_report(path) for name, path in zip(names, paths, strict=True)}
+
+
+def _unsteady(runs: Sequence[Figures]) -> str:
+    """Says that one original took different times, as on a machine with other work."""
+    times = [run.original_milliseconds for run in runs if run.original_milliseconds is not None]
+    if len({run.model for run in runs}) > 1 or not times or max(times) < _UNSTEADY * min(times):
+        return ""
+    return (
+        f"the original of {runs[0].model} took {min(times):.3g} to {max(times):.3g} ms: other work slowed some runs; "
+        "compare times as fast, which are measured in turn, not milliseconds"
+    )
 
 
 def _untitled(grid: Grid) -> Grid:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lobo_fx.measures.latency import MEGABYTE
 from lobo_fx.report.charts import plain_label
-from lobo_fx.report.figures import METRICS, ROWS, Figures, front, quality_metric
+from lobo_fx.report.figures import METRICS, ROWS, Figures, front, quality_metric, ranking_metric
 from lobo_fx.terminal.quiet import quiet
 
 if TYPE_CHECKING:
@@ -49,12 +49,19 @@ _PANELS = (
 def dashboards(runs: Sequence[Figures]) -> dict[str, bytes]:
     """By name of the file, the overview and the detailed comparison of one or more runs.
 
-    Of many, bars show those that no other one beats in size, speed and quality.
+    Of many, bars show those that no other one beats in size, speed and quality, then the best.
     """
     shown = list(runs)
     if len(runs) > _MOST:
-        shown = (front(runs, ["size", "speed", quality_metric(runs).name]) or shown)[:_MOST]
-    said = "" if len(shown) == len(runs) else f"{len(shown)} of {len(runs)} runs, which no other beats in all of it"
+        shown = front(runs, ["size", "speed", quality_metric(runs).name])
+        shown = [*shown, *(run for run in ranking_metric(runs).ranked(runs) if run not in shown)][:_MOST] or list(
+            runs[:_MOST]
+        )
+    said = (
+        ""
+        if len(shown) == len(runs)
+        else f"{len(shown)} of {len(runs)} runs: the front, then by {ranking_metric(runs).name}"
+    )
     return dict(zip(DASHBOARDS, (_overview(shown, runs, said), _details(shown, said)), strict=True))
 
 

@@ -232,7 +232,7 @@ class Metric:
     def shown(self, run: Figures) -> str:
         """The value of a run in words."""
         value = self.of(run)
-        return "not measured" if value is None else self.unit.format(value)
+        return "not measured" if value is None else "∞" if value == math.inf else self.unit.format(value)
 
 
 METRICS = {
