@@ -50,7 +50,7 @@ def variants(training: dict[str, Any]) -> Sequence[Variant]:
     rows.append(Variant("dynamic_int8", "", [passes.QuantizeDynamic()]))
     rows.append(Variant("static_int8", "", [passes.QuantizeStatic()]))
     rows.append(Variant("qat_int8", "", [passes.QuantizationAwareTraining(**training)]))
-    rows += [Variant(name, "", [passes.QuantizeWeights(name)]) for name in FORMATS]  # type: ignore[arg-type]
+    rows += [Variant(name, "", [passes.QuantizeWeights(name)]) for name in FORMATS]
     for width in (0.25, 0.1, 0.05):
         student = passes.Student(width=width, start="fresh")
         rows.append(Variant(f"student_{width}", "alone", [student, tuned]))

@@ -339,7 +339,7 @@ PUBLIC = {
         Random Scorer SecondOrder Taylor resolve
     """,
     "lobo_fx.plugins.protocols": """
-        ArraySpec Arrays Exporter Runtime Session
+        ArraySpec Arrays ChecksPrograms Exporter Runtime Session
     """,
     "lobo_fx.plugins.registry": """
         EXPORTERS PASSES RUNTIMES Registry snake_case

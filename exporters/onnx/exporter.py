@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,6 @@ from lobo_fx.exporters.onnx.cleanup import clean, strip_metadata
 from lobo_fx.exporters.onnx.names import name_nodes
 from lobo_fx.exporters.onnx.nodes import file_graph
 from lobo_fx.exporters.onnx.packing import NARROW_TYPES, SHARED_BYTES, PackedWeight, pack
-from lobo_fx.exporters.onnx.placeholders import translations
 from lobo_fx.exporters.onnx.preparation import (
     with_drawn_dropout,
     with_plain_attention,
@@ -27,7 +26,8 @@ from lobo_fx.exporters.onnx.preparation import (
     with_rounded_weights,
     without_gradients,
 )
-from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS, refuse_projections
+from lobo_fx.exporters.onnx.recurrent import refuse_projections
+from lobo_fx.exporters.onnx.translations import Translations, no_form, refuse_untranslated, translation_table
 from lobo_fx.exporters.onnx.versions import lower_versions, needs
 from lobo_fx.exporters.onnx.weights_beside import name_weights
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, kernels
@@ -85,7 +85,7 @@ class OnnxExporter:
 
     suffix: ClassVar[str] = ".onnx"
     opset: int | None = None
-    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None
+    translations: Translations | None = None
     external_data: bool | None = None
     storage: Literal["dense", "packed"] = "dense"
     values: Literal["float16", "bfloat16"] | None = None
@@ -109,11 +109,8 @@ class OnnxExporter:
             ExportError: an operator has no ONNX form, or the file disagrees with PyTorch; nothing is left.
         """
         path = followed(path)
-        _check_weights(program)
+        self.check_program(program)
         program, rounding = self._as_stored(program)
-        _check_outputs(program)
-        _check_attention(program)
-        refuse_projections(program)
         with written_beside(path, [f"{path.name}{SUFFIX}"]) as folder:
             model = self._translate(program)
             opset = model.model.opset_imports[""]
@@ -143,6 +140,18 @@ class OnnxExporter:
             details["packed"] = _saved(packed) | rounding
         return Artifact(path, files, size, parity, details)
 
+    def check_program(self, program: Program) -> None:
+        """Refuses what has no ONNX form, before passes are run or a file is begun; see `ChecksPrograms`.
+
+        Raises:
+            ExportError: names the operator, weight or output.
+        """
+        _check_weights(program)
+        _check_outputs(program)
+        _check_attention(program)
+        refuse_projections(program)
+        refuse_untranslated(program, translation_table(self.translations))
+
     def check(self, program: Program, path: Path, session: Session) -> tuple[float, dict[str, Any]]:
         """Compares a file that was changed since `export` wrote it, as that does; see `ChecksFiles`.
 
@@ -170,7 +179,7 @@ class OnnxExporter:
                     dynamo=True,
                     verbose=False,
                     opset_version=self.opset,
-                    custom_translation_table={**translations(), **RECURRENT_TRANSLATIONS, **(self.translations or {})},
+                    custom_translation_table=translation_table(self.translations),
                     input_names=[spec.name for spec in program.signature.inputs if spec],
                     output_names=[spec.name for spec in program.signature.outputs if spec],
                 )
@@ -342,11 +351,7 @@ def _explain(program: Program, error: Exception) -> str:
         return f"torch.onnx can't translate the program: {lines[-1] if lines else type(error).__name__}"
     operator = f"{unknown[1]}.{unknown[2]}"
     users = [describe(node) for node in program.graph.nodes if str(node.target) == operator]
-    where = users[0] if users else operator
-    return (
-        f"{where} has no ONNX form. Give one with OnnxExporter(translations={{torch.ops.{operator}: function}}), "
-        "where function is written with onnxscript"
-    )
+    return no_form(users[0] if users else operator, operator)
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

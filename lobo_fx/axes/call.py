@@ -194,7 +194,8 @@ def axis_rule(*targets: object, zeros: Zeros | str | None = None) -> Callable[[R
     def register(rule: Rule) -> Rule:
         for target in targets:
             if target in RULES:
-                raise InvalidInput(f"{target} has an axis rule already: {RULES[target].rule.__name__}")
+                known = RULES[target].rule
+                raise InvalidInput(f"{target} has an axis rule already: {known.__name__} of {known.__module__}")
             RULES[target] = Entry(rule, any_of(zeros) if isinstance(zeros, str) else zeros)
         return rule
 

@@ -11,6 +11,7 @@ import lobo_fx.axes.rules  # noqa: F401  fills the table
 from lobo_fx.axes.axis import Axis, AxisError
 from lobo_fx.axes.call import Axes, Call, Findings, lock_all, rule_of, sizes_of, zeros_of
 from lobo_fx.axes.kinds import mark_linear_layers
+from lobo_fx.axes.plugged import load_plugged_rules
 from lobo_fx.axes.zeros import mark_inexact_zeros
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.operators import arguments
@@ -45,6 +46,7 @@ class Inference:
         Raises:
             InvalidInput: `strict`, and an operator has no rule.
         """
+        load_plugged_rules()
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 self.values[node] = self._fixed_axes(node.meta.get("val"), "it is an input")

@@ -100,6 +100,7 @@ def compile(
     from lobo_fx.contracts.tuning import read_tuning
     from lobo_fx.files import check_folder, check_writable, make_folder
     from lobo_fx.plugins.exporters import exporter_of
+    from lobo_fx.plugins.protocols import ChecksPrograms
     from lobo_fx.plugins.registry import PASSES, RUNTIMES
     from lobo_fx.plugins.tuning import Tuning
     from lobo_fx.report.report import REPORT_FILES
@@ -128,6 +129,8 @@ def compile(
     tracing = read_tracing(example_inputs, dynamic)
     given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate, higher_is_better)
     program, notes = read_program(model, checkpoint, seed, tracing, outputs, float32, chosen, given, batches)
+    if isinstance(writer, ChecksPrograms):
+        writer.check_program(program)
     result = lobo_fx.compile(program, chosen, seed=seed, workdir=workdir, **given)
     result.report.model = model
     result.report.notes[:0] = map(Note, notes)

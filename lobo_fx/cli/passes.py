@@ -31,15 +31,17 @@ def passes(
         known = next((own for own in PASSES.names() if PASSES.get(own) is kind), name)
         entry = _facts(known, kind)
         return Answer(lambda verbose: _one(entry), lambda: entry)
-    entries = [_facts(known, PASSES.get(known)) for known in PASSES.names()]
+    kinds, failures = PASSES.loadable()
+    entries = [_facts(known, kind) for known, kind in kinds.items()]
 
     def text(verbose: bool) -> str:
         if verbose:
             return "\n".join(_one(entry) for entry in entries)
         shown = [(entry["name"], {"": entry["summary"], "needs": ", ".join(entry["needs"])}) for entry in entries]
-        return f"{records(shown)}\n`lobo-fx passes NAME` shows the settings of one; `lobo-fx recipes` lists recipes."
+        said = "".join(f"\n{failure}" for failure in failures)
+        return f"{records(shown)}{said}\n`lobo-fx passes NAME` shows the settings of one; `lobo-fx recipes` lists recipes."
 
-    return Answer(text, lambda: {"passes": entries, "recipes": builtin_recipes()})
+    return Answer(text, lambda: {"passes": entries, "recipes": builtin_recipes(), "failures": failures})
 
 
 def _facts(name: str, kind: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import float_outputs
 from lobo_fx.plugins.registry import snake_case
+from lobo_fx.plugins.settings import check_settings
 
 __all__ = ["EXACT_TOLERANCE", "Pass", "Promise", "exact_tolerance", "shown"]
 
@@ -48,6 +49,9 @@ class Promise(enum.Enum):
 class Pass(abc.ABC):
     """A rewrite. Subclass it as a frozen dataclass whose fields are the settings.
 
+    Settings are held against their types as a pass is made (`lobo_fx.plugins.settings`): `Literal["row", "column"]`,
+    `Annotated[float, Range(above=0, most=1)]`. A `__post_init__` of its own calls `super().__post_init__()` first.
+
     A pass gets the compiler's own copy of the model and may change it freely. What it returns is
     verified before the next pass sees it: shapes, inputs, outputs, and the promise.
 
@@ -59,6 +63,9 @@ class Pass(abc.ABC):
     """
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def needs(self) -> tuple[str, ...]:

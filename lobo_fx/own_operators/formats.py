@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import torch
 
+from lobo_fx.errors import InvalidInput
+from lobo_fx.plugins.registry import Registry
+
 __all__ = ["FORMATS", "Format", "pack", "unit", "unpack"]
+
+
+_BITS = (2, 3, 4, 6, 8)
+"""Widths that can be packed: so many codes as fill whole bytes fit a word."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +28,9 @@ class Format:
 
     Attributes:
         name: as passes and files call it.
-        bits: width of a code.
-        magnitudes: for a sign-magnitude format, what the codes without a sign stand for, ascending and finite;
-            empty for integers, whose values are the codes less a zero point.
+        bits: width of a code, 2, 3, 4, 6 or 8.
+        magnitudes: for a sign-magnitude format, what the codes without a sign stand for, zero first, ascending and
+            finite; empty for integers, whose values are the codes less a zero point.
         limits: smallest and largest code of an integer format; int8 is symmetric.
     """
 
@@ -30,6 +38,17 @@ class Format:
     bits: int
     magnitudes: tuple[float, ...] = ()
     limits: tuple[int, int] = (-127, 127)
+
+    def __post_init__(self) -> None:
+        if self.bits not in _BITS:
+            raise InvalidInput(f"{self.name}: bits is {self.bits!r}; it must be one of {', '.join(map(str, _BITS))}")
+        values = self.magnitudes
+        ascend = all(low < high for low, high in itertools.pairwise(values))
+        most = 2 ** (self.bits - 1)
+        if values and not (values[0] == 0 and ascend and values[-1] < math.inf and len(values) <= most):
+            raise InvalidInput(
+                f"{self.name}: magnitudes must start at zero, ascend and be finite, and be at most {most}"
+            )
 
     @property
     def is_integer(self) -> bool:
@@ -103,19 +122,21 @@ def _logarithmic(bits: int) -> tuple[float, ...]:
     return (0.0, *powers.float().tolist())
 
 
-FORMATS: dict[str, Format] = {
-    format.name: format
-    for format in (
-        Format("int8", 8),
-        Format("int4", 4, limits=(0, 15)),
-        Format("log2_4", 4, _logarithmic(4)),
-        Format("log2_6", 6, _logarithmic(6)),
-        Format("log2_8", 8, _logarithmic(8)),
-        Format("e4m3", 8, _minifloat(4, 3, codes_left_out=1)),  # OCP's: NaN, but no infinity
-        Format("e5m2", 8, _minifloat(5, 2, codes_left_out=4)),
-        Format("e3m4", 8, _minifloat(3, 4, codes_left_out=16)),
-    )
-}
+_OWN = (
+    Format("int8", 8),
+    Format("int4", 4, limits=(0, 15)),
+    Format("log2_4", 4, _logarithmic(4)),
+    Format("log2_6", 6, _logarithmic(6)),
+    Format("log2_8", 8, _logarithmic(8)),
+    Format("e4m3", 8, _minifloat(4, 3, codes_left_out=1)),  # OCP's: NaN, but no infinity
+    Format("e5m2", 8, _minifloat(5, 2, codes_left_out=4)),
+    Format("e3m4", 8, _minifloat(3, 4, codes_left_out=16)),
+)
+FORMATS: Registry[Format] = Registry(
+    "number format", "lobo_fx.number_formats", own={format.name: format for format in _OWN}
+)
+"""By name, as `QuantizeWeights(format=...)` takes them. One of another package has magnitudes, and is called as it
+is registered."""
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -123,7 +144,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
     Args:
         codes: unsigned, `[rows, columns]`.
-        bits: 4 or 6; 8 returns the codes as they are.
+        bits: of a code; 8 returns the codes as they are.
     """
     if bits == 8:
         return codes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a process that only runs a file needs no PyTorch
     from lobo_fx.graph.program import Program
     from lobo_fx.plugins.artifact import Artifact
 
-__all__ = ["ArraySpec", "Arrays", "Exporter", "Runtime", "Session"]
+__all__ = ["ArraySpec", "Arrays", "ChecksPrograms", "Exporter", "Runtime", "Session"]
 
 
 class Exporter(Protocol):
@@ -28,6 +28,18 @@ class Exporter(Protocol):
 
         Raises:
             ExportError: the program can't be written, or the file disagrees with PyTorch; nothing is left.
+        """
+
+
+@runtime_checkable
+class ChecksPrograms(Protocol):
+    """An exporter that can tell what it will refuse, before passes run."""
+
+    def check_program(self, program: Program) -> None:
+        """Refuses a program that can't be written.
+
+        Raises:
+            ExportError: names what has no form in the format, where the user has it, and what to do.
         """
 
 

@@ -27,7 +27,7 @@ from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.memory import peak_memory
 from lobo_fx.passes.goal.latency_model import LatencyModel
-from lobo_fx.passes.goal.plan import in_few_bits, with_firsts
+from lobo_fx.passes.goal.plan import with_firsts
 from lobo_fx.passes.goal.ranks import RankAxis, find_ranks
 from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Options
@@ -38,6 +38,7 @@ from lobo_fx.passes.quantization.integers.kernels import kernel_table, one_row
 from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
 from lobo_fx.passes.quantization.mixed_precision import ever_fewer
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, fused_where_faster
+from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.plugins.kernels import ProfilesNodes
 from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
 
@@ -269,7 +270,7 @@ class FileCosts:
     def stored(self, weights: str, program: Program, context: Context) -> Program:
         """A program with weights in few bits, rounded without data."""
         program = fused_where_faster(program, self.table, context)
-        return in_few_bits(weights, self.settings.costs, "round").run(program, context)
+        return QuantizeWeights(weights, method="round", costs=self.settings.costs).run(program, context)
 
     def measure(self, program: Program) -> dict[str, float]:
         """What a program's file takes, as shares of the original's."""

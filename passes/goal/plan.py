@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -26,7 +26,7 @@ from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded, 
 from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.terminal.tables import new_table, render
 
-__all__ = ["GoalPlan", "in_few_bits", "shapes_of", "with_firsts"]
+__all__ = ["GoalPlan", "shapes_of", "with_firsts"]
 
 _FORMAT = 1
 
@@ -80,7 +80,7 @@ class GoalPlan:
             propagate(program.module)
         if self.integers is None:
             program = fused_where_faster(program, open_table(quantizer.costs), context)
-            return program if self.weights is None else in_few_bits(self.weights, quantizer.costs).run(program, context)
+            return program if self.weights is None else QuantizeWeights(self.weights, costs=quantizer.costs).run(program, context)
         program, choices = quantizer.simplify(program, context)
         placement = choices.exactly(with_firsts(self.integers))
         if missing := set(self.integers) - placement.integer.keys():
@@ -136,7 +136,7 @@ class GoalPlan:
             ranks = {str(name): int(rank) for name, rank in content.get("ranks", {}).items()}
             weights = content.get("weights")
             if weights is not None:
-                in_few_bits(weights, None)  # refused here
+                QuantizeWeights(weights)  # refused here
             quantizer = QuantizeStatic(**content.get("quantizer", {}))
             shapes = {str(name): tuple(map(int, shape)) for name, shape in content.get("shapes", {}).items()}
             return cls(pruning, integers, str(content["runtime"]), expected, ranks, weights, shapes, quantizer)
@@ -158,11 +158,6 @@ class GoalPlan:
             table.add_row(f"rank of {name}", str(rank))
         table.add_row("weights", self.weights or ("float" if self.integers is None else "int8"))
         return render(table) + str(self.pruning)
-
-
-def in_few_bits(format: Any, costs: str | None, method: Literal["auto", "round"] = "auto") -> QuantizeWeights:
-    """What stores weights in a format, whose name is checked."""
-    return QuantizeWeights(format, method=method, costs=costs)
 
 
 def shapes_of(program: Program) -> dict[str, tuple[int, ...]]:

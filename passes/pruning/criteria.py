@@ -21,6 +21,8 @@ from lobo_fx.graph.layers import weight_uses
 from lobo_fx.graph.operators import aten
 from lobo_fx.passes.fitting.statistics import gradients, input_norms
 from lobo_fx.passes.pruning.second_order import eliminations
+from lobo_fx.plugins.registry import Registry
+from lobo_fx.plugins.settings import check_settings
 
 __all__ = [
     "CRITERIA",
@@ -47,7 +49,10 @@ Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Criterion(abc.ABC):
-    """How positions are scored."""
+    """How positions are scored. Subclass it as a frozen dataclass; its settings are checked as those of a pass are."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -265,7 +270,7 @@ class Consensus(Criterion):
         return score
 
 
-CRITERIA: dict[str, Criterion] = {
+_OWN: dict[str, Criterion | type[Criterion]] = {
     "l1": Magnitude(torch.abs),
     "l2": Magnitude(torch.square),
     "random": Random(),
@@ -278,21 +283,26 @@ CRITERIA: dict[str, Criterion] = {
     "lamp": Lamp(),
     "second_order": SecondOrder(),
 }
-"""Criteria by the names that `importance=` takes."""
+CRITERIA: Registry[Criterion | type[Criterion]] = Registry("criterion", "lobo_fx.criteria", own=_OWN)
+"""Criteria by the names that `importance=` takes: each is a criterion, or the class of one that needs no settings."""
 
 
 def resolve(importance: str | Criterion | Elementwise) -> Criterion:
     """A criterion from its name, itself, or a function that scores each element of a parameter.
 
     Raises:
-        InvalidInput: an unknown name.
+        InvalidInput: an unknown name, or one that names no criterion.
     """
     if isinstance(importance, Criterion):
         return importance
     if isinstance(importance, str):
         if importance not in CRITERIA:
             raise InvalidInput(f"importance is {importance!r}; it must be one of {', '.join(CRITERIA)}, or a function")
-        return CRITERIA[importance]
+        named = CRITERIA[importance]
+        found = named() if isinstance(named, type) else named
+        if not isinstance(found, Criterion):
+            raise InvalidInput(f"the criterion '{importance}' is a {type(found).__name__}; expected a Criterion")
+        return found
     if not callable(importance):
         raise InvalidInput(f"importance is a {type(importance).__name__}; expected a name, a criterion or a function")
     return Magnitude(importance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import fx
@@ -22,6 +22,7 @@ from lobo_fx.passes.fusion.fuse_attention import FuseAttention
 from lobo_fx.passes.quantization.integers.calibration import calibrate, convert, prepare
 from lobo_fx.passes.quantization.integers.drowning import drowned
 from lobo_fx.passes.quantization.integers.kernels import kernel_table
+from lobo_fx.passes.quantization.integers.observer_names import OBSERVERS
 from lobo_fx.passes.quantization.integers.placement import Choices, Observing, Placement, Request, attention_kernels
 from lobo_fx.passes.quantization.integers.prices import check_costs, measure_missing, open_table
 from lobo_fx.passes.quantization.integers.rounding import even_floating, round_weights
@@ -29,10 +30,9 @@ from lobo_fx.passes.quantization.integers.storing import store_rest
 from lobo_fx.passes.quantization.integers.targets import target_named
 from lobo_fx.plugins.kernels import Cost, Kernel
 from lobo_fx.plugins.registry import RUNTIMES
+from lobo_fx.plugins.settings import Range
 
 __all__ = ["QuantizeStatic", "folded", "fused_where_faster"]
-
-_OBSERVERS = ("histogram", "mse", "entropy", "percentile", "min_max", "moving_average")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,9 @@ class QuantizeStatic(Pass):
 
     Attributes:
         observer: how the range of an activation is chosen from calibration data: `histogram` (smallest expected
-            squared error, approximately), `mse` (the same, searched), `entropy`, `percentile`, `min_max`, or
-            `moving_average`.
+            squared error, approximately), `mse` (the same, searched), `entropy`, `percentile`, `min_max`,
+            `moving_average`, or one that another package offers
+            (`lobo_fx.passes.quantization.integers.observer_names.OBSERVERS`).
         percentile: share of the values that `percentile` keeps at either end, in percent.
         target: the CPU's integers: `x86-vnni` (uint8 × int8), `x86-avx2` (weights of 7 bits, whose sums don't
             saturate), `arm` (int8 × int8); `auto` is this machine's.
@@ -64,7 +65,7 @@ class QuantizeStatic(Pass):
     """
 
     observer: str = "histogram"
-    percentile: float = 99.99
+    percentile: Annotated[float, Range(above=50, most=100)] = 99.99
     target: str = "auto"
     kernels: Literal["cheapest", "all"] = "cheapest"
     costs: str | None = None
@@ -80,26 +81,17 @@ class QuantizeStatic(Pass):
         return ("calibration_data",)
 
     def __post_init__(self) -> None:
+        if self.observer not in OBSERVERS:
+            raise InvalidInput(f"observer is {self.observer!r}; it must be one of {', '.join(OBSERVERS)}")
         target_named(self.target)
-        choices = {
-            "observer": _OBSERVERS,
-            "kernels": ("cheapest", "all"),
-            "rounding": ("nearest", "compensated"),
-            "correct_bias": (False, True),
-        }
-        known: tuple[object, ...]
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, known))}")
-        if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
-            raise InvalidInput(f"percentile is {self.percentile!r}; it must be in (50, 100]")
+        check_costs(self.costs)
+        super().__post_init__()
         if not isinstance(self.overrides, Mapping) or not all(isinstance(name, str) for name in self.overrides):
             raise InvalidInput("overrides maps patterns of module names to an observer or 'float'")
         for pattern, choice in self.overrides.items():
-            if choice not in (*_OBSERVERS, "float"):
-                known = (*_OBSERVERS, "float")
+            known = (*OBSERVERS, "float")
+            if choice not in known:
                 raise InvalidInput(f"overrides['{pattern}'] is {choice!r}; it must be one of {', '.join(known)}")
-        check_costs(self.costs)
 
     def check(self, program: Program) -> None:
         """Every override must match a module."""

@@ -54,7 +54,7 @@ class QuantizeWeights(Pass):
 
     Attributes:
         format: `int8`, `int4` (with zero points), `log2_4`, `log2_6`, `log2_8`, or a minifloat `e4m3` (no infinity),
-            `e5m2`, `e3m4`.
+            `e5m2`, `e3m4`; or one that another package offers (`lobo_fx.own_operators.formats.FORMATS`).
         block_size: neighbours along the inputs that share a scale: 16, 32, 64, 128 or 256; None for one scale
             per output channel, which shorter rows get as well.
         method: `round` to the nearest code, on the scale of least squared error; `hqq`, the same with outliers kept
@@ -69,7 +69,7 @@ class QuantizeWeights(Pass):
     Source: see `lobo_fx.passes.quantization.codes.rounding`, `lobo_fx.own_operators.formats`.
     """
 
-    format: Literal["int8", "int4", "log2_4", "log2_6", "log2_8", "e4m3", "e5m2", "e3m4"] = "int8"
+    format: str = "int8"
     block_size: int | None = 32
     method: Literal["auto", "round", "hqq", "gptq"] = "auto"
     compute: Literal["auto", "float32", "int8"] = "auto"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from lobo_fx.plugins import registry
 from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES, Registry
 
 
-def with_entry_points(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> Registry:
+def with_entry_points(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> Registry[Any]:
     """A registry that sees these entry points and no others."""
     found = [EntryPoint(name, value, "some.group") for name, value in points]
     monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in found if p.group == group])
@@ -162,13 +163,13 @@ def test_a_taken_name_is_refused(taken: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_registries_do_not_share_what_is_added() -> None:
-    first, second = Registry("a", "none.a"), Registry("b", "none.b")
+    first, second = Registry[int]("a", "none.a"), Registry[int]("b", "none.b")
     first.register("x", 1)
     assert second.names() == {}
 
 
 def test_what_was_registered_can_be_taken_away_again() -> None:
-    registry = Registry("pass", "lobo_fx.passes")
+    registry = Registry[object]("pass", "lobo_fx.passes")
     registry.register("mine", object)
     registry.unregister("mine")
     assert "mine" not in registry.names()

@@ -22,12 +22,13 @@ from torchao.quantization.pt2e import (
 from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
 
 from lobo_fx.passes.quantization.integers.histogram import BINS, Histogram, count_values
+from lobo_fx.passes.quantization.integers.observer_names import OBSERVERS
 from lobo_fx.passes.quantization.integers.placement import Observing
 
 __all__ = [
-    "OBSERVERS",
     "SMALLEST_SCALE",
     "ChannelObserver",
+    "CountingObserver",
     "EntropyObserver",
     "HistogramObserver",
     "MeanSquaredErrorObserver",
@@ -86,8 +87,8 @@ class TrainingChannelObserver(_Scaled, MovingAveragePerChannelMinMaxObserver):
         super().__init__(averaging_constant=1.0, **settings)
 
 
-class _CountingObserver(_Scaled, abc.ABC):
-    """Counts values in a histogram; the range is chosen when it is asked for.
+class CountingObserver(_Scaled, abc.ABC):
+    """Counts values in a histogram; the range is chosen when it is asked for. A subclass says how: `choose`.
 
     Attributes:
         rows: of the batch that comes next, as equal parts of the value one after another.
@@ -142,7 +143,7 @@ class _CountingObserver(_Scaled, abc.ABC):
         """The range for what was seen."""
 
 
-class PercentileObserver(_CountingObserver):
+class PercentileObserver(CountingObserver):
     """Cuts the same share of the values off at each end that has any beyond zero.
 
     Args:
@@ -158,7 +159,7 @@ class PercentileObserver(_CountingObserver):
         return -seen.mirrored().quantile(share), seen.quantile(share)
 
 
-class _SearchingObserver(_CountingObserver):
+class _SearchingObserver(CountingObserver):
     """Tries ranges cut to one magnitude at both ends, then at each; takes the shortest of those that lose least."""
 
     def choose(self, seen: Histogram) -> tuple[float, float]:
@@ -286,17 +287,6 @@ class EntropyObserver(_SearchingObserver):
         return max(found, 0.5 * float(one))  # half a value more or less says nothing
 
 
-OBSERVERS: dict[str, type] = {
-    "min_max": RangeObserver,
-    "moving_average": MovingObserver,
-    "percentile": PercentileObserver,
-    "histogram": HistogramObserver,
-    "entropy": EntropyObserver,
-    "mse": MeanSquaredErrorObserver,
-}
-"""By name, as `QuantizeStatic(observer=...)` takes them."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Observers:
     """Constructors of observers (or fake quantizers), one for each kind of tensor.
@@ -326,5 +316,5 @@ def observers(observing: Observing, training: bool) -> Observers:
         kinds = (MovingObserver, TrainingChannelObserver)
         return Observers(*(FakeQuantize.with_args(observer=kind, eps=SMALLEST_SCALE) for kind in kinds))
     more = {"percentile": observing.percentile} if observing.observer == "percentile" else {}
-    activation = OBSERVERS[observing.observer].with_args(eps=SMALLEST_SCALE, **more)  # type: ignore[attr-defined]
+    activation = OBSERVERS[observing.observer].with_args(eps=SMALLEST_SCALE, **more)
     return Observers(activation, ChannelObserver.with_args(eps=SMALLEST_SCALE))

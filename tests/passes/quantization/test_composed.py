@@ -152,7 +152,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "smoothed": (SmoothActivations(), QuantizeStatic(kernels="all")),
     "pruned": (PruneChannels(0.5, round_to=1), QuantizeStatic(kernels="all")),
     "masked": (PruneWeights(0.5), QuantizeDynamic()),
-    **{name: (QuantizeWeights(name, 16),) for name in FORMATS},  # type: ignore[arg-type]
+    **{name: (QuantizeWeights(name, 16),) for name in FORMATS},
 }
 
 

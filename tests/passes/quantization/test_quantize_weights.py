@@ -472,7 +472,7 @@ class EveryFormat(nn.Module):
 
 def test_every_format_agrees_with_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def by_module(weight: Weight) -> QuantizeWeights:
-        return QuantizeWeights(weight.name.partition(".")[0])  # type: ignore[arg-type]
+        return QuantizeWeights(weight.name.partition(".")[0])
 
     rounded, stored = QuantizeWeights._round, QuantizeWeights._store
     monkeypatch.setattr(QuantizeWeights, "_round", lambda _, weight, *rest: rounded(by_module(weight), weight, *rest))

@@ -18,7 +18,7 @@ import lobo_fx
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.passes import QuantizeStatic
 from lobo_fx.passes.quantization.integers.histogram import BINS, Histogram, count_values
-from lobo_fx.passes.quantization.integers.observers import OBSERVERS
+from lobo_fx.passes.quantization.integers.observer_names import OBSERVERS
 
 Array = npt.NDArray[Any]
 NORMAL = np.random.default_rng(0).standard_normal((4, 20_000)).astype(np.float32)
@@ -97,7 +97,7 @@ def test_values_far_from_zero_and_near_each_other_have_a_range(sign: int) -> Non
 
 
 def test_memory_does_not_grow_with_the_data() -> None:
-    for name, kind in OBSERVERS.items():
+    for name, kind in ((name, OBSERVERS[name]) for name in OBSERVERS):
         observer = kind(dtype=torch.uint8, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine)
         observer(torch.randn(1000))
         before = sum(buffer.numel() for buffer in observer.buffers())

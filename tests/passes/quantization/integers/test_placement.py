@@ -19,7 +19,7 @@ from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.passes import MixedPrecision, QuantizeStatic
 from lobo_fx.passes.quantization.integers.kernels import ONNX_RUNTIME
-from lobo_fx.passes.quantization.integers.observers import OBSERVERS
+from lobo_fx.passes.quantization.integers.observer_names import OBSERVERS
 from lobo_fx.passes.quantization.integers.placement import Choices, Observing, Placement, Request
 from lobo_fx.passes.quantization.integers.targets import TARGETS
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
@@ -142,7 +142,7 @@ def test_the_observers_that_can_be_asked_for_are_those_that_exist() -> None:
         QuantizeStatic(observer=name)
     with pytest.raises(lobo_fx.InvalidInput) as refused:
         QuantizeStatic(observer="unknown")
-    assert set(str(refused.value).partition("one of ")[2].split(", ")) == OBSERVERS.keys()
+    assert set(str(refused.value).partition("one of ")[2].split(", ")) == set(OBSERVERS)
 
 
 def integers(result: Result) -> set[str]:

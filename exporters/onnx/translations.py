@@ -1,0 +1,90 @@
+"""ONNX forms of operators: our own, other packages', those that are given; and which operators have none."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from lobo_fx.errors import ExportError
+from lobo_fx.exporters.onnx.placeholders import translations
+from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import describe
+from lobo_fx.plugins.registry import Registry
+
+__all__ = ["TRANSLATIONS", "Translations", "no_form", "refuse_untranslated", "translation_table"]
+
+Translations = Mapping[Callable[..., Any], Callable[..., Any]]
+"""From operator overloads to onnxscript functions."""
+
+TRANSLATIONS: Registry[Translations] = Registry("table of ONNX translations", "lobo_fx.onnx_translations", named=False)
+"""Tables of other packages."""
+
+
+def translation_table(given: Translations | None) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Everything that `torch.onnx` is told beside what it knows; what is given goes before what packages offer.
+
+    Raises:
+        ExportError: packages translate one operator twice.
+    """
+    found = {**translations(), **RECURRENT_TRANSLATIONS}
+    tables, failures = _plugged()
+    for failure in failures:
+        warnings.warn(failure, stacklevel=2)
+    for origin, table in tables.items():
+        for operator, function in table.items():
+            if operator in found:
+                raise ExportError(f"{operator} of {origin} has a translation already: {found[operator].__module__}")
+            found[operator] = function
+    return {**found, **(given or {})}
+
+
+@functools.cache
+def _plugged() -> tuple[dict[str, Translations], list[str]]:
+    return TRANSLATIONS.loadable()
+
+
+def refuse_untranslated(program: Program, table: Translations) -> None:
+    """Refuses operators that nothing translates; what an operator is decomposed into is not looked at.
+
+    Raises:
+        ExportError: names the operator, the user's line, and how to give a translation.
+    """
+    for node in _untranslated(program, table):
+        raise ExportError(no_form(describe(node), str(node.target)))
+
+
+def no_form(where: str, operator: str) -> str:
+    """Words for an operator that has no ONNX form."""
+    return (
+        f"{where} has no ONNX form. Give one with OnnxExporter(translations={{torch.ops.{operator}: function}}), "
+        "where function is written with onnxscript; a package offers such a table through the entry point "
+        f"'{TRANSLATIONS.group}'"
+    )
+
+
+def _untranslated(program: Program, table: Translations) -> Iterator[fx.Node]:
+    for node in program.graph.nodes:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target not in table and not _is_known(target):
+            yield node
+
+
+def _is_known(operator: torch._ops.OpOverload) -> bool:
+    """Whether `torch.onnx` has a function for an operator, or takes it apart."""
+    registry, decompositions = _torch_onnx()
+    return registry.is_registered(operator) or operator in decompositions or operator._can_decompose()
+
+
+@functools.cache
+def _torch_onnx() -> tuple[Any, frozenset[object]]:
+    import torch.ao.quantization.fx._decomposed  # the registry holds only operators that exist by then
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    decompositions = frozenset({*torch.export.default_decompositions(), *torch._decomp.decomposition_table})
+    return ONNXRegistry.from_torchlib(), decompositions

@@ -1,0 +1,157 @@
+"""Settings of plug-ins, checked against the types that they are declared with."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import math
+import sys
+import types
+import typing
+from typing import Annotated, Any, Literal, TypeGuard, Union
+
+from lobo_fx.errors import InvalidInput
+
+__all__ = ["Range", "check_settings"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Which numbers a setting may be: `Annotated[float, Range(above=0, most=1)]`.
+
+    Attributes:
+        least: the smallest.
+        most: the largest.
+        above: what it must be larger than.
+        below: what it must be smaller than.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        low = None if self.above is self.least is None else f"({self.above}" if self.least is None else f"[{self.least}"
+        high = None if self.below is self.most is None else f"{self.below})" if self.most is None else f"{self.most}]"
+        if low and high:
+            return f"in {low}, {high}"
+        words = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
+        return " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
+
+
+def check_settings(settings: object) -> None:
+    """Holds the fields of a dataclass against their types.
+
+    Known are `bool`, `int`, `float`, `str`, `None`, `Literal`, unions, `Annotated` with a `Range`, sequences, tuples,
+    mappings, callables and classes. What else a type says is not checked, nor one that can't be resolved (a name that
+    is imported for type checkers only). `lobo_fx.Pass` and criteria call it after they are made; where a class has a
+    `__post_init__` of its own, that calls `super().__post_init__()` first.
+
+    Args:
+        settings: an instance of a dataclass.
+
+    Raises:
+        InvalidInput: names the setting, what it is and what it must be.
+    """
+    kind: Any = type(settings)
+    for name, hint in _hints(kind).items():
+        value = getattr(settings, name)
+        if not _fits(value, hint):
+            raise InvalidInput(f"{name} is {value!r}; it must be {_words(hint)}")
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields by name; each is resolved where its class is written."""
+    found: dict[str, Any] = {}
+    names = {field.name for field in dataclasses.fields(kind)}
+    for base in reversed(kind.__mro__):
+        for name, written in vars(base).get("__annotations__", {}).items():
+            if name in names:
+                holder = types.SimpleNamespace(__annotations__={name: written})
+                try:
+                    known = vars(sys.modules[base.__module__])
+                    found[name] = typing.get_type_hints(holder, known, include_extras=True)[name]
+                except (NameError, AttributeError, TypeError):
+                    found.pop(name, None)
+    return found
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
+    if origin is Annotated:
+        ranges = [note for note in hint.__metadata__ if isinstance(note, Range)]
+        return _fits(value, arguments[0]) and (not _is_number(value) or all(value in within for within in ranges))
+    if hint in (int, float):
+        return _is_number(value) and isinstance(value, (int, hint))
+    if _is_sequence(hint, origin):
+        return isinstance(value, (list, tuple)) and _items_fit(value, origin, arguments)
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
+        key, item = arguments or (Any, Any)
+        return isinstance(value, collections.abc.Mapping) and all(
+            _fits(k, key) and _fits(v, item) for k, v in value.items()
+        )
+    if hint is collections.abc.Callable or origin is collections.abc.Callable:
+        return callable(value)
+    kind = origin or hint
+    is_plain = isinstance(kind, type) and not (getattr(kind, "_is_protocol", False) or kind is object)
+    return isinstance(value, kind) if is_plain else True
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_sequence(hint: Any, origin: Any) -> bool:
+    kind = origin or hint
+    return isinstance(kind, type) and issubclass(kind, collections.abc.Sequence) and not issubclass(kind, (str, bytes))
+
+
+def _items_fit(value: collections.abc.Sequence[object], origin: Any, arguments: tuple[Any, ...]) -> bool:
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+    return not arguments or all(_fits(item, arguments[0]) for item in value)
+
+
+_PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "text", type(None): "None"}
+
+
+def _words(hint: Any) -> str:
+    """What a value must be."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    if origin in (Union, types.UnionType):
+        return ", or ".join(map(_words, arguments))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is Annotated:
+        ranges = [str(note) for note in hint.__metadata__ if isinstance(note, Range)]
+        words = _words(arguments[0])
+        return (
+            " and ".join(ranges) if arguments[0] is float and "in" in " ".join(ranges) else " ".join([words, *ranges])
+        )
+    if _is_sequence(hint, origin):
+        items = [_words(argument) for argument in arguments if argument is not Ellipsis]
+        return " ".join(["a list", *["of"] * bool(items), ", ".join(items)]).strip()
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
+        return " ".join(["a mapping", *(["from", " to ".join(map(_words, arguments))] if arguments else [])])
+    if hint is collections.abc.Callable or origin is collections.abc.Callable:
+        return "a function"
+    return f"a {getattr(origin or hint, '__name__', hint)}"

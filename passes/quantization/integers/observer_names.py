@@ -1,0 +1,25 @@
+"""Observers by name; each is imported when it is asked for, since torchao takes long."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from typing import Any
+
+from lobo_fx.plugins.registry import Registry
+
+__all__ = ["OBSERVERS"]
+
+_HOME, _GROUP = "lobo_fx.passes.quantization.integers.observers", "lobo_fx.observers"
+_OWN = {
+    "histogram": "HistogramObserver",
+    "mse": "MeanSquaredErrorObserver",
+    "entropy": "EntropyObserver",
+    "percentile": "PercentileObserver",
+    "min_max": "RangeObserver",
+    "moving_average": "MovingObserver",
+}
+OBSERVERS: Registry[Any] = Registry(
+    "observer", _GROUP, own={name: EntryPoint(name, f"{_HOME}:{kind}", _GROUP) for name, kind in _OWN.items()}
+)
+"""By name, as `QuantizeStatic(observer=...)` takes them. One of another package is a class; what chooses a range from a
+histogram derives from `lobo_fx.passes.quantization.integers.observers.CountingObserver`."""
