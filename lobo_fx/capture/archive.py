@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from lobo_fx.axes.plugged import load_plugged_rules
 from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.files import check_unpacked_size, temporary_folder
 from lobo_fx.terminal.quiet import quiet
@@ -69,6 +70,7 @@ def read_pt2(path: Path) -> ExportedProgram:
     """
     if not path.is_file():
         raise InvalidInput(f"no file {path}")
+    load_plugged_rules()  # so that operators of other packages exist
     with quiet(), temporary_folder() as folder:
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  operators of quantized programs
         from torch.export.pt2_archive._package import load_pt2

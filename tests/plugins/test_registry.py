@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -175,3 +176,59 @@ def test_what_was_registered_can_be_taken_away_again() -> None:
     assert "mine" not in registry.names()
     with pytest.raises(InvalidInput, match="no pass called 'mine' was registered"):
         registry.unregister("mine")
+
+
+# --- other packages beside what comes with lobo-fx -----------------------------------------------------------
+
+
+class _Package:
+    name, version = "lobo-fx-other", "1.2"
+
+
+def of_a_package(point: EntryPoint) -> EntryPoint:
+    """An entry point that knows which package it is of."""
+    return point._for(_Package())  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_collision_names_both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        of_a_package(EntryPoint("join", "os.path:join", "some.group")),
+        EntryPoint("join", "posixpath:split", "some.group"),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    things = Registry[object]("thing", "some.group")
+    with pytest.raises(InvalidInput, match=r"os\.path:join of lobo-fx-other 1\.2 and posixpath:split; uninstall one"):
+        things.names()
+
+
+def test_a_package_can_not_replace_what_comes_with_lobo_fx(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [of_a_package(EntryPoint("own", "os.path:join", "some.group"))]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    things = Registry[object]("thing", "some.group", own={"own": 1})
+    assert things.get("own") == 1, "found without a look at what is installed"
+    with pytest.raises(InvalidInput, match=r"lobo-fx and another package offer a thing called 'own'.*lobo-fx-other"):
+        things.names()
+
+
+def test_one_that_can_not_be_imported_breaks_no_other(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lobo_fx_broken.py").write_text("raise RuntimeError('no such device')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    things = with_entry_points(monkeypatch, ("join", "os.path:join"), ("broken", "lobo_fx_broken:Thing"))
+    found, failures = things.loadable()
+    assert found == {"join": importlib.import_module("os.path").join}
+    assert failures == ["the thing 'broken' (lobo_fx_broken:Thing) can't be imported: no such device"]
+
+
+def test_nothing_is_imported_before_it_is_asked_for(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lobo_fx_later.py").write_text("Thing = 3\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    things = with_entry_points(monkeypatch, ("later", "lobo_fx_later:Thing"))
+    assert list(things) == ["later"]
+    assert "lobo_fx_later" not in sys.modules
+    assert things["later"] == 3
+
+
+def test_names_that_go_unread_may_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(monkeypatch, ("rules", "os.path:join"), ("rules", "os.path:split"))
+    things.named = False
+    assert set(things.loadable()[0]) == {"os.path:join", "os.path:split"}

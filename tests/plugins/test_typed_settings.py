@@ -1,0 +1,146 @@
+"""Settings held against their types: what fits, what does not, and in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pytest
+
+import lobo_fx
+from lobo_fx.errors import InvalidInput
+from lobo_fx.plugins.registry import PASSES
+from lobo_fx.plugins.settings import Range, check_settings
+from lobo_fx.recipe import build, read_pass, read_recipe
+
+if TYPE_CHECKING:
+    from somewhere import Unknown  # type: ignore[import-not-found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Every(lobo_fx.Pass):
+    """A setting of every kind."""
+
+    share: Annotated[float, Range(above=0, most=1)] = 1
+    steps: Annotated[int, Range(1)] = 1
+    few: Annotated[int, Range(below=5)] | None = None
+    scope: Literal["layer", "global", 3] = "layer"
+    flag: bool = False
+    name: str = ""
+    names: Sequence[str] = ()
+    pair: tuple[int, str] = (1, "a")
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    function: Callable[[int], int] | None = None
+    other: lobo_fx.Pass | None = None
+    anything: Any = None
+    unknown: Unknown = None
+
+    def run(self, program: lobo_fx.Program, context: lobo_fx.Context) -> lobo_fx.Program:
+        return program
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"share": 0.5},
+        {"share": 1},
+        {"few": -3},
+        {"scope": 3},
+        {"names": ["a"]},
+        {"names": ("a", "b")},
+        {"pair": [2, "b"]},
+        {"shares": {"a": 1}},
+        {"function": len},
+        {"other": lobo_fx.passes.FoldBatchNorm()},
+        {"anything": object()},
+        {"unknown": 3},
+    ],
+)
+def test_what_fits_is_taken(settings: dict[str, Any]) -> None:
+    made = Every(**settings)
+    assert {name: getattr(made, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"share": 1.5}, "share is 1.5; it must be in (0, 1]"),
+        ({"share": 0}, "share is 0; it must be in (0, 1]"),
+        ({"share": float("nan")}, "share is nan; it must be in (0, 1]"),
+        ({"share": True}, "share is True; it must be in (0, 1]"),
+        ({"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
+        ({"steps": 1.0}, "steps is 1.0; it must be a whole number of at least 1"),
+        ({"few": 5}, "few is 5; it must be a whole number below 5, or None"),
+        ({"scope": "all"}, "scope is 'all'; it must be one of layer, global, 3"),
+        ({"scope": 3.0}, "scope is 3.0; it must be one of layer, global, 3"),
+        ({"flag": 1}, "flag is 1; it must be True or False"),
+        ({"name": None}, "name is None; it must be text"),
+        ({"names": "ab"}, "names is 'ab'; it must be a list of text"),
+        ({"names": ["a", 1]}, "names is ['a', 1]; it must be a list of text"),
+        ({"pair": [1]}, "pair is [1]; it must be a list of a whole number, text"),
+        ({"shares": {"a": "b"}}, "shares is {'a': 'b'}; it must be a mapping from text to a number"),
+        ({"function": 3}, "function is 3; it must be a function, or None"),
+        ({"other": 3}, "other is 3; it must be a Pass, or None"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        Every(**settings)
+    assert str(refused.value) == words
+    with pytest.raises(InvalidInput):
+        build(Every, settings)
+
+
+def test_the_command_line_and_recipes_say_it_too() -> None:
+    PASSES.register("every", Every)
+    try:
+        with pytest.raises(InvalidInput, match=r"share is 2; it must be in \(0, 1\]"):
+            read_pass("every:share=2")
+        assert read_pass("every:scope=global,names=[a]") == Every(scope="global", names=["a"])
+        with pytest.raises(InvalidInput, match=r"mine.yaml:3: share is 2; it must be in \(0, 1\]"):
+            read_recipe("passes:\n  - every:\n      share: 2\n", "mine.yaml")
+    finally:
+        PASSES.unregister("every")
+
+
+def test_fields_of_a_base_are_checked_where_it_is_written() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class More(Every):
+        more: int = 1
+
+    with pytest.raises(InvalidInput, match="more is 'x'"):
+        More(more="x")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="steps is 0"):
+        More(steps=0)
+
+
+def test_any_dataclass_can_be_checked() -> None:
+    @dataclasses.dataclass
+    class Exporter:
+        level: int
+
+    check_settings(Exporter(3))
+    with pytest.raises(InvalidInput, match="level is 'high'; it must be a whole number"):
+        check_settings(Exporter("high"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("within", "words"),
+    [
+        (Range(0, 1), "in [0, 1]"),
+        (Range(above=0, below=1), "in (0, 1)"),
+        (Range(above=0), "above 0"),
+        (Range(most=2), "of at most 2"),
+    ],
+)
+def test_ranges_in_words(within: Range, words: str) -> None:
+    assert str(within) == words
+    assert (0 in within, 1.5 in within) == {"in [0, 1]": (True, False), "in (0, 1)": (False, False)}.get(
+        words, (words != "above 0", True)
+    )
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_defaults_of_our_own_passes_fit_their_types(name: str) -> None:
+    check_settings(PASSES.get(name)())
