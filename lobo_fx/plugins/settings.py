@@ -80,7 +80,7 @@ def _hints(kind: Any) -> dict[str, Any]:
             if name in names:
                 holder = types.SimpleNamespace(__annotations__={name: written})
                 try:
-                    known = vars(sys.modules[base.__module__])
+                    known = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
                     found[name] = typing.get_type_hints(holder, known, include_extras=True)[name]
                 except (NameError, AttributeError, TypeError):
                     found.pop(name, None)

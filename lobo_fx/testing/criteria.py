@@ -32,6 +32,8 @@ def check_criterion(criterion: Any, *, at_random: bool = False) -> None:
         criterion: as `PruneChannels(importance=...)` takes it.
         at_random: of one that is not to depend on the weights, the places and zeros are not looked at.
     """
+    if not at_random:
+        _check_places(criterion)
     for name, model, inputs in networks():
         _check_scores(criterion, model, inputs, name)
         data = _data(inputs)
@@ -40,8 +42,6 @@ def check_criterion(criterion: Any, *, at_random: bool = False) -> None:
         rows = result.report.rows
         assert rows[-1].parameters < rows[0].parameters, f"{name}: nothing was removed"
     check_composed(prune, model, inputs, **data)
-    if not at_random:
-        _check_places(criterion)
     lone, rows_ = nn.Linear(6, 4).eval(), torch.randn(4, 6)
     prune = PASSES.get("prune_channels")(0.5, importance=criterion, compensation="none")
     untouched = check_pass(prune, lone, rows_, **_data(rows_))

@@ -82,7 +82,7 @@ def run(page: Path, folder: Path, slow: bool) -> None:
     """
     names: dict[str, Any] = {"__name__": page.stem}
     for index, block in enumerate(blocks(page, "python")):
-        code = compile(block.text, f"{page.relative_to(ROOT)}:{index}", "exec")
+        code = compile(block.text, f"{page.relative_to(ROOT)}:{index}", "exec", dont_inherit=True)
         if file := FILE.match(block.text):
             (folder / file[1]).write_text(block.text, encoding="utf-8")
         if block.mark in (("", "slow") if slow else ("",)):
