@@ -301,6 +301,9 @@ PUBLIC = {
     "lobo_fx.axes": """
         Axis AxisError Call Inference KINDS MOVED NOWHERE all_of any_of axis_rule elementwise kind through
     """,
+    "lobo_fx.axes.members": """
+        Member members
+    """,
     "lobo_fx.contracts.passbase": """
         EXACT_TOLERANCE Pass Promise exact_tolerance shown
     """,
@@ -329,6 +332,9 @@ PUBLIC = {
     "lobo_fx.graph.running": """
         AS_IT_IS Runner kept_buffers watch written_buffers
     """,
+    "lobo_fx.own_operators.formats": """
+        FORMATS Format pack unit unpack
+    """,
     "lobo_fx.passes": """
         ComputeInFloat Distill EqualizeLayers Factorize FineTune FitGoal FoldBatchNorm FoldWeights FuseAttention
         GoalPlan IterativePrune MixedPrecision PruneChannels PruneWeights PruningPlan QuantizationAwareTraining
@@ -337,6 +343,13 @@ PUBLIC = {
     "lobo_fx.passes.pruning.criteria": """
         Activation BatchNormScale CRITERIA Consensus Criterion Elementwise Fisher GeometricMedian Lamp Magnitude
         Random Scorer SecondOrder Taylor resolve
+    """,
+    "lobo_fx.passes.quantization.integers.observer_names": """
+        OBSERVERS
+    """,
+    "lobo_fx.passes.quantization.integers.observers": """
+        ChannelObserver CountingObserver EntropyObserver HistogramObserver MeanSquaredErrorObserver MovingObserver
+        Observers PercentileObserver RangeObserver SMALLEST_SCALE observers
     """,
     "lobo_fx.plugins.protocols": """
         ArraySpec Arrays ChecksPrograms Exporter Runtime Session

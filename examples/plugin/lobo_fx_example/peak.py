@@ -8,9 +8,9 @@ from typing import Annotated
 
 import torch
 
+import lobo_fx
 from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.members import Member
-from lobo_fx.contracts.context import Context
 from lobo_fx.passes.pruning.criteria import Criterion, Scorer
 from lobo_fx.plugins.settings import Range
 
@@ -27,7 +27,7 @@ class Peak(Criterion):
 
     power: Annotated[float, Range(above=0, most=16)] = 4
 
-    def scorer(self, inference: Inference, context: Context) -> Scorer:
+    def scorer(self, inference: Inference, context: lobo_fx.Context) -> Scorer:
         """Each parameter that a leaf runs through adds its elements' scores; nothing is gathered before."""
 
         def score(leaf: Axis, members: Sequence[Member]) -> torch.Tensor:
