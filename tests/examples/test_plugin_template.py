@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "examples" / "plugin"
 MODEL = """
 import torch
-from torch import nnfrom lobo_fx_example import scaled_tanh
+from torch import nn
+
+from lobo_fx_example import scaled_tanh
+
 
 class Model(nn.Module):
     def __init__(self):
@@ -77,10 +80,13 @@ def test_its_operator_is_pruned_by_its_criterion_and_exported_from_the_command_l
 @pytest.mark.slow
 def test_a_saved_program_finds_its_operator(site: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODEL, encoding="utf-8")
-    for model in ("mine.py:model", "first/program/program.pt2"):
-        command = ("lobo_fx.cli", "compile", model, "--pass", "quantize_weights", "--rounds", "1")
-        done = run(tmp_path, *command, "-o", "first" if model == "mine.py:model" else "second", site=site)
-        assert done.returncode == 0, done.stderr
+    command = ("lobo_fx.cli", "compile", "mine.py:model", "--pass", "quantize_weights", "--rounds", "1", "-o", "first")
+    first = run(tmp_path, *command, site=site)
+    assert first.returncode == 0, first.stderr
+    (saved,) = (tmp_path / "first" / "program").glob("*.pt2")
+    again = ("lobo_fx.cli", "compile", str(saved), "--pass", "prune_weights", "--rounds", "1", "-o", "second")
+    for found, code in ((site, 0), (None, 2)):
+        assert run(tmp_path, *again, site=found).returncode == code
 
 
 def test_some_of_its_own_tests_pass(site: Path) -> None:
