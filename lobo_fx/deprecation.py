@@ -22,6 +22,9 @@ def deprecated(since: str, instead: str, removed_in: str) -> Callable[[F], F]:
 
     Example:
         ```python
+        from lobo_fx.deprecation import deprecated
+
+
         @deprecated(since="0.4", instead="lobo_fx.compile", removed_in="0.6")
         def optimize(model): ...
         ```
