@@ -39,7 +39,9 @@ def passes(
             return "\n".join(_one(entry) for entry in entries)
         shown = [(entry["name"], {"": entry["summary"], "needs": ", ".join(entry["needs"])}) for entry in entries]
         said = "".join(f"\n{failure}" for failure in failures)
-        return f"{records(shown)}{said}\n`lobo-fx passes NAME` shows the settings of one; `lobo-fx recipes` lists recipes."
+        return (
+            f"{records(shown)}{said}\n`lobo-fx passes NAME` shows the settings of one; `lobo-fx recipes` lists recipes."
+        )
 
     return Answer(text, lambda: {"passes": entries, "recipes": builtin_recipes(), "failures": failures})
 

@@ -80,7 +80,9 @@ class GoalPlan:
             propagate(program.module)
         if self.integers is None:
             program = fused_where_faster(program, open_table(quantizer.costs), context)
-            return program if self.weights is None else QuantizeWeights(self.weights, costs=quantizer.costs).run(program, context)
+            if self.weights is not None:
+                program = QuantizeWeights(self.weights, costs=quantizer.costs).run(program, context)
+            return program
         program, choices = quantizer.simplify(program, context)
         placement = choices.exactly(with_firsts(self.integers))
         if missing := set(self.integers) - placement.integer.keys():

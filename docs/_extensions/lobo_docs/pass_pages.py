@@ -123,7 +123,7 @@ def _settings(kind: type[Pass]) -> str:
         "": [setting for setting in found if setting.name in own],
         "Every pass that trains has these too:\n\n": [setting for setting in found if setting.name not in own],
     }
-    tables = []
+    tables: list[str] = []
     for title, settings in groups.items():
         rows = ["| setting | default | type | what it does |", "|---|---|---|---|"]
         for setting in settings:
