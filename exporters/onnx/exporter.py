@@ -109,7 +109,7 @@ class OnnxExporter:
             ExportError: an operator has no ONNX form, or the file disagrees with PyTorch; nothing is left.
         """
         path = followed(path)
-        self.check_program(program)
+        _check_program(program)
         program, rounding = self._as_stored(program)
         with written_beside(path, [f"{path.name}{SUFFIX}"]) as folder:
             model = self._translate(program)
@@ -141,15 +141,14 @@ class OnnxExporter:
         return Artifact(path, files, size, parity, details)
 
     def check_program(self, program: Program) -> None:
-        """Refuses what has no ONNX form, before passes are run or a file is begun; see `ChecksPrograms`.
+        """Refuses what has no ONNX form, before passes are run; see `ChecksPrograms`.
+
+        Operators are looked up in what `torch.onnx` knows; when a file is written, it tells itself.
 
         Raises:
             ExportError: names the operator, weight or output.
         """
-        _check_weights(program)
-        _check_outputs(program)
-        _check_attention(program)
-        refuse_projections(program)
+        _check_program(program)
         refuse_untranslated(program, translation_table(self.translations))
 
     def check(self, program: Program, path: Path, session: Session) -> tuple[float, dict[str, Any]]:
@@ -206,6 +205,18 @@ def _saved(packed: list[PackedWeight]) -> dict[str, Any]:
     weights = {weight.name: [weight.form, weight.dense_bytes, weight.bytes] for weight in packed}
     shared = SHARED_BYTES if any(weight.is_masked for weight in packed) else 0
     return {"saved": sum(weight.dense_bytes - weight.bytes for weight in packed) - shared, "weights": weights}
+
+
+def _check_program(program: Program) -> None:
+    """Refuses what no file could hold.
+
+    Raises:
+        ExportError: names the operator, weight or output.
+    """
+    _check_weights(program)
+    _check_outputs(program)
+    _check_attention(program)
+    refuse_projections(program)
 
 
 def _check_weights(program: Program) -> None:
@@ -328,7 +339,8 @@ def _tell(path: Path, name: str, value: str) -> None:
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    model.metadata_props.add(key=name, value=value)
+    told = {entry.key: entry.value for entry in model.metadata_props} | {name: value}
+    onnx.helper.set_model_props(model, dict(sorted(told.items())))
     onnx.save(model, path)
 
 

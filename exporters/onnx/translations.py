@@ -76,9 +76,10 @@ def _untranslated(program: Program, table: Translations) -> Iterator[fx.Node]:
 
 
 def _is_known(operator: torch._ops.OpOverload) -> bool:
-    """Whether `torch.onnx` has a function for an operator, or takes it apart."""
+    """Whether `torch.onnx` has a function for an operator, or replaces it, as it does what writes in place."""
     registry, decompositions = _torch_onnx()
-    return registry.is_registered(operator) or operator in decompositions or operator._can_decompose()
+    is_replaced = operator._schema.is_mutable or operator in decompositions or operator._can_decompose()
+    return is_replaced or registry.is_registered(operator)
 
 
 @functools.cache

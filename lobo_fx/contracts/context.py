@@ -58,6 +58,12 @@ _LOSSES = {
 """Words in the name of a function of which lower is better."""
 
 
+def _is_loss(name: str) -> bool:
+    """Whether a function is called like what is to be low; a score of losses is a score."""
+    words = set(snake_case(name).split("_"))
+    return bool(_LOSSES & words) and not words & {"score", "accuracy", "negative", "neg", "minus"}
+
+
 def direction_of(evaluate: Evaluate | None, loss_fn: LossFunction | None, higher_is_better: bool | None) -> bool:
     """Whether a higher score is better, as stated, else True.
 
@@ -70,7 +76,7 @@ def direction_of(evaluate: Evaluate | None, loss_fn: LossFunction | None, higher
         return higher_is_better is not False
     name = getattr(evaluate, "__name__", type(evaluate).__name__)
     given: object = evaluate  # of another type than a loss, but that is what it may be
-    if given is loss_fn or _LOSSES & set(snake_case(name).split("_")):
+    if given is loss_fn or _is_loss(name):
         raise InvalidInput(
             f"evaluate is '{name}', which sounds like a loss, and a higher score counts as better: "
             "say higher_is_better=False, or True where it is a score after all"

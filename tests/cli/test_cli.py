@@ -17,6 +17,7 @@ import lobo_fx
 from lobo_fx.cli.app import app
 from lobo_fx.report.dashboards import DASHBOARDS
 from lobo_fx.report.report import REPORT_FILES
+from lobo_fx.result import CARD, SAMPLE
 from lobo_fx.sources.losses import loss_names, read_loss
 
 MODEL = """\
@@ -97,7 +98,7 @@ def compiled(*arguments: str) -> Result:
 def test_compile_writes_files_program_and_report(model: str, tmp_path: Path) -> None:
     done = compiled(model, "--pass", "prune_weights:amount=0.5", "--pass", "quantize_static", "-o", "made/here")
     assert done.exit_code == 0, done.output
-    names = {"original.onnx", "model.onnx", "program", "node_data", *REPORT_FILES, *DASHBOARDS}
+    names = {"original.onnx", "model.onnx", "program", "node_data", CARD, SAMPLE, *REPORT_FILES, *DASHBOARDS}
     assert {entry.name for entry in (tmp_path / "made" / "here").iterdir()} == names
     report = json.loads((tmp_path / "made" / "here" / "report.json").read_text())
     assert [row["name"] for row in report["passes"]] == ["original", "PruneWeights()", "QuantizeStatic()"]
