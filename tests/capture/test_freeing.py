@@ -149,7 +149,10 @@ PASSES: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", PASSES)
+SLOW = ("prune", "weights", "mixed")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PASSES])
 def test_a_file_takes_texts_of_any_length_after_every_pass(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, given = Text().eval(), (tokens(), torch.ones(2, 12))

@@ -67,6 +67,7 @@ def test_its_pass_is_listed_where_it_is_installed(site: Path) -> None:
     assert "fuse_scaled_tanh" not in PASSES, "without the site there is none"
 
 
+@pytest.mark.slow
 def test_its_operator_is_pruned_by_its_criterion_and_exported_from_the_command_line(site: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODEL, encoding="utf-8")
     prune = "prune_channels:ratio=0.5,importance=peak"

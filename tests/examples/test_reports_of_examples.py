@@ -136,7 +136,8 @@ def check_markdown(record: dict[str, Any], output: Path) -> None:
     assert [float(line["milliseconds"]) for line in lines] == [run["milliseconds"] for run in record["runs"]]
 
 
-@pytest.mark.parametrize("name", ["report_000", pytest.param("report_002", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["report_000", "report_002"])
 def test_a_report_that_is_measured_here(name: str, tmp_path: Path) -> None:
     record = written(name, tmp_path, "--quick")
     check_markdown(record, tmp_path)

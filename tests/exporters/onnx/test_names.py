@@ -74,7 +74,12 @@ def namespace(node: onnx.NodeProto) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "passes"),
-    [("residual", "float"), ("residual", "int8"), ("transformer", "float"), ("transformer", "stored")],
+    [
+        ("residual", "float"),
+        ("residual", "int8"),
+        pytest.param("transformer", "float", marks=pytest.mark.slow),
+        ("transformer", "stored"),
+    ],
 )
 def test_every_node_is_named_by_a_module_of_the_model(kind: str, passes: str, tmp_path: Path) -> None:
     make, example = MODELS[kind]

@@ -133,7 +133,7 @@ BYTES = HEADER + 4 * (27 * 32 + 32 + 288 * 48 + 48 + 48 * 36 * 64 + 64 + 64 * 5 
 @pytest.mark.parametrize(
     ("limits", "shares"),
     [
-        ({"latency": 0.3}, {"latency": 0.3}),
+        pytest.param({"latency": 0.3}, {"latency": 0.3}, marks=pytest.mark.slow),
         pytest.param({"latency": f"{0.2 * ORIGINAL:.6f}ms"}, {"latency": 0.2}, marks=pytest.mark.slow),
         pytest.param({"size": f"{0.2 * BYTES:.0f}B"}, {"size": 0.2}, marks=pytest.mark.slow),
         pytest.param({"memory": "20%"}, {"memory": 0.2}, marks=pytest.mark.slow),
@@ -200,7 +200,7 @@ def test_what_may_be_lost_of_a_score_is_not_lost() -> None:
 
 
 @pytest.mark.usefixtures("formulas")
-@pytest.mark.parametrize(("precision", "count"), [("float", 0), ("int8", 1)])
+@pytest.mark.parametrize(("precision", "count"), [pytest.param("float", 0, marks=pytest.mark.slow), ("int8", 1)])
 def test_a_precision_leaves_no_choice(precision: Any, count: int) -> None:
     result = fitted(FitGoal(latency=0.6, precision=precision, **QUICK))
     assert min(1, len(integers(result))) == count
@@ -501,7 +501,7 @@ def test_where_rounding_is_most_of_the_loss_fewer_operators_are_integers() -> No
 
 
 @pytest.mark.usefixtures("formulas")
-@pytest.mark.parametrize("precision", ["auto", "weights_int4"])
+@pytest.mark.parametrize("precision", [pytest.param("auto", marks=pytest.mark.slow), "weights_int4"])
 def test_a_small_file_may_hold_weights_in_few_bits(precision: Any, tmp_path: Path) -> None:
     rows = {"example_inputs": ROWS[:2], "calibration_data": [ROWS]}
     model = of_low_rank(96)
@@ -515,6 +515,7 @@ def test_a_small_file_may_hold_weights_in_few_bits(precision: Any, tmp_path: Pat
     assert result.plan.weights == ("int4" if precision != "auto" else result.plan.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_equal_shares_are_among_the_candidates_whatever_the_solver_gives(
     monkeypatch: pytest.MonkeyPatch,
@@ -548,6 +549,7 @@ def test_few_operators_that_could_be_integers_are_no_hindrance() -> None:
     assert taken(result)["size"] <= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_with_a_limit_of_loss_alone_weights_in_few_bits_are_tried_where_rows_are_few() -> None:
     def names(model: nn.Module, **settings: Any) -> set[str]:

@@ -116,7 +116,7 @@ def test_what_is_left_of_a_budget_goes_to_what_gains_most_for_it() -> None:
 
 def test_of_several_limits_each_holds_and_the_loss_is_near_the_best_of_all() -> None:
     excess = []
-    for seed, first, second in itertools.product(range(6), (0.5, 0.3), (0.6, 0.25)):
+    for seed, first, second in itertools.product(range(3), (0.5, 0.3), (0.6, 0.25)):
         problem, other = Problem(seed, widths=8), Problem(seed + 100, widths=8)
         twins = dict(zip(problem.leaves, other.leaves, strict=True))
 
