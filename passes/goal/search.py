@@ -22,7 +22,7 @@ from lobo_fx.passes.goal.programs import Built, Programs, Score, decibels
 from lobo_fx.passes.goal.ranks import rank_eliminations
 from lobo_fx.passes.goal.repair import Repair
 from lobo_fx.passes.goal.settings import Settings
-from lobo_fx.passes.goal.solver import Losses, solve
+from lobo_fx.passes.goal.solver import Losses, cheapest, solve
 from lobo_fx.passes.goal.terms import Budget
 from lobo_fx.passes.pruning.search import SCOPES, Candidates, Search
 from lobo_fx.passes.pruning.widths import Widths, runs_through
@@ -144,7 +144,7 @@ class GoalSearch:
 
     def _out_of_reach(self, precision: Precision, limits: Mapping[str, float]) -> str:
         """How near the narrowest widths come where that is not near enough, and what is in the way."""
-        narrowest = {leaf: widths[0] for leaf, widths in precision.options.items()}
+        narrowest = cheapest(precision.costs["latency"], precision.options)
         if all(precision.costs[name](narrowest) <= limit for name, limit in limits.items()):
             return ""
         measured = self.programs.measure_structure(precision, narrowest)  # models may be wrong
@@ -283,7 +283,7 @@ class GoalSearch:
         best = min(keeping, key=lambda built: built.measured["latency"]) if keeping else max(whole, key=_quality)
         precision = best.precision
         widest = precision.costs["latency"](self.whole)
-        narrowest = precision.costs["latency"]({leaf: widths[0] for leaf, widths in precision.options.items()})
+        narrowest = precision.costs["latency"](cheapest(precision.costs["latency"], precision.options))
         low, high = math.log(narrowest), math.log(widest)
         for step in range(_LOSS_STEPS):
             if step and time.monotonic() > self.until:

@@ -16,7 +16,7 @@ from lobo_fx.axes import Axis
 from lobo_fx.passes.goal.terms import Budget, Sum
 from lobo_fx.passes.pruning.widths import Widths
 
-__all__ = ["Losses", "Options", "solve"]
+__all__ = ["Losses", "Options", "cheapest", "fill", "solve"]
 
 Options = Mapping[Axis, Sequence[int]]
 """By leaf, the widths that it may have, in rising order; the last is its size."""
@@ -32,31 +32,37 @@ _REWEIGHINGS = 8
 def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
     """Widths within a budget, at the least sum of losses that prices find.
 
-    Where nothing fits, the narrowest.
+    Where nothing fits, the cheapest.
     """
-    narrowest = {leaf: found[0] for leaf, found in options.items()}
     widest = {leaf: found[-1] for leaf, found in options.items()}
-    if budget.fits(widest):
-        return widest
-    if not budget.fits(narrowest):
-        return narrowest
     count = len(budget.limits)
     weights, found = [1.0 / count] * count, list[Widths]()
+    if budget.fits(widest):
+        return widest
+    least = cheapest(budget.weighted(weights), options)
+    if not budget.fits(least):
+        return least
     for _ in range(_REWEIGHINGS if count > 1 else 1):
-        found.append(_priced(budget, weights, losses, options))
+        found.append(_priced(budget, weights, losses, options, least))
         raised = [weight * share**2 for weight, share in zip(weights, budget.shares(found[-1]), strict=True)]
         weights = [weight / sum(raised) for weight in raised]
     filled = [fill(budget, losses, options, widths) for widths in found]
     return min(filled, key=lambda widths: _loss(losses, widths))
 
 
-def _priced(budget: Budget, weights: Sequence[float], losses: Losses, options: Options) -> Widths:
-    """Widths at the lowest price of the weighted limits at which all of them hold."""
-    cost = budget.weighted(weights)
+def cheapest(cost: Sum, options: Options) -> Widths:
+    """Each axis at what costs least, from the narrowest on: the two layers of a lower rank may cost more than one."""
     narrowest = {leaf: found[0] for leaf, found in options.items()}
+    free: Losses = {leaf: dict.fromkeys(found, 0.0) for leaf, found in options.items()}
+    return _settled(cost, free, options, 1.0, narrowest)
+
+
+def _priced(budget: Budget, weights: Sequence[float], losses: Losses, options: Options, least: Widths) -> Widths:
+    """Widths at the lowest price of the weighted limits at which all of them hold; `least` where no price is enough."""
+    cost = budget.weighted(weights)
     widest = {leaf: found[-1] for leaf, found in options.items()}
     scale = sum(max(found.values()) for found in losses.values()) / cost(widest)
-    low, high, best = 1e-9 * scale, 1e6 * scale, narrowest
+    low, high, best = 1e-9 * scale, 1e6 * scale, least
     for _ in range(_BISECTIONS):
         price = math.sqrt(low * high)
         found = min(

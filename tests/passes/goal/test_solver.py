@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lobo_fx.axes import Axis
-from lobo_fx.passes.goal.solver import Losses, Options, fill, solve
+from lobo_fx.passes.goal.solver import Losses, Options, cheapest, fill, solve
 from lobo_fx.passes.goal.terms import Budget, Sum, Term
 from lobo_fx.passes.pruning.widths import Widths
 
@@ -132,3 +132,15 @@ def test_of_several_limits_each_holds_and_the_loss_is_near_the_best_of_all() -> 
         excess.append(problem.loss(widths) / best - 1)
     assert max(excess) < 0.25
     assert float(np.mean(excess)) < 0.04
+
+
+def test_an_option_that_is_narrower_and_dearer_does_not_make_a_budget_too_small() -> None:
+    width, rank = Axis(8), Axis(8)
+    twice = Term((width, rank), lambda w: w[width] * (2.0 if w[rank] < 8 else 1.0))  # two layers in the place of one
+    options: Options = {width: [2, 4, 8], rank: [1, 8]}
+    losses: Losses = {width: {2: 3.0, 4: 1.0, 8: 0.0}, rank: {1: 0.5, 8: 0.0}}
+    cost = Sum([width, rank], [twice])
+    assert cheapest(cost, options) == {width: 2, rank: 8}
+    assert solve(Budget.of(cost, 2.0), losses, options) == {width: 2, rank: 8}
+    assert solve(Budget.of(cost, 4.0), losses, options) == {width: 4, rank: 8}
+    assert solve(Budget.of(cost, 1.0), losses, options) == {width: 2, rank: 8}  # nothing fits
