@@ -311,7 +311,7 @@ def test_a_failed_save_leaves_the_old_files_alone(tmp_path: Path, monkeypatch: p
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("limit", [10, 10_000])
+@pytest.mark.parametrize("limit", [10, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_full_disk_is_an_error_and_no_abort(limit: int, tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk, in a process of its own."""
     code = (

@@ -198,6 +198,7 @@ def test_data_loss_and_score_of_the_users_file_train_a_model(model: str) -> None
     assert tuned("named/report.json") == first
 
 
+@pytest.mark.slow
 def test_arrays_with_labels_train_a_model(model: str) -> None:
     rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     arrays = {"images": rows, "labels": rows.argmax(1) // 2}

@@ -352,6 +352,7 @@ def test_onnx_and_its_runtime_pass() -> None:
     check_runtime(OnnxRuntime())
 
 
+@pytest.mark.slow
 def test_broken_exporters_and_runtimes_are_caught() -> None:
     with pytest.raises(AssertionError, match="files are"):
         check_exporter(Forgetful(), OnnxRuntime())

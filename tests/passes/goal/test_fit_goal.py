@@ -239,6 +239,7 @@ def test_a_goal_out_of_reach_is_refused_with_how_near_one_gets_and_what_is_in_th
         fitted(FitGoal(latency=0.5, precision="float", exclude=["2"], kinds=["hidden"], **QUICK))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_a_loss_that_the_other_limits_do_not_leave_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"the best within the other limits loses 0\.75 of the score, and drop=0\.5"):
@@ -561,6 +562,7 @@ def test_with_a_limit_of_loss_alone_weights_in_few_bits_are_tried_where_rows_are
     assert not any("weights" in name for name in names(network()))  # convolutions take most of the time
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_no_candidate_is_listed_twice() -> None:
     result = fitted(FitGoal(latency=0.6, precision="float", **QUICK), perceptron(256), **ON_ROWS)
