@@ -153,6 +153,7 @@ def test_what_was_asked_for_holds_by_measurement(limits: dict[str, Any], shares:
     assert result.report.rows[-1].parameters < result.report.rows[0].parameters
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_compile_takes_the_goal_itself_after_the_passes() -> None:
     settings: dict[str, Any] = {"example_inputs": DATA[:2], "calibration_data": [DATA], "progress": False}
@@ -292,6 +293,7 @@ def test_with_the_costs_of_another_machine_the_latency_is_predicted(
     assert any("latency is what the cost table says of another machine" in str(n) for n in result.report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_alternatives_are_made_and_written_without_searching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
@@ -487,6 +489,7 @@ class Outlier(nn.Module):
         return y
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_where_rounding_is_most_of_the_loss_fewer_operators_are_integers() -> None:
     rows = {"example_inputs": ROWS[:2], "calibration_data": [ROWS]}
@@ -544,6 +547,7 @@ def perceptron(width: int = 64) -> nn.Module:
 ON_ROWS: dict[str, Any] = {"example_inputs": ROWS[:2], "calibration_data": [ROWS]}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_few_operators_that_could_be_integers_are_no_hindrance() -> None:
     result = fitted(FitGoal(size=0.5, moves=0, seconds=20), perceptron(), **ON_ROWS)
