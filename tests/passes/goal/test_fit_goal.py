@@ -150,7 +150,8 @@ def test_what_was_asked_for_holds_by_measurement(limits: dict[str, Any], shares:
     (sheet,) = [sheet for sheet in result.report.sheets if sheet.title == "candidates"]
     assert [row[-1] for row in sheet.rows].count("taken") == 1
     assert result.plan.expected["latency of the original's"] == pytest.approx(found["latency"], abs=1e-3)
-    assert result.report.rows[-1].parameters < result.report.rows[0].parameters
+    if result.plan.weights is None:  # weights in few bits may be enough
+        assert result.report.rows[-1].parameters < result.report.rows[0].parameters
 
 
 @pytest.mark.slow
@@ -258,7 +259,8 @@ def _by_width(module: Any) -> float:
 @pytest.mark.usefixtures("formulas")
 def test_an_evaluation_that_differs_between_calls_is_noted_and_averaged() -> None:
     calls = itertools.count()
-    result = fitted(FitGoal(latency=0.7, drop=50, **QUICK), evaluate=lambda module: 50.0 + next(calls) % 2)
+    with pytest.warns(UserWarning, match="evaluate is noisy"):
+        result = fitted(FitGoal(latency=0.7, drop=50, **QUICK), evaluate=lambda module: 50.0 + next(calls) % 2)
     assert any("evaluate is noisy: " in str(n) and "means of 3 count" in str(n) for n in result.report.notes)
     scores = [a.candidate.score for a in result.front if a.candidate.score is not None]
     assert scores
