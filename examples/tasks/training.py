@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -87,6 +87,7 @@ class Recipe:
     decay: float = 0.02
     batch: int = BATCH
     seed: int = 0
+    mixed_precision: Literal["no", "bf16"] = "no"
 
 
 def accuracy(module: nn.Module, split: Split) -> float:
@@ -161,6 +162,7 @@ def train(task: Task, model: str, train_split: Split, test_split: Split, path: P
         weight_decay=recipe.decay,
         warmup=0.1,
         clip_norm=None,
+        mixed_precision=recipe.mixed_precision,
         checkpoint_dir=checkpoints,
     )
     result = lobo_fx.compile(

@@ -5,7 +5,6 @@ Predictions are models of the parts; a file that was measured sets them right ne
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -26,12 +25,13 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.memory import peak_memory
+from lobo_fx.passes.goal.correction import Correction
 from lobo_fx.passes.goal.latency_model import LatencyModel
 from lobo_fx.passes.goal.plan import with_firsts
 from lobo_fx.passes.goal.ranks import RankAxis, find_ranks
 from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Options
-from lobo_fx.passes.goal.terms import Sum, Term, stored_bytes
+from lobo_fx.passes.goal.terms import Sum, constant, stored_bytes
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.widths import Widths, best_positions
 from lobo_fx.passes.quantization.integers.kernels import kernel_table, one_row
@@ -58,8 +58,9 @@ _LARGE = 0.02
 _FORMATS = ("int8", "int4")
 """Of `QuantizeWeights`: those that ONNX Runtime multiplies with."""
 _FEW_ROWS = 8
-_FARTHEST, _BISECTIONS = 16.0, 30
-"""By what factor a model may be wrong."""
+_INT8 = 8.0
+_ROW = 1024
+"""Columns of which a share of scales is typical."""
 _LEAST_NOISE = 1e-30
 _METADATA = 2048
 """Bytes that `Result.export` adds to a file, at most: what was done to the model."""
@@ -109,7 +110,7 @@ class FileCosts:
     ) -> None:
         self.start, self.inference = start, inference
         self.program, self.context, self.settings, self.folder = inference.program, context, settings, folder
-        self.known: dict[tuple[str, str], dict[float, float]] = {}  # by precision and quantity: measured by expected
+        self.corrections: dict[tuple[str, str], Correction] = {}  # by precision and quantity
         self.exporter = EXPORTERS.get(EXPORTERS.default)()
         self.runtime = RUNTIMES.get(RUNTIMES.default)()
         self._measure_original()
@@ -129,36 +130,16 @@ class FileCosts:
 
     def expected(self, precision: Precision, name: str, widths: Widths) -> float:
         """A quantity of a file, as a share of the original's: the model's, set right by what was measured."""
-        found = precision.costs[name](widths)
-        return found * self._factor(precision, name, found)
+        return self.corrections[precision.name, name](precision.costs[name](widths))
 
     def towards(self, precision: Precision, name: str, limit: float) -> Sum:
         """The quantity as a share of a limit, right where it takes as much as the limit."""
-        low, high = math.log(limit / _FARTHEST), math.log(limit * _FARTHEST)
-        for _ in range(_BISECTIONS):  # what a model must give so that a file takes the limit
-            middle = (low + high) / 2
-            expected = math.exp(middle)
-            low, high = (low, middle) if expected * self._factor(precision, name, expected) > limit else (middle, high)
-        return precision.costs[name].scaled(self._factor(precision, name, math.exp(low)) / limit)
+        return precision.costs[name].scaled(1 / self.corrections[precision.name, name].inverse(limit))
 
     def learn(self, precision: Precision, widths: Widths, measured: Mapping[str, float]) -> None:
         """Takes in what a file of these widths was measured to take."""
         for name, value in measured.items():
-            expected = max(precision.costs[name](widths), 1e-9)
-            self.known.setdefault((precision.name, name), {})[expected] = max(value, 1e-9)
-
-    def _factor(self, precision: Precision, name: str, expected: float) -> float:
-        """By what to multiply: of the two nearest that were measured, mixed by how near they are."""
-        known = self.known.get((precision.name, name), {})
-        points = sorted((math.log(at), value / at) for at, value in known.items())
-        if not points:
-            return 1.0
-        at = math.log(max(expected, 1e-9))
-        index = bisect.bisect(points, (at, math.inf))
-        if index in (0, len(points)):
-            return points[min(index, len(points) - 1)][1]
-        (low, first), (high, second) = points[index - 1 : index + 1]
-        return first + (second - first) * (at - low) / (high - low)
+            self.corrections[precision.name, name].learn(precision.costs[name](widths), value)
 
     def _measure_original(self) -> None:
         """Writes the original's file: its times, size and memory are what shares are of."""
@@ -232,26 +213,27 @@ class FileCosts:
             made = self._precision(f"int8 of {count} operators", integers)
             noise = sum(noises.get(name, 0.0) for name in integers)
             found.append(dataclasses.replace(made, rounding=noise))
-            known = {name: self.known.get(("int8", name), {}) for name in made.costs}
-            self.known |= {(made.name, name): dict(values) for name, values in known.items()}
+            self.corrections |= {(made.name, name): self.corrections["int8", name].copy() for name in made.costs}
         return found
 
     def _precision(self, name: str, integers: tuple[str, ...] | None, weights: str | None = None) -> Precision:
         latency = self.floating if integers is None else self.model.sum(self.leaves, integers, self.ranks)
-        as_codes = integers is not None or weights is not None
-        size = stored_bytes(self.inference, self.leaves, as_codes, self.ranks)
+        bits = None if integers is None else _INT8
+        if weights is not None:
+            bits = QuantizeWeights(weights).row_bits(_ROW) / _ROW
+        graph = self.original["size"] - stored_bytes(self.inference, self.leaves)(self.whole)
+        size = stored_bytes(self.inference, self.leaves, bits, self.ranks) + constant(self.leaves, max(0.0, graph))
         costs = {
             "latency": latency.scaled(1 / self.floating(self.whole)),
             "size": size.scaled(1 / self.original["size"]),
         }
         if "memory" in self.original:  # activations stay about what they are, weights come and go with the file
             rest = max(0.0, self.original["memory"] - self.original["size"]) / self.original["memory"]
-            costs["memory"] = size.scaled(1 / self.original["memory"]) + Sum(
-                self.leaves, [Term((), lambda widths: rest)]
-            )
+            costs["memory"] = size.scaled(1 / self.original["memory"]) + constant(self.leaves, rest)
         unit = self.settings.round_to or (16 if integers is not None else 8)
         options = {leaf: _options(leaf, unit) for leaf in self.leaves}
         options |= {rank.leaf: _rank_options(rank, unit) for rank in self.ranks}
+        self.corrections |= {(name, quantity): Correction(adds=quantity == "size") for quantity in costs}
         return Precision(name, integers, costs, options, weights)
 
     def structure(self, precision: Precision, program: Program) -> Program:

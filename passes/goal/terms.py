@@ -15,7 +15,7 @@ from lobo_fx.axes.removal import size_with
 from lobo_fx.passes.goal.ranks import RankAxis
 from lobo_fx.passes.pruning.widths import Widths
 
-__all__ = ["Budget", "Sum", "Term", "macs", "stored_bytes"]
+__all__ = ["Budget", "Sum", "Term", "constant", "macs", "stored_bytes"]
 
 _ROUNDING = 1e-9
 """By what share a sum of many shares of one whole may be more than the whole."""
@@ -123,21 +123,31 @@ def macs(inference: Inference, leaves: Iterable[Axis]) -> Sum:
     return Sum(leaves, map(term, inference.findings.products))
 
 
-def stored_bytes(inference: Inference, leaves: Iterable[Axis], as_codes: bool, ranks: Iterable[RankAxis] = ()) -> Sum:
-    """Bytes of the tensors that the graph reads; with weights as 8-bit codes, of those with two or more dimensions."""
+def stored_bytes(
+    inference: Inference, leaves: Iterable[Axis], bits: float | None = None, ranks: Iterable[RankAxis] = ()
+) -> Sum:
+    """Bytes of the tensors that the graph reads.
+
+    Args:
+        inference: whose program it is.
+        leaves: whose widths are chosen.
+        bits: that each weight takes as a code, where those of two or more dimensions are codes.
+        ranks: of layers that may become two.
+    """
     leaves = tuple(leaves)
     chosen = set(leaves)
     lowered = {id(rank.candidate.weight): rank for rank in ranks}
     terms = []
     for tensor in stored_tensors(inference):
         axes, rank = inference.stored.get(id(tensor), ()), lowered.get(id(tensor))
-        is_code = as_codes and tensor.dim() > 1 and tensor.is_floating_point()
-        each, whole = 1 if is_code else tensor.element_size(), tensor.numel()
+        is_code = tensor.dim() > 1 and tensor.is_floating_point()
+        each = bits / 8 if bits is not None and is_code else tensor.element_size()
+        whole = tensor.numel()
 
         def value(
             widths: Mapping[Axis, int],
             axes: Axes = axes,
-            each: int = each,
+            each: float = each,
             whole: int = whole,
             rank: RankAxis | None = rank,
         ) -> float:
@@ -148,6 +158,11 @@ def stored_bytes(inference: Inference, leaves: Iterable[Axis], as_codes: bool, r
 
         terms.append(Term((*_within(axes, chosen), *([rank.leaf] if rank is not None else [])), value))
     return Sum(leaves, terms)
+
+
+def constant(leaves: Iterable[Axis], value: float) -> Sum:
+    """What no width changes."""
+    return Sum(leaves, [Term((), lambda widths: value)])
 
 
 def _within(axes: Iterable[Axis], chosen: Collection[Axis]) -> tuple[Axis, ...]:

@@ -136,12 +136,15 @@ class QuantizeWeights(Pass):
 
     def _shrinks(self, weight: Weight, context: Context) -> bool:
         rows, columns = weight.shape[0], weight.tensor.numel() // weight.shape[0]
-        blocks = -(-columns // self._block_size(columns))
-        bits = columns * self.number.bits + blocks * (36 if self.format == "int4" else 32)
-        if bits * rows < 32 * weight.tensor.numel():
+        if rows * self.row_bits(columns) < 32 * weight.tensor.numel():
             return True
         context.note("is left alone: with its scales it would not get smaller", parameter=weight.name)
         return False
+
+    def row_bits(self, columns: int) -> int:
+        """Bits that a row of a weight takes, with its scales and zero points."""
+        blocks = -(-columns // self._block_size(columns))
+        return columns * self.number.bits + blocks * (36 if self.format == "int4" else 32)
 
     def _block_size(self, columns: int) -> int:
         return columns if self.block_size is None else min(self.block_size, columns)

@@ -43,4 +43,5 @@ def decoder() -> nn.Module:
     return Decoder(400, heads=10, depth=8)
 
 
-MODELS = {"Decoder": Recipe(decoder, epochs=1, rate=1e-3, decay=0.1, batch=16)}
+# Products in bfloat16 take two thirds of the time where the processor has instructions for them.
+MODELS = {"Decoder": Recipe(decoder, epochs=1, rate=1e-3, decay=0.1, batch=16, mixed_precision="bf16")}

@@ -76,7 +76,7 @@ def test_sums_are_what_the_axes_say_of_any_removal(name: str, data: st.DataObjec
     inference, leaves = axes_of(name)
     widths = {leaf: data.draw(st.integers(1, leaf.size)) for leaf in leaves}
     removal = {leaf: torch.arange(leaf.size) < width for leaf, width in widths.items()}
-    counted, stored = macs(inference, leaves), stored_bytes(inference, leaves, as_codes=False)
+    counted, stored = macs(inference, leaves), stored_bytes(inference, leaves)
     assert counted(widths) == macs_after(inference, removal)
     assert stored(widths) == file_size_after(inference, removal)
     for sum_ in (counted, stored):
@@ -93,7 +93,7 @@ def test_leaves_that_are_not_chosen_keep_their_sizes(name: str) -> None:
     chosen = leaves[:1]
     removal = {chosen[0]: torch.arange(chosen[0].size) < 1}
     assert macs(inference, chosen)({chosen[0]: 1}) == macs_after(inference, removal)
-    assert stored_bytes(inference, chosen, as_codes=False)({chosen[0]: 1}) == file_size_after(inference, removal)
+    assert stored_bytes(inference, chosen)({chosen[0]: 1}) == file_size_after(inference, removal)
 
 
 def test_codes_take_a_byte_where_a_weight_has_two_dimensions() -> None:
@@ -101,7 +101,7 @@ def test_codes_take_a_byte_where_a_weight_has_two_dimensions() -> None:
     whole = {leaf: leaf.size for leaf in leaves}
     tensors = [inference.program.parameter(read) for read in inference.program.graph.find_nodes(op="get_attr")]
     expected = sum(t.numel() * (1 if t.dim() > 1 else t.element_size()) for t in {id(t): t for t in tensors}.values())
-    assert stored_bytes(inference, leaves, as_codes=True)(whole) == expected
+    assert stored_bytes(inference, leaves, bits=8)(whole) == expected
 
 
 def test_sums_add_and_scale_and_ask_each_value_once() -> None:
