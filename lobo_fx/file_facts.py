@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -13,8 +12,7 @@ from typing import Any
 
 import torch
 
-from lobo_fx.checksums import checksum_of_program
-from lobo_fx.contracts.passbase import shown
+from lobo_fx.contracts.passbase import Pass, shown
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import LoboError
 from lobo_fx.plugins.registry import PASSES
@@ -47,7 +45,7 @@ def file_facts(
     }
     facts |= {} if report.seed is None else {"seed": str(report.seed)}
     if pipeline is not None:
-        facts["source_checksum"] = checksum_of_program(pipeline.original)
+        facts["source_checksum"] = pipeline.source_checksum
         if rows := pipeline.context.split.held_out:
             facts["calibration_rows"] = str(len(rows))
             facts["calibration_checksum"] = hashlib.sha256(b"".join(sorted(rows))).hexdigest()[:16]
@@ -61,10 +59,10 @@ def file_facts(
 def all_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a pass, those at their defaults too; what is given of a pass that is not registered any more."""
     try:
-        made = PASSES.get(name)(**given)
+        made: Pass = PASSES.get(name)(**given)
     except (LoboError, TypeError):
         return dict(given)
-    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    return made.all_settings
 
 
 def _date() -> str:

@@ -7,7 +7,6 @@ from any place on.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -96,10 +95,6 @@ class Workdir:
 
     def _place(self, passes: Sequence[Pass]) -> Path:
         """Where the state after these passes is kept."""
-        settings = [
-            (pass_.name, [(field.name, getattr(pass_, field.name)) for field in dataclasses.fields(pass_)])  # type: ignore[arg-type]
-            for pass_ in passes
-            if dataclasses.is_dataclass(pass_)
-        ]
+        settings = [(pass_.name, pass_.all_settings) for pass_ in passes]
         described = f"{self.start}{json.dumps(settings, default=shown)}"
         return self.folder / f"{passes[-1].name}-{hashlib.sha256(described.encode()).hexdigest()[:_DIGITS]}"

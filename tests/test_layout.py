@@ -307,7 +307,7 @@ PUBLIC = {
     "lobo_fx.contracts.passbase": """
         EXACT_TOLERANCE Pass Promise exact_tolerance shown
     """,
-    "lobo_fx.contracts.settings": """
+    "lobo_fx.contracts.setting_facts": """
         SettingFacts description_of example_of settings_of
     """,
     "lobo_fx.errors": """

@@ -50,7 +50,7 @@ def _facts(name: str, kind: Any) -> dict[str, Any]:
     """What there is to know of a pass, as plain data; of one whose settings have no defaults it needs them."""
     import dataclasses
 
-    from lobo_fx.contracts.settings import description_of, example_of, settings_of
+    from lobo_fx.contracts.setting_facts import description_of, example_of, settings_of
     from lobo_fx.plugins.registry import PASSES
 
     description = description_of(kind)

@@ -92,15 +92,25 @@ class Pass(abc.ABC):
         return snake_case(type(self).__name__)
 
     @property
+    def all_settings(self) -> dict[str, Any]:
+        """The settings, those at their defaults too."""
+        return {name: getattr(self, name) for name in _defaults(self)}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
-        fields = getattr(self, "__dataclass_fields__", {}).values()
-        made = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
-        return {name: getattr(self, name) for name, default in made.items() if getattr(self, name) != default}
+        defaults = _defaults(self)
+        return {name: value for name, value in self.all_settings.items() if value != defaults[name]}
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={shown(value)}" for name, value in self.settings.items())
         return f"{type(self).__name__}({settings})"
+
+
+def _defaults(pass_: Pass) -> dict[str, Any]:
+    """By name of a setting; none of a pass that is no dataclass."""
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(pass_) if dataclasses.is_dataclass(pass_) else ()
+    return {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
 
 
 def shown(value: object) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from lobo_fx.axes.kept import kept_indices
+from lobo_fx.checksums import checksum_of_program
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.contracts.verification import Snapshot, snapshot, verify
@@ -75,6 +77,11 @@ class Pipeline:
         row = Row.of("original", measure(original, first.macs), same, score, 0.0)
         judge = Judge(original, batches or [original.example_inputs])
         return cls(original, context, original.clone(), [row], judge, first, first)
+
+    @functools.cached_property
+    def source_checksum(self) -> str:
+        """Of the original's weights and code."""
+        return checksum_of_program(self.original)
 
     @random_state_kept
     def go_on_from(self, program: Program, rows: Sequence[Row]) -> None:

@@ -144,52 +144,73 @@ def tune(
         folder: an empty folder for the files that are tried.
         progress: whether to draw a progress bar.
     """
-    threads = tuning.threads[0] if tuning.threads else None
-
-    def written(choices: list[Choice], name: str) -> Path:
-        target = folder / name / path.name
-        shutil.rmtree(target.parent, ignore_errors=True)
-        target.parent.mkdir()
-        runtime.write_tuned(path, choices, target, threads)
-        return target
-
-    start = best = written([], "untuned")
-    stand = Stand(runtime, arrays, on_one_thread=set(tuning.threads) <= {1})
-    noise = stand.compare(start, start, _LAST_ROUNDS).spread
-    limit = 1 - max(LEAST_GAIN, noise)
-    kept: dict[str, tuple[Choice, int]] = {}
-    trials: list[Trial] = []
-    seen = {_content(start)}
-    checked: tuple[float, dict[str, Any]] = (0.0, {})
+    tuner = _Tuner(path, tuning, runtime, arrays, check, folder)
     for choice in track(runtime.choices(tuning.threads[1:]), f"tune {path.name}", progress):
+        tuner.try_one(choice)
+    return tuner.found()
+
+
+class _Tuner:
+    """Tries choices, and keeps what is faster. Arguments are those of `tune`."""
+
+    def __init__(
+        self, path: Path, tuning: Tuning, runtime: TunesFiles, arrays: Arrays, check: Check, folder: Path
+    ) -> None:
+        self.path, self.runtime, self.check, self.folder = path, runtime, check, folder
+        self.threads = tuning.threads[0] if tuning.threads else None
+        self.start = self.best = self._written([], "untuned")
+        self.stand = Stand(runtime, arrays, on_one_thread=set(tuning.threads) <= {1})
+        self.noise = self.stand.compare(self.start, self.start, _LAST_ROUNDS).spread
+        self.limit = 1 - max(LEAST_GAIN, self.noise)
+        self.trials: list[Trial] = []
+        self.kept: dict[str, tuple[Choice, int]] = {}  # by kind: the choice, and its place among the trials
+        self.seen = {_content(self.start)}
+        self.checked: tuple[float, dict[str, Any]] = (0.0, {})  # of the best
+
+    def try_one(self, choice: Choice) -> None:
+        """Measures a choice on top of what was kept; one of the same kind it replaces."""
         ratio = None
         try:
-            others = [other for kind, (other, _) in kept.items() if kind != choice.kind]
-            candidate = written([*others, choice], "other" if best.parent.name == "one" else "one")
-            if (content := _content(candidate)) in seen:
-                continue  # it changes nothing, or what was tried before
-            seen.add(content)
-            ratio = stand.compare(best, candidate, _ROUNDS, limit).ratio
-            if ratio < limit:
-                with session_apart(candidate, runtime) as session:
-                    checked = check(candidate, session)
+            others = [other for kind, (other, _) in self.kept.items() if kind != choice.kind]
+            candidate = self._written([*others, choice], "other" if self.best.parent.name == "one" else "one")
+            if (content := _content(candidate)) in self.seen:
+                return  # it changes nothing, or what was tried before
+            self.seen.add(content)
+            ratio = self.stand.compare(self.best, candidate, _ROUNDS, self.limit).ratio
+            if ratio < self.limit:
+                with session_apart(candidate, self.runtime) as session:
+                    self.checked = self.check(candidate, session)
+                self._keep(choice, candidate)
         except (LoboError, RuntimeError) as error:
-            trials.append(Trial(choice.name, ratio, False, str(error).partition("\n")[0]))
-            continue
-        if ratio < limit:
-            if choice.kind in kept:
-                place = kept[choice.kind][1]
-                trials[place] = dataclasses.replace(trials[place], kept=False, reason=f"{choice.name} is faster")
-            best, kept[choice.kind] = candidate, (choice, len(trials))
-        trials.append(Trial(choice.name, ratio, ratio < limit))
-    if not kept:
-        return Tuned(tuple(trials), noise)
-    ratio = stand.compare(start, best, _LAST_ROUNDS).ratio
-    if ratio >= limit:
-        reason = "not faster when measured once more"
-        trials = [dataclasses.replace(trial, kept=False, reason=reason) if trial.kept else trial for trial in trials]
-        return Tuned(tuple(trials), noise, ratio=ratio)
-    return Tuned(tuple(trials), noise, tuple(choice for choice, _ in kept.values()), ratio, best, *checked)
+            self.trials.append(Trial(choice.name, ratio, False, str(error).partition("\n")[0]))
+        else:
+            self.trials.append(Trial(choice.name, ratio, ratio < self.limit))
+
+    def found(self) -> Tuned:
+        """What was kept, if together it is faster once more."""
+        if not self.kept:
+            return Tuned(tuple(self.trials), self.noise)
+        ratio = self.stand.compare(self.start, self.best, _LAST_ROUNDS).ratio
+        if ratio >= self.limit:
+            reason = "not faster when measured once more"
+            missed = [dataclasses.replace(t, kept=False, reason=reason) if t.kept else t for t in self.trials]
+            return Tuned(tuple(missed), self.noise, ratio=ratio)
+        choices = tuple(choice for choice, _ in self.kept.values())
+        return Tuned(tuple(self.trials), self.noise, choices, ratio, self.best, *self.checked)
+
+    def _keep(self, choice: Choice, candidate: Path) -> None:
+        if choice.kind in self.kept:
+            place = self.kept[choice.kind][1]
+            reason = f"{choice.name} is faster"
+            self.trials[place] = dataclasses.replace(self.trials[place], kept=False, reason=reason)
+        self.best, self.kept[choice.kind] = candidate, (choice, len(self.trials))
+
+    def _written(self, choices: list[Choice], name: str) -> Path:
+        target = self.folder / name / self.path.name
+        shutil.rmtree(target.parent, ignore_errors=True)
+        target.parent.mkdir()
+        self.runtime.write_tuned(self.path, choices, target, self.threads)
+        return target
 
 
 def _content(path: Path) -> tuple[str, ...]:

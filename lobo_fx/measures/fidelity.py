@@ -29,6 +29,13 @@ def signal_to_noise(reference: Any, outputs: Any) -> float:
     return ratio.decibels
 
 
+def decibels(signal: float, noise: float) -> float:
+    """10·log10(signal / noise) of two energies; infinite without noise, minus infinite where there is nothing else."""
+    if noise <= 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
 class Ratio:
     """`signal_to_noise` over several batches, one at a time."""
 
@@ -50,9 +57,7 @@ class Ratio:
     def decibels(self) -> float:
         if not self.is_alike:
             return -math.inf
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        return decibels(self.signal, self.noise)
 
 
 def largest_error(reference: Any, outputs: Any) -> float:

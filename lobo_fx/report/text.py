@@ -63,7 +63,7 @@ def axis_table(axes: Sequence[AxisRow]) -> Table:
 def settings_table(passes: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     """A line per setting of every pass, those at their defaults too, as far as the pass is installed."""
     from lobo_fx.contracts.passbase import shown  # a report is shown without PyTorch
-    from lobo_fx.contracts.settings import settings_of
+    from lobo_fx.contracts.setting_facts import settings_of
     from lobo_fx.plugins.registry import PASSES
 
     table = new_table("settings", ["pass", "setting", "value", "default"])

@@ -23,6 +23,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.layers import layers
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
+from lobo_fx.measures.fidelity import decibels
 from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.memory import peak_memory
 from lobo_fx.passes.goal.correction import Correction
@@ -205,7 +206,7 @@ class FileCosts:
             noises: by name of an operator, the noise of the outputs with it alone as integers.
         """
         whole = self.choices.place()
-        sensitivities = {name: -10 * math.log10(max(noise, _LEAST_NOISE)) for name, noise in noises.items()}
+        sensitivities = {name: decibels(1.0, max(noise, _LEAST_NOISE)) for name, noise in noises.items()}
         found = []
         by_count = {len(placement.integer): placement for placement in ever_fewer(self.choices, whole, sensitivities)}
         for count in sorted(by_count.keys() - {0, len(whole.integer)}, reverse=True):

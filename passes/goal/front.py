@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from lobo_fx.contracts.candidates import CANDIDATES, Candidate
 from lobo_fx.contracts.context import Context
-from lobo_fx.passes.goal.programs import Built, Programs, decibels
+from lobo_fx.measures.fidelity import decibels
+from lobo_fx.passes.goal.programs import Built, Programs
 from lobo_fx.report.records import Sheet
 
 __all__ = ["candidates_of", "tell"]
@@ -30,7 +31,7 @@ def candidates_of(programs: Programs, best: Built, context: Context) -> list[Can
                 predicted,
                 measured,
                 size,
-                decibels(built.noise),
+                decibels(1.0, built.noise),
                 built.score,
                 built is best,
             )
@@ -40,13 +41,15 @@ def candidates_of(programs: Programs, best: Built, context: Context) -> list[Can
     whole = {(built.precision.name, tuple(built.widths.values())) for built in programs.built}
     tried = {(entry[0].name, tuple(entry[1].values())): entry for entry in programs.tried}
     for precision, widths, noise in (entry for key, entry in tried.items() if key not in whole):
-        expected = noise + rounding.get(precision.name, 0.0)
+        expected = decibels(1.0, noise + rounding.get(precision.name, 0.0))
         predicted = programs.costs.expected(precision, "latency", widths)
         size = round(programs.costs.expected(precision, "size", widths) * programs.costs.original["size"])
         plan = programs.plan(precision, widths, programs.cut(widths)[1])
-        made = programs.settings.applying(dataclasses.replace(plan, expected={"decibels": decibels(expected)}))
+        made = programs.settings.applying(dataclasses.replace(plan, expected={"decibels": expected}))
         found.append(
-            Candidate(precision.name, made, context.made_by, programs.start, predicted, None, size, decibels(expected))
+            Candidate(
+                precision.name, made, context.made_by, programs.start, predicted, None, size, decibels(1.0, expected)
+            )
         )
     return found
 

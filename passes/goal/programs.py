@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
+from lobo_fx.measures.fidelity import decibels
 from lobo_fx.passes.fitting.side_by_side import Pairs
 from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
 from lobo_fx.passes.goal.loss_model import Noise, added
@@ -29,7 +29,7 @@ from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.widths import Widths
 from lobo_fx.terminal.progress import spinner
 
-__all__ = ["Built", "Programs", "Score", "decibels"]
+__all__ = ["Built", "Programs", "Score"]
 
 _FIT_ROWS = 512
 """Rows that candidates are refitted to while they are compared."""
@@ -165,7 +165,7 @@ class Programs:
             noise = self.judge(program)
             score = self.score(program)
         expected = {f"{name} of the original's": value for name, value in measured.items()}
-        expected["decibels"] = decibels(noise)
+        expected["decibels"] = decibels(1.0, noise)
         plan = dataclasses.replace(plan, expected=expected)
         self.built.append(Built(precision, widths, plan, program, measured, noise, score, own.notes))
         return self.built[-1]
@@ -191,8 +191,3 @@ class Programs:
             split_layers(program, chosen, chosen_ranks(self.costs.ranks, widths))
             propagate(program.module)
         return self.costs.measure(self.costs.structure(precision, program))
-
-
-def decibels(noise: float) -> float:
-    """Of a share of noise."""
-    return math.inf if noise == 0 else -10 * math.log10(noise)

@@ -15,10 +15,11 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.files import temporary_folder
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
+from lobo_fx.measures.fidelity import decibels
 from lobo_fx.passes.goal.costs import FileCosts, Precision
 from lobo_fx.passes.goal.front import tell
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
-from lobo_fx.passes.goal.programs import Built, Programs, Score, decibels
+from lobo_fx.passes.goal.programs import Built, Programs, Score
 from lobo_fx.passes.goal.ranks import rank_eliminations
 from lobo_fx.passes.goal.repair import Repair
 from lobo_fx.passes.goal.settings import Settings
@@ -315,14 +316,14 @@ class GoalSearch:
         if self.goal.drop is not None:
             assert built.score is not None
             return built.score >= self.score.original - self.goal.drop
-        return self.goal.decibels is None or decibels(built.noise) >= self.goal.decibels
+        return self.goal.decibels is None or decibels(1.0, built.noise) >= self.goal.decibels
 
     def _check_loss(self, best: Built) -> None:
         if not self._keeps(best):
             got = (
                 f"loses {self.score.original - best.score:.4g} of the score"
                 if best.score is not None and self.goal.drop is not None
-                else f"has {decibels(best.noise):.1f} dB"
+                else f"has {decibels(1.0, best.noise):.1f} dB"
             )
             asked = f"drop={self.goal.drop}" if self.goal.drop is not None else f"decibels={self.goal.decibels}"
             raise InvalidInput(

@@ -7,7 +7,6 @@ left towards the fitted bias, and on towards the fitted weight, each as far as r
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from lobo_fx.graph.provenance import module_name
 from lobo_fx.graph.rewriting import free_name
 from lobo_fx.graph.running import Runner
 from lobo_fx.graph.tensors import fetch, register
+from lobo_fx.measures.fidelity import decibels
 from lobo_fx.passes.fitting.held_out import ROWS, Affine, HeldOut
 from lobo_fx.passes.fitting.linear_problem import (
     Means,
@@ -246,7 +246,7 @@ class Fit:
             (held_out if pair.held_out else sums).add(x, output_rows(layer, target, chosen))
 
     def _record(self, node: fx.Node, bias: float, weight: float, before: float, after: float) -> None:
-        gain = 10 * math.log10(before / after) if before > 0 and after > 0 else 0.0
+        gain = decibels(before, after) if before > 0 and after > 0 else 0.0
         self.fitted.append(Fitted(module_name(node) or node.name, bias, weight, gain))
 
     def _bases(self, layer: Layer) -> list[Basis]:

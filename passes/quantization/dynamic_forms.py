@@ -20,6 +20,7 @@ from lobo_fx.graph.operators import arguments, aten, is_call, named_values
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.recurrent import Recurrent
 from lobo_fx.graph.running import AS_IT_IS, Runner, watch
+from lobo_fx.measures.fidelity import decibels
 from lobo_fx.own_operators.decode import decode
 from lobo_fx.own_operators.formats import Format
 from lobo_fx.own_operators.integers import dynamic_range, round_blocks
@@ -222,7 +223,7 @@ def _decibels(
     for node, (signal, noise) in ((node, pair.tolist()) for node, pair in totals.items()):
         ratios = torch.cat(shares[node]) if shares[node] else torch.zeros(0)
         share = max(noise / signal, float(ratios.median())) if signal > 0 and len(ratios) else 0.0
-        found[node] = -10 * math.log10(share) if share > 0 else math.inf
+        found[node] = decibels(1.0, share)
     return found
 
 

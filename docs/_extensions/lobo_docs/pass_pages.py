@@ -14,7 +14,7 @@ import yaml
 from lobo_docs.docstrings import Docstring, read
 from lobo_docs.readme import paragraph
 from lobo_fx.contracts.passbase import Pass, Promise
-from lobo_fx.contracts.settings import settings_of
+from lobo_fx.contracts.setting_facts import settings_of
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.recipe import build
 

@@ -20,6 +20,7 @@ from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import Runner
 from lobo_fx.graph.shapes import expression
+from lobo_fx.measures.fidelity import decibels
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.own_operators.formats import Format
 from lobo_fx.own_operators.integers import round_blocks
@@ -201,13 +202,10 @@ def added_noise(
         runner = Runner(program.module, see)
         for inputs in batches:
             runner(inputs)
-    return {product: _decibels(*pair) for product, pair in energies.items()}
-
-
-def _decibels(of_codes: float, of_rounding: float) -> float:
-    if not of_rounding:
-        return 0.0
-    return 10 * math.log10(1 + of_rounding / of_codes) if of_codes else math.inf
+    return {
+        product: decibels(of_codes + of_rounding, of_codes) if of_rounding else 0.0
+        for product, (of_codes, of_rounding) in energies.items()
+    }
 
 
 def _sheet(

@@ -18,6 +18,7 @@ from lobo_fx.graph.operators import VALUE_PRESERVING, aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.graph.running import watch
+from lobo_fx.measures.fidelity import decibels
 from lobo_fx.passes.quantization.integers.kernels import KernelTable
 from lobo_fx.passes.quantization.integers.simulation import first_batches
 
@@ -57,11 +58,11 @@ def drowned(program: Program, able: Iterable[str], table: KernelTable, context: 
         noise = ((high - low) / _STEPS) ** 2 / 12
         for end in ends:
             worst = sums[end].least_energy
-            if worst > 0 and noise > 0 and 10 * math.log10(worst / noise) < DECIBELS:
+            if worst > 0 and decibels(worst, noise) < DECIBELS:
                 part = f"what '{module_name(end) or end.name}' gives" if node in joins else "a channel of the output"
                 found[node.name] = (
                     f"one scale would leave {part}, of size {math.sqrt(worst):.2g} in a range of {high - low:.2g}, "
-                    f"{10 * math.log10(worst / noise):.0f} dB"
+                    f"{decibels(worst, noise):.0f} dB"
                 )
                 break
     return found

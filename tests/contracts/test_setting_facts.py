@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from lobo_fx.contracts.settings import SettingFacts, description_of, example_of, settings_of
+from lobo_fx.contracts.setting_facts import SettingFacts, description_of, example_of, settings_of
 from lobo_fx.errors import InvalidInput
 from lobo_fx.passes import FineTune, QuantizeStatic
 
