@@ -36,6 +36,8 @@ MEGABYTE = 1e6
 _OWN_SHARE = 0.8
 """Of the wall time that a call may take, the least that is spent on the processor: kernels compute and wait for
 nothing, so what is missing went to other programs; clocks and the scheduler explain a few hundredths."""
+_TURN, _MOST_CALLS = 1e-3, 100
+"""Seconds that a function runs before the next one does, and how often at most."""
 _SPREAD = 2.0
 """How far p95 may lie over p5: every call computes the same, and clocks that rise and fall explain less than half."""
 
@@ -95,7 +97,7 @@ class Benchmark:
         runtime: name and version.
         threads: threads of the runtime.
         batch: rows of the inputs.
-        rounds: how often each file ran.
+        rounds: how often each file had its turn.
         latencies: by label, the reference first.
     """
 
@@ -145,7 +147,7 @@ def benchmark(
     memory: bool = True,
     progress: bool = True,
 ) -> Benchmark:
-    """Measures files in turn: one call of each, then again, so that a slow moment hits all alike.
+    """Measures files in turn: a call of each, or a millisecond of short ones, then again: a slow moment hits all alike.
 
     Args:
         files: by label, the reference first.
@@ -153,8 +155,8 @@ def benchmark(
         arrays: inputs, the same for all; random data of the first file's input shapes by default.
         threads: threads of the runtime.
         batch: rows of the inputs, where the batch is free; the result says how many there were.
-        rounds: how often each file runs.
-        warmup: calls of each file that are not counted.
+        rounds: how often each file has its turn.
+        warmup: turns of each file that are not counted.
         memory: also measure peak memory, in a fresh process for each file.
         progress: whether to draw a progress bar.
 
@@ -226,17 +228,27 @@ def _call(session: Session, arrays: Arrays) -> Callable[[], object]:
 def interleave(
     calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, rows: int, progress: bool = False
 ) -> dict[str, Latency]:
-    """Times functions in turn, `rounds` times each after `warmup` uncounted calls."""
+    """Times functions in turn, `rounds` turns each after `warmup` uncounted ones.
+
+    A turn is one call, or as many as fill a millisecond: a short function would else be timed with its data in no cache,
+    where the others have put theirs. Every call is timed on its own.
+    """
     wall: dict[str, list[float]] = {label: [] for label in calls}
     cpu: dict[str, list[float]] = {label: [] for label in calls}
     for index in track(range(-warmup, rounds), "benchmark", progress):
         for label, call in calls.items():
-            cpu_start, start = time.process_time(), time.perf_counter()
-            call()
-            elapsed, cpu_elapsed = time.perf_counter() - start, time.process_time() - cpu_start
-            if index >= 0:
-                wall[label].append(1e3 * elapsed)
-                cpu[label].append(1e3 * cpu_elapsed)
+            if index == 0:
+                wall[label].clear()
+                cpu[label].clear()
+            until = time.perf_counter() + _TURN
+            for _ in range(_MOST_CALLS):
+                cpu_start, start = time.process_time(), time.perf_counter()
+                call()
+                end, cpu_end = time.perf_counter(), time.process_time()
+                wall[label].append(1e3 * (end - start))
+                cpu[label].append(1e3 * (cpu_end - cpu_start))
+                if end >= until:
+                    break
     found = {}
     for label in calls:
         p5, p50, p95 = (float(value) for value in np.percentile(wall[label], [5, 50, 95]))

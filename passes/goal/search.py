@@ -42,7 +42,7 @@ _WORK = 2e12
 """Multiply-accumulates that the runs of the loss model may take: they compare on more rows where these cost less."""
 _CORRECTIONS = 4
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
-"""Of the original's latency: where the front is looked at beside the goal."""
+"""Of what the original takes of the first quantity that is limited: where the front is looked at beside the goal."""
 _FINER = 2
 """Placements of fewer integers that are tried where all of them lose too much."""
 _LOSS_STEPS = 5
@@ -89,7 +89,7 @@ class GoalSearch:
             limits = {name: limit.of(original[name]) / original[name] for name, limit in self.goal.limits.items()}
             best = self._within(limits) if limits else self._fastest()
             self._check_loss(best)
-            self._look_around(best.precision)
+            self._look_around(best.precision, next(iter(limits), "latency"))
         tell(self.programs, best, limits, repr(self.goal), self.context)
         return best.program
 
@@ -331,12 +331,12 @@ class GoalSearch:
                 "Loosen one of them, or train after a looser goal (FineTune, Distill)"
             )
 
-    def _look_around(self, precision: Precision) -> None:
-        """Candidates at other latencies, for the front, as long as there is time."""
+    def _look_around(self, precision: Precision, name: str) -> None:
+        """Candidates that take other shares of a quantity, for the front, as long as there is time."""
         for share in track(_SHARES, "front", self.context.show_progress):
             if time.monotonic() > self.until:
                 return
-            budget = self._budget(precision, {"latency": share})
+            budget = self._budget(precision, {name: share})
             widths = solve(budget, self.losses, precision.options)
             if budget.fits(widths) and all(widths != known for _, known, _ in self.programs.tried):
                 self.programs.compare(precision, widths)

@@ -224,9 +224,9 @@ def test_functions_alone_can_be_timed(clock: Clock) -> None:
 
         return run
 
-    found = interleave({"a": call("a", 0.001), "b": call("b", 0.004)}, rounds=3, warmup=1, rows=2)
-    assert order == ["a", "b"] * 4
-    assert found["a"].p50 == pytest.approx(1)
+    found = interleave({"a": call("a", 0.0004), "b": call("b", 0.004)}, rounds=3, warmup=1, rows=2)
+    assert order == ["a", "a", "a", "b"] * 4  # a turn is a millisecond, or one call
+    assert found["a"].p50 == pytest.approx(0.4)
     assert found["b"].throughput == pytest.approx(500)
     assert found["b"].cpu == 0
 
@@ -443,7 +443,8 @@ def test_a_second_runtime_can_be_plugged_in(monkeypatch: pytest.MonkeyPatch, tmp
     found = result.benchmark(runtime="torch-runtime", threads=2, batch=6, rounds=3, warmup=1, memory=False)
     assert found.runtime == "torch-runtime 0.1"
     assert list(found.latencies) == ["original", "compiled"]
-    assert [session.rows for session in TorchRuntime.sessions] == [[6] * 4, [6] * 4]
+    assert all(set(session.rows) == {6} and len(session.rows) >= 4 for session in TorchRuntime.sessions)
+    assert len(TorchRuntime.sessions) == 2
     assert all(len(session.weights) == 2 for session in TorchRuntime.sessions)
     assert result.report.benchmark is found
     with pytest.raises(InvalidInput, match="no runtime is called 'tensorrt'"):
