@@ -33,7 +33,7 @@ def decibels(signal: float, noise: float) -> float:
     """10·log10(signal / noise) of two energies; infinite without noise, minus infinite where there is nothing else."""
     if noise <= 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10 * math.log10(signal / noise) if signal / noise > 0 else -math.inf
 
 
 class Ratio:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from lobo_fx.contracts.candidates import CANDIDATES, Candidate
@@ -31,26 +32,24 @@ def candidates_of(programs: Programs, best: Built, context: Context) -> list[Can
                 predicted,
                 measured,
                 size,
-                decibels(1.0, built.noise),
+                built.verdict.whole,
                 built.score,
                 built is best,
             )
         )
         pruned = min((noise for _, widths, noise in programs.tried if widths == built.widths), default=0.0)
         rounding[built.precision.name] = max(0.0, built.noise - pruned)
+    of_variance = decibels(1.0, best.noise)  # what noise is a share of, where decibels are of the energy
+    shift = best.verdict.whole - of_variance if math.isfinite(of_variance + best.verdict.whole) else 0.0
     whole = {(built.precision.name, tuple(built.widths.values())) for built in programs.built}
     tried = {(entry[0].name, tuple(entry[1].values())): entry for entry in programs.tried}
     for precision, widths, noise in (entry for key, entry in tried.items() if key not in whole):
-        expected = decibels(1.0, noise + rounding.get(precision.name, 0.0))
+        expected = decibels(1.0, noise + rounding.get(precision.name, 0.0)) + shift
         predicted = programs.costs.expected(precision, "latency", widths)
         size = round(programs.costs.expected(precision, "size", widths) * programs.costs.original["size"])
         plan = programs.plan(precision, widths, programs.cut(widths)[1])
         made = programs.settings.applying(dataclasses.replace(plan, expected={"decibels": expected}))
-        found.append(
-            Candidate(
-                precision.name, made, context.made_by, programs.start, predicted, None, size, decibels(1.0, expected)
-            )
-        )
+        found.append(Candidate(precision.name, made, context.made_by, programs.start, predicted, None, size, expected))
     return found
 
 

@@ -15,7 +15,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
-from lobo_fx.measures.fidelity import decibels
+from lobo_fx.measures.judge import Judge, Verdict
 from lobo_fx.passes.fitting.side_by_side import Pairs
 from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
 from lobo_fx.passes.goal.loss_model import Noise, added
@@ -39,7 +39,7 @@ _CALLS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A whole program of some widths, and what was measured of its file."""
+    """A whole program of some widths, what was measured of its file, and how far its outputs are from the original's."""
 
     precision: Precision
     widths: Widths
@@ -47,6 +47,7 @@ class Built:
     program: Program
     measured: Mapping[str, float]
     noise: float
+    verdict: Verdict
     score: float | None
     notes: Sequence[Note]
 
@@ -88,7 +89,7 @@ class Programs:
         costs: of its files.
         scores: importance of the positions of every free axis.
         noise: of outputs against those of the folded program.
-        judge: of outputs against those of the original.
+        judge: compares outputs with those of the original.
         score: what `evaluate` says.
         context: calibration data, without progress of its own.
         settings: of the search.
@@ -106,7 +107,7 @@ class Programs:
         costs: FileCosts,
         scores: Mapping[Axis, torch.Tensor],
         noise: Noise,
-        judge: Noise,
+        judge: Judge,
         score: Score,
         context: Context,
         settings: Settings,
@@ -162,12 +163,11 @@ class Programs:
             propagate(program.module)
             measured = self.costs.measure(program)
             measured.setdefault("latency", self.costs.expected(precision, "latency", widths))
-            noise = self.judge(program)
-            score = self.score(program)
+            noise, verdict, score = self.noise(program), self.judge(program), self.score(program)
         expected = {f"{name} of the original's": value for name, value in measured.items()}
-        expected["decibels"] = decibels(1.0, noise)
+        expected["decibels"] = verdict.whole
         plan = dataclasses.replace(plan, expected=expected)
-        self.built.append(Built(precision, widths, plan, program, measured, noise, score, own.notes))
+        self.built.append(Built(precision, widths, plan, program, measured, noise, verdict, score, own.notes))
         return self.built[-1]
 
     def plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:

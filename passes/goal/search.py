@@ -15,7 +15,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.files import temporary_folder
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
-from lobo_fx.measures.fidelity import decibels
+from lobo_fx.measures.judge import Judge
 from lobo_fx.passes.goal.costs import FileCosts, Precision
 from lobo_fx.passes.goal.front import tell
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
@@ -36,8 +36,8 @@ __all__ = ["GoalSearch"]
 
 _LOWER = 0.02
 """By what the next try aims below a limit that was missed: what is measured is noisy."""
-_NEAR = 0.03
-"""By what a measured quantity may miss its limit."""
+_OVER, _NEAR = 0.015, 0.03
+"""By what a measured quantity may be over its limit, so that it is within 3 % when it is measured again; and under it."""
 _WORK = 2e12
 """Multiply-accumulates that the runs of the loss model may take: they compare on more rows where these cost less."""
 _CORRECTIONS = 4
@@ -98,7 +98,7 @@ class GoalSearch:
         rows = int(min(64, max(8, _WORK / (macs * max(1, len(self.leaves))))))
         held_out = self.quiet.held_out_batches(rows) or [self.program.example_inputs]
         self.noise = Noise(self.program, held_out)
-        judge = self.noise if self.context.original is None else Noise(self.context.original, held_out)
+        judge = Judge(self.context.original or self.start, held_out)
         if not self.noise.reference:
             raise InvalidInput("the model gives no floating-point output, by which a loss could be told")
         beside = rank_eliminations(self.program, self.costs.ranks, self.quiet)
@@ -316,14 +316,14 @@ class GoalSearch:
         if self.goal.drop is not None:
             assert built.score is not None
             return built.score >= self.score.original - self.goal.drop
-        return self.goal.decibels is None or decibels(1.0, built.noise) >= self.goal.decibels
+        return self.goal.decibels is None or built.verdict.worst >= self.goal.decibels
 
     def _check_loss(self, best: Built) -> None:
         if not self._keeps(best):
             got = (
                 f"loses {self.score.original - best.score:.4g} of the score"
                 if best.score is not None and self.goal.drop is not None
-                else f"has {decibels(1.0, best.noise):.1f} dB"
+                else f"has {best.verdict.worst:.1f} dB"
             )
             asked = f"drop={self.goal.drop}" if self.goal.drop is not None else f"decibels={self.goal.decibels}"
             raise InvalidInput(
@@ -344,11 +344,11 @@ class GoalSearch:
 
 def most(name: str, limit: float) -> float:
     """What a file may be measured to take: what is measured of time and memory is noisy, bytes are bytes."""
-    return limit if name == "size" else (1 + _NEAR) * limit
+    return limit if name == "size" else (1 + _OVER) * limit
 
 
 def _quality(built: Built) -> tuple[float, float]:
-    return (0.0 if built.score is None else built.score, -built.noise)
+    return (0.0 if built.score is None else built.score, built.verdict.worst)
 
 
 def _nearest(options: Sequence[int], width: float) -> int:

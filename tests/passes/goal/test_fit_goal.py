@@ -316,6 +316,9 @@ def test_alternatives_are_made_and_written_without_searching(tmp_path: Path, mon
             assert made.module.state_dict()[name].shape[0] == cut.after
         assert [name for name, _ in made.passes] == ["fold_batch_norm", "fit_goal"]
         assert [row.name.partition("(")[0] for row in made.report.rows] == ["original", "FoldBatchNorm", "FitGoal"]
+        if math.isfinite(alternative.candidate.decibels):
+            near = 0.01 if alternative.candidate.measured is not None else 1.5
+            assert made.report.rows[-1].snr == pytest.approx(alternative.candidate.decibels, abs=near)
         shapes.add(tuple(made.module.state_dict()[f"{layer}.weight"].shape[0] for layer in (0, 2, 5)))
         artifact = alternative.export(tmp_path / f"{at}.onnx")
         assert artifact.bytes == (tmp_path / f"{at}.onnx").stat().st_size
