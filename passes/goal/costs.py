@@ -51,6 +51,8 @@ _NARROWEST = 16
 """No axis gets narrower than one of so many positions."""
 _COUNTED = ("heads", "groups")
 """Kinds of axes of which any number is as good for a kernel."""
+_FINEST, _FEW = 8, 8
+"""Options of an axis are multiples of 8 positions, or of more where that still gives 8 options."""
 _SMALL = 8
 """Axes of fewer positions may have any width: registers are not filled anyway."""
 _ROUNDS = 25
@@ -231,8 +233,9 @@ class FileCosts:
         if "memory" in self.original:  # activations stay about what they are, weights come and go with the file
             rest = max(0.0, self.original["memory"] - self.original["size"]) / self.original["memory"]
             costs["memory"] = size.scaled(1 / self.original["memory"]) + constant(self.leaves, rest)
-        unit = self.settings.round_to or (16 if integers is not None else 8)
-        options = {leaf: _options(leaf, unit) for leaf in self.leaves}
+        given = self.settings.round_to
+        unit = given or (16 if integers is not None else _FINEST)
+        options = {leaf: _options(leaf, unit if given else _unit(leaf, unit)) for leaf in self.leaves}
         options |= {rank.leaf: _rank_options(rank, unit) for rank in self.ranks}
         self.corrections |= {(name, quantity): Correction(adds=quantity == "size") for quantity in costs}
         return Precision(name, integers, costs, options, weights)
@@ -298,6 +301,13 @@ def _givers(program: Program) -> dict[str, str]:
 def _rank_options(rank: RankAxis, unit: int) -> list[int]:
     """Ranks that make two layers smaller than one, and the full one."""
     return [*(option for option in _options(rank.leaf, unit) if option <= rank.candidate.shape.highest), rank.leaf.size]
+
+
+def _unit(leaf: Axis, unit: int) -> int:
+    """Half of a unit, or less, where there would be few options."""
+    while unit > _FINEST and leaf.size < _FEW * unit:
+        unit //= 2
+    return unit
 
 
 def _options(leaf: Axis, unit: int) -> list[int]:
