@@ -230,8 +230,8 @@ def interleave(
 ) -> dict[str, Latency]:
     """Times functions in turn, `rounds` turns each after `warmup` uncounted ones.
 
-    A turn is one call, or as many as fill a millisecond: a short function would else be timed with its data in no cache,
-    where the others have put theirs. Every call is timed on its own.
+    A turn is one call, or as many as fill a millisecond: else a short function would find the others' data in the
+    caches in place of its own. Every call is timed on its own.
     """
     wall: dict[str, list[float]] = {label: [] for label in calls}
     cpu: dict[str, list[float]] = {label: [] for label in calls}

@@ -39,7 +39,7 @@ _CALLS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A whole program of some widths, what was measured of its file, and how far its outputs are from the original's."""
+    """A whole program of some widths, what was measured of its file, and how its outputs compare with the original's."""
 
     precision: Precision
     widths: Widths

@@ -37,7 +37,7 @@ __all__ = ["GoalSearch"]
 _LOWER = 0.02
 """By what the next try aims below a limit that was missed: what is measured is noisy."""
 _OVER, _NEAR = 0.015, 0.03
-"""By what a measured quantity may be over its limit, so that it is within 3 % when it is measured again; and under it."""
+"""By what a measured quantity may be over its limit, so that it is within 3 % when measured again; and under it."""
 _WORK = 2e12
 """Multiply-accumulates that the runs of the loss model may take: they compare on more rows where these cost less."""
 _CORRECTIONS = 4
