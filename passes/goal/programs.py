@@ -39,7 +39,7 @@ _CALLS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A whole program of some widths, what was measured of its file, and how its outputs compare with the original's."""
+    """A whole program of some widths, what its file was measured to take, and how its outputs differ."""
 
     precision: Precision
     widths: Widths
