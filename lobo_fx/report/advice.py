@@ -53,9 +53,11 @@ def _one_alone(runs: Sequence[Figures]) -> Iterator[Advice]:
     quality = quality_metric(runs).name
     if len(runs) < 2:
         return
-    firsts = [METRICS[name].ranked(runs)[:1] for name in ("size", "speed", quality)]
-    if all(firsts) and len({found[0].name for found in firsts}) == 1:
-        best = firsts[0][0]
+    ranked = [METRICS[name].ranked(runs) for name in ("size", "speed", quality)]
+    if any(len(found) < sum(not run.fault for run in runs) for found in ranked):
+        return  # a run that was not measured may be the best
+    if len({found[0].name for found in ranked}) == 1:
+        best = ranked[0][0]
         yield Advice(
             f"Take {best.name}: it is the smallest, the fastest and the best in {quality} of the {len(runs)} runs.",
             _said(best, "size", "speed", quality),

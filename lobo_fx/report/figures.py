@@ -175,9 +175,10 @@ class Figures:
 
     @property
     def kept(self) -> float | None:
-        """Share of the original's score; None also where one is not above nothing, since then it says little."""
-        positive = min(self.score or 0.0, self.original_score or 0.0) > 0
-        return _quotient(self.score, self.original_score) if positive else None
+        """Share of the original's score; None also where that is not above nothing, or this below: no share then."""
+        if self.score is None or self.original_score is None or self.score < 0 or self.original_score <= 0:
+            return None
+        return self.score / self.original_score
 
     @property
     def removed(self) -> float | None:
@@ -294,8 +295,8 @@ def quality_metric(runs: Sequence[Figures]) -> Metric:
 
 
 def ranking_metric(runs: Sequence[Figures]) -> Metric:
-    """Efficiency where any run has a score, else the gain in size and speed alone."""
-    return METRICS["efficiency" if quality_metric(runs).name == "score" else "gain"]
+    """Efficiency where any run has a share of its score that is kept, else the gain in size and speed alone."""
+    return METRICS["efficiency" if any(run.kept is not None for run in runs) else "gain"]
 
 
 def families(runs: Sequence[Figures]) -> list[list[int]]:

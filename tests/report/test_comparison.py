@@ -77,6 +77,17 @@ def test_a_negative_score_has_no_share_that_is_kept() -> None:
     assert figures("a", score=-2.0, original_score=-1.0).kept is None
     assert figures("a", score=-2.0, original_score=-1.0).change == -1.0
     assert figures("a", score=0.5, original_score=0.0).kept is None
+    assert figures("a", score=0.0).kept == 0.0, "a model that has lost all of its score was measured"
+    assert figures("a", score=None).kept is None
+
+
+def test_errors_are_ranked_by_gain_since_nothing_of_them_is_kept() -> None:
+    wrong = [figures("a", score=-0.2, original_score=-0.1), figures("b", score=-0.1, original_score=-0.1, bytes=20)]
+    (family,) = Comparison(wrong).families
+    assert family.metrics[-1].name == "gain"
+    assert "For the most size and speed together take b" in "\n".join(advice.text for advice in family.advice)
+    assert "Ranking by gain" in charts_of(wrong)
+    assert Comparison([figures("a"), wrong[0]]).families[0].metrics[-1].name == "efficiency"
 
 
 def test_rankings_and_the_front() -> None:
@@ -110,6 +121,9 @@ def test_a_recommendation_for_each_case_and_none_without_it() -> None:
     assert "Nothing speaks for b: a is no worse" in said(figures("a"), figures("b", bytes=26))
     assert "Nothing speaks" not in said(figures("a"), figures("b", bytes=24, milliseconds=6.0))
     assert "Take a: it is the smallest, the fastest" in said(figures("a", score=0.93), figures("b", bytes=26))
+    assert "Take a" not in said(figures("a", score=0.93), figures("b", bytes=26, score=None))
+    failed = figures("c", fault="no parity", bytes=None, milliseconds=None, score=None, decibels=None)
+    assert "Take a: it is" in said(figures("a", score=0.93), figures("b", bytes=26), failed)
     assert "slower than the original: 0.50 times" in said(figures("a", milliseconds=20.0))
     assert "slower" not in said(figures("a"))
     assert "98" not in said(figures("a", score=0.9))
