@@ -24,8 +24,8 @@ def charts_of(runs: Sequence[Figures], width: int = 80, heading: str = "") -> st
     one_model = len({run.model for run in runs}) == 1
     sizes = [(run.name, None if run.bytes is None else run.bytes / MEGABYTE) for run in runs]
     times = [(run.name, run.milliseconds) for run in runs]
-    if one_model and runs[0].original_bytes is not None:
-        sizes.insert(0, ("original", runs[0].original_bytes / MEGABYTE))
+    if one_model and (size := _original(runs, "bytes")) is not None:
+        sizes.insert(0, ("original", size / MEGABYTE))
     if len(runs) == 1:
         times.insert(0, ("original", runs[0].original_milliseconds))
     parts = [f"{printable(heading)}\n{'#' * len(heading)}\n"] if heading else []
@@ -37,7 +37,7 @@ def charts_of(runs: Sequence[Figures], width: int = 80, heading: str = "") -> st
     for title, name, scale in _MORE:
         values = [(run.name, None if (value := getattr(run, name)) is None else value / scale) for run in runs]
         if any(value is not None for _, value in values):
-            first = getattr(runs[0], f"original_{name}")
+            first = _original(runs, name)
             start_of = [("original", first / scale)] if one_model and first is not None else []
             parts.append(bars(title, [*start_of, *values], width=width))
     if any(run.unit != ROWS for run in runs):
@@ -46,7 +46,7 @@ def charts_of(runs: Sequence[Figures], width: int = 80, heading: str = "") -> st
             bars(f"{runs[0].unit} a second".capitalize(), [*rates, *((r.name, r.rate) for r in runs)], width=width)
         )
     if any(run.score is not None for run in runs):
-        start = [("original", runs[0].original_score)] if one_model else []
+        start = [("original", _original(runs, "score"))] if one_model else []
         parts.append(bars("Score", [*start, *((run.name, run.score) for run in runs)], "{:.4g}", width))
     known = sorted((run.removed, run.name, run.faster) for run in runs if run.removed is not None)
     curve = [(f"{removed:.0%} {name}", faster) for removed, name, faster in known]
@@ -59,6 +59,12 @@ def charts_of(runs: Sequence[Figures], width: int = 80, heading: str = "") -> st
         heading = f"Ranking by {metric.name}"
         parts.append("\n".join([heading, "=" * len(heading), metric.meaning, "", *map(printable, places), ""]))
     return "\n".join(parts)
+
+
+def _original(runs: Sequence[Figures], name: str) -> float | None:
+    """A figure of the original that runs share, from the first that knows it."""
+    found: float | None = next((value for run in runs if (value := getattr(run, f"original_{name}")) is not None), None)
+    return found
 
 
 def _trade(run: Figures) -> list[tuple[str, float | None]]:

@@ -81,6 +81,15 @@ def test_a_negative_score_has_no_share_that_is_kept() -> None:
     assert figures("a", score=None).kept is None
 
 
+def test_charts_take_the_original_from_the_run_that_knows_it() -> None:
+    bare = figures("bare", bytes=None, original_bytes=None, score=None, original_score=None)
+    drawn = charts_of([bare, figures("a")])
+    for title, value in (("Size of the file, MB", "0.00"), ("Score", "0.95")):
+        line = drawn.split(f"{title}\n")[1].splitlines()[2]
+        assert line.startswith("original |█"), title
+        assert line.endswith(value)
+
+
 def test_errors_are_ranked_by_gain_since_nothing_of_them_is_kept() -> None:
     wrong = [figures("a", score=-0.2, original_score=-0.1), figures("b", score=-0.1, original_score=-0.1, bytes=20)]
     (family,) = Comparison(wrong).families
