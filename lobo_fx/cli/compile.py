@@ -126,6 +126,8 @@ def compile(
     if output.is_dir():
         for name in (original_file, model_file, PLAN_FILE, CARD, SAMPLE, *REPORT_FILES):
             check_writable(output / name)
+    if workdir is not None:
+        check_folder(workdir)
     tracing = read_tracing(example_inputs, dynamic)
     given = read_given(calibration_data, batch, train_data, train_batch, loss, evaluate, higher_is_better)
     program, notes = read_program(model, checkpoint, seed, tracing, outputs, float32, chosen, given, batches)

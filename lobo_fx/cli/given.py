@@ -26,6 +26,9 @@ _HOW_TO_GIVE = (
     "Give --example-inputs: a .npz or .safetensors file with arrays by the names of inputs, or file.py:function"
 )
 
+_OPTIONS = {"train_data": "--train-data", "loss_fn": "--loss", "evaluate": "--evaluate"}
+"""What a pass may need and no random data stand in for, and how it is given here."""
+
 
 def read_passes(recipe: str | None, passes: Sequence[str] | None) -> list[Pass]:
     """The passes of `--recipe`, or of several `--pass`.
@@ -124,11 +127,16 @@ def read_program(
     Random batches become the calibration data where a pass needs some and none are given.
 
     Raises:
-        InvalidInput: no such model, or its weights are of a type that no runtime computes in.
+        InvalidInput: a pass needs what is not given, there is no such model, or its weights are of a type that no
+            runtime computes in.
         TraceError: the model can't be traced.
     """
+    passes = list(passes)
+    _check_needs(passes, given, "train_data", "evaluate")
     with spinner("trace"):
         program = read_model(model, checkpoint, seed, tracing, outputs, float32)
+    if not program.signature.gives_loss:
+        _check_needs(passes, given, "loss_fn")
     if unusual := unusual_weight(program.module):
         raise InvalidInput(f"{unusual}; give --float32 to widen it")
     notes = []
@@ -138,3 +146,10 @@ def read_program(
         notes.append("calibrated on random data: give --calibration-data for ranges that fit yours")
         given["calibration_data"] = random_batches(program.example_inputs, batches, seed)
     return program, notes
+
+
+def _check_needs(passes: Iterable[Pass], given: dict[str, Any], *needs: str) -> None:
+    for pass_ in passes:
+        for need in needs:
+            if need in pass_.needs and given[need] is None:
+                raise InvalidInput(f"{pass_.name} needs {_OPTIONS[need]}")

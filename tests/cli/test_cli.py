@@ -280,11 +280,29 @@ def test_a_wrong_argument_is_refused_before_any_work(name: str, model: str, tmp_
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        (["--drop", "0.1"], "fit_goal needs --evaluate"),
+        ([*TUNE, "--loss", "cross_entropy"], "fine_tune needs --train-data"),
+        (["--pass", "fold_bn", "--workdir", "taken"], "can't make the folder taken"),
+    ],
+)
+def test_what_is_missing_is_said_before_the_model_is_read(
+    tmp_path: Path, given: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    done = call("compile", "none.py:net", *given)
+    assert done.exit_code == 2, done.output
+    assert words in done.output
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
         (["--evaluate", "net.py:scoer"], "net.py has no function 'scoer'; did you mean score?"),
         (["--loss", "net.py:losss"], "did you mean loss?"),
         (["--train-data", "net.py:label"], "did you mean labelled?"),
-        (["--train-data", "net.py:labelled"], "fine_tune needs loss_fn="),
-        (["--loss", "cross_entropy"], "fine_tune needs train_data="),
+        (["--train-data", "net.py:labelled"], "fine_tune needs --loss"),
+        (["--loss", "cross_entropy"], "fine_tune needs --train-data"),
         (["--train-data", "net.py:score", "--loss", "cross_entropy"], "score"),
     ],
 )
