@@ -154,6 +154,13 @@ def test_importing_passes_and_exporters_prints_nothing_and_makes_one_module_of_e
     assert not names & {"passes", "exporters", "transformers", "timm", "torchvision", "rich"}
 
 
+@pytest.mark.parametrize("name", ["lobo_fx", "lobo_fx.cli"])
+def test_the_package_runs_as_the_command(name: str) -> None:
+    command = [sys.executable, "-m", name, "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"lobo-fx {lobo_fx.__version__}\n", "")
+
+
 def test_every_public_name_is_there() -> None:
     names = [name for name in dir(lobo_fx) if not name.startswith("_")]
     for name in ("Artifact", "Context", "LoboError", "Pass", "Program", "Result", "compile", "load", "trace"):
@@ -194,7 +201,7 @@ def core_files() -> list[Path]:
 def test_the_core_names_no_pass_no_exporter_and_no_onnx() -> None:
     assert len(core_files()) > 20
     for path in core_files():
-        if path.parent in (CORE / "cli", CORE / "testing"):
+        if path.parent in (CORE / "cli", CORE / "testing") or path == CORE / "__main__.py":
             continue
         above = under(
             imports(path), "lobo_fx.passes", "lobo_fx.exporters", "lobo_fx.cli", "onnx", "onnxruntime", "torchao"
