@@ -480,7 +480,11 @@ def _packed(
 ) -> Note:
     counts = Counter(form for form, _, _ in weights.values())
     forms = " and ".join(f"{count} as {form}" for form, count in counts.most_common())
-    said = f"{artifact.path.name} is packed: {forms or 'no weight is smaller so'}, {saved / MEGABYTE:.2f} MB saved"
+    said = (
+        f"{artifact.path.name} is packed: {forms}, {saved / MEGABYTE:.2f} MB saved"
+        if weights
+        else f"{artifact.path.name} stays dense: no weight is smaller packed"
+    )
     if values:
         loss = f"leaves {decibels:.1f} dB" if math.isfinite(decibels) else "changes no output"
         said += f"; rounding to {values} {loss} on the example inputs"

@@ -173,7 +173,8 @@ def benchmark(
     specs = next(iter(sessions.values())).inputs
     for label, session in sessions.items():
         if session.inputs != specs:
-            raise InvalidInput(f"'{label}' takes {session.inputs}, '{next(iter(sessions))}' takes {specs}")
+            first, theirs, own = next(iter(sessions)), _names(specs), _names(session.inputs)
+            raise InvalidInput(f"files in turn get the same inputs; '{first}' takes {theirs}, '{label}' {own}")
     feed = random_arrays(specs, batch) if arrays is None else arrays
     _check_arrays(specs, feed)
     rows = _rows(specs, feed)
@@ -197,6 +198,10 @@ def check_counts(threads: int = 1, batch: int = 1, rounds: int = 1, warmup: int 
     for name, (value, least) in counts.items():
         if not isinstance(value, int) or value < least:
             raise InvalidInput(f"{name} is {value!r}; it must be a whole number, at least {least}")
+
+
+def _names(specs: list[ArraySpec]) -> str:
+    return " and ".join(map(str, specs)) or "nothing"
 
 
 def _check_arrays(specs: list[ArraySpec], arrays: Arrays) -> None:

@@ -55,6 +55,11 @@ class ArraySpec:
     dtype: str
     shape: tuple[int | None, ...]
 
+    def __str__(self) -> str:
+        """As messages name it."""
+        shape = ", ".join("any" if size is None else str(size) for size in self.shape)
+        return f"{self.name}: {self.dtype}[{shape}]"
+
 
 class Session(Protocol):
     """A loaded file, ready to run."""

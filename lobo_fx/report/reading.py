@@ -22,6 +22,8 @@ def read_report(folder: str | Path) -> Report:
         InvalidInput: the folder has no report, the report is of another schema, or it is damaged.
     """
     folder = Path(folder)
+    if folder.name == LEADER and folder.is_file():
+        raise InvalidInput(f"{folder} is a file; give its folder, {folder.parent}")
     file = folder / LEADER
     if not file.is_file():
         raise InvalidInput(f"{folder} holds no {LEADER}; give a folder that `lobo-fx compile -o` wrote")

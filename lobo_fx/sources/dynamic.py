@@ -36,7 +36,7 @@ def read_dynamic(text: str) -> DynamicShapes:
         return text
     if ":" not in text and "=" not in text:
         raise InvalidInput(
-            f"--dynamic is '{text}'; {suggestion(text, [*FREED, _NONE])} Or name what is free: {_EXAMPLE}"
+            f"--dynamic is '{text}', which names no sizes as {_EXAMPLE} does; {suggestion(text, [*FREED, _NONE])}"
         )
     found: dict[str, dict[int, Any]] = {}
     dims: dict[str, Any] = {_AUTO: Dim.AUTO}

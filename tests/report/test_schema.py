@@ -117,6 +117,10 @@ def test_what_does_not_fit_is_named(tmp_path: Path, changes: dict[str, Any], sai
 
 
 def test_a_folder_without_a_report_or_without_a_number_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").touch()
+    with pytest.raises(InvalidInput, match=r"report\.json is a file; give its folder, .*run$"):
+        read_report(tmp_path / "run" / "report.json")
     with pytest.raises(InvalidInput, match=r"holds no report\.json"):
         read_report(tmp_path)
     (tmp_path / "report.json").write_text('{"model": "m"}')
