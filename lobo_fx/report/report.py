@@ -176,7 +176,7 @@ class Report:
             tables.append(("Latency", benchmark_table(self.benchmark)))
         tables += [("Axes", axis_table(self.axes))] if self.axes else []
         tables += [(sheet.title.capitalize(), sheet_table(sheet)) for sheet in self.sheets]
-        parts += [f"## {title}\n\n{to_markdown(table)}" for title, table in tables]
+        parts += [f"## {escape(title)}\n\n{to_markdown(table)}" for title, table in tables]
         if self.all_notes:
             parts.append("## Notes\n\n" + "".join(f"- {escape(note)}\n" for note in gathered(self.all_notes)))
         packages = ", ".join(f"{package} {version}" for package, version in self.versions.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,13 @@ def to_markdown(table: Table) -> str:
     return title + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+_UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+"""One that may begin or end emphasis: within a word it does neither."""
+
+_BLOCK = re.compile(r"^(\s*)(?:(#{1,6}(?=\s|$)|>|[-+](?=\s|$)|[-=~]{3,})|(\d{1,9})([.)](?=\s|$)))")
+"""What would make a heading, a quotation, an item or a rule of the text that it begins."""
+
+
 def escape(text: str) -> str:
     """Keeps names from being read as markdown or HTML."""
     for old, new in (
@@ -58,9 +66,11 @@ def escape(text: str) -> str:
         ("|", "\\|"),
         ("*", "\\*"),
         ("`", "\\`"),
+        ("~~", "\\~\\~"),
     ):
         text = text.replace(old, new)
-    return printable(text)
+    text = _UNDERSCORE.sub(r"\\_", printable(text))
+    return _BLOCK.sub(lambda found: f"{found[1]}{found[3] or ''}\\{found[2] or found[4]}", text)
 
 
 def terminal_width() -> int:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import errno
 import hashlib
+import html
 import io
 import json
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from torch import nn
 
 import lobo_fx
@@ -283,6 +285,42 @@ def test_names_are_not_read_as_markdown(name: str) -> None:
     assert "<" not in escaped
     for character in "|*`[":
         assert not re.search(rf"(?<!\\){re.escape(character)}", escaped.replace("\\\\", ""))
+
+
+BLOCKS = ["# heading", "> quoted", "- item", "+ item", "1. item", "12) item", "---", "===", "~~~", "1.", "-"]
+INLINE = [
+    "_x_",
+    "a _b_ c",
+    "__init__",
+    "snake_case_name",
+    "a_",
+    "~~struck~~",
+    "-0.6%",
+    "1.5",
+    "#1",
+    "_conv_.bn_",
+    "ö_x_",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *BLOCKS, *INLINE])
+@pytest.mark.parametrize("before", ["# ", "- ", ""], ids=["heading", "item", "paragraph"])
+def test_a_reader_of_markdown_sees_the_name(before: str, name: str) -> None:
+    """Oracle: another project's reader, whose page must hold the name and no mark-up but the line's own."""
+    page = MarkdownIt().enable(["table", "strikethrough"]).render(before + escape(name))
+    bare = re.sub(r"</?(h1|ul|li|p)>|\n", "", page)
+    assert html.unescape(bare) == name
+    assert "<" not in bare
+
+
+def test_a_reader_of_markdown_sees_what_is_not_escaped() -> None:
+    for name in ("_x_", "~~struck~~"):
+        assert name not in MarkdownIt().enable("strikethrough").render(name)
+
+
+def test_titles_of_sheets_are_escaped() -> None:
+    report = Report("net", [row()], sheets=[Sheet("<b>*own*</b>", ("a",), (("1",),))])
+    assert "## &lt;b>\\*own\\*&lt;/b>\n" in report.to_markdown()
 
 
 @pytest.mark.parametrize("name", NAMES)
