@@ -45,6 +45,7 @@ from lobo_fx.report.card import model_card
 from lobo_fx.report.node_data import node_data, with_times
 from lobo_fx.report.report import Report
 from lobo_fx.terminal.progress import spinner
+from lobo_fx.terminal.tables import decimals
 
 __all__ = ["CARD", "SAMPLE", "Alternative", "Result", "load"]
 
@@ -481,7 +482,7 @@ def _packed(
     counts = Counter(form for form, _, _ in weights.values())
     forms = " and ".join(f"{count} as {form}" for form, count in counts.most_common())
     said = (
-        f"{artifact.path.name} is packed: {forms}, {saved / MEGABYTE:.2f} MB saved"
+        f"{artifact.path.name} is packed: {forms}, {decimals(saved / MEGABYTE)} MB saved"
         if weights
         else f"{artifact.path.name} stays dense: no weight is smaller packed"
     )

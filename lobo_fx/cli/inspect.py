@@ -74,6 +74,7 @@ def _program(
     from lobo_fx.cli.given import read_model, read_tracing
     from lobo_fx.graph.notes import brief, gathered
     from lobo_fx.measures.counts import measure, run_counted
+    from lobo_fx.report.cells import count_text
     from lobo_fx.terminal.progress import spinner
     from lobo_fx.terminal.tables import new_table, printable, render
 
@@ -99,7 +100,8 @@ def _program(
     }
 
     def text(verbose: bool) -> str:
-        lines = [f"{model}: {measures.parameters:,} parameters, {(measures.macs or 0) / 1e6:,.1f}M MACs a row"]
+        macs = "not measured" if measures.macs is None else f"{count_text(measures.macs)} a row"
+        lines = [f"{model}: {measures.parameters:,} parameters, MACs: {macs}"]
         lines += [f"{label}: {line}" for label in ("input", "output") for line in facts[f"{label}s"]]
         lines += [f"note: {note}" for note in (gathered if verbose else brief)(program.notes)]
         lines.append(f"{found.free_share:.1%} of the parameters can be pruned along {len(found.axes)} free axes")

@@ -15,7 +15,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.measures.memory import peak_memory
 from lobo_fx.plugins.protocols import Arrays, ArraySpec, Runtime, Session
 from lobo_fx.terminal.progress import track
-from lobo_fx.terminal.tables import new_table
+from lobo_fx.terminal.tables import decimals, new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +58,7 @@ def benchmark_table(benchmark: Benchmark) -> Table:
             label,
             f"{benchmark.ratio(label):.2f}",
             f"{benchmark.ratio(label, 'p50'):.2f}",
-            *(f"{value:.2f}" for value in (latency.cpu, latency.p5, latency.p50, latency.p95)),
+            *(decimals(value) for value in (latency.cpu, latency.p5, latency.p50, latency.p95)),
             f"{latency.throughput:.1f}",
             f"{(latency.memory or 0) / MEGABYTE:.0f}" if known else "not measured",
             f"{((latency.memory or 0) - (latency.base_memory or 0)) / MEGABYTE:.0f}" if known else "not measured",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lobo_fx.measures.latency import MEGABYTE
-from lobo_fx.terminal.tables import escape, new_table, to_markdown
+from lobo_fx.terminal.tables import decimals, escape, new_table, to_markdown
 
 if TYPE_CHECKING:
     from lobo_fx.graph.signature import Signature
@@ -68,7 +68,7 @@ def _figures(report: Report) -> str:
         found = latencies.get(label)
         return _UNKNOWN if found is None else str(form(found))
 
-    add("file, MB", lambda label: file(label, lambda a: f"{a.bytes / MEGABYTE:.2f}"))
+    add("file, MB", lambda label: file(label, lambda a: decimals(a.bytes / MEGABYTE)))
     if report.benchmark is not None:
         threads, runtime = report.benchmark.threads, escape(report.benchmark.runtime)
         title = f"median latency, ms ({runtime}, {threads} thread{'s' * (threads > 1)}, batch {report.benchmark.batch})"

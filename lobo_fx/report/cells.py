@@ -8,10 +8,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["MB", "NOT_MEASURED", "Cell", "Grid", "Source", "size_text"]
+__all__ = ["NOT_MEASURED", "Cell", "Grid", "Source", "count_text", "size_text"]
 
 NOT_MEASURED = "not measured"
-MB: tuple[str, float] = ("{:,.2f} MB", 1e6)
 Form = str | tuple[str, float] | Callable[[Any], str]
 
 
@@ -113,6 +112,11 @@ class Source:
 def size_text(count: float) -> str:
     """Bytes as megabytes, or kilobytes where there are few."""
     return f"{count / 1e6:,.2f} MB" if abs(count) >= 1e5 else f"{count / 1e3:,.2f} kB"
+
+
+def count_text(count: float) -> str:
+    """A count in millions, or as it is where it is small."""
+    return f"{count / 1e6:,.1f}M" if abs(count) >= 1e5 else f"{count:,.0f}"
 
 
 def _text(value: float, form: Form) -> str:

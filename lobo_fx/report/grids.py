@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lobo_fx.report.cells import MB, Cell, Grid, Source
+from lobo_fx.report.cells import Cell, Grid, Source, count_text, size_text
 
 __all__ = [
     "axes_grid",
@@ -27,8 +27,8 @@ def passes_grid(source: Source) -> Grid:
         "params": ("parameters", "{:,}"),
         "non-zero": ("nonzero", "{:,}"),
         "sparsity": ("sparsity", "{:.1%}"),
-        "MACs": ("macs", ("{:,.1f} M", 1e6)),
-        "MB in memory": ("bytes", MB),
+        "MACs": ("macs", count_text),
+        "memory": ("bytes", size_text),
         "SNR dB": ("snr", _DB),
         "worst output dB": ("worst", _DB),
         "worst output": ("worst_part", "{}"),
@@ -54,19 +54,19 @@ def before_and_after(source: Source) -> Grid:
     for title, name, form in (
         ("parameters", "parameters", "{:,}"),
         ("parameters that are not zero", "nonzero", "{:,}"),
-        ("multiply-accumulates of a row", "macs", ("{:,.1f} M", 1e6)),
-        ("memory of the weights", "bytes", MB),
+        ("multiply-accumulates of a row", "macs", count_text),
+        ("memory of the weights", "bytes", size_text),
         ("score", "score", "{:.4g}"),
     ):
         pairs.append((title, form, ("passes", 0, name), ("passes", last, name)))
     for title, name in (("file", "bytes"), ("file after gzip", "gzip_bytes")):
-        pairs.append((title, MB, ("artifacts", "original", name), ("artifacts", "compiled", name)))
+        pairs.append((title, size_text, ("artifacts", "original", name), ("artifacts", "compiled", name)))
     for title, name, form in (
         ("median latency", "p50", "{:,.3f} ms"),
         ("latency, 95 % of the calls", "p95", "{:,.3f} ms"),
         ("CPU time of a call", "cpu", "{:,.3f} ms"),
         ("rows a second", "throughput", "{:,.1f}"),
-        ("peak memory", "memory", MB),
+        ("peak memory", "memory", size_text),
     ):
         start = ("benchmark", "latencies")
         pairs.append((title, form, (*start, "original", name), (*start, "compiled", name)))
@@ -87,9 +87,9 @@ def files_grid(source: Source) -> Grid:
             [
                 Cell(label),
                 Cell(artifact["path"].rpartition("/")[2]),
-                source.cell("artifacts", label, "bytes", form=MB),
+                source.cell("artifacts", label, "bytes", form=size_text),
                 source.cell("artifacts", label, "bytes", form="{:.2f}", by=("artifacts", "original", "bytes")),
-                source.cell("artifacts", label, "gzip_bytes", form=MB),
+                source.cell("artifacts", label, "gzip_bytes", form=size_text),
                 source.cell("artifacts", label, "parity", form="{:.1e}"),
                 Cell(", ".join(f"{count} {name}" for name, count in kernels.items())),
             ]
@@ -103,7 +103,7 @@ def latency_grid(source: Source) -> Grid:
         return Grid("latency", "Latency", [], [])
     found = source.data["benchmark"]
     columns = {name: (name, "{:,.3f}") for name in ("p5", "p50", "p95", "cpu")}
-    more: dict[str, tuple[str, Any]] = {"rows/s": ("throughput", "{:,.1f}"), "peak memory": ("memory", MB)}
+    more: dict[str, tuple[str, Any]] = {"rows/s": ("throughput", "{:,.1f}"), "peak memory": ("memory", size_text)}
     rows = [
         [
             Cell(label),
@@ -121,7 +121,7 @@ def latency_grid(source: Source) -> Grid:
 
 def candidates_grid(source: Source) -> Grid:
     """A line per candidate of a search."""
-    forms: dict[str, Any] = {"latency": "{:.4f}", "bytes": MB, "decibels": _DB, "score": "{:.4g}"}
+    forms: dict[str, Any] = {"latency": "{:.4f}", "bytes": size_text, "decibels": _DB, "score": "{:.4g}"}
     rows = [
         [
             Cell(candidate["name"]),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lobo_fx.graph.notes import gathered, notes_from_json
-from lobo_fx.report.cells import MB, Cell, Source
+from lobo_fx.report.cells import Cell, Source, size_text
 from lobo_fx.report.drawing import PRECISIONS, drawing
 from lobo_fx.report.grids import (
     axes_grid,
@@ -104,12 +104,18 @@ def _busy(benchmark: Mapping[str, Any] | None) -> list[str]:
 def _tiles(source: Source) -> Iterator[tuple[str, Cell, Cell, Cell]]:
     """What matters most: a heading, the figure, and what it was before and is after."""
     last = len(source.data["passes"]) - 1
-    latencies = ("benchmark", "latencies")
+    measured = ("benchmark", "latencies")
     for title, form, new, old, turned in (
-        ("times as small", MB, ("artifacts", "compiled", "bytes"), ("artifacts", "original", "bytes"), True),
-        ("times as fast", "{:,.3f} ms", (*latencies, "compiled", "p50"), (*latencies, "original", "p50"), True),
+        ("times as small", size_text, ("artifacts", "compiled", "bytes"), ("artifacts", "original", "bytes"), True),
+        ("times as fast", "{:,.3f} ms", (*measured, "compiled", "p50"), (*measured, "original", "p50"), True),
         ("of the parameters", "{:,}", ("passes", last, "parameters"), ("passes", 0, "parameters"), False),
-        ("of the peak memory", MB, (*latencies, "compiled", "memory"), (*latencies, "original", "memory"), False),
+        (
+            "of the peak memory",
+            size_text,
+            (*measured, "compiled", "memory"),
+            (*measured, "original", "memory"),
+            False,
+        ),
     ):
         top, bottom = (old, new) if turned else (new, old)
         figure = source.cell(*top, form="{:.2f}×" if turned else "{:.1%}", by=bottom)  # noqa: RUF001
@@ -138,7 +144,10 @@ def _charts(source: Source) -> Iterator[Scatter | None]:
     last, candidates = len(source.data["passes"]) - 1, source.data["candidates"]
     if candidates:
         name = "score" if any(one["score"] is not None for one in candidates) else "decibels"
-        for cost, form, words in (("latency", "{:.3f}", "latency, of the original's"), ("bytes", MB, "file, MB")):
+        for cost, form, words in (
+            ("latency", "{:.3f}", "latency, of the original's"),
+            ("bytes", size_text, "file, MB"),
+        ):
             points = [
                 Point(
                     one["name"] + ", taken" * one["chosen"] + ", predicted" * (not one["is_measured"]),
@@ -161,7 +170,7 @@ def _charts(source: Source) -> Iterator[Scatter | None]:
     points = [
         Point(
             row["name"],
-            source.cell("passes", at, "bytes", form=MB),
+            source.cell("passes", at, "bytes", form=size_text),
             source.cell("passes", at, name, form="{:.4g}"),
             "original" if at == 0 else "compiled" if at == last else "candidate",
             1e6,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from lobo_fx.errors import InvalidInput
 from lobo_fx.measures.latency import MEGABYTE
 from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.report.cells import count_text
 from lobo_fx.report.records import AxisRow, Row, Sheet
-from lobo_fx.terminal.tables import new_table
+from lobo_fx.terminal.tables import decimals, new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,8 +32,8 @@ def pass_table(model: str, rows: Sequence[Row]) -> Table:
             f"{row.parameters:,}",
             f"{row.nonzero:,}",
             f"{row.sparsity:.1%}",
-            f"{row.macs / 1e6:,.1f}M" if row.macs is not None else "not measured",
-            f"{row.bytes / MEGABYTE:.2f}",
+            "not measured" if row.macs is None else count_text(row.macs),
+            decimals(row.bytes / MEGABYTE),
             "=" if row.snr == math.inf else f"{row.snr:.1f}",
         ]
         if parted:
@@ -90,9 +91,9 @@ def artifact_table(artifacts: Mapping[str, Artifact]) -> Table:
         table.add_row(
             artifact.path.name,
             label,
-            f"{artifact.bytes / MEGABYTE:.2f}",
+            decimals(artifact.bytes / MEGABYTE),
             f"{artifact.bytes / first:.2f}" if "original" in artifacts else "not measured",
-            "not measured" if gzipped is None else f"{gzipped / MEGABYTE:.2f}",
+            "not measured" if gzipped is None else decimals(gzipped / MEGABYTE),
             "not compared" if math.isnan(artifact.parity) else f"{artifact.parity:.1e}",
             *([score] if scored else []),
             ", ".join(f"{count} {name}" for name, count in artifact.details.get("kernels", {}).items()),

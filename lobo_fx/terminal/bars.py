@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lobo_fx.terminal.tables import printable
+from lobo_fx.terminal.tables import decimals, printable
 
 __all__ = ["bars"]
 
@@ -14,18 +14,19 @@ _NARROWEST = 10
 
 
 def bars(
-    title: str, values: Sequence[tuple[str, float | None]], unit: str = "{:.2f}", width: int = 80, fill: str = "█"
+    title: str, values: Sequence[tuple[str, float | None]], unit: str = "", width: int = 80, fill: str = "█"
 ) -> str:
     """A bar for each value, as long as its share of the largest; a value that is None was not measured.
 
     Args:
         title: above the chart.
         values: with their labels.
-        unit: format of a number.
+        unit: format of a number; empty for `decimals`.
         width: columns of the whole chart.
         fill: what bars are made of.
     """
-    numbers = ["not measured" if value is None else unit.format(value) for _, value in values]
+    written = unit.format if unit else decimals
+    numbers = ["not measured" if value is None else written(value) for _, value in values]
     labels = [_short(printable(label).replace("\n", " ")) for label, _ in values]
     beside = max(map(len, labels), default=0) + max(map(len, numbers), default=0) + 4
     room = max(_NARROWEST, width - beside)

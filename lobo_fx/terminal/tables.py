@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["escape", "folded", "new_table", "printable", "records", "render", "terminal_width", "to_markdown"]
+__all__ = [
+    "decimals",
+    "escape",
+    "folded",
+    "new_table",
+    "printable",
+    "records",
+    "render",
+    "terminal_width",
+    "to_markdown",
+]
 
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {ord("\t"): " ", ord("\n"): "\n"}
 """What a terminal would obey instead of showing it."""
@@ -37,6 +47,11 @@ def new_table(title: str, columns: list[str]) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")
     return table
+
+
+def decimals(value: float) -> str:
+    """A number with two decimals; one below 1 with three significant digits, which small models need."""
+    return f"{value:.2f}" if abs(value) >= 1 or not value else f"{value:.3g}"
 
 
 def to_markdown(table: Table) -> str:

@@ -84,7 +84,7 @@ def test_a_negative_score_has_no_share_that_is_kept() -> None:
 def test_charts_take_the_original_from_the_run_that_knows_it() -> None:
     bare = figures("bare", bytes=None, original_bytes=None, score=None, original_score=None)
     drawn = charts_of([bare, figures("a")])
-    for title, value in (("Size of the file, MB", "0.00"), ("Score", "0.95")):
+    for title, value in (("Size of the file, MB", "0.0001"), ("Score", "0.95")):
         line = drawn.split(f"{title}\n")[1].splitlines()[2]
         assert line.startswith("original |█"), title
         assert line.endswith(value)

@@ -27,7 +27,7 @@ from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import PruneChannels, PruneWeights, QuantizeStatic
 from lobo_fx.report.dashboards import DASHBOARDS
 from lobo_fx.report.records import Row, Sheet
-from lobo_fx.terminal.tables import escape, new_table, printable, render, to_markdown
+from lobo_fx.terminal.tables import decimals, escape, new_table, printable, render, to_markdown
 
 NAMES = ["a|b", "<script>alert(1)</script>", "**bold** *it*", "`code`", "back\\slash", "a&lt;b", "[link](javascript:x)"]
 
@@ -146,7 +146,7 @@ def test_gzip_sizes_are_shown_once_they_were_asked_for(report: Report) -> None:
     assert compiled.known_gzip_bytes == size
     header, _, *found = cells(report.to_markdown(), "Files")
     line = next(line for line in found if line[1] == "compiled")
-    assert line[header.index("gzip MB")] == f"{size / 1e6:.2f}"
+    assert line[header.index("gzip MB")] == f"{size / 1e6:.3g}"
     assert json.loads(report.to_json())["artifacts"]["compiled"]["gzip_bytes"] == size
 
 
@@ -285,6 +285,20 @@ def test_names_are_not_read_as_markdown(name: str) -> None:
     assert "<" not in escaped
     for character in "|*`[":
         assert not re.search(rf"(?<!\\){re.escape(character)}", escaped.replace("\\\\", ""))
+
+
+def test_figures_of_small_models_keep_their_digits(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\0" * 23_476)
+    found = {"compiled": artifact(tmp_path / "model.onnx", 0.0)}
+    times = {"compiled": Latency(0.00954, 0.0102, 0.0119, 0.0101, 100.0)}
+    small = Report("net", [row(macs=47_744, bytes=21_936)], artifacts=found, benchmark=Benchmark("rt", 1, 1, 3, times))
+    for text in (small.to_text(), small.to_markdown()):
+        for figure in ("47,744", "0.0219", "0.0235", "0.00954", "0.0102", "0.0119", "0.0101"):
+            assert figure in text
+    page = small.to_html()
+    assert all(figure in page for figure in ("47,744", "21.94 kB", "23.48 kB"))
+    assert decimals(0.0) == "0.00"
+    assert decimals(-12.345) == "-12.35"
 
 
 BLOCKS = ["# heading", "> quoted", "- item", "+ item", "1. item", "12) item", "---", "===", "~~~", "1.", "-"]

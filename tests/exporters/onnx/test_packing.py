@@ -317,7 +317,7 @@ def test_a_note_says_what_was_saved(tmp_path: Path) -> None:
     weights = artifact.details["packed"]["weights"]
     assert {name: entry[0] for name, entry in weights.items()} == dict.fromkeys(("0.weight", "2.weight"), "mask")
     saved = sum(dense - packed for _, dense, packed in weights.values()) - packing.SHARED_BYTES
-    assert f"model.onnx is packed: 2 as mask, {saved / 1e6:.2f} MB saved" in result.report.notes
+    assert f"model.onnx is packed: 2 as mask, {saved / 1e6:.3g} MB saved" in result.report.notes
     assert result.report.from_json(result.report.as_json()).artifacts["compiled"].details == artifact.details
 
 
