@@ -102,7 +102,7 @@ def render(table: Table, width: int | None = None) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     if Measurement.get(console, console.options.update_width(10**6), table).maximum > width:
-        return printable(_records(table, width))
+        return printable(f"{_records(table, width)}\n")  # a table has its frame, records need a line to end them
     console.print(table)
     return printable(stream.getvalue())
 

@@ -27,6 +27,13 @@ def test_a_wide_table_folds_into_records_at_80_columns() -> None:
     assert "column 11" in text
 
 
+def test_a_blank_line_ends_records() -> None:
+    table = new_table("t", ["a", "b"])
+    table.add_row("x", "1")
+    assert render(table, 4) == "t\n\nx\n  b  1\n\n"
+    assert not render(table, 80).endswith("\n\n")
+
+
 def test_a_table_that_fits_stays_a_table() -> None:
     table = new_table("t", ["a", "b"])
     table.add_row("x", "1,234")
