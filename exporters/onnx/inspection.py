@@ -17,7 +17,7 @@ from lobo_fx.exporters.onnxruntime.profile import KernelTime, kernel_times
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.measures.latency import MEGABYTE, random_arrays
 from lobo_fx.plugins.protocols import Arrays
-from lobo_fx.terminal.tables import new_table, printable, render
+from lobo_fx.terminal.tables import decimals, new_table, printable, render
 
 __all__ = ["FileFacts", "Stored", "inspect_file"]
 
@@ -86,7 +86,7 @@ class FileFacts:
         """
         opsets = ", ".join(f"{domain} {version}" for domain, version in self.opsets.items())
         said = [
-            f"{self.path}: {self.bytes / MEGABYTE:.2f} MB, ONNX IR {self.ir_version}, opset {opsets}",
+            f"{self.path}: {decimals(self.bytes / MEGABYTE)} MB, ONNX IR {self.ir_version}, opset {opsets}",
             *([f"written by {self.producer}"] if self.producer else []),
             *(f"input: {line}" for line in self.inputs),
             *(f"output: {line}" for line in self.outputs),
@@ -98,8 +98,8 @@ class FileFacts:
             operators.add_row(name, str(sum(types.values())), on)
         stored = new_table("weights", ["stored as", "tensors", "numbers", "MB"])
         for name, entry in self.stored.items():
-            stored.add_row(name, str(entry.tensors), f"{entry.elements:,}", f"{entry.bytes / MEGABYTE:.2f}")
-        tables = [operators, stored]
+            stored.add_row(name, str(entry.tensors), f"{entry.elements:,}", decimals(entry.bytes / MEGABYTE))
+        tables = [operators, *([stored] if self.stored else [])]
         if self.kernels:
             whole = sum(kernel.microseconds for kernel in self.kernels) or 1.0
             title = f"kernels of {OnnxRuntime().version}, one thread: {whole / 1e3:.3f} ms"
@@ -108,7 +108,7 @@ class FileFacts:
                 time = kernel.microseconds
                 kernels.add_row(kernel.name, kernel.type, str(kernel.count), f"{time / 1e3:.3f}", f"{time / whole:.1%}")
             tables.append(kernels)
-        lines = "".join(f"{printable(line)}\n" for line in said)
+        lines = "".join(f"{printable(line.replace(chr(10), ' '))}\n" for line in said)  # no name looks like a line
         notes = f"note: {printable(self.not_run)}\n" if self.not_run else ""
         return lines + "".join(map(render, tables)) + notes
 

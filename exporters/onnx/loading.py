@@ -62,5 +62,7 @@ def shown_value(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return f"{value.name}: {value.type.WhichOneof('value') or 'unknown'}"
+    if not tensor.HasField("shape"):
+        return f"{value.name}: {element_type(tensor.elem_type)} of a shape that is not said"
     sizes = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "any") for d in tensor.shape.dim]
     return f"{value.name}: {element_type(tensor.elem_type)}[{', '.join(sizes)}]"

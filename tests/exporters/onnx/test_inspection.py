@@ -104,6 +104,20 @@ def test_a_file_that_onnx_runtime_can_not_run_is_shown_all_the_same(tmp_path: Pa
     assert "note: not run" in done.output
 
 
+def test_a_small_file_of_an_unknown_shape_and_names_like_lines_read_well(tmp_path: Path) -> None:
+    path = stranger(tmp_path / "x.onnx", helper.make_node("Relu", ["x"], ["y"]))
+    model = onnx.load(path)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "by", "me\nnote: all is well"
+    onnx.save(model, path)
+    found = inspect_file(path)
+    assert found.outputs == ("y: float32 of a shape that is not said",)
+    lines = found.to_text().splitlines()
+    assert lines[0].startswith(f"{path}: {path.stat().st_size / 1e6:.3g} MB, ")
+    assert "by: me note: all is well" in lines
+    assert "weights" not in lines, "it has none"
+
+
 def test_inputs_are_made_up_or_given(tmp_path: Path) -> None:
     made = helper.make_node("Reshape", ["x", "s"], ["y"])
     path = stranger(tmp_path / "x.onnx", made, stored={"s": np.array([6, -1])})
