@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lobo_fx.contracts.context import SAY_WHICH, direction_of
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.graph.inputs import HOW_TO_PASS, DynamicShapes, Inputs
@@ -26,6 +27,7 @@ _HOW_TO_GIVE = (
     "Give --example-inputs: a .npz or .safetensors file with arrays by the names of inputs, or file.py:function"
 )
 
+_GIVE_WHICH = "give --lower-is-better, or --higher-is-better"
 _OPTIONS = {"train_data": "--train-data", "loss_fn": "--loss", "evaluate": "--evaluate"}
 """What a pass may need and no random data stand in for, and how it is given here."""
 
@@ -72,15 +74,22 @@ def read_given(
     """Data, loss and score by the names of `lobo_fx.compile`; None where nothing is given.
 
     Raises:
-        InvalidInput: a file or function is missing, or can't be read.
+        InvalidInput: a file or function is missing, or can't be read; or it is not said which scores are better.
     """
-    return {
+    if higher_is_better is not None and evaluate is None:
+        raise InvalidInput("--higher-is-better and --lower-is-better are said of --evaluate's scores; give --evaluate")
+    found: dict[str, Any] = {
         "calibration_data": None if calibration_data is None else read_batches(calibration_data, batch),
         "train_data": None if train_data is None else read_training_batches(train_data, train_batch),
         "loss_fn": None if loss is None else read_loss(loss),
         "evaluate": None if evaluate is None else function_from_file(evaluate),
         "higher_is_better": higher_is_better,
     }
+    try:
+        direction_of(found["evaluate"], found["loss_fn"], higher_is_better)
+    except InvalidInput as error:
+        raise InvalidInput(str(error).replace(SAY_WHICH, _GIVE_WHICH)) from error
+    return found
 
 
 def read_model(

@@ -26,7 +26,7 @@ from lobo_fx.plugins.registry import snake_case
 from lobo_fx.report.records import Sheet
 from lobo_fx.terminal.progress import track
 
-__all__ = ["Context", "Data", "Evaluate", "LossFunction", "direction_of", "users_code"]
+__all__ = ["SAY_WHICH", "Context", "Data", "Evaluate", "LossFunction", "direction_of", "users_code"]
 
 _CPU = torch.device("cpu")
 Data = Iterable[Any]
@@ -58,6 +58,10 @@ _LOSSES = {
 """Words in the name of a function of which lower is better."""
 
 
+SAY_WHICH = "say higher_is_better=False, or True"
+"""What to do in Python; the command line has options for it."""
+
+
 def _is_loss(name: str) -> bool:
     """Whether a function is called like what is to be low; a score of losses is a score."""
     words = set(snake_case(name).split("_"))
@@ -79,7 +83,7 @@ def direction_of(evaluate: Evaluate | None, loss_fn: LossFunction | None, higher
     if given is loss_fn or _is_loss(name):
         raise InvalidInput(
             f"evaluate is '{name}', which sounds like a loss, and a higher score counts as better: "
-            "say higher_is_better=False, or True where it is a score after all"
+            f"{SAY_WHICH} where it is a score after all"
         )
     return True
 

@@ -282,6 +282,11 @@ def test_a_wrong_argument_is_refused_before_any_work(name: str, model: str, tmp_
     [
         (["--drop", "0.1"], "fit_goal needs --evaluate"),
         ([*TUNE, "--loss", "cross_entropy"], "fine_tune needs --train-data"),
+        (["--pass", "fold_bn", "--lower-is-better"], "give --evaluate"),
+        (
+            ["--pass", "fold_bn", "--evaluate", "own.py:mean_loss"],
+            "give --lower-is-better, or --higher-is-better where it is a score after all",
+        ),
         (["--pass", "fold_bn", "--workdir", "taken"], "can't make the folder taken"),
     ],
 )
@@ -290,6 +295,7 @@ def test_what_is_missing_is_said_before_the_model_is_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").touch()
+    Path("own.py").write_text("def mean_loss(module):\n    return 1.0\n")
     done = call("compile", "none.py:net", *given)
     assert done.exit_code == 2, done.output
     assert words in done.output
