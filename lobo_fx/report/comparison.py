@@ -232,6 +232,8 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 def read_runs(folders: Sequence[str | Path]) -> dict[str, Report]:
     """The reports that `compare` compares, by name of the run; refuses what it refuses."""
+    if isinstance(folders, (str, Path)):
+        raise InvalidInput(f"folders is '{folders}'; expected a list, as ['{folders}']")
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise InvalidInput("give one or more folders of runs")

@@ -81,6 +81,11 @@ def test_a_negative_score_has_no_share_that_is_kept() -> None:
     assert figures("a", score=None).kept is None
 
 
+def test_one_folder_is_no_list_of_its_letters() -> None:
+    with pytest.raises(InvalidInput, match=r"folders is 'run'; expected a list, as \['run'\]"):
+        compare("run")
+
+
 def test_charts_take_the_original_from_the_run_that_knows_it() -> None:
     bare = figures("bare", bytes=None, original_bytes=None, score=None, original_score=None)
     drawn = charts_of([bare, figures("a")])
