@@ -77,19 +77,26 @@ def _without_loss(runs: Sequence[Figures]) -> Iterator[Advice]:
 
 
 def _best(runs: Sequence[Figures]) -> Iterator[Advice]:
-    """The ends of the trade-off and its middle."""
+    """The ends of the trade-off and its middle, each run once."""
     if len(runs) < 2:
         return
     quality = quality_metric(runs).name
-    for name, words in (
-        ("size", "the smallest file"),
-        ("speed", "the lowest latency"),
-        (ranking_metric(runs).name, "the most size and speed together"),
-    ):
+    wishes = {
+        "size": "the smallest file",
+        "speed": "the lowest latency",
+        ranking_metric(runs).name: "the most size and speed together",
+    }
+    granted: dict[str, list[str]] = {}
+    for name in wishes:
         for best in METRICS[name].ranked(runs)[:1]:
+            granted.setdefault(best.name, []).append(name)
+    for best in runs:
+        if names := granted.get(best.name):
             rest = "" if METRICS[quality].of(best) is None else f", at {_quality_words(best, quality)}"
-            text = f"For {words} take {best.name}: {_gains(best)}{rest}."
-            yield Advice(text, _said(best, *dict.fromkeys((name, "size", "speed", quality))))
+            *others, last = (wishes[name] for name in names)
+            wished = f"{', '.join(others)} and {last}" if others else last
+            text = f"For {wished} take {best.name}: {_gains(best)}{rest}."
+            yield Advice(text, _said(best, *dict.fromkeys((*names, "size", "speed", quality))))
 
 
 def _gains(run: Figures) -> str:
