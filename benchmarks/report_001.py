@@ -183,7 +183,8 @@ def main() -> None:
         task = dataclasses.replace(GLYPHS, models={name: recipe}, load=lambda cache: (learned, test))
         if chosen.quick:
             task = dataclasses.replace(task, name="quick")
-        trial = Trial(task.trained(name, chosen.cache), learned, validation, test, task.loss, task.score)
+        module = task.trained(name, chosen.cache)
+        trial = Trial(module, learned, validation, test, task.loss, task.score, workdir=chosen.workdir)
 
         def tell(file: nn.Module) -> dict[str, float]:
             return {"accuracy": task.score(file, test)}  # noqa: B023

@@ -75,7 +75,7 @@ def main() -> None:
     """Runs what is missing, and writes JSON and markdown."""
     chosen = options(__doc__ or "", "report_003.json")
     learned, validation, test = TASK.splits(chosen.cache)
-    training: dict[str, Any] = {"steps": STEPS}
+    training: dict[str, Any] = {"steps": STEPS, "mixed_precision": "bf16"}
     prompts, generated, rounds = test.sample(PROMPTS).inputs, GENERATED, 30
     if chosen.quick:
         learned, validation, test = learned.sample(64), validation.sample(16), test.sample(16)
@@ -83,7 +83,7 @@ def main() -> None:
         module: nn.Module = Decoder(32, heads=2, depth=2).eval()
     else:
         module = TASK.trained("Decoder", chosen.cache)
-    trial = Trial(module, learned, validation, test, TASK.loss, TASK.score, batch=16)
+    trial = Trial(module, learned, validation, test, TASK.loss, TASK.score, batch=16, workdir=chosen.workdir)
     results = Results(chosen.output)
 
     def tell(file: nn.Module) -> dict[str, float]:

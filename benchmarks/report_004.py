@@ -88,7 +88,7 @@ def main() -> None:
         wanted = ("original ", "magnitude_0.5 fine-tuned", "structured_0.5 ", "log2_4 ", "student_0.05 distilled")
         module = TASK.models["Demapper"].build().eval()
     module = TASK.trained("Demapper", chosen.cache) if module is None else module
-    trial = Trial(module, learned, validation, test, TASK.loss, TASK.score)
+    trial = Trial(module, learned, validation, test, TASK.loss, TASK.score, workdir=chosen.workdir)
     results = Results(chosen.output)
     exact = {str(snr): rate for snr, rate in exact_rates(test).items()}
 

@@ -101,6 +101,8 @@ class Trial:
         score: of a module on a split; higher is better.
         batch: rows of a training batch.
         calibration: how many rows of `train` calibrate.
+        workdir: where programs between passes are kept: variants that begin with the same passes share them, and a
+            report that was killed goes on within a row.
     """
 
     module: nn.Module
@@ -111,6 +113,7 @@ class Trial:
     score: Callable[[nn.Module, Split], float]
     batch: int = 128
     calibration: int = CALIBRATION
+    workdir: Path | None = None
 
     def run(self, variant: Variant, rounds: int, tell: Callable[[FileModule], Mapping[str, Any]]) -> dict[str, Any]:
         """Compiles, exports and measures a variant.
@@ -132,6 +135,7 @@ class Trial:
             loss_fn=self.loss,
             calibration_data=self._calibration,
             evaluate=lambda found: self.score(found, self.validation),
+            workdir=self.workdir,
         )
         seconds = time.perf_counter() - start
         original = self._original
@@ -288,5 +292,6 @@ def options(description: str, name: str) -> argparse.Namespace:
     found = parser.parse_args()
     # rows that are there are not measured again: quick ones must never stand where those of a report do
     found.output = found.output or (found.cache / "quick" if found.quick else Path("docs/reports")) / name
+    found.workdir = None if found.quick else found.cache / "work" / Path(name).stem
     torch.set_num_threads(found.threads)
     return found
