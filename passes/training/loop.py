@@ -9,7 +9,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.context import SAY_WHICH, Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.randomness import own_generators, own_generators_kept, random_state_kept
@@ -100,8 +100,18 @@ def train(
     loop = Loop(objective, settings, context, candidate, optimizer_state, folder, known_rate)
     trained = loop.run()
     context.note(_told(trained, settings, stage))
+    if context.higher_is_better and _fell(trained.losses) and _fell(trained.scores):
+        context.note(
+            f"WARNING: the score fell from {trained.scores[0]:.4g} to {trained.scores[-1]:.4g} as the loss did: "
+            f"if evaluate returns an error, {SAY_WHICH}"
+        )
     context.sheets.append(_sheet(trained, f"{settings.name} {stage}".strip()))
     return loop
+
+
+def _fell(values: Sequence[float]) -> bool:
+    """Whether each is lower than the one before."""
+    return len(values) > 1 and all(after < before for before, after in itertools.pairwise(values))
 
 
 def _told(trained: Trained, settings: TrainingPass, stage: str) -> str:

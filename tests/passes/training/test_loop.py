@@ -530,6 +530,19 @@ def test_an_interrupt_before_the_first_step_leaves_the_model(program: Program, w
     assert same(weights(found), {name: value.clone() for name, value in program.module.state_dict().items()})
 
 
+def test_an_error_that_is_taken_for_a_score_is_noticed(program: Program) -> None:
+    def warned(change: float, is_better: bool | None = None) -> bool:
+        evaluate = scripted([0.0, *(1.0 + change * epoch for epoch in range(4)), 0.0], [])
+        given: dict[str, Any] = {"train_data": batches(), "loss_fn": cross_entropy, "evaluate": evaluate}
+        training = FineTune(epochs=3, learning_rate=1e-2)
+        found = lobo_fx.compile(program, [training], higher_is_better=is_better, progress=False, **given)
+        return "if evaluate returns an error, say higher_is_better=False" in reasons(found)
+
+    assert warned(-0.1)
+    assert not warned(0.1)
+    assert not warned(0.1, is_better=False)
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, int, torch.tensor])
 def test_a_score_is_any_number(program: Program, kind: Callable[..., Any]) -> None:
     assert "best score 1 before" in reasons(tuned(program, batches(), epochs=1, evaluate=lambda module: kind(1)))
