@@ -219,6 +219,10 @@ class FileCosts:
             self.corrections |= {(made.name, name): self.corrections["int8", name].copy() for name in made.costs}
         return found
 
+    def with_integers(self, name: str, integers: tuple[str, ...]) -> Precision:
+        """A precision of these operators, of which no file has been measured."""
+        return self._precision(name, integers)
+
     def _precision(self, name: str, integers: tuple[str, ...] | None, weights: str | None = None) -> Precision:
         latency = self.floating if integers is None else self.model.sum(self.leaves, integers, self.ranks)
         bits = None if integers is None else _INT8

@@ -183,6 +183,11 @@ class Programs:
             quantizer=dataclasses.replace(self.settings.quantizing, costs=None, target="auto"),
         )
 
+    def place(self, widths: Widths) -> tuple[str, ...]:
+        """Names of the operators that are faster as integers at these widths."""
+        program, _ = self.cut(widths)
+        return tuple(self.settings.quantizing.simplify(program, self.context)[1].place().integer)
+
     def measure_structure(self, precision: Precision, widths: Widths) -> dict[str, float]:
         """What a file of these widths takes; its values are of no use."""
         program, _ = self.cut(widths)
