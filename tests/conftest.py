@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config
 from torch_tables import tables_built_once
 
 from lobo_fx.measures.kernel_costs import CostTable
@@ -22,6 +23,11 @@ declare_torchvision_operators()
 gc.freeze()  # what was imported stays: looking through it for garbage again and again takes a tenth of the run
 gc.set_threshold(100_000, 20, 20)
 torch.set_num_threads(1)  # the workers of a parallel run share the cores
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Traces small networks without PyTorch's cache of shapes, which costs a third of each; slow tests run with it."""
+    torch._dynamo.config.fake_tensor_cache_enabled = config.option.markexpr != "not slow"
 
 
 def pytest_collectstart() -> None:

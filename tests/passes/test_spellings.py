@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 import lobo_fx
 from lobo_fx import passes
 from lobo_fx.contracts.passbase import Pass
+from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import signal_to_noise
 
 Spelling = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -83,9 +85,13 @@ DATA = torch.randn(256, 16, generator=torch.Generator().manual_seed(5))
 FRESH = torch.randn(128, 16, generator=torch.Generator().manual_seed(6))
 
 
+@functools.cache
+def traced(spelling: str) -> Program:
+    return lobo_fx.trace(Network(spelling).eval(), FRESH[:2])
+
+
 def compressed(spelling: str, chosen: str) -> Any:
-    model = Network(spelling).eval()
-    return lobo_fx.compile(model, PASSES[chosen](), example_inputs=FRESH[:2], calibration_data=[DATA], progress=False)
+    return lobo_fx.compile(traced(spelling), PASSES[chosen](), calibration_data=[DATA], progress=False)
 
 
 def _some(chosen: str) -> list[str]:
