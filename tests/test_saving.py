@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import io
 import json
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from torch import nn
 import lobo_fx
 from lobo_fx import InvalidInput, Result
 from lobo_fx.capture.archive import PROGRAM_FILE, _is_arithmetic, read_pt2
+from lobo_fx.graph.program import Program
 from lobo_fx.measures.counts import measure
 from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeStatic
 from lobo_fx.saving import MANIFEST_FILE
@@ -62,20 +65,25 @@ class TiedLanguageModel(nn.Module):
         return {"logits": self.lm_head(hidden), "hidden": hidden}
 
 
+@functools.cache
+def traced(make: Callable[[], nn.Module]) -> Program:
+    """Once for all tests: compiling copies it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return lobo_fx.trace(make(), TOKENS if make is TiedLanguageModel else IMAGES[:2])
+
+
 def compiled(kind: str) -> tuple[Result, torch.Tensor]:
     """A result of each sort, and inputs of another batch size than the one it was traced with."""
     if kind == "tied":
-        return lobo_fx.compile(TiedLanguageModel(), [PruneWeights(0.5)], example_inputs=TOKENS, progress=False), TOKENS
+        return lobo_fx.compile(traced(TiedLanguageModel), [PruneWeights(0.5)], progress=False), TOKENS
     passes: dict[str, list[Any]] = {
         "float": [],
         "folded": [FoldBatchNorm()],
         "masked": [PruneWeights(0.6)],
         "quantized": [QuantizeStatic(kernels="all")],
     }
-    result = lobo_fx.compile(
-        convnet(), passes[kind], example_inputs=IMAGES[:2], calibration_data=[IMAGES], progress=False
-    )
-    return result, IMAGES
+    return lobo_fx.compile(traced(convnet), passes[kind], calibration_data=[IMAGES], progress=False), IMAGES
 
 
 def program_file(folder: Path) -> Path:
@@ -384,9 +392,14 @@ DAMAGES: dict[str, Callable[[Any], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled("float")[0].save(tmp_path_factory.mktemp("saved"))
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_manifest_is_refused(damage: str, tmp_path: Path) -> None:
-    compiled("float")[0].save(tmp_path)
+def test_a_damaged_manifest_is_refused(damage: str, saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     manifest = json.loads((tmp_path / MANIFEST_FILE).read_text())
     DAMAGES[damage](manifest)
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(manifest))
@@ -394,8 +407,8 @@ def test_a_damaged_manifest_is_refused(damage: str, tmp_path: Path) -> None:
         lobo_fx.load(tmp_path)
 
 
-def test_half_a_folder_is_refused(tmp_path: Path) -> None:
-    compiled("float")[0].save(tmp_path)
+def test_half_a_folder_is_refused(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     program_file(tmp_path).unlink()
     with pytest.raises(InvalidInput, match=rf"no file .*{PROGRAM_NAME}"):
         lobo_fx.load(tmp_path)
@@ -477,11 +490,9 @@ class MakeFolder:
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Entries:
+def good(saved: Path) -> Entries:
     """The entries of a sound archive."""
-    folder = tmp_path_factory.mktemp("good")
-    compiled("float")[0].save(folder)
-    with zipfile.ZipFile(program_file(folder)) as archive:
+    with zipfile.ZipFile(program_file(saved)) as archive:
         return [(name, archive.read(name)) for name in archive.namelist()]
 
 

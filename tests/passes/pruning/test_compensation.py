@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +22,7 @@ from lobo_fx import passes
 from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.layers import layers
+from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.passes.fitting import linear_problem, side_by_side
 from lobo_fx.passes.fitting.held_out import HeldOut
@@ -54,13 +57,17 @@ def draw(*shape: int, seed: int = 0, **settings: Any) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **settings)
 
 
+@functools.cache
+def traced(net: nn.Module, *size: int) -> Program:
+    """Once for all that is tried with one network; its weights are those that the network has by then."""
+    return trace(net.eval(), (torch.zeros(2, *size),))
+
+
 def prune(net: nn.Module, images: torch.Tensor, ratio: Mapping[str, float], method: str, batches: int = 4) -> nn.Module:
     """The network with channels removed and refitted to `images`."""
     pruning = passes.PruneChannels(ratio, round_to=1, compensation=method)
     data = list(images.chunk(batches))
-    return lobo_fx.compile(
-        net.eval(), [pruning], example_inputs=images[:2], calibration_data=data, progress=False
-    ).module
+    return lobo_fx.compile(traced(net, *images.shape[1:]), [pruning], calibration_data=data, progress=False).module
 
 
 def arrays(module: nn.Module) -> dict[str, Array]:
@@ -282,9 +289,16 @@ class Residual(nn.Module):
         return self.head(self.depthwise(x).relu().mean((2, 3)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def untrained() -> Residual:
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+@pytest.fixture(scope="module")
 def residual() -> Residual:
     """With statistics as training leaves them."""
+    torch.manual_seed(0)
     net = Residual()
     net(draw(64, 3, 8, 8, seed=5))
     with torch.no_grad():
@@ -312,6 +326,7 @@ def inner_rows(net: nn.Module) -> Array:
 def test_a_norms_outputs_keep_their_moments(residual: Residual, wrong: bool) -> None:
     """Where statistics were those of the data they are again; else they differ from it as much as they did."""
     if wrong:
+        residual = copy.deepcopy(residual)
         state = residual.state_dict()
         state["inner.1.running_mean"] += 0.3
         state["inner.1.running_var"] *= 0.5
@@ -384,17 +399,18 @@ def test_fitting_draws_rows_evenly_when_there_are_many(monkeypatch: pytest.Monke
 
 
 def test_the_original_is_not_touched(residual: Residual) -> None:
-    before = arrays(residual)
-    prune(residual, IMAGES, {"*": 0.3}, "reconstruct")
+    before = arrays(copy.deepcopy(residual))
+    pruning = passes.PruneChannels({"*": 0.3}, round_to=1, compensation="reconstruct")
+    lobo_fx.compile(residual, [pruning], example_inputs=IMAGES[:2], calibration_data=[IMAGES], progress=False)
     for name, array in arrays(residual).items():
         np.testing.assert_array_equal(array, before[name])
 
 
 @pytest.mark.parametrize("count", [3, 8, 24])
 @pytest.mark.parametrize("kind", ["set", "fresh", "other data"])
-def test_few_rows_do_no_harm(residual: Residual, kind: str, count: int) -> None:
+def test_few_rows_do_no_harm(residual: Residual, untrained: Residual, kind: str, count: int) -> None:
     """On fresh rows: no worse than plain removal, whatever the norms' statistics are, by more than a decibel."""
-    net = Residual().eval() if kind == "fresh" else residual
+    net = untrained if kind == "fresh" else residual
     shift = 3.0 if kind == "other data" else 0.5
     rows, fresh = draw(count, 3, 8, 8, seed=8) + shift, draw(300, 3, 8, 8, seed=6) + shift
     found = {
@@ -418,9 +434,7 @@ def test_one_batch_of_fixed_size_fits_nothing() -> None:
 
 def test_the_report_says_what_was_fitted(residual: Residual) -> None:
     pruning = passes.PruneChannels({"inner.0": 0.5}, round_to=1)
-    report = lobo_fx.compile(
-        residual, [pruning], example_inputs=IMAGES[:2], calibration_data=[IMAGES], progress=False
-    ).report
+    report = lobo_fx.compile(traced(residual, 3, 8, 8), [pruning], calibration_data=[IMAGES], progress=False).report
     (remark,) = (note for note in report.notes if "refitted by reconstruct: dB on 16 of 64 rows" in note)
     assert all(f"{method} " in remark for method in ("none", "recalibrate", "bias", "reconstruct"))
     (sheet,) = report.sheets
@@ -495,7 +509,7 @@ def test_shared_weights_are_refitted_to_all_their_readers(rounds: int) -> None:
     found = {}
     for method in ("none", "bias", "reconstruct"):
         pruning = passes.PruneChannels({"up": 0.4}, round_to=1, compensation=method)
-        result = lobo_fx.compile(model, [pruning], example_inputs=fresh[:2], calibration_data=data, progress=False)
+        result = lobo_fx.compile(traced(model, 24), [pruning], calibration_data=data, progress=False)
         assert not any("not refitted" in note for note in result.report.notes)
         found[method] = signal_to_noise(model(fresh), result.module(fresh))
     assert found["reconstruct"] > max(found["none"], found["bias"]) + 2
@@ -525,7 +539,7 @@ class Counting:
 
 def test_one_batch_is_in_memory_at_a_time(residual: Residual, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where activations of all would take too much; what is fitted is the same. Twin: with room, all are kept."""
-    original = trace(residual, (IMAGES[:2],))
+    original = traced(residual, 3, 8, 8)
     silent = Context(original.signature, show_progress=False)
     pruning = passes.PruneChannels({"inner.0": 0.5}, round_to=1, compensation="none")
     pruned = pruning.run(original.clone(), silent)

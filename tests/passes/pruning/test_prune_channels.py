@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import InvalidInput, Result
+from lobo_fx.graph.program import Program
 from lobo_fx.passes import PruneChannels, QuantizeStatic
 from lobo_fx.testing import assert_untouched, check_pass
 
@@ -81,12 +83,41 @@ def conv_net() -> ConvNet:
     return model
 
 
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, groups=4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    )
+
+
 def words(rows: int = 2) -> torch.Tensor:
     return torch.randint(0, 11, (rows, 5))
 
 
-def prune(model: nn.Module, pass_: PruneChannels, x: torch.Tensor = ROWS, seed: int = 0) -> Result:
-    return check_pass(pass_, model, x, seed=seed)
+@functools.cache
+def traced(make: Callable[[], nn.Module]) -> Program:
+    """Traced once for all tests that look at what pruning makes of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        inputs = {TwoLayers: ROWS, Attention: torch.arange(10).view(2, 5)}.get(make, IMAGES)
+        return lobo_fx.trace(make().eval(), inputs)
+
+
+def prune(model: nn.Module | Program, pass_: PruneChannels, x: torch.Tensor = ROWS, seed: int = 0) -> Result:
+    """What a pass makes of a model, or of a program that stays as it was, by the same assertions."""
+    if isinstance(model, nn.Module):
+        return check_pass(pass_, model, x, seed=seed)
+    before = copy.deepcopy(model.module.state_dict())
+    result = lobo_fx.compile(model, [pass_], seed=seed, progress=False)
+    assert before.keys() == model.module.state_dict().keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.module.state_dict().items())
+    assert result.program.signature == model.signature
+    assert copy.deepcopy(result.module).state_dict().keys() == result.module.state_dict().keys()
+    return result
 
 
 def arrays(module: nn.Module) -> dict[str, Array]:
@@ -126,7 +157,7 @@ def test_widths(width: int, ratio: float, round_to: int, minimum: int, stay: int
 
 
 def test_every_axis_of_a_residual_network() -> None:
-    shapes = {name: x.shape for name, x in prune(conv_net(), PruneChannels(), IMAGES).module.state_dict().items()}
+    shapes = {name: x.shape for name, x in prune(traced(conv_net), PruneChannels()).module.state_dict().items()}
     assert shapes["stem.0.weight"] == (8, 3, 3, 3)
     assert shapes["block.0.weight"] == (16, 8, 3, 3)
     assert shapes["block.1.running_var"] == (16,)
@@ -142,21 +173,21 @@ def test_a_model_without_a_free_axis_says_so() -> None:
 
 
 def test_the_report_counts_what_is_left() -> None:
-    result = prune(TwoLayers(), PruneChannels())
+    result = prune(traced(TwoLayers), PruneChannels())
     assert [row.parameters for row in result.report.rows] == [16 * 7 + 5 * 17, 8 * 7 + 5 * 9]
 
 
 def test_patterns_choose_modules_and_their_ratios() -> None:
-    result = prune(conv_net(), PruneChannels({"block.0": 0.75}), IMAGES)
+    result = prune(traced(conv_net), PruneChannels({"block.0": 0.75}))
     assert result.module.get_parameter("block.0.weight").shape == (8, 16, 3, 3)
     assert result.module.get_parameter("block.3.weight").shape == (16, 8, 1, 1)
-    both = prune(conv_net(), PruneChannels({"block.0": 0.75, "stem.*": 0.5}), IMAGES)
+    both = prune(traced(conv_net), PruneChannels({"block.0": 0.75, "stem.*": 0.5}))
     assert both.module.get_parameter("block.0.weight").shape == (8, 8, 3, 3)
     assert both.module.get_parameter("head.weight").shape == (5, 8)
 
 
 def test_a_later_pattern_wins() -> None:
-    result = prune(conv_net(), PruneChannels({"*": 0.5, "block.0": 0.25}), IMAGES)
+    result = prune(traced(conv_net), PruneChannels({"*": 0.5, "block.0": 0.25}))
     assert result.module.get_parameter("block.0.weight").shape == (24, 8, 3, 3)
 
 
@@ -164,7 +195,7 @@ def test_a_later_pattern_wins() -> None:
 def test_a_pattern_without_a_match_lists_what_is_near(pattern: str) -> None:
     """`head` is a module, but its width is the output's."""
     with pytest.raises(InvalidInput, match=rf"'{pattern}' matches no module") as caught:
-        lobo_fx.compile(conv_net(), [PruneChannels({pattern: 0.5})], example_inputs=IMAGES, progress=False)
+        lobo_fx.compile(traced(conv_net), [PruneChannels({pattern: 0.5})], progress=False)
     if pattern == "stem.O":
         assert "stem.0" in str(caught.value)
 
@@ -237,11 +268,11 @@ def kept_rows(after: Array, before: Array) -> list[int]:
 
 
 def test_random_importance_depends_on_the_seed_alone() -> None:
-    def rows(model: nn.Module, seed: int) -> list[int]:
-        result = prune(model, PruneChannels(importance="random"), seed=seed)
-        return kept_rows(arrays(result.module)["first.weight"], arrays(model)["first.weight"])
+    def rows(program: Program, seed: int) -> list[int]:
+        result = prune(program, PruneChannels(importance="random"), seed=seed)
+        return kept_rows(arrays(result.module)["first.weight"], arrays(program.module)["first.weight"])
 
-    first, second = TwoLayers(), TwoLayers()
+    first, second = (lobo_fx.trace(TwoLayers(), ROWS) for _ in range(2))
     assert rows(first, 0) == rows(first, 0) == rows(second, 0)
     assert rows(first, 0) == sorted(rows(first, 0))
     assert len({tuple(rows(first, seed)) for seed in range(5)}) > 1
@@ -285,7 +316,7 @@ def test_parameters_keep_their_names() -> None:
 
 
 def test_the_batch_stays_free() -> None:
-    result = prune(conv_net(), PruneChannels(), IMAGES)
+    result = prune(traced(conv_net), PruneChannels())
     rows = torch.randn(7, 3, 8, 8)
     found = result.module(rows)
     assert found.shape == (7, 5)
@@ -301,7 +332,7 @@ def test_tied_weights_stay_tied() -> None:
 
 
 def test_the_attention_scale_stays_that_of_the_original_width() -> None:
-    result = prune(Attention().eval(), PruneChannels(0.5, round_to=1), words())
+    result = prune(traced(Attention), PruneChannels(0.5, round_to=1))
     attention = torch.ops.aten.scaled_dot_product_attention.default
     (node,) = result.program.graph.find_nodes(op="call_function", target=attention)
     assert node.kwargs["scale"] == pytest.approx(1 / math.sqrt(4))
@@ -309,7 +340,7 @@ def test_the_attention_scale_stays_that_of_the_original_width() -> None:
 
 
 def test_a_pruned_module_trains() -> None:
-    module = prune(conv_net(), PruneChannels(), IMAGES).module.train()
+    module = prune(traced(conv_net), PruneChannels()).module.train()
     optimizer = torch.optim.SGD(module.parameters(), 0.05)
     losses = []
     for _ in range(20):
@@ -338,7 +369,7 @@ def test_the_exported_file_agrees(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_saved_result_loads(tmp_path: Path) -> None:
-    result = prune(conv_net(), PruneChannels(), IMAGES)
+    result = prune(traced(conv_net), PruneChannels())
     loaded = lobo_fx.load(result.save(tmp_path / "saved"))
     more = torch.randn(3, 3, 8, 8)
     assert torch.equal(loaded.module(more), result.module(more))
@@ -349,16 +380,9 @@ def test_a_saved_result_loads(tmp_path: Path) -> None:
 
 def test_pruned_then_quantized(tmp_path: Path) -> None:
     data = [torch.randn(4, 3, 8, 8) for _ in range(4)]
-    pruned = lobo_fx.compile(
-        conv_net(), [PruneChannels()], example_inputs=IMAGES, calibration_data=data, progress=False
-    )
-    result = lobo_fx.compile(
-        conv_net(),
-        [PruneChannels(), QuantizeStatic(kernels="all")],
-        example_inputs=IMAGES,
-        calibration_data=data,
-        progress=False,
-    )
+    pruned = lobo_fx.compile(traced(conv_net), [PruneChannels()], calibration_data=data, progress=False)
+    passes = [PruneChannels(), QuantizeStatic(kernels="all")]
+    result = lobo_fx.compile(traced(conv_net), passes, calibration_data=data, progress=False)
     assert [row.parameters for row in result.report.rows][1] == pruned.report.rows[1].parameters
     found = onnx_outputs(result.export(tmp_path / "model.onnx").path, data[0])
     assert found.shape == (4, 5)
@@ -372,7 +396,7 @@ def test_pruned_twice() -> None:
 
 
 def test_a_recipe_names_it() -> None:
-    result = lobo_fx.compile(TwoLayers(), ["prune_channels"], example_inputs=ROWS, progress=False)
+    result = lobo_fx.compile(traced(TwoLayers), ["prune_channels"], progress=False)
     assert result.passes == [("prune_channels", {})]
     assert result.module.get_parameter("first.weight").shape == (8, 6)
 
@@ -380,7 +404,7 @@ def test_a_recipe_names_it() -> None:
 def test_statistics_over_an_axis_are_reported() -> None:
     """A layer norm runs over the width: removal is more than zeroing, and the twin without one is exact."""
     normed = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.Linear(16, 5))
-    for model, expected in ((normed, True), (TwoLayers(), False)):
+    for model, expected in ((normed, True), (traced(TwoLayers), False)):
         notes = prune(model, PruneChannels()).report.notes
         assert any("removal is more than zeroing" in note for note in notes) == expected
         assert any("layer_norm.default takes statistics over it" in note for note in notes) == expected
@@ -388,8 +412,7 @@ def test_statistics_over_an_axis_are_reported() -> None:
 
 @pytest.mark.parametrize("kinds", [("heads",), ("head_dim",), ("residual",), ("heads", "residual")])
 def test_only_the_kinds_that_were_asked_for_are_pruned(kinds: tuple[str, ...]) -> None:
-    model = Attention()
-    after = arrays(prune(model, PruneChannels(0.5, kinds=kinds, round_to=1), words()).module)
+    after = arrays(prune(traced(Attention), PruneChannels(0.5, kinds=kinds, round_to=1)).module)
     stream = 8 if "residual" in kinds else 16
     inside = 8 if {"heads", "head_dim"} & set(kinds) else 16
     assert after["q.weight"].shape == after["v.weight"].shape == (inside, stream)
@@ -399,9 +422,8 @@ def test_only_the_kinds_that_were_asked_for_are_pruned(kinds: tuple[str, ...]) -
 @pytest.mark.parametrize("target", ["macs", "parameters", "file_size"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_targets_are_hit(target: str, steps: int) -> None:
-    model = conv_net()
     pass_ = PruneChannels(target=target, keep=0.5, steps=steps, round_to=1)
-    result = prune(model, pass_, IMAGES)
+    result = prune(traced(conv_net), pass_)
     first, last = result.report.rows
     before, after = (row.bytes if target == "file_size" else getattr(row, target) for row in (first, last))
     assert before is not None
@@ -410,7 +432,7 @@ def test_targets_are_hit(target: str, steps: int) -> None:
 
 def test_steps_end_at_the_same_widths() -> None:
     once, thrice = (
-        prune(conv_net(), PruneChannels(0.5, steps=steps, round_to=4), IMAGES).module.state_dict() for steps in (1, 3)
+        prune(traced(conv_net), PruneChannels(0.5, steps=steps, round_to=4)).module.state_dict() for steps in (1, 3)
     )
     assert {name: tensor.shape for name, tensor in once.items()} == {n: t.shape for n, t in thrice.items()}
 
@@ -443,12 +465,12 @@ def test_more_bad_settings_are_refused(setting: dict[str, Any], words: str) -> N
 def test_a_target_that_minimum_widths_forbid_names_the_nearest() -> None:
     pass_ = PruneChannels(target="macs", keep=0.1, minimum=12, round_to=1)
     with pytest.raises(InvalidInput, match=r"can't be hit .*minimum=12.*the nearest possible is 0\.\d+"):
-        prune(conv_net(), pass_, IMAGES)
+        prune(traced(conv_net), pass_)
 
 
 def test_a_criterion_without_its_data_is_refused_before_any_work() -> None:
     with pytest.raises(InvalidInput, match="prune_channels needs train_data="):
-        prune(conv_net(), PruneChannels(importance="taylor"), IMAGES)
+        prune(traced(conv_net), PruneChannels(importance="taylor"))
 
 
 def test_squeezed_dimensions_are_those_of_the_original() -> None:
@@ -470,15 +492,8 @@ def test_squeezed_dimensions_are_those_of_the_original() -> None:
 @pytest.mark.parametrize("scope", ["axis", "global"])
 def test_targets_are_hit_where_widths_move_by_turns(target: str, scope: str) -> None:
     """Grouped convolutions move widths in coarse steps; some mix of them comes near."""
-    model = nn.Sequential(
-        nn.Conv2d(3, 32, 3),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3, groups=4),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(32, 4),
-    )
-    first, last = prune(model, PruneChannels(target=target, keep=0.4, scope=scope, round_to=1), IMAGES).report.rows
+    pass_ = PruneChannels(target=target, keep=0.4, scope=scope, round_to=1)
+    first, last = prune(traced(grouped), pass_).report.rows
     assert getattr(last, target) == pytest.approx(0.4 * getattr(first, target), rel=0.02)
 
 
@@ -508,13 +523,12 @@ def test_settings_that_would_be_ignored_are_refused(settings: dict[str, Any], wo
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(InvalidInput, match=r"importance gives NaN, infinity .* for 'first\.weight"):
-        prune(TwoLayers(), PruneChannels(importance=lambda weight: weight * torch.nan))
+        prune(traced(TwoLayers), PruneChannels(importance=lambda weight: weight * torch.nan))
     data = [(ROWS, torch.zeros(3, 5))]
     with pytest.raises(InvalidInput, match="loss_fn gives nan on batch 0 of train_data"):
         lobo_fx.compile(
-            TwoLayers(),
+            traced(TwoLayers),
             [PruneChannels(importance="taylor")],
-            example_inputs=ROWS,
             train_data=data,
             loss_fn=lambda outputs, labels: (outputs * torch.nan).sum(),
             progress=False,
@@ -525,6 +539,4 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
 @pytest.mark.parametrize("target", ["macs", "parameters", "file_size"])
 def test_a_target_of_which_a_model_has_none_is_refused(target: str, steps: int) -> None:
     with pytest.raises(InvalidInput, match=f"target='{target}': the model has none"):
-        lobo_fx.compile(
-            nn.ReLU(), [PruneChannels(target=target, steps=steps)], example_inputs=torch.ones(2, 3), progress=False
-        )
+        lobo_fx.compile(traced(nn.ReLU), [PruneChannels(target=target, steps=steps)], progress=False)

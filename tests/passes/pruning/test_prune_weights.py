@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 import lobo_fx
 from lobo_fx import InvalidInput, Result
 from lobo_fx.graph.masks import masks, strip_masks
+from lobo_fx.graph.program import Program
 from lobo_fx.passes import PruneWeights
 from lobo_fx.passes.pruning.prune_weights import prunable_weights
 from lobo_fx.testing import check_pass
@@ -64,8 +66,17 @@ def network() -> nn.Module:
 PRUNABLE = ["0.weight", "3.weight", "4.weight", "6.weight", "7.weight", "8.weight"]
 
 
-def prune(model: nn.Module, *passes: PruneWeights, x: torch.Tensor = IMAGES, seed: int = 0) -> Result:
-    return lobo_fx.compile(model, passes, example_inputs=x, seed=seed, progress=False)
+@functools.cache
+def traced() -> Program:
+    """The network, for all tests that need none of their own; every pass works on a copy."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return lobo_fx.trace(network(), IMAGES)
+
+
+def prune(model: nn.Module | Program, *passes: PruneWeights, x: torch.Tensor = IMAGES, seed: int = 0) -> Result:
+    inputs = x if isinstance(model, nn.Module) else None
+    return lobo_fx.compile(model, passes, example_inputs=inputs, seed=seed, progress=False)
 
 
 def arrays(module: nn.Module) -> dict[str, Array]:
@@ -81,8 +92,7 @@ def lowest(weights: Array, amount: float) -> Array:
 
 @pytest.mark.parametrize("amount", [0.1, 0.77, 0.999])
 def test_each_layer_loses_exactly_its_smallest_weights(amount: float) -> None:
-    model = network()
-    before, after = arrays(model), arrays(prune(model, PruneWeights(amount)).module)
+    before, after = arrays(traced().module), arrays(prune(traced(), PruneWeights(amount)).module)
     assert before.keys() == after.keys()
     for name, weight in before.items():
         expected = np.where(lowest(weight, amount), 0, weight) if name in PRUNABLE else weight
@@ -91,9 +101,8 @@ def test_each_layer_loses_exactly_its_smallest_weights(amount: float) -> None:
 
 @pytest.mark.parametrize("amount", [0.05, 0.6])
 def test_global_scope_ranks_all_layers_together(amount: float) -> None:
-    model = network()
-    before = arrays(model)
-    after = arrays(prune(model, PruneWeights(amount, scope="global")).module)
+    before = arrays(traced().module)
+    after = arrays(prune(traced(), PruneWeights(amount, scope="global")).module)
     together = np.concatenate([before[name].ravel() for name in PRUNABLE])
     removed = lowest(together, amount)
     found = np.concatenate([after[name].ravel() for name in PRUNABLE])
@@ -104,24 +113,22 @@ def test_global_scope_ranks_all_layers_together(amount: float) -> None:
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_squares_rank_as_magnitudes_do(scope: Any) -> None:
-    model = network()
-    l1 = arrays(prune(model, PruneWeights(0.6, criterion="l1", scope=scope)).module)
-    l2 = arrays(prune(model, PruneWeights(0.6, criterion="l2", scope=scope)).module)
+    l1 = arrays(prune(traced(), PruneWeights(0.6, criterion="l1", scope=scope)).module)
+    l2 = arrays(prune(traced(), PruneWeights(0.6, criterion="l2", scope=scope)).module)
     for name in l1:
         np.testing.assert_array_equal(l1[name], l2[name])
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_random_pruning_counts_exactly_and_depends_on_the_seed_alone(scope: Any) -> None:
-    model = network()
     pass_ = PruneWeights(0.3, criterion="random", scope=scope)
-    one, same, other = (arrays(prune(model, pass_, seed=seed).module) for seed in (1, 1, 2))
+    one, same, other = (arrays(prune(traced(), pass_, seed=seed).module) for seed in (1, 1, 2))
     zeros = sum(int((one[name] == 0).sum()) for name in PRUNABLE)
     sizes = [one[name].size for name in PRUNABLE]
     assert zeros == (round(0.3 * sum(sizes)) if scope == "global" else sum(round(0.3 * size) for size in sizes))
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not any(np.array_equal(one[name] == 0, other[name] == 0) for name in PRUNABLE)
-    small = lowest(arrays(model)["6.weight"], 0.3)
+    small = lowest(arrays(traced().module)["6.weight"], 0.3)
     assert not np.array_equal(one["6.weight"] == 0, small)
 
 
@@ -141,7 +148,7 @@ def test_a_convolution_padded_by_name_is_pruned_too() -> None:
 @pytest.mark.parametrize("passes", [[PruneWeights(0.5)], [PruneWeights(0.2), PruneWeights(0.5)]])
 def test_removed_weights_are_plain_zeros(passes: list[PruneWeights]) -> None:
     """A negative zero equals zero, but its sign bit is noise that no compressor gets rid of."""
-    after = arrays(prune(network(), *passes).module)
+    after = arrays(prune(traced(), *passes).module)
     for name in PRUNABLE:
         assert not np.signbit(after[name][after[name] == 0]).any(), name
 
@@ -261,12 +268,12 @@ def assert_trains_and_keeps_zeros(module: nn.Module, optimizer: str) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_zeros_survive_training(optimizer: str) -> None:
-    assert_trains_and_keeps_zeros(prune(network(), PruneWeights(0.5)).module, optimizer)
+    assert_trains_and_keeps_zeros(prune(traced(), PruneWeights(0.5)).module, optimizer)
 
 
 def test_zeros_without_a_mask_do_not_survive_training() -> None:
     """The twin that shows what the masks are for."""
-    program = prune(network(), PruneWeights(0.5)).program
+    program = prune(traced(), PruneWeights(0.5)).program
     assert masks(program).keys() == set(PRUNABLE)
     expected = program.run()
     strip_masks(program)
@@ -279,7 +286,7 @@ def test_zeros_without_a_mask_do_not_survive_training() -> None:
 
 
 def test_masks_survive_copying() -> None:
-    module = prune(network(), PruneWeights(0.5)).module
+    module = prune(traced(), PruneWeights(0.5)).module
     twin = copy.deepcopy(module)
     assert torch.equal(twin(IMAGES), module(IMAGES))
     before = arrays(module)["6.weight"].copy()
@@ -288,7 +295,7 @@ def test_masks_survive_copying() -> None:
 
 
 def test_masks_survive_saving(tmp_path: Path) -> None:
-    result = prune(network(), PruneWeights(0.5))
+    result = prune(traced(), PruneWeights(0.5))
     result.save(tmp_path)
     loaded = lobo_fx.load(tmp_path)
     assert masks(loaded.program).keys() == set(PRUNABLE)
@@ -313,7 +320,7 @@ def test_masks_are_no_part_of_the_state_dict() -> None:
     ],
 )
 def test_pruning_again_only_adds_zeros(scope: Any, criterion: Any) -> None:
-    model = network()
+    model = traced()
     first = PruneWeights(0.3, criterion=criterion, scope=scope)
     once = zeros(prune(model, first).module)
     more = prune(model, first, PruneWeights(0.6, criterion=criterion, scope=scope))
