@@ -637,8 +637,17 @@ def test_constants_that_are_not_listed_are() -> None:
     assert list(model.graph.initializers) == ["low"]
 
 
-@pytest.mark.parametrize("shape", [(6, 5, 8), (2, 3, 5, 8), (2, 3, 4, 5, 8)])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "masked"),
+    [
+        ((6, 5, 8), False),
+        ((2, 3, 4, 5, 8), True),
+        pytest.param((6, 5, 8), True, marks=pytest.mark.slow),
+        pytest.param((2, 3, 5, 8), False, marks=pytest.mark.slow),
+        pytest.param((2, 3, 5, 8), True, marks=pytest.mark.slow),
+        pytest.param((2, 3, 4, 5, 8), False, marks=pytest.mark.slow),
+    ],
+)
 def test_attention_over_any_number_of_dimensions(shape: tuple[int, ...], masked: bool, tmp_path: Path) -> None:
     class Attention(nn.Module):
         def forward(self, x: torch.Tensor) -> Any:

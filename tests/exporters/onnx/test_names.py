@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,13 @@ def nodes(model: nn.Module, example: torch.Tensor, passes: Any, folder: Path, **
     return list(onnx.load(folder / "model.onnx").graph.node)
 
 
+@functools.cache
+def nodes_of(kind: str, passes: str) -> list[onnx.NodeProto]:
+    make, example = MODELS[kind]
+    with tempfile.TemporaryDirectory() as folder:
+        return nodes(make(), example, PASSES[passes], Path(folder))
+
+
 def namespace(node: onnx.NodeProto) -> str:
     """The groups that Model Explorer folds a node into: what is noted, else what stands before the last slash."""
     noted = {entry.key: entry.value for entry in node.metadata_props}
@@ -81,10 +90,8 @@ def namespace(node: onnx.NodeProto) -> str:
         ("transformer", "stored"),
     ],
 )
-def test_every_node_is_named_by_a_module_of_the_model(kind: str, passes: str, tmp_path: Path) -> None:
-    make, example = MODELS[kind]
-    model = make()
-    found = nodes(model, example, PASSES[passes], tmp_path)
+def test_every_node_is_named_by_a_module_of_the_model(kind: str, passes: str) -> None:
+    model, found = MODELS[kind][0](), nodes_of(kind, passes)
     assert len({node.name for node in found}) == len(found)
     modules = {name for name, _ in model.named_modules()}
     for node in found:
@@ -97,8 +104,8 @@ def test_every_node_is_named_by_a_module_of_the_model(kind: str, passes: str, tm
         assert sorted(computing) == sorted(layers)
 
 
-def test_a_weight_is_decoded_in_the_module_that_reads_it(tmp_path: Path) -> None:
-    found = nodes(Residual(), IMAGES, PASSES["int8"], tmp_path)
+def test_a_weight_is_decoded_in_the_module_that_reads_it() -> None:
+    found = nodes_of("residual", "int8")
     decoding = {node.input[0]: node.name for node in found if node.input and node.input[0].endswith(".weight")}
     assert len(decoding) >= 5
     for weight, name in decoding.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import lobo_fx
 from lobo_fx import InvalidInput
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.operators import aten
+from lobo_fx.graph.program import Program
 from lobo_fx.passes import FitGoal, GoalPlan, PruneChannels, PruningPlan, QuantizeStatic
 from lobo_fx.testing import check_pass
 
@@ -27,8 +29,13 @@ def network(seed: int = 0, width: int = 16) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(24 * 36, 5)).eval()
 
 
+@functools.cache
+def traced(seed: int = 0) -> Program:
+    return lobo_fx.trace(network(seed), DATA[:2])
+
+
 def pruning(model: nn.Module | None = None, **settings: Any) -> PruningPlan:
-    program = lobo_fx.trace(model or network(), DATA[:2])
+    program = traced().clone() if model is None else lobo_fx.trace(model, DATA[:2])
     program = QuantizeStatic().simplify(program, Context(program.signature))[0]  # batch norms are folded first
     return PruneChannels(**{"ratio": 0.5, "round_to": 1, **settings}).plan_for(program, Context(program.signature))
 
@@ -39,9 +46,10 @@ def plan(integers: tuple[str, ...] | None = ("conv2d", "conv2d_1"), **settings: 
     )
 
 
-def applied(model: nn.Module, given: GoalPlan | Path | str) -> Any:
-    settings: dict[str, Any] = {"example_inputs": DATA[:2], "calibration_data": [DATA], "progress": False}
-    return lobo_fx.compile(model, [FitGoal(plan=given)], **settings)
+def applied(model: nn.Module | Program, given: GoalPlan | Path | str) -> Any:
+    inputs = DATA[:2] if isinstance(model, nn.Module) else None
+    passes = [FitGoal(plan=given)]
+    return lobo_fx.compile(model, passes, example_inputs=inputs, calibration_data=[DATA], progress=False)
 
 
 def operators(result: Any) -> list[str]:
@@ -74,13 +82,8 @@ def test_a_float_plan_prunes_and_refits_and_stays_float() -> None:
     assert result.module.get_parameter("0.weight").shape == (8, 3, 3, 3)
     assert result.module.get_parameter("3.weight").shape == (12, 8, 3, 3)
     assert not any("quantize" in operator for operator in operators(result))
-    plain = lobo_fx.compile(
-        network(),
-        ["fold_batch_norm", PruneChannels(plan=pruning())],
-        example_inputs=DATA[:2],
-        calibration_data=[DATA],
-        progress=False,
-    )
+    passes = ["fold_batch_norm", PruneChannels(plan=pruning())]
+    plain = lobo_fx.compile(traced(), passes, calibration_data=[DATA], progress=False)
     torch.testing.assert_close(result.module(DATA), plain.module(DATA), rtol=1e-5, atol=1e-5)
 
 
@@ -100,7 +103,7 @@ def test_another_checkpoint_gets_the_same_structure_without_a_search(
 
     monkeypatch.setattr("lobo_fx.passes.goal.fit_goal.GoalSearch", searched)
     plan().save(tmp_path / "plan.json")
-    results = [applied(network(seed), tmp_path / "plan.json") for seed in (0, 1)]
+    results = [applied(traced(seed), tmp_path / "plan.json") for seed in (0, 1)]
     shapes = [{name: t.shape for name, t in result.module.state_dict().items()} for result in results]
     assert shapes[0] == shapes[1]
     assert operators(results[0]) == operators(results[1])
@@ -126,7 +129,7 @@ def test_another_model_is_refused_with_the_first_difference(model: Any, complain
 
 def test_an_operator_that_is_not_there_is_refused() -> None:
     with pytest.raises(InvalidInput, match="it has no operator 'conv2d_7' to run as integers"):
-        applied(network(), plan(("conv2d", "conv2d_7")))
+        applied(traced(), plan(("conv2d", "conv2d_7")))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 import lobo_fx
 from lobo_fx import Result
 from lobo_fx.contracts.split import is_held_out
+from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.kernel_costs import CostTable
@@ -39,11 +41,14 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.third(torch.tanh(self.second(outlier)))))
 
 
-def compiled(pass_: Any, **settings: Any) -> Result:
+@functools.cache
+def traced() -> Program:
     torch.manual_seed(0)
-    return lobo_fx.compile(
-        Net(), [pass_], example_inputs=ROWS, calibration_data=[ROWS[:16], ROWS[16:]], progress=False, **settings
-    )
+    return lobo_fx.trace(Net(), ROWS)
+
+
+def compiled(pass_: Any, **settings: Any) -> Result:
+    return lobo_fx.compile(traced(), [pass_], calibration_data=[ROWS[:16], ROWS[16:]], progress=False, **settings)
 
 
 def integer_layers(result: Result) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -45,8 +46,15 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+@functools.cache
+def traced() -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return lobo_fx.trace(Net().eval(), IMAGES)
+
+
 def program() -> Any:
-    return lobo_fx.trace(Net().eval(), IMAGES)
+    return traced().clone()
 
 
 def choices(graph: torch.fx.Graph) -> dict[torch.fx.Node, Kernel]:
@@ -199,13 +207,8 @@ def test_a_shipped_table_decides(floating: float, integer: float, kinds: set[str
     costs |= {k.key: [1.0, 50.0] for k in kernels if k.operator == "linear"}
     content = {"format": 1, "machine": "another", "costs": costs}
     (tmp_path / "table.json").write_text(json.dumps(content), encoding="utf-8")
-    result = lobo_fx.compile(
-        Net().eval(),
-        [QuantizeStatic(costs=str(tmp_path / "table.json"))],
-        example_inputs=IMAGES,
-        calibration_data=[IMAGES],
-        progress=False,
-    )
+    pass_ = QuantizeStatic(costs=str(tmp_path / "table.json"))
+    result = lobo_fx.compile(traced(), [pass_], calibration_data=[IMAGES], progress=False)
     quantized = {
         str(node.target).split(".")[1]
         for node in result.program.graph.nodes
@@ -219,7 +222,7 @@ def test_a_shipped_table_decides(floating: float, integer: float, kinds: set[str
 
 def overridden(**settings: Any) -> list[str]:
     pass_ = QuantizeStatic(kernels="all", **settings)
-    result = lobo_fx.compile(Net().eval(), [pass_], example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
+    result = lobo_fx.compile(traced(), [pass_], calibration_data=[IMAGES], progress=False)
     return sorted(name for name, tensor in result.module.state_dict().items() if tensor.dtype == torch.int8)
 
 
@@ -237,13 +240,8 @@ def test_overrides_leave_modules_float() -> None:
     [("x86-vnni", torch.uint8, 127), ("x86-avx2", torch.uint8, 63), ("arm", torch.int8, 127)],
 )
 def test_targets_choose_the_integers(target: str, dtype: torch.dtype, limit: int, tmp_path: Path) -> None:
-    result = lobo_fx.compile(
-        Net().eval(),
-        [QuantizeStatic(kernels="all", target=target)],
-        example_inputs=IMAGES,
-        calibration_data=[IMAGES],
-        progress=False,
-    )
+    pass_ = QuantizeStatic(kernels="all", target=target)
+    result = lobo_fx.compile(traced(), [pass_], calibration_data=[IMAGES], progress=False)
     weights = [
         tensor for tensor in result.module.state_dict().values() if tensor.dtype == torch.int8 and tensor.dim() > 1
     ]
