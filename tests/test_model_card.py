@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -17,6 +18,7 @@ from torch import nn
 import lobo_fx
 from lobo_fx import InvalidInput
 from lobo_fx.checksums import checksum_of_program
+from lobo_fx.graph.program import Program
 from lobo_fx.passes import PruneWeights, QuantizeStatic
 
 ROWS = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
@@ -31,16 +33,17 @@ def score(module: nn.Module) -> float:
     return float(module(ROWS).detach().mean())
 
 
+@functools.cache
+def traced() -> Program:
+    return lobo_fx.trace(network(), ROWS[:2])
+
+
 def compiled(
     model: nn.Module | None = None, *, data: Any = None, passes: Any = None, **settings: Any
 ) -> lobo_fx.Result:
-    given: dict[str, Any] = {
-        "example_inputs": ROWS[:2],
-        "calibration_data": data or [ROWS],
-        "progress": False,
-        **settings,
-    }
-    return lobo_fx.compile(model or network(), passes or [PruneWeights(0.25), QuantizeStatic(kernels="all")], **given)
+    given: dict[str, Any] = {"calibration_data": data or [ROWS], "progress": False, **settings}
+    program = traced() if model is None else lobo_fx.trace(model, ROWS[:2])
+    return lobo_fx.compile(program, passes or [PruneWeights(0.25), QuantizeStatic(kernels="all")], **given)
 
 
 def facts_of(path: Path) -> dict[str, str]:

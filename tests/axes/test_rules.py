@@ -1297,7 +1297,27 @@ def a_recurrent_state_that_is_given_back_stays() -> Net:
     return Net(lambda m, x: m.rnn(m.a(x))[1], tokens(), a=nn.Linear(6, 7), rnn=nn.GRU(7, 8, batch_first=True))
 
 
-@pytest.mark.parametrize("name", CASES)
+VARIANTS = {
+    "attention_by_hand_with_bmm",
+    "cat_of_tokens",
+    "channel_shuffle_by_hand",
+    "conv1d",
+    "conv3d",
+    "cumulative_sum_of_tokens",
+    "fused_qkv_with_heads_outside",
+    "grouped_query_attention_by_expanding",
+    "index_select_of_tokens",
+    "layer_norm_without_weights",
+    "matmul_with_a_vector",
+    "multihead_self_attention",
+    "tile",
+}
+"""Cases whose rules other cases use too: they run with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in CASES]
+)
 def test_case(name: str) -> None:
     chosen = CASES[name]
     check(chosen.make, chosen.exact, chosen.inexact, chosen.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import subprocess
@@ -74,6 +75,14 @@ def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lobo_fx.measures.latency.peak_memory", lambda *given: (1, 2))
 
 
+@functools.cache
+def shown(name: str) -> Result:
+    """What a command prints at 80 columns, run once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS")
+        return call(name, *COMMANDS[name])
+
+
 def commands() -> dict[str, Any]:
     found: Any = typer.main.get_command(app)
     return dict(found.commands)
@@ -93,9 +102,8 @@ def test_every_command_has_the_shared_options_and_help_that_is_not_cut(name: str
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "search"])
 def test_every_command_is_silent_or_prints_json_on_request(name: str) -> None:
-    shown = call(name, *COMMANDS[name])
-    assert shown.exit_code == 0, shown.output
-    assert shown.stdout.strip()
+    assert shown(name).exit_code == 0, shown(name).output
+    assert shown(name).stdout.strip()
     quiet = call(name, *COMMANDS[name], "--quiet")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
     data = call(name, *COMMANDS[name], "--json", "-q")
@@ -104,9 +112,8 @@ def test_every_command_is_silent_or_prints_json_on_request(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "search"])
-def test_at_80_columns_nothing_is_wider_but_notes_and_paths(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS")
-    lines = call(name, *COMMANDS[name]).stdout.splitlines()
+def test_at_80_columns_nothing_is_wider_but_notes_and_paths(name: str) -> None:
+    lines = shown(name).stdout.splitlines()
     assert lines
     wide = [line for line in lines if len(line) > 80]
     prefixes = ("note: ", "written to ", "lobo_fx.", "`lobo-fx")

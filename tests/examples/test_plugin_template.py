@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -60,10 +61,29 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def test_its_pass_is_listed_where_it_is_installed(site: Path) -> None:
-    listed = run(site.parent, "lobo_fx.cli", "passes", "--json", site=site)
-    assert listed.returncode == 0, listed.stderr
-    assert '"fuse_scaled_tanh"' in listed.stdout
+@pytest.fixture(scope="module")
+def used(site: Path) -> dict[str, tuple[int, str]]:
+    """What `lobo-fx passes` and some of its own tests give, in one process; by name the exit status and the output."""
+    code = """\
+import contextlib, io, json, sys
+import pytest
+from typer.testing import CliRunner
+from lobo_fx.cli.app import app
+listed = CliRunner().invoke(app, ["passes", "--json"])
+with contextlib.redirect_stdout(io.StringIO()) as told:
+    status = pytest.main(["-q", "-p", "no:cacheprovider", "tests", "-k", "settings or axis_rule or alone"])
+print(json.dumps({"list": (listed.exit_code, listed.stdout), "tests": (status, told.getvalue())}))
+"""
+    (site.parent / "source" / "use.py").write_text(code, encoding="utf-8")
+    done = run(site.parent / "source", "use", site=site)
+    assert done.returncode == 0, done.stderr
+    return {name: (status, told) for name, (status, told) in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def test_its_pass_is_listed_where_it_is_installed(used: dict[str, tuple[int, str]]) -> None:
+    status, listed = used["list"]
+    assert status == 0, listed
+    assert '"fuse_scaled_tanh"' in listed
     assert "fuse_scaled_tanh" not in PASSES, "without the site there is none"
 
 
@@ -90,16 +110,14 @@ def test_a_saved_program_finds_its_operator(site: Path, tmp_path: Path) -> None:
         assert run(tmp_path, *again, site=found).returncode == code
 
 
-def test_some_of_its_own_tests_pass(site: Path) -> None:
-    _check_own_tests(site, "-k", "settings or axis_rule or alone")
+def test_some_of_its_own_tests_pass(used: dict[str, tuple[int, str]]) -> None:
+    status, told = used["tests"]
+    assert status == 0, told
+    assert " passed" in told
 
 
 @pytest.mark.slow
 def test_all_of_its_own_tests_pass(site: Path) -> None:
-    _check_own_tests(site)
-
-
-def _check_own_tests(site: Path, *chosen: str) -> None:
-    done = run(site.parent / "source", "pytest", "-q", "-p", "no:cacheprovider", "tests", *chosen, site=site)
+    done = run(site.parent / "source", "pytest", "-q", "-p", "no:cacheprovider", "tests", site=site)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
