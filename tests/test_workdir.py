@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,9 +43,15 @@ class Counted(Pass):
         return program
 
 
+@functools.cache
+def traced() -> Program:
+    return lobo_fx.trace(network(), DATA[:2])
+
+
 def compiled(folder: Path | None, *passes: Pass, model: nn.Module | None = None, **settings: Any) -> Any:
-    given: dict[str, Any] = {"example_inputs": DATA[:2], "calibration_data": [DATA], "progress": False, **settings}
-    return lobo_fx.compile(model or network(), passes, workdir=folder, **given)
+    given: dict[str, Any] = {"calibration_data": [DATA], "progress": False, **settings}
+    program = traced() if model is None else lobo_fx.trace(model, DATA[:2])
+    return lobo_fx.compile(program, passes, workdir=folder, **given)
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +62,8 @@ def _none_ran() -> None:
 def test_an_interrupted_compilation_goes_on_after_its_last_whole_pass(tmp_path: Path) -> None:
     first = (PruneChannels(0.5, round_to=1), PruneWeights(0.5), Counted())
     with pytest.raises(ContractError, match="the power went out"):
-        compiled(tmp_path / "work", *first, Counted(fails=True))
-    found = compiled(tmp_path / "work", *first, QuantizeStatic(kernels="all"))
+        compiled(tmp_path / "work", *first, Counted(fails=True), model=network())
+    found = compiled(tmp_path / "work", *first, QuantizeStatic(kernels="all"), model=network())
     whole = compiled(None, *first, QuantizeStatic(kernels="all"))
     assert Counted.runs == [False, True, False]  # the first run, its failure, and the one without a folder
     torch.testing.assert_close(found.module(DATA), whole.module(DATA), rtol=0, atol=0)

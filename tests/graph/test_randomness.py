@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,16 @@ def branched(y: torch.Tensor) -> torch.Tensor:
     return chosen
 
 
+Draw = Callable[[torch.Tensor], torch.Tensor]
+
+
+@functools.cache
+def traced(draw: Draw) -> Program:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return lobo_fx.trace(Drawing(draw).eval(), X)
+
+
 DRAWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "normal": lambda y: y + torch.randn_like(y),
     "uniform": lambda y: y + torch.rand(y.shape[0], 16),
@@ -68,7 +79,7 @@ QUIET: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_what_draws_is_found_and_every_run_draws_the_same(draw: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    program = lobo_fx.trace(Drawing(draw).eval(), X)
+    program = traced(draw)
     assert len(drawing(program.module)) == 1
     before = torch.get_rng_state()
     assert torch.equal(program.run(), program.run())
@@ -117,7 +128,7 @@ class Liar(Pass):
 
 def test_a_broken_promise_is_seen_beside_draws() -> None:
     with pytest.raises(ContractError, match="promises exactness"):
-        lobo_fx.compile(Drawing(DRAWS["normal"]).eval(), [Liar()], example_inputs=X, progress=False)
+        lobo_fx.compile(traced(DRAWS["normal"]), [Liar()], progress=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +147,7 @@ class DrawMore(Liar):
 
 
 def test_other_draws_are_a_note_and_no_failure() -> None:
-    result = lobo_fx.compile(Drawing(DRAWS["normal"]).eval(), [DrawMore()], example_inputs=X, progress=False)
+    result = lobo_fx.compile(traced(DRAWS["normal"]), [DrawMore()], progress=False)
     notes = [note for note in result.report.notes if "draws other random numbers" in note]
     assert {(note.made_by, note.operator) for note in notes} == {("draw_more", "aten.randn_like.default")}
 
@@ -200,7 +211,7 @@ def test_a_file_that_draws_says_so_and_is_compared_where_it_does_not(tmp_path: P
 
 
 def test_a_file_all_of_whose_outputs_are_random_has_no_parity(tmp_path: Path) -> None:
-    result = lobo_fx.compile(Drawing(DRAWS["dropout"]).eval(), example_inputs=X, progress=False)
+    result = lobo_fx.compile(traced(DRAWS["dropout"]), progress=False)
     assert math.isnan(result.export(tmp_path / "model.onnx").parity)
     assert "not compared" in str(result)
     loaded = lobo_fx.load(result.save(tmp_path / "saved"))
@@ -226,7 +237,7 @@ def test_the_users_random_numbers_do_not_move(pass_: Pass, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["dropout", "bernoulli"])
 def test_a_file_draws_as_the_model_does(name: str, tmp_path: Path) -> None:
     """ONNX Runtime leaves dropout out, even where it is to train; means and deviations over 400 runs agree."""
-    result = lobo_fx.compile(Drawing(DRAWS[name]).eval(), example_inputs=X, progress=False)
+    result = lobo_fx.compile(traced(DRAWS[name]), progress=False)
     result.export(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     found = torch.stack([torch.from_numpy(session.run(None, {"x": X.numpy()})[0]) for _ in range(400)])
@@ -236,7 +247,7 @@ def test_a_file_draws_as_the_model_does(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_does_not_draw_is_refused(tmp_path: Path) -> None:
-    result = lobo_fx.compile(Drawing(attended).eval(), example_inputs=X, progress=False)
+    result = lobo_fx.compile(traced(attended), progress=False)
     with pytest.raises(ExportError, match=r"scaled_dot_product_attention.* drops out in inference too"):
         result.export(tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()

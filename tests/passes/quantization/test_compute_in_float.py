@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import Result
+from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import ComputeInFloat, QuantizeStatic
@@ -33,9 +35,14 @@ class Net(nn.Module):
         return torch.addmm(self.bias, rows, self.weight)
 
 
-def compiled(*passes: Any) -> Result:
+@functools.cache
+def traced() -> Program:
     torch.manual_seed(0)
-    return lobo_fx.compile(Net(), passes, example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
+    return lobo_fx.trace(Net(), IMAGES)
+
+
+def compiled(*passes: Any) -> Result:
+    return lobo_fx.compile(traced(), passes, calibration_data=[IMAGES], progress=False)
 
 
 def test_weights_stay_int8_and_everything_else_is_float(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from lobo_fx import Result
 from lobo_fx.contracts.context import Context
 from lobo_fx.exporters.onnxruntime import runtime as onnx_runtime
 from lobo_fx.graph.operators import is_call
+from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.passes import MixedPrecision, QuantizeStatic
@@ -47,9 +49,14 @@ def net() -> nn.Module:
     return Net().eval()
 
 
+@functools.cache
+def traced() -> Program:
+    return lobo_fx.trace(net(), IMAGES)
+
+
 def choices(**overrides: Observing | None) -> Choices:
     request = Request(ONNX_RUNTIME, TARGETS["x86-vnni"], Observing("min_max"), overrides)
-    return Choices.find(lobo_fx.trace(net(), IMAGES).graph, request)
+    return Choices.find(traced().clone().graph, request)
 
 
 def table(found: Choices, **costs: Cost | NoCost) -> CostTable:
@@ -165,7 +172,7 @@ def compiled(model: nn.Module, pass_: Any, x: torch.Tensor = IMAGES, **settings:
 @pytest.mark.parametrize("kernels", ["all", "cheapest"])
 def test_what_was_placed_is_what_is_carried_out(kernels: Any) -> None:
     pass_ = QuantizeStatic(kernels=kernels)
-    program = lobo_fx.trace(net(), IMAGES)
+    program = traced().clone()
     placement = pass_.place(program, Context(program.signature, show_progress=False))
     result = compiled(net(), pass_)
     assert integers(result) - {"conv_transpose2d"} == set(placement.integer)
