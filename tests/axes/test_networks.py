@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import os
 
@@ -23,6 +24,8 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import has_free_dimension
 
 NETWORKS = int(os.environ.get("LOBO_FX_NETWORKS", "60"))
+QUICK = NETWORKS if "LOBO_FX_NETWORKS" in os.environ else 32
+"""So many take every step at least once; the others run with the slow tests."""
 TOLERANCE = 1e-9
 """In double precision: far above rounding, far below anything wrong."""
 
@@ -33,6 +36,13 @@ def build(seed: int) -> tuple[RandomNet, Tensor]:
     torch.manual_seed(seed)
     net = RandomNet(seed).double().eval()
     return net, torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
+
+
+@functools.cache
+def traced(seed: int) -> tuple[Program, Tensor]:
+    """A free batch makes tracing three times slower, so one network in eight has it."""
+    net, x = build(seed)
+    return trace(net, x, "batch" if seed % 8 == 0 else None), x
 
 
 def draw(inference: Inference, seed: int, exact: bool) -> Removal:
@@ -68,11 +78,11 @@ def compare(program: Program, x: Tensor, seed: int, exact: bool) -> int:
     return len(removal)
 
 
-@pytest.mark.parametrize("seed", range(NETWORKS))
+@pytest.mark.parametrize(
+    "seed", [*range(QUICK), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(QUICK, NETWORKS))]
+)
 def test_network(seed: int) -> None:
-    """A free batch makes tracing three times slower, so one network in eight has it."""
-    net, x = build(seed)
-    program = trace(net, x, "batch" if seed % 8 == 0 else None)
+    program, x = traced(seed)
     for mask in range(4):
         compare(program, x, mask, exact=mask < 3)
 
@@ -82,12 +92,13 @@ def test_networks_take_every_step() -> None:
     public = {name for name in vars(RandomNet) if not name.startswith("_")}
     assert public - taken.keys() == {"forward", "take", "own", "some_width", "conv", "activation", "features"}
     assert min(taken.values()) >= 5
+    assert {kind for seed in range(QUICK) for kind in build(seed)[0].kinds} >= taken.keys()
 
 
 def test_networks_have_something_to_remove() -> None:
     counts = []
     for seed in range(20):
-        net, x = build(seed)
-        counts.append(compare(trace(net, x, None), x, seed, exact=False))
+        program, x = traced(seed)
+        counts.append(compare(program, x, seed, exact=False))
     assert sum(count > 0 for count in counts) >= 18
     assert sum(counts) >= 40

@@ -149,7 +149,7 @@ PASSES: dict[str, list[Any]] = {
 }
 
 
-SLOW = ("prune", "weights", "mixed")
+SLOW = ("none", "prune", "weights", "mixed")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PASSES])

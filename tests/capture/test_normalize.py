@@ -833,12 +833,15 @@ def body_of(steps: list[Step], returned: list[int], with_buffer: bool) -> Body:
 
 
 RANDOM = settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+MORE = settings(RANDOM, max_examples=25)
 
 
 def check_random(steps: list[Step], returned: list[int], with_buffer: bool) -> None:
@@ -861,4 +864,18 @@ def test_random_programs(program: tuple[list[Step], list[int]]) -> None:
 @RANDOM
 @given(programs(with_buffer=True))
 def test_random_programs_with_a_buffer(program: tuple[list[Step], list[int]]) -> None:
+    check_random(*program, with_buffer=True)
+
+
+@pytest.mark.slow
+@MORE
+@given(programs(with_buffer=False))
+def test_more_random_programs(program: tuple[list[Step], list[int]]) -> None:
+    check_random(*program, with_buffer=False)
+
+
+@pytest.mark.slow
+@MORE
+@given(programs(with_buffer=True))
+def test_more_random_programs_with_a_buffer(program: tuple[list[Step], list[int]]) -> None:
     check_random(*program, with_buffer=True)

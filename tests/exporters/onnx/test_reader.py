@@ -65,9 +65,19 @@ def exported(model: nn.Module, example: torch.Tensor, path: Path, how: str) -> P
     return path
 
 
-@pytest.mark.parametrize("how", ["ours", "old", "new"])
+IMAGES, WORDS = torch.randn(2, 3, 12, 12), torch.randint(0, 30, (2, 7))
+
+
 @pytest.mark.parametrize(
-    ("make", "example"), [(Net, torch.randn(2, 3, 12, 12)), (Words, torch.randint(0, 30, (2, 7)))], ids=["net", "words"]
+    ("make", "example", "how"),
+    [
+        pytest.param(Net, IMAGES, "ours", id="net-ours"),
+        pytest.param(Net, IMAGES, "old", id="net-old"),
+        pytest.param(Net, IMAGES, "new", id="net-new", marks=pytest.mark.slow),
+        pytest.param(Words, WORDS, "ours", id="words-ours"),
+        pytest.param(Words, WORDS, "old", id="words-old", marks=pytest.mark.slow),
+        pytest.param(Words, WORDS, "new", id="words-new"),
+    ],
 )
 def test_files_of_ours_and_of_torch_compute_the_same_and_keep_what_was_free(
     make: Any, example: torch.Tensor, how: str, tmp_path: Path

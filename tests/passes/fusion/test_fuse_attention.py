@@ -59,7 +59,10 @@ def count(result: Result) -> int:
     return sum(node.target is ATTENTION for node in result.program.graph.nodes)
 
 
-@pytest.mark.parametrize("style", ["view", "stacked", "selected", "contiguous", "biased"])
+@pytest.mark.parametrize(
+    "style",
+    ["view", "stacked", "biased", *(pytest.param(s, marks=pytest.mark.slow) for s in ("selected", "contiguous"))],
+)
 def test_every_way_to_split_heads(style: str, tmp_path: Path) -> None:
     model = Attention(style=style).eval()
     result = fused(model)

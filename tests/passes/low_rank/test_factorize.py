@@ -287,8 +287,19 @@ def test_the_most_specific_pattern_counts() -> None:
         check_pass(Factorize(exclude=["blocks.c"]), Net().eval(), x)
 
 
-@pytest.mark.parametrize(("target", "keep"), [("macs", 0.7), ("macs", 0.4), ("parameters", 0.5), ("file_size", 0.5)])
-@pytest.mark.parametrize("data", [None, [skewed(300, 64)]])
+@pytest.mark.parametrize(
+    ("target", "keep", "data"),
+    [
+        ("macs", 0.7, None),
+        ("macs", 0.4, [skewed(300, 64)]),
+        ("parameters", 0.5, None),
+        ("file_size", 0.5, [skewed(300, 64)]),
+        pytest.param("macs", 0.4, None, marks=pytest.mark.slow),
+        pytest.param("file_size", 0.5, None, marks=pytest.mark.slow),
+        pytest.param("macs", 0.7, [skewed(300, 64)], marks=pytest.mark.slow),
+        pytest.param("parameters", 0.5, [skewed(300, 64)], marks=pytest.mark.slow),
+    ],
+)
 def test_a_target_is_hit(target: str, keep: float, data: Any) -> None:
     model, x = mlp(64, 256, 64, 128, 64), skewed(4, 64, seed=1)
     result = check_pass(Factorize(target=target, keep=keep, round_to=1), model, x, calibration_data=data)

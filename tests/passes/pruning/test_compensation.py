@@ -348,7 +348,9 @@ def test_recalibration_changes_statistics_only(residual: Residual) -> None:
     assert all("running" in name for name in changed)
 
 
-@pytest.mark.parametrize("ratio", [{"inner.0": 0.5}, {"stem.0": 0.25}, {"*": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "ratio", [{"inner.0": 0.5}, pytest.param({"stem.0": 0.25}, marks=pytest.mark.slow), {"*": 0.3}], ids=str
+)
 def test_each_method_comes_nearer_to_the_original(residual: Residual, ratio: dict[str, float]) -> None:
     fresh = draw(200, 3, 8, 8, seed=6) + 0.5
     errors = [
@@ -406,8 +408,16 @@ def test_the_original_is_not_touched(residual: Residual) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-@pytest.mark.parametrize("count", [3, 8, 24])
-@pytest.mark.parametrize("kind", ["set", "fresh", "other data"])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        *(("set", 3), ("set", 24), ("fresh", 8), ("other data", 3)),
+        *(
+            pytest.param(kind, count, marks=pytest.mark.slow)
+            for kind, count in (("set", 8), ("fresh", 3), ("fresh", 24), ("other data", 8), ("other data", 24))
+        ),
+    ],
+)
 def test_few_rows_do_no_harm(residual: Residual, untrained: Residual, kind: str, count: int) -> None:
     """On fresh rows: no worse than plain removal, whatever the norms' statistics are, by more than a decibel."""
     net = untrained if kind == "fresh" else residual
@@ -503,7 +513,7 @@ class Recurring(nn.Module):
         return torch.as_tensor(self.head(x))
 
 
-@pytest.mark.parametrize("rounds", [2, 6])
+@pytest.mark.parametrize("rounds", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_shared_weights_are_refitted_to_all_their_readers(rounds: int) -> None:
     model, data, fresh = Recurring(rounds).eval(), [draw(400, 24, seed=1)], draw(200, 24, seed=2)
     found = {}

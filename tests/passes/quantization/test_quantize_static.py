@@ -164,15 +164,13 @@ def test_a_histogram_cuts_off_what_is_rare() -> None:
     values = VECTORS.repeat(2_000, 1)
     values[0, 0] = 100.0
     model = nn.Sequential(nn.Linear(10, 3))
-    (wide, _), (narrow, _) = (
-        activation_nodes(quantize(model, [values], observer=observer))[0] for observer in ("min_max", "histogram")
-    )
+    coarse, fine = (quantize(model, [values], observer=observer) for observer in ("min_max", "histogram"))
+    (wide, _), (narrow, _) = (activation_nodes(result)[0] for result in (coarse, fine))
     assert wide == pytest.approx((100 - float(VECTORS.min())) / 255, rel=1e-6)
     assert narrow < 0.5 * wide
-    fine = quantize(model, [values], observer="histogram").module(VECTORS)
-    coarse = quantize(model, [values], observer="min_max").module(VECTORS)
     expected = model(VECTORS).detach()
-    assert signal_to_noise(expected, fine) > signal_to_noise(expected, coarse) + 6
+    noises = [signal_to_noise(expected, result.module(VECTORS)) for result in (fine, coarse)]
+    assert noises[0] > noises[1] + 6
 
 
 def test_parameters_keep_their_names() -> None:

@@ -325,8 +325,18 @@ def alike(one: list[Any], other: list[Any]) -> bool:
     return one[-1] == other[-1] and all(map(torch.equal, one[:-1], other[:-1]))
 
 
-@pytest.mark.parametrize("name", LOADERS)
-@pytest.mark.parametrize("where", ["between epochs", "in an epoch"])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        *(("in an epoch", name) for name in LOADERS),
+        ("between epochs", "list"),
+        ("between epochs", "own sampler"),
+        *(
+            pytest.param("between epochs", name, marks=pytest.mark.slow)
+            for name in ("shuffled", "own generator", "augmented")
+        ),
+    ],
+)
 def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
     drawing_program: Program, name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
