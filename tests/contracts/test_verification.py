@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -70,16 +73,44 @@ class ExactRewrite(Rewrite):
     promise: ClassVar[Promise] = Promise.EXACT
 
 
+@functools.cache
+def traced() -> Program:
+    """The model, once for all passes that are tried on it; its weights are those of the program too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return lobo_fx.trace(Model(), (X, torch.ones(3, 2)))
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module | None) -> Iterator[None]:
+    """Asserts that a block leaves a model, or the traced one, as it was."""
+    if model is not None:
+        with assert_untouched(model):
+            yield
+        return
+    before = copy.deepcopy(traced().module.state_dict())
+    graph = str(traced().graph)
+    yield
+    after = traced().module.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert str(traced().graph) == graph
+
+
 def verified(pass_: Pass, model: nn.Module | None = None, example_inputs: Any = None) -> lobo_fx.Result:
     """Runs one pass under all checks of the compiler and of the test kit."""
-    inputs = (X, torch.ones(3, 2)) if example_inputs is None else example_inputs
-    return check_pass(pass_, model or Model(), inputs)
+    if model is not None:
+        return check_pass(pass_, model, (X, torch.ones(3, 2)) if example_inputs is None else example_inputs)
+    with untouched(None):
+        result = lobo_fx.compile(traced(), [pass_], progress=False)
+    assert result.program.signature == traced().signature
+    assert copy.deepcopy(result.module).state_dict().keys() == result.module.state_dict().keys()
+    return result
 
 
 def complaint(pass_: Pass, *words: str, model: nn.Module | None = None, example_inputs: Any = None) -> str:
     """What the verifier says of a bad pass; it must name the pass."""
-    model = model or Model()
-    with assert_untouched(model), pytest.raises(ContractError) as error:
+    with untouched(model), pytest.raises(ContractError) as error:
         verified(pass_, model, example_inputs)
     message = str(error.value)
     assert type(pass_).__name__ in message
@@ -339,7 +370,7 @@ def test_a_broken_promise_of_masking() -> None:
 
 def test_what_one_pass_expects_is_not_asked_of_the_next() -> None:
     passes = [Remove(zeroed=4), Rewrite(scale(3.0))]
-    result = lobo_fx.compile(Model(), passes, example_inputs=(X, torch.ones(3, 2)), progress=False)
+    result = lobo_fx.compile(traced(), passes, progress=False)
     assert len(result.report.rows) == 3
 
 
@@ -400,7 +431,7 @@ def test_a_pass_that_returns_no_program() -> None:
 def test_the_second_of_two_passes_is_named() -> None:
     passes = [ExactRewrite(lambda program: None), Rewrite(lambda program: scale(float("nan"))(program))]
     with pytest.raises(ContractError) as error:
-        lobo_fx.compile(Model(), passes, example_inputs=(X, torch.ones(3, 2)), progress=False)
+        lobo_fx.compile(traced(), passes, progress=False)
     assert str(error.value).startswith("Rewrite(")
 
 

@@ -583,7 +583,7 @@ def test_no_candidate_is_listed_twice() -> None:
 
 @pytest.mark.usefixtures("formulas")
 def test_a_plan_of_another_model_is_refused_even_where_it_cuts_nothing(tmp_path: Path) -> None:
-    plan = fitted(FitGoal(latency=1.0, moves=0), perceptron(), **ON_ROWS).plan
+    plan = fitted(FitGoal(latency=1.0, precision="float", moves=0), perceptron(), **ON_ROWS).plan
     plan.save(tmp_path / "plan.json")
     for given in (plan, tmp_path / "plan.json"):
         with pytest.raises(InvalidInput, match=r"'0.bias' is \[64\] there, \[48\] here"):
@@ -593,8 +593,8 @@ def test_a_plan_of_another_model_is_refused_even_where_it_cuts_nothing(tmp_path:
 @pytest.mark.usefixtures("formulas")
 def test_what_was_chosen_is_known_after_an_interruption(tmp_path: Path) -> None:
     goal = FitGoal(latency=0.6, precision="float", **QUICK)
-    first = fitted([goal], perceptron(256), workdir=tmp_path / "work", **ON_ROWS)
-    again = fitted([goal], perceptron(256), workdir=tmp_path / "work", **ON_ROWS)
+    first = fitted([goal], perceptron(160), workdir=tmp_path / "work", **ON_ROWS)
+    again = fitted([goal], perceptron(160), workdir=tmp_path / "work", **ON_ROWS)
     assert again.plan == first.plan
     torch.testing.assert_close(again.front[0].compile().module(ROWS), first.module(ROWS), rtol=1e-4, atol=1e-4)
 

@@ -290,7 +290,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, dict[str, int]]
 FLOAT_KERNELS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MaxPool")
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+SLOW = {"relu6", "head"}
+"""Other networks have a clamp behind a convolution, and a linear layer of two dimensions."""
+
+
+@pytest.mark.parametrize("kind", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NETWORKS])
 def test_the_file_runs_as_integers_and_agrees_with_pytorch(kind: str, tmp_path: Path) -> None:
     make, x, kernels = NETWORKS[kind]
     model = make().eval()
