@@ -87,6 +87,13 @@ def _no_fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lobo_fx.measures.latency.peak_memory", lambda *arguments: (1_000_000, 2_000_000))
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures have tests of their own too; here they are drawn where their files are looked for."""
+    if request.function is not test_compile_writes_files_program_and_report:
+        monkeypatch.setattr("lobo_fx.report.report.dashboards", lambda runs: dict.fromkeys(DASHBOARDS, b""))
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 

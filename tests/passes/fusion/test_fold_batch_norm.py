@@ -86,8 +86,19 @@ CONVOLUTIONS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]
 }
 
 
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
-@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    ("kind", "bias"),
+    [
+        pytest.param(
+            kind,
+            bias,
+            id=f"{kind}-{'bias' if bias else 'no_bias'}",
+            marks=() if bias or kind in ("conv2d", "transposed_grouped", "linear") else pytest.mark.slow,
+        )
+        for kind in CONVOLUTIONS
+        for bias in (True, False)
+    ],
+)
 def test_the_norm_goes_into_the_operator_before_it(kind: str, bias: bool) -> None:
     make_operator, make_norm, shape = CONVOLUTIONS[kind]
     operator, norm = make_operator(bias=bias), make_norm()

@@ -522,7 +522,10 @@ FORMS_OF_NOISE = {
 }
 
 
-@pytest.mark.parametrize(("kind", "make"), FORMS_OF_NOISE)
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [pytest.param(*form, marks=pytest.mark.slow if form == ("lstm", columns) else ()) for form in FORMS_OF_NOISE],
+)
 def test_a_layer_whose_own_noise_is_high_takes_another_form(kind: str, make: Any, tmp_path: Path) -> None:
     words, kernels, least = FORMS_OF_NOISE[kind, make]
     model, data, fresh = Sequence(kind).eval(), [make(8, seed) for seed in range(4)], make(16, 9)
