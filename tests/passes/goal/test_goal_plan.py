@@ -82,7 +82,7 @@ def test_a_float_plan_prunes_and_refits_and_stays_float() -> None:
     assert result.module.get_parameter("0.weight").shape == (8, 3, 3, 3)
     assert result.module.get_parameter("3.weight").shape == (12, 8, 3, 3)
     assert not any("quantize" in operator for operator in operators(result))
-    passes = ["fold_batch_norm", PruneChannels(plan=pruning())]
+    passes: list[Any] = ["fold_batch_norm", PruneChannels(plan=pruning())]
     plain = lobo_fx.compile(traced(), passes, calibration_data=[DATA], progress=False)
     torch.testing.assert_close(result.module(DATA), plain.module(DATA), rtol=1e-5, atol=1e-5)
 

@@ -103,7 +103,7 @@ def traced(make: Callable[[], nn.Module]) -> Program:
     """Traced once for all tests that look at what pruning makes of it."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        inputs = {TwoLayers: ROWS, Attention: torch.arange(10).view(2, 5)}.get(make, IMAGES)
+        inputs = ROWS if make is TwoLayers else torch.arange(10).view(2, 5) if make is Attention else IMAGES
         return lobo_fx.trace(make().eval(), inputs)
 
 
