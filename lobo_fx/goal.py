@@ -40,6 +40,7 @@ class Goal:
     """Limits; what they leave open is made as good as possible.
 
     With a limit of latency, size or memory, the loss is as small as it can be; with a limit of loss alone, the latency.
+    What is measured of time and memory is noisy: up to 1.5 % above a limit counts as within it.
 
     Attributes:
         latency: of one row on one thread: a share of the original's, as `0.25`, or a time, as `"20ms"`.

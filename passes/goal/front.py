@@ -53,14 +53,13 @@ def candidates_of(programs: Programs, best: Built, context: Context) -> list[Can
     return found
 
 
-def tell(programs: Programs, best: Built, limits: Mapping[str, float], asked: str, context: Context) -> None:
+def tell(programs: Programs, best: Built, limits: Mapping[str, float], context: Context) -> None:
     """Puts the candidates, a table of them, and what was taken into the report.
 
     Args:
         programs: all that was looked at.
         best: what is taken.
         limits: as shares of the original's.
-        asked: the goal in words, where it has no such limits.
         context: of the report.
     """
     candidates = candidates_of(programs, best, context)
@@ -80,10 +79,13 @@ def tell(programs: Programs, best: Built, limits: Mapping[str, float], asked: st
     )
     columns = ("latency, of the original's", "dB", "bytes", "score", "precision", "latency is", "")
     context.sheets.append(Sheet(CANDIDATES, columns, rows))
-    measured = ", ".join(f"{name} {best.measured[name]:.3f} of the original's" for name in best.measured)
-    asked = ", ".join(f"{name} {limit:.3f}" for name, limit in limits.items()) or asked
-    context.note(
-        f"fit_goal took {best.precision.name}, of {len(programs.tried)} candidates: {measured}; asked for: {asked}"
-    )
+    taken = [f"{name} {best.measured[name]:.3f} of the original's" for name in best.measured]
+    taken += [f"{best.verdict.whole:.1f} dB", *([] if best.score is None else [f"score {best.score:.4g}"])]
+    goal = programs.settings.goal
+    losses = {"drop": goal.drop, "decibels": goal.decibels}
+    asked = [f"{name} {limit:.3f}" for name, limit in limits.items()]
+    asked += [f"{name} {limit:g}" for name, limit in losses.items() if limit is not None]
+    count, took = len(programs.tried), best.precision.name
+    context.note(f"fit_goal took {took}, of {count} candidates: {', '.join(taken)}; asked for: {', '.join(asked)}")
     if programs.settings.costs is not None:
         context.note("latency is what the cost table says of another machine: nothing was measured there")

@@ -92,7 +92,7 @@ class GoalSearch:
             best = self._within(limits) if limits else self._fastest()
             self._check_loss(best)
             self._look_around(best.precision, next(iter(limits), "latency"))
-        tell(self.programs, best, limits, repr(self.goal), self.context)
+        tell(self.programs, best, limits, self.context)
         return best.program
 
     def _learn_losses(self) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,7 @@ def taken(result: Result) -> dict[str, float]:
     """What the pass says that it took, by name of the quantity."""
     (note,) = [str(note) for note in result.report.notes if "fit_goal took" in str(note)]
     told = note.split("candidates: ")[1].split("; asked for")[0]
-    parts = [part.removesuffix(" of the original's").rsplit(" ", 1) for part in told.split(", ")]
-    return {name: float(value) for name, value in parts}
+    return {name: float(share) for name, share in re.findall(r"(\w+) ([\d.]+) of the original's", told)}
 
 
 def integers(result: Result) -> list[str]:
