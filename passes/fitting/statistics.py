@@ -16,15 +16,23 @@ from lobo_fx.graph.running import watch
 
 __all__ = ["gradients", "input_norms"]
 
+_BATCHES, _ROWS = 32, 1_024
+
 
 def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-    """Mean gradient of the loss, and mean of its square over batches, by identity of the parameter."""
+    """Mean gradient of the loss, and mean of its square over batches, by identity of the parameter.
+
+    Of the first 32 batches or 1,024 rows, whichever are more: a ranking settles long before an epoch ends.
+    """
     module = inference.program.module
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     first = {id(p): torch.zeros_like(p) for p in parameters}
     second = {id(p): torch.zeros_like(p) for p in parameters}
-    count = 0
+    count = rows = 0
     for inputs, labels in context.training_batches("gradients"):
+        if count >= _BATCHES and rows >= _ROWS:
+            context.note(f"gradients are of the first {count} batches of train_data, {rows} rows")
+            break
         if not parameters:
             raise InvalidInput("all parameters are frozen: no gradient can be taken")
         with torch.enable_grad():
@@ -32,7 +40,7 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
             if not bool(loss.isfinite()):
                 raise InvalidInput(f"loss_fn gives {float(loss.detach())} on batch {count} of train_data")
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        count += 1
+        count, rows = count + 1, rows + context.signature.count_rows(inputs)
         for parameter, gradient in zip(parameters, found, strict=True):
             if gradient is not None:
                 first[id(parameter)] += gradient
