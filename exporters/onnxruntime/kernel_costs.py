@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,13 +21,14 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from lobo_fx.exporters.onnxruntime.profile import repeatedly, typical
 from lobo_fx.measures.latency import interleave
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
 __all__ = ["measure_kernels"]
 
 _ROUNDS = 12
-"""Runs of each model; the medians of fewer differ from call to call."""
+"""Runs of each model; what fewer say differs from call to call."""
 
 _HOPELESS = 3.0
 """What takes so many times as long is not measured more closely."""
@@ -290,7 +290,7 @@ def _options() -> Any:
 
 
 def _times(kernels: Sequence[Kernel], integer: bool, folder: Path) -> list[float]:
-    """Median microseconds of each branch."""
+    """Typical microseconds of each branch."""
     model = _Branches(integer)
     for index, kernel in enumerate(kernels):
         _BUILDERS[kernel.operator](model, f"k{index}", kernel)
@@ -300,7 +300,7 @@ def _times(kernels: Sequence[Kernel], integer: bool, folder: Path) -> list[float
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / f"profile-{integer}")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    for _ in range(_ROUNDS):
+    for _ in repeatedly(_ROUNDS):
         session.run(None, model.feed)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     spent: dict[tuple[int, str], list[float]] = defaultdict(list)
@@ -314,5 +314,5 @@ def _times(kernels: Sequence[Kernel], integer: bool, folder: Path) -> list[float
             spent[index, event["name"]].append(float(event["dur"]))
     totals = [0.0] * len(kernels)
     for (index, _), times in spent.items():
-        totals[index] += statistics.median(times)
+        totals[index] += typical(times)
     return totals

@@ -91,27 +91,33 @@ class Repair:
         solution = solve(self.budget, learned, self.options)
         if self._is_new(solution):
             yield solution
-        found = [
-            (self._loss(learned, moved) * self.random.lognormvariate(0, _CURIOUS), at, moved)
-            for at, moved in enumerate(self._moves(learned))
-            if self._is_new(moved)
-        ]
-        yield from (moved for _, _, moved in sorted(found, key=lambda entry: entry[:2]))
+        for key in sorted(
+            self.tried, key=lambda key: self.tried[key]
+        ):  # around the best; once that has no more, the next
+            found = [
+                (self._loss(learned, moved) * self.random.lognormvariate(0, _CURIOUS), at, moved)
+                for at, moved in enumerate(self._moves(dict(zip(self.leaves, key, strict=True)), learned))
+                if self._is_new(moved)
+            ]
+            yield from (moved for _, _, moved in sorted(found, key=lambda entry: entry[:2]))
 
-    def _moves(self, learned: Losses) -> Iterator[Widths]:
-        """Around the best: an axis some steps wider and another as much narrower as the budget asks."""
-        best = self.best
-        pairs = list(itertools.permutations([leaf for leaf in self.leaves if len(self.options[leaf]) > 1], 2))
+    def _moves(self, start: Widths, learned: Losses) -> Iterator[Widths]:
+        """An axis some steps wider and others, one after the other, as much narrower as the budget asks."""
+        able = [leaf for leaf in self.leaves if len(self.options[leaf]) > 1]
+        pairs = list(itertools.permutations(able, 2))
         for wider, narrower in self.random.sample(pairs, min(len(pairs), 400)):
-            at = self.options[wider].index(best[wider]) + self.random.choice(_STEPS)
+            at = self.options[wider].index(start[wider]) + self.random.choice(_STEPS)
             if at >= len(self.options[wider]):
                 continue
-            moved = best | {wider: self.options[wider][at]}
-            for width in reversed(self.options[narrower]):
-                if width < best[narrower] and not self.budget.fits(moved):
-                    moved[narrower] = width
-            if self.budget.fits(moved):
-                yield fill(self.budget, learned, self.options, moved)
+            moved = start | {wider: self.options[wider][at]}
+            others = [leaf for leaf in able if leaf not in (wider, narrower)]
+            for leaf in (narrower, *self.random.sample(others, len(others))):
+                for width in reversed(self.options[leaf]):
+                    if width < start[leaf] and not self.budget.fits(moved):
+                        moved[leaf] = width
+                if self.budget.fits(moved):
+                    yield fill(self.budget, learned, self.options, moved)
+                    break
 
     def _loss(self, losses: Losses, widths: Widths) -> float:
         return sum(losses[leaf][width] for leaf, width in widths.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lobo_fx.axes import Axis, Inference, kind
 from lobo_fx.axes.cost import macs_after
@@ -16,6 +16,7 @@ from lobo_fx.files import temporary_folder
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.judge import Judge
+from lobo_fx.passes.goal.correction import Correction
 from lobo_fx.passes.goal.costs import FileCosts, Precision
 from lobo_fx.passes.goal.front import tell
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
@@ -43,8 +44,12 @@ _WORK = 2e12
 _CORRECTIONS = 4
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
 """Of what the original takes of the first quantity that is limited: where the front is looked at beside the goal."""
+_SCOPE_FILES, _SCOPES_SHARE, _SHARE_STEPS = 3, 0.15, 64
+"""Files by which the share of a scope is found, for what part of the time, and how fine shares are."""
 _PLACEMENTS = 2
 """How often integers are placed anew where other widths follow from that."""
+_EARLY = 0.25
+"""In this part of the time, every precision is tried; later, those alone without which nothing good was found."""
 _FINER = 2
 """Placements of fewer integers that are tried where all of them lose too much."""
 _LOSS_STEPS = 5
@@ -87,6 +92,7 @@ class GoalSearch:
             self.leaves, self.whole, original = self.costs.leaves, self.costs.whole, self.costs.original
             self._learn_losses()
             self.precisions = [*map(self._rounded, self.costs.precisions)]
+            self.early = time.monotonic() + _EARLY * self.settings.seconds
             self.until = time.monotonic() + self.settings.seconds
             limits = {name: limit.of(original[name]) / original[name] for name, limit in self.goal.limits.items()}
             best = self._within(limits) if limits else self._fastest()
@@ -128,7 +134,7 @@ class GoalSearch:
         expected = {precision.name: self._set_right(precision, limits) for precision in able}
         inside: list[Built] = []
         waiting = sorted(able, key=lambda precision: expected[precision.name])
-        while waiting and (not inside or self._rounding_hurts()):
+        while waiting and (not inside or self._rounding_hurts() or time.monotonic() < self.early):
             precision = waiting.pop(0)
             self._build_within(precision, limits)
             inside = [
@@ -227,7 +233,7 @@ class GoalSearch:
 
     def _build_within(self, precision: Precision, limits: Mapping[str, float]) -> None:
         """Repairs what the solver gives within a budget that was set right, and builds the best."""
-        repair, widths = self._repaired(precision, self._budget(precision, limits), self.until)
+        repair, widths = self._repaired(precision, limits, self.until)
         for attempt in range(1, _CORRECTIONS + 1):
             if self.programs.is_built(precision, widths):
                 break
@@ -242,16 +248,18 @@ class GoalSearch:
         """What widths may take, as far as is known."""
         return Budget(tuple((self.costs.towards(precision, name, limit), 1.0) for name, limit in limits.items()))
 
-    def _repaired(self, precision: Precision, budget: Budget, until: float) -> tuple[Repair, Widths]:
-        """The repair of what the solver gives within a budget and of what other scopes would, and its best.
+    def _repaired(self, precision: Precision, limits: Mapping[str, float], until: float) -> tuple[Repair, Widths]:
+        """The repair of what the solver gives within limits and of what other scopes would, and its best.
 
         Layers that the solver leaves whole stay so: candidates are few, and ranks rarely pay.
         """
+        scopes = [*self._scopes(precision, limits, until)]
+        budget = self._budget(precision, limits)
         solved = solve(budget, self.losses, precision.options)
         whole = {rank.leaf for rank in self.costs.ranks if solved[rank.leaf] == rank.leaf.size}
         options = {leaf: found[-1:] if leaf in whole else found for leaf, found in precision.options.items()}
         repair = Repair(budget, self.losses, options, lambda w: self.programs.compare(precision, w), self.context.seed)
-        return repair, repair.run([solved, *self._scopes(precision, budget)], self.settings.moves, until)
+        return repair, repair.run([solved, *scopes], self.settings.moves, until)
 
     def _correct(
         self, precision: Precision, widths: Widths, measured: Mapping[str, float], limits: Mapping[str, float]
@@ -267,24 +275,55 @@ class GoalSearch:
             missed |= over or under
         return missed
 
-    def _scopes(self, precision: Precision, budget: Budget) -> Iterator[Widths]:
-        """Equal shares, and what ranks axes together: as `PruneChannels` would cut."""
+    def _scopes(self, precision: Precision, limits: Mapping[str, float], until: float) -> Iterator[Widths]:
+        """Equal shares, and what ranks axes together: as `PruneChannels` would cut, as much as files say is needed.
+
+        What a file takes is predicted from the last ones of the same scope: along one line of widths that is nearer to
+        the truth than a model of all widths.
+        """
         candidates = Candidates(self.free, self.scores)
+        now = time.monotonic()
+        until = now + _SCOPES_SHARE * (until - now)
         for scope in SCOPES:
-            search, low, high = Search(scope, 1, 1), 0.0, 1.0
-            found: Widths | None = None
-            for _ in range(16):
-                middle = (low + high) / 2
-                shares = search.shares(candidates, middle)
-                widths = self.whole | {
-                    leaf: _nearest(precision.options[leaf], leaf.size * (1 - share)) for leaf, share in shares.items()
-                }
-                if budget.fits(widths):
-                    found, high = widths, middle
-                else:
-                    low = middle
-            if found is not None:
-                yield found
+            search, known, best = Search(scope, 1, 1), dict[str, Correction](), None
+            for _ in range(_SCOPE_FILES if time.monotonic() < until else 0):
+                widths = self._least_cut(precision, limits, known, lambda share: search.shares(candidates, share))  # noqa: B023
+                if widths is None or widths == best:
+                    break
+                measured = self.programs.measure_structure(precision, widths)
+                for name in limits:
+                    predicted = precision.costs[name](widths)
+                    value = measured.get(name, self.costs.expected(precision, name, widths))
+                    known.setdefault(name, Correction(adds=name == "size")).learn(predicted, value)
+                taken = [known[name](precision.costs[name](widths)) / most(name, limits[name]) for name in limits]
+                if max(taken) <= 1:
+                    best = widths
+                    if max(taken) > 1 - _NEAR:
+                        break
+            if best is not None:
+                yield best
+
+    def _least_cut(
+        self,
+        precision: Precision,
+        limits: Mapping[str, float],
+        known: Mapping[str, Correction],
+        shares: Callable[[float], Mapping[Axis, float]],
+    ) -> Widths | None:
+        """The widths of the smallest share to remove that is expected to hold the limits."""
+        for step in range(1, _SHARE_STEPS):
+            widths = self.whole | {
+                leaf: _nearest(precision.options[leaf], leaf.size * (1 - share))
+                for leaf, share in shares(step / _SHARE_STEPS).items()
+            }
+            predicted = {name: precision.costs[name](widths) for name in limits}
+            expected = {
+                name: known[name](value) if name in known else self.costs.expected(precision, name, widths)
+                for name, value in predicted.items()
+            }
+            if all(expected[name] <= limit for name, limit in limits.items()):
+                return widths
+        return None
 
     # The loss as the limit, the front, the report.
 
@@ -303,9 +342,9 @@ class GoalSearch:
             if step and time.monotonic() > self.until:
                 break
             middle = (low + high) / 2
-            budget = self._budget(precision, {"latency": math.exp(middle)})
+            limits = {"latency": math.exp(middle)}
             until = min(self.until, time.monotonic() + self.settings.seconds / _LOSS_STEPS)
-            widths = self._repaired(precision, budget, until)[1]
+            widths = self._repaired(precision, limits, until)[1]
             if self.programs.is_built(precision, widths):
                 break
             found = self.programs.build(precision, widths)

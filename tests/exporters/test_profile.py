@@ -69,8 +69,9 @@ def test_every_microsecond_is_some_nodes_or_nobodys(
     for event in kept[0]:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             times.setdefault(event["name"], []).append(event["dur"])
-    every = sorted(sorted(values[3:])[9] / 2 + sorted(values[3:])[10] / 2 for values in times.values())
-    assert all(len(values) == 23 for values in times.values())
+    fastest = [sorted(values[3:])[: 3 * (len(values) - 3) // 4] for values in times.values()]
+    every = sorted(sum(values) / len(values) for values in fastest)
+    assert all(23 <= len(values) <= 60 for values in times.values())
     assert sorted(time for owned in found.values() for time in owned) == pytest.approx(every)
     assert all(owned == sorted(owned, reverse=True) for owned in found.values())
     assert found.keys() <= {node.name for node in program.graph.nodes} | {""}
