@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lobo_fx.axes import Axis, Inference, kind
 from lobo_fx.axes.cost import macs_after
@@ -16,17 +16,18 @@ from lobo_fx.files import temporary_folder
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.judge import Judge
-from lobo_fx.passes.goal.correction import Correction
+from lobo_fx.passes.goal.correction import NEAR, most
 from lobo_fx.passes.goal.costs import FileCosts, Precision
 from lobo_fx.passes.goal.front import tell
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
 from lobo_fx.passes.goal.programs import Built, Programs, Score
 from lobo_fx.passes.goal.ranks import rank_eliminations
 from lobo_fx.passes.goal.repair import Repair
+from lobo_fx.passes.goal.scopes import cut_by_scopes
 from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Losses, cheapest, solve
 from lobo_fx.passes.goal.terms import Budget
-from lobo_fx.passes.pruning.search import SCOPES, Candidates, Search
+from lobo_fx.passes.pruning.search import Candidates
 from lobo_fx.passes.pruning.widths import Widths, runs_through
 from lobo_fx.passes.quantization.integers.calibration import calibrate, prepare
 from lobo_fx.passes.quantization.integers.simulation import observers_by_layer, simulated
@@ -37,15 +38,11 @@ __all__ = ["GoalSearch"]
 
 _LOWER = 0.02
 """By what the next try aims below a limit that was missed: what is measured is noisy."""
-_OVER, _NEAR = 0.015, 0.03
-"""By what a measured quantity may be over its limit, so that it is within 3 % when measured again; and under it."""
 _WORK = 2e12
 """Multiply-accumulates that the runs of the loss model may take: they compare on more rows where these cost less."""
 _CORRECTIONS = 4
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
 """Of what the original takes of the first quantity that is limited: where the front is looked at beside the goal."""
-_SCOPE_FILES, _SCOPES_SHARE, _SHARE_STEPS = 3, 0.15, 64
-"""Files by which the share of a scope is found, for what part of the time, and how fine shares are."""
 _PLACEMENTS = 2
 """How often integers are placed anew where other widths follow from that."""
 _EARLY = 0.25
@@ -253,7 +250,8 @@ class GoalSearch:
 
         Layers that the solver leaves whole stay so: candidates are few, and ranks rarely pay.
         """
-        scopes = [*self._scopes(precision, limits, until)]
+        candidates = Candidates(self.free, self.scores)
+        scopes = [*cut_by_scopes(self.programs, precision, candidates, limits, until)]
         budget = self._budget(precision, limits)
         solved = solve(budget, self.losses, precision.options)
         whole = {rank.leaf for rank in self.costs.ranks if solved[rank.leaf] == rank.leaf.size}
@@ -271,59 +269,9 @@ class GoalSearch:
             if name not in measured:
                 continue  # of another machine, nothing but what is expected is known
             over = measured[name] > most(name, limit)
-            under = widths != self.whole and measured[name] < (1 - _NEAR) * limit and len(limits) == 1
+            under = widths != self.whole and measured[name] < (1 - NEAR) * limit and len(limits) == 1
             missed |= over or under
         return missed
-
-    def _scopes(self, precision: Precision, limits: Mapping[str, float], until: float) -> Iterator[Widths]:
-        """Equal shares, and what ranks axes together: as `PruneChannels` would cut, as much as files say is needed.
-
-        What a file takes is predicted from the last ones of the same scope: along one line of widths that is nearer to
-        the truth than a model of all widths.
-        """
-        candidates = Candidates(self.free, self.scores)
-        now = time.monotonic()
-        until = now + _SCOPES_SHARE * (until - now)
-        for scope in SCOPES:
-            search, known, best = Search(scope, 1, 1), dict[str, Correction](), None
-            for _ in range(_SCOPE_FILES if time.monotonic() < until else 0):
-                widths = self._least_cut(precision, limits, known, lambda share: search.shares(candidates, share))  # noqa: B023
-                if widths is None or widths == best:
-                    break
-                measured = self.programs.measure_structure(precision, widths)
-                for name in limits:
-                    predicted = precision.costs[name](widths)
-                    value = measured.get(name, self.costs.expected(precision, name, widths))
-                    known.setdefault(name, Correction(adds=name == "size")).learn(predicted, value)
-                taken = [known[name](precision.costs[name](widths)) / most(name, limits[name]) for name in limits]
-                if max(taken) <= 1:
-                    best = widths
-                    if max(taken) > 1 - _NEAR:
-                        break
-            if best is not None:
-                yield best
-
-    def _least_cut(
-        self,
-        precision: Precision,
-        limits: Mapping[str, float],
-        known: Mapping[str, Correction],
-        shares: Callable[[float], Mapping[Axis, float]],
-    ) -> Widths | None:
-        """The widths of the smallest share to remove that is expected to hold the limits."""
-        for step in range(1, _SHARE_STEPS):
-            widths = self.whole | {
-                leaf: _nearest(precision.options[leaf], leaf.size * (1 - share))
-                for leaf, share in shares(step / _SHARE_STEPS).items()
-            }
-            predicted = {name: precision.costs[name](widths) for name in limits}
-            expected = {
-                name: known[name](value) if name in known else self.costs.expected(precision, name, widths)
-                for name, value in predicted.items()
-            }
-            if all(expected[name] <= limit for name, limit in limits.items()):
-                return widths
-        return None
 
     # The loss as the limit, the front, the report.
 
@@ -394,14 +342,5 @@ class GoalSearch:
                 self.programs.compare(precision, widths)
 
 
-def most(name: str, limit: float) -> float:
-    """What a file may be measured to take: what is measured of time and memory is noisy, bytes are bytes."""
-    return limit if name == "size" else (1 + _OVER) * limit
-
-
 def _quality(built: Built) -> tuple[float, float]:
     return (0.0 if built.score is None else built.score, built.verdict.worst)
-
-
-def _nearest(options: Sequence[int], width: float) -> int:
-    return min(options, key=lambda option: abs(option - width))

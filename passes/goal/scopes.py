@@ -1,0 +1,85 @@
+"""What `PruneChannels` would cut: equal shares and other scopes, as much as measured files say is needed.
+
+What a file takes is predicted from the last ones of the same scope: along one line of widths that is nearer to the
+truth than a model of all widths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from lobo_fx.passes.goal.correction import NEAR, Correction, most
+from lobo_fx.passes.goal.costs import Precision
+from lobo_fx.passes.goal.programs import Programs
+from lobo_fx.passes.pruning.search import SCOPES, Candidates, Search
+from lobo_fx.passes.pruning.widths import Widths
+
+__all__ = ["cut_by_scopes"]
+
+_FILES, _PART, _STEPS = 3, 0.15, 64
+"""Files by which the share of a scope is found, for what part of the time, and how fine shares are."""
+
+
+def cut_by_scopes(
+    programs: Programs, precision: Precision, candidates: Candidates, limits: Mapping[str, float], until: float
+) -> Iterator[Widths]:
+    """For every scope, the widths of the smallest share removed whose file was measured to hold the limits.
+
+    Args:
+        programs: what is measured.
+        precision: of the files.
+        candidates: the axes that are free, with their scores.
+        limits: as shares of the original's.
+        until: on the monotonic clock, when the search ends; scopes take a part of the time that is left.
+    """
+    now = time.monotonic()
+    until = now + _PART * (until - now)
+    for scope in SCOPES:
+        known = {name: Correction(adds=name == "size") for name in limits}
+        best: Widths | None = None
+        for file in range(_FILES if time.monotonic() < until else 0):
+            widths = _least_cut(programs, precision, Search(scope, 1, 1), candidates, limits, known if file else None)
+            if widths is None or widths == best:
+                break
+            measured = programs.measure_structure(precision, widths)
+            taken = []
+            for name, limit in limits.items():
+                value = measured.get(name, programs.costs.expected(precision, name, widths))
+                known[name].learn(precision.costs[name](widths), value)
+                taken.append(value / most(name, limit))
+            if max(taken) <= 1:
+                best = widths
+                if max(taken) > 1 - NEAR:
+                    break
+        if best is not None:
+            yield best
+
+
+def _least_cut(
+    programs: Programs,
+    precision: Precision,
+    search: Search,
+    candidates: Candidates,
+    limits: Mapping[str, float],
+    known: Mapping[str, Correction] | None,
+) -> Widths | None:
+    """The widths of the smallest share that is expected to hold the limits, by its own files where there are any."""
+    for step in range(1, _STEPS):
+        shares = search.shares(candidates, step / _STEPS)
+        widths = programs.costs.whole | {
+            leaf: _nearest(precision.options[leaf], leaf.size * (1 - share)) for leaf, share in shares.items()
+        }
+        expected = {
+            name: known[name](precision.costs[name](widths))
+            if known is not None
+            else programs.costs.expected(precision, name, widths)
+            for name in limits
+        }
+        if all(expected[name] <= limit for name, limit in limits.items()):
+            return widths
+    return None
+
+
+def _nearest(options: Sequence[int], width: float) -> int:
+    return min(options, key=lambda option: abs(option - width))
