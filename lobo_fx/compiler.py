@@ -98,7 +98,7 @@ def compile(
     if goal is not None:
         if not isinstance(goal, Goal):
             raise InvalidInput(f"goal is a {type(goal).__name__}; expected lobo_fx.Goal(latency=0.25), for instance")
-        chosen.append(PASSES.get("fit_goal")(**dataclasses.asdict(goal)))
+        chosen.append(PASSES.ours("fit_goal")(**dataclasses.asdict(goal)))
     if outputs is not None and isinstance(model, Result):
         raise InvalidInput("a Result has its outputs; choose them where its model is compiled first")
     if evaluate is not None and not callable(evaluate):

@@ -31,13 +31,18 @@ class ExportError(LoboError):
     """The program could not be written faithfully in the target format; no file was left."""
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Words for a message about a name or pattern that is not known: the nearest known ones, or else what there is."""
+def suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Words for a message about a name or pattern that is not known: the nearest known ones.
+
+    Where none is near, it is `otherwise`, or what there is.
+    """
     scored = ((_likeness(name, entry), entry) for entry in set(known) if entry)
     near = sorted(scored, key=lambda pair: (-pair[0], pair[1]))
     best = [entry for score, entry in near if score >= max(_ALIKE, near[0][0] - 0.1)]
     if best:
         return f"did you mean {' or '.join(best[:3])}?"
+    if otherwise:
+        return otherwise
     others = sorted(entry for _, entry in near)
     more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     return f"known: {', '.join(others[:_SHOWN]) or 'none'}{more}"

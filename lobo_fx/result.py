@@ -176,7 +176,7 @@ class Result:
         """The file, or one that computes in float where that is faster: then the result is what a pass more made."""
         assert self.pipeline is not None
         trial = dataclasses.replace(self.pipeline, program=self.program).fork()
-        pass_ = PASSES.get("compute_in_float")()
+        pass_ = PASSES.ours("compute_in_float")()
         with temporary_folder() as folder:
             known = self.report.artifacts.get("original")
             if known is None or not known.path.is_file():

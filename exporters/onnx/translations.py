@@ -22,7 +22,13 @@ __all__ = ["TRANSLATIONS", "Translations", "no_form", "refuse_untranslated", "tr
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
 """From operator overloads to onnxscript functions."""
 
-TRANSLATIONS: Registry[Translations] = Registry("table of ONNX translations", "lobo_fx.onnx_translations", named=False)
+TRANSLATIONS: Registry[Translations] = Registry(
+    "table of ONNX translations",
+    "lobo_fx.onnx_translations",
+    named=False,
+    must_be="a mapping from operators to onnxscript functions",
+    fits=lambda plugin: isinstance(plugin, Mapping),
+)
 """Tables of other packages."""
 
 

@@ -10,7 +10,13 @@ from lobo_fx.plugins.registry import Registry
 
 __all__ = ["AXIS_RULES", "load_plugged_rules"]
 
-AXIS_RULES: Registry[ModuleType] = Registry("module of axis rules", "lobo_fx.axis_rules", named=False)
+AXIS_RULES: Registry[ModuleType] = Registry(
+    "module of axis rules",
+    "lobo_fx.axis_rules",
+    named=False,
+    must_be="a module",
+    fits=lambda plugin: isinstance(plugin, ModuleType),
+)
 """Modules that register rules with `axis_rule` as they are imported."""
 
 

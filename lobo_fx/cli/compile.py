@@ -109,7 +109,7 @@ def compile(
     from lobo_fx.terminal.tables import printable
 
     limits = {"latency": latency, "size": size, "memory": memory, "drop": drop, "decibels": decibels}
-    wanted = [] if all(limit is None for limit in limits.values()) else [PASSES.get("fit_goal")(**limits)]
+    wanted = [] if all(limit is None for limit in limits.values()) else [PASSES.ours("fit_goal")(**limits)]
     chosen = [*read_passes(recipe, passes), *wanted]
     if not chosen:
         raise InvalidInput(

@@ -43,9 +43,9 @@ def costs(
     tracing = read_tracing(example_inputs, dynamic)
     program = read_model(model, checkpoint, seed, tracing, outputs)
     context = Context(program.signature)
-    _, choices = PASSES.get("quantize_static")().simplify(program.clone(), context)
+    _, choices = PASSES.ours("quantize_static")().simplify(program.clone(), context)
     if widths:
-        priced = PASSES.get("fit_goal")().priced(program, context)
+        priced = PASSES.ours("fit_goal")().priced(program, context)
         with spinner("measure kernels at all widths"):
             choices.costs.add(RUNTIMES.get(RUNTIMES.default)().measure_kernels(choices.costs.missing(priced)))
     if output is not None:

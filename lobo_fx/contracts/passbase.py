@@ -16,7 +16,7 @@ from torch import nn
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import float_outputs
-from lobo_fx.plugins.registry import snake_case
+from lobo_fx.plugins.registry import PASSES, snake_case
 from lobo_fx.plugins.settings import check_settings
 
 __all__ = ["EXACT_TOLERANCE", "Pass", "Promise", "exact_tolerance", "shown"]
@@ -105,6 +105,13 @@ class Pass(abc.ABC):
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={shown(value)}" for name, value in self.settings.items())
         return f"{type(self).__name__}({settings})"
+
+
+def _is_pass(plugin: object) -> bool:
+    return isinstance(plugin, type) and issubclass(plugin, Pass)
+
+
+PASSES.fits = _is_pass  # the registry stands below
 
 
 def _defaults(pass_: Pass) -> dict[str, Any]:

@@ -133,7 +133,11 @@ _OWN = (
     Format("e3m4", 8, _minifloat(3, 4, codes_left_out=16)),
 )
 FORMATS: Registry[Format] = Registry(
-    "number format", "lobo_fx.number_formats", own={format.name: format for format in _OWN}
+    "number format",
+    "lobo_fx.number_formats",
+    own={format.name: format for format in _OWN},
+    must_be="a lobo_fx.own_operators.formats.Format",
+    fits=lambda plugin: isinstance(plugin, Format),
 )
 """By name, as `QuantizeWeights(format=...)` takes them. One of another package has magnitudes, and is called as it
 is registered."""

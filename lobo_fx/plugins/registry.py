@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +32,8 @@ class Registry(Generic[T]):
         own: what comes with lobo-fx and stands in a table of its code; an `EntryPoint` is imported when it is asked
             for.
         added: plug-ins registered at run time.
+        must_be: what an entry point must name, for messages.
+        fits: whether something is that.
     """
 
     kind: str
@@ -40,30 +42,40 @@ class Registry(Generic[T]):
     named: bool = True
     own: Mapping[str, T | EntryPoint] = dataclasses.field(default_factory=dict)
     added: dict[str, T] = dataclasses.field(default_factory=dict)
+    must_be: str = ""
+    fits: Callable[[Any], bool] = lambda plugin: True
 
     @functools.cached_property
-    def _points(self) -> dict[str, EntryPoint]:
-        points: dict[str, EntryPoint] = {}
+    def _points(self) -> dict[str, list[EntryPoint]]:
+        """By name; several of one name are different plug-ins."""
+        points: dict[str, list[EntryPoint]] = defaultdict(list)
         for point in entry_points(group=self.group):
-            if point.name in self.own:
-                raise InvalidInput(
-                    f"lobo-fx and another package offer a {self.kind} called '{point.name}': {_origin(point)}; "
-                    "uninstall it"
-                )
-            name = point.name if self.named else point.value
-            if points.setdefault(name, point).value != point.value:
-                raise InvalidInput(
-                    f"two packages offer a {self.kind} called '{name}': "
-                    f"{_origin(points[name])} and {_origin(point)}; uninstall one"
-                )
-        return points
+            known = points[point.name if self.named else point.value]
+            if all(other.value != point.value for other in known):
+                known.append(point)
+        return dict(points)
+
+    def _clash(self, name: str) -> str:
+        """Why a name can't be taken that several offer; empty where one does."""
+        points = self._points.get(name, [])
+        others = [point for point in points if not _is_ours(point)]
+        is_ours = name in self.own or len(others) < len(points)
+        if len(others) + is_ours < 2:
+            return ""
+        origins = " and ".join(map(_origin, others))
+        if is_ours:
+            return f"the name '{name}' is taken by lobo-fx: {origins} must rename its {self.kind}"
+        return f"two packages offer a {self.kind} called '{name}': {origins}; uninstall one"
 
     def names(self) -> dict[str, list[str]]:
-        """Each plug-in's name with its aliases."""
+        """Each plug-in's name with its aliases; a name that several offer stands alone."""
         by_value: dict[str, list[str]] = defaultdict(list)
-        for name, point in self._points.items():
-            by_value[point.value].append(name)
         found: dict[str, list[str]] = {name: [] for name in self.own}
+        for name, points in self._points.items():
+            if self._clash(name):
+                found[name] = []
+            else:
+                by_value[points[0].value].append(name)
         for value, names in by_value.items():
             own = snake_case(value.rpartition(":")[2])
             names.sort(key=lambda name, own=own: (name != own, name))  # type: ignore[misc]
@@ -97,10 +109,12 @@ class Registry(Generic[T]):
         """Adds a plug-in for this process.
 
         Raises:
-            InvalidInput: the name is taken.
+            InvalidInput: the name is taken, or the plug-in is of another kind.
         """
         if name in self:
             raise InvalidInput(f"a {self.kind} called '{name}' is registered already")
+        if not self.fits(plugin):
+            raise InvalidInput(f"'{name}' is no {self.kind}: it must be {self.must_be}")
         self.added[name] = plugin
 
     def unregister(self, name: str) -> None:
@@ -123,23 +137,69 @@ class Registry(Generic[T]):
             others: names of another kind, to be suggested too.
 
         Raises:
-            InvalidInput: there is none (the message suggests the nearest names), or it can't be imported.
+            InvalidInput: there is none (the message suggests the nearest names), several packages offer it, it can't
+                be imported, or it is of another kind.
         """
-        if name in self.added:
-            return self.added[name]
-        if name in self.own:  # without a look at what is installed
-            own = self.own[name]
-            return own.load() if isinstance(own, EntryPoint) else own
-        key = name.replace("-", "_")
-        if key not in self._points:
+        self.check(name, others=others)
+        key = self._key(name)
+        if key in self.added:
+            return self.added[key]
+        return self.ours(key) if key in self.own else self._load(key, self._points[key][0])
+
+    def ours(self, name: str) -> T:
+        """What comes with lobo-fx under this name, whatever other packages offer: for code of lobo-fx itself."""
+        if name not in self.own:
+            return self._load(name, next(point for point in self._points[name] if _is_ours(point)))
+        own = self.own[name]
+        return own.load() if isinstance(own, EntryPoint) else own
+
+    def check(self, name: object, setting: str = "", others: Iterable[str] = ()) -> None:
+        """Refuses a name that can't be taken; imports nothing.
+
+        Args:
+            name: a name or an alias; what is no text is no name.
+            setting: what has it as its value, for messages.
+            others: as `get` takes them.
+
+        Raises:
+            InvalidInput: no plug-in is called so, or several packages offer one.
+        """
+        key = self._key(str(name))
+        if key in self.added:
+            return
+        if clash := self._clash(key):
+            raise InvalidInput(f"{setting} is {name!r}: {clash}" if setting else clash)
+        if key not in self:
+            fault = f"{setting} is {name!r}" if setting else f"no {self.kind} is called '{name}'"
+            listed = (
+                f"known: {', '.join(sorted(self))}; a package offers its own by an entry point in the group "
+                f"'{self.group}', and must be installed again once it has it"
+            )
             known = [*self.own, *self._points, *self.added, *others]
-            raise InvalidInput(f"no {self.kind} is called '{name}'; {suggestion(name, known)}")
+            raise InvalidInput(f"{fault}; {suggestion(str(name), known, listed)}")
+
+    def origin(self, name: str) -> str:
+        """Where the plug-in of this name comes from, for messages; empty of one that stands in no entry point."""
+        return " and ".join(map(_origin, self._points.get(self._key(name), [])))
+
+    def _key(self, name: str) -> str:
+        return name if name in self else name.replace("-", "_")
+
+    def _load(self, name: str, point: EntryPoint) -> T:
         try:
-            plugin: T = self._points[key].load()
+            plugin: T = point.load()
         except Exception as error:  # whatever a package does as it is imported
-            origin = _origin(self._points[key])
-            raise InvalidInput(f"the {self.kind} '{name}' ({origin}) can't be imported: {error}") from error
+            raise InvalidInput(f"the {self.kind} '{name}' ({_origin(point)}) can't be imported: {error}") from error
+        if not self.fits(plugin):
+            raise InvalidInput(
+                f"the entry point '{point.name}' in the group '{self.group}' ({_origin(point)}) names no {self.kind}: "
+                f"it must name {self.must_be}"
+            )
         return plugin
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    return point.value.startswith("lobo_fx.")
 
 
 def _origin(point: EntryPoint) -> str:
@@ -152,9 +212,25 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-PASSES: Registry[Any] = Registry("pass", "lobo_fx.passes")
+def _makes(plugin: Any, method: str) -> bool:
+    return isinstance(plugin, type) and callable(getattr(plugin, method, None))
+
+
+PASSES: Registry[Any] = Registry("pass", "lobo_fx.passes", must_be="a class that derives from lobo_fx.Pass")
 """Passes by name."""
-EXPORTERS: Registry[Any] = Registry("exporter", "lobo_fx.exporters", default="onnx")
+EXPORTERS: Registry[Any] = Registry(
+    "exporter",
+    "lobo_fx.exporters",
+    default="onnx",
+    must_be="a class as lobo_fx.plugins.protocols.Exporter says",
+    fits=lambda plugin: _makes(plugin, "export"),
+)
 """Exporters by name of the format."""
-RUNTIMES: Registry[Any] = Registry("runtime", "lobo_fx.runtimes", default="onnxruntime")
+RUNTIMES: Registry[Any] = Registry(
+    "runtime",
+    "lobo_fx.runtimes",
+    default="onnxruntime",
+    must_be="a class as lobo_fx.plugins.protocols.Runtime says",
+    fits=lambda plugin: _makes(plugin, "load"),
+)
 """Runtimes by name."""

@@ -54,8 +54,8 @@ def check_translation(
         program = trace(_Calls(call), operands, None)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            exporter = EXPORTERS.get("onnx")(translations=translations)
-            session = RUNTIMES.get("onnxruntime")().load(exporter.export(program, path, {}).path, 1)
+            exporter = EXPORTERS.ours("onnx")(translations=translations)
+            session = RUNTIMES.ours("onnxruntime")().load(exporter.export(program, path, {}).path, 1)
             for factor in (1, -1, 0, 100):
                 inputs = Inputs(tuple(x * factor if x.is_floating_point() else x for x in operands))
                 _compare(program, inputs, session, f"{[list(x.shape) for x in operands]} times {factor}")
@@ -110,7 +110,7 @@ def check_runtime(runtime: Runtime, exporter: Exporter | None = None) -> None:
         runtime: under test.
         exporter: that writes its files; ONNX if left out.
     """
-    exporter = exporter or EXPORTERS.get(EXPORTERS.default)()
+    exporter = exporter or EXPORTERS.ours(EXPORTERS.default)()
     assert runtime.version.strip(), "a runtime without a version can't be told apart in reports"
     for name, model, inputs in networks():
         program = trace(model, inputs)

@@ -64,7 +64,7 @@ def _check_weights(number: Format) -> None:
     ).eval()
     rows = torch.arange(10).view(2, 5)
     for block_size in (16, None):
-        quantize = PASSES.get("quantize_weights")(number.name, block_size, method="round", compute="float32")
+        quantize = PASSES.ours("quantize_weights")(number.name, block_size, method="round", compute="float32")
         result = check_pass(quantize, model, rows, export=True)
         before, after = (result.report.rows[at] for at in (0, -1))
         assert after.bytes < before.bytes, "weights did not get smaller"

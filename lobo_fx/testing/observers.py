@@ -55,7 +55,7 @@ def check_observer(observer: type, *, decibels: float = 20) -> None:
     OBSERVERS.register(_NAME, observer)
     try:
         for _, model, inputs in networks():
-            quantize = PASSES.get("quantize_static")(observer=_NAME, kernels="all")
+            quantize = PASSES.ours("quantize_static")(observer=_NAME, kernels="all")
             check_saved([quantize], model, inputs, calibration_data=[inputs])
     finally:
         OBSERVERS.unregister(_NAME)

@@ -119,8 +119,8 @@ def check_composed(pass_: Pass, model: nn.Module, example_inputs: torch.Tensor, 
     """Asserts that what a pass gives is quantized in both ways, exports, is saved and loaded."""
     given = {"calibration_data": [example_inputs], **settings}
     for after in (
-        PASSES.get("quantize_weights")(method="round", compute="float32"),
-        PASSES.get("quantize_static")(kernels="all"),
+        PASSES.ours("quantize_weights")(method="round", compute="float32"),
+        PASSES.ours("quantize_static")(kernels="all"),
     ):
         check_saved([pass_, after], model, example_inputs, **given)
 

@@ -283,7 +283,15 @@ _OWN: dict[str, Criterion | type[Criterion]] = {
     "lamp": Lamp(),
     "second_order": SecondOrder(),
 }
-CRITERIA: Registry[Criterion | type[Criterion]] = Registry("criterion", "lobo_fx.criteria", own=_OWN)
+
+
+def _is_criterion(plugin: object) -> bool:
+    return isinstance(plugin, Criterion) or (isinstance(plugin, type) and issubclass(plugin, Criterion))
+
+
+CRITERIA: Registry[Criterion | type[Criterion]] = Registry(
+    "criterion", "lobo_fx.criteria", own=_OWN, must_be="a Criterion, or its class", fits=_is_criterion
+)
 """Criteria by the names that `importance=` takes: each is a criterion, or the class of one that needs no settings."""
 
 
@@ -296,13 +304,14 @@ def resolve(importance: str | Criterion | Elementwise) -> Criterion:
     if isinstance(importance, Criterion):
         return importance
     if isinstance(importance, str):
-        if importance not in CRITERIA:
-            raise InvalidInput(f"importance is {importance!r}; it must be one of {', '.join(CRITERIA)}, or a function")
+        CRITERIA.check(importance, "importance")
         named = CRITERIA[importance]
-        found = named() if isinstance(named, type) else named
-        if not isinstance(found, Criterion):
-            raise InvalidInput(f"the criterion '{importance}' is a {type(found).__name__}; expected a Criterion")
-        return found
+        if isinstance(named, Criterion):
+            return named
+        try:
+            return named()
+        except (InvalidInput, TypeError) as error:
+            raise InvalidInput(f"the criterion '{importance}' can't be made at its defaults: {error}") from error
     if not callable(importance):
         raise InvalidInput(f"importance is a {type(importance).__name__}; expected a name, a criterion or a function")
     return Magnitude(importance)

@@ -74,7 +74,7 @@ class QuantizeDynamic(Pass):
         if not weights:
             context.note("quantize_dynamic found no weight to quantize")
         limit = target_named(self.target).weight
-        number = dataclasses.replace(FORMATS["int8"], limits=(-limit, limit))
+        number = dataclasses.replace(FORMATS.ours("int8"), limits=(-limit, limit))
         able = find_integers(program, weights)
         forms = choose_forms(program, able, number, context)
         stored = _stored(program, weights, able, forms, number, context)

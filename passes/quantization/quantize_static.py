@@ -81,17 +81,15 @@ class QuantizeStatic(Pass):
         return ("calibration_data",)
 
     def __post_init__(self) -> None:
-        if self.observer not in OBSERVERS:
-            raise InvalidInput(f"observer is {self.observer!r}; it must be one of {', '.join(OBSERVERS)}")
+        OBSERVERS.check(self.observer, "observer")
         target_named(self.target)
         check_costs(self.costs)
         super().__post_init__()
         if not isinstance(self.overrides, Mapping) or not all(isinstance(name, str) for name in self.overrides):
             raise InvalidInput("overrides maps patterns of module names to an observer or 'float'")
         for pattern, choice in self.overrides.items():
-            known = (*OBSERVERS, "float")
-            if choice not in known:
-                raise InvalidInput(f"overrides['{pattern}'] is {choice!r}; it must be one of {', '.join(known)}")
+            if choice != "float":
+                OBSERVERS.check(choice, f"overrides['{pattern}']", ["float"])
 
     def check(self, program: Program) -> None:
         """Every override must match a module."""

@@ -83,7 +83,7 @@ class QuantizeWeights(Pass):
         return ("calibration_data",) if self.method == "gptq" else ()
 
     def __post_init__(self) -> None:
-        _check("format", self.format, tuple(FORMATS))
+        FORMATS.check(self.format, "format")
         _check("block_size", self.block_size, (*_BLOCK_SIZES, None))
         _check("method", self.method, _METHODS)
         _check("compute", self.compute, ("auto", *ACCURACY_LEVELS))

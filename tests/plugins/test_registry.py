@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import re
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pytest
 
+from lobo_fx.axes.plugged import AXIS_RULES
 from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
-from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeStatic
+from lobo_fx.exporters.onnx.translations import TRANSLATIONS
+from lobo_fx.own_operators.formats import FORMATS
+from lobo_fx.passes import FoldBatchNorm, FoldWeights, PruneChannels, PruneWeights, QuantizeStatic, QuantizeWeights
+from lobo_fx.passes.pruning.criteria import CRITERIA
+from lobo_fx.passes.quantization.integers.observer_names import OBSERVERS
 from lobo_fx.plugins import registry
 from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES, Registry
 
@@ -81,8 +88,11 @@ def test_the_nearest_name_is_suggested_first(wrong: str, right: str) -> None:
 
 
 def test_where_nothing_is_near_all_are_listed() -> None:
-    with pytest.raises(InvalidInput, match=r"no pass is called 'xyzzy'; known: .*fold_batch_norm.*quantize_static"):
-        PASSES.get("xyzzy")
+    with pytest.raises(InvalidInput) as caught:
+        PASSES.get("xyzzy", ["a_recipe"])
+    listed = f"known: {', '.join(sorted(PASSES.names()))};"  # no alias, no recipe
+    assert str(caught.value).startswith(f"no pass is called 'xyzzy'; {listed}")
+    assert "an entry point in the group 'lobo_fx.passes', and must be installed again" in str(caught.value)
 
 
 def test_what_is_missing_is_called_what_it_is() -> None:
@@ -121,12 +131,25 @@ def test_entry_points_with_one_value_are_one_plugin(monkeypatch: pytest.MonkeyPa
     assert things.get("glue") is importlib.import_module("os.path").join
 
 
-def test_two_packages_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    things = with_entry_points(monkeypatch, ("join", "os.path:join"), ("join", "posixpath:split"))
+def test_a_name_that_two_packages_offer_is_refused_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(
+        monkeypatch, ("join", "os.path:join"), ("join", "posixpath:split"), ("dirname", "os.path:dirname")
+    )
     with pytest.raises(InvalidInput, match=r"called 'join': os\.path:join and posixpath:split; uninstall one"):
-        things.names()
-    with pytest.raises(InvalidInput, match="uninstall one"):
         things.get("join")
+    assert things.get("dirname") is importlib.import_module("os.path").dirname
+    assert things.names() == {"join": [], "dirname": []}
+    found, (failure,) = things.loadable()
+    assert list(found) == ["dirname"]
+    assert "two packages" in failure
+
+
+def test_a_clash_takes_an_alias_from_no_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = with_entry_points(
+        monkeypatch, ("join", "os.path:join"), ("glue", "os.path:join"), ("join", "posixpath:split")
+    )
+    assert things.names() == {"join": [], "glue": []}
+    assert things.get("glue") is importlib.import_module("os.path").join
 
 
 @pytest.mark.parametrize("value", ["no_such_module:Thing", "os.path:Thing"])
@@ -198,16 +221,92 @@ def test_a_collision_names_both_packages(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
     things = Registry[object]("thing", "some.group")
     with pytest.raises(InvalidInput, match=r"os\.path:join of lobo-fx-other 1\.2 and posixpath:split; uninstall one"):
-        things.names()
+        things.get("join")
 
 
 def test_a_package_can_not_replace_what_comes_with_lobo_fx(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [of_a_package(EntryPoint("own", "os.path:join", "some.group"))]
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
-    things = Registry[object]("thing", "some.group", own={"own": 1})
-    assert things.get("own") == 1, "found without a look at what is installed"
-    with pytest.raises(InvalidInput, match=r"lobo-fx and another package offer a thing called 'own'.*lobo-fx-other"):
-        things.names()
+    things = Registry[object]("thing", "some.group", own={"own": 1, "other": 2})
+    taken = r"'own' is taken by lobo-fx: os\.path:join of lobo-fx-other 1\.2 must rename its thing"
+    with pytest.raises(InvalidInput, match=f"^the name {taken}$"):
+        things.get("own")
+    with pytest.raises(InvalidInput, match=f"^setting is 'own': the name {taken}$"):
+        things.check("own", "setting")
+    assert things.ours("own") == 1
+    assert things.get("other") == 2
+    assert list(things) == ["own", "other"]
+
+
+def with_another(monkeypatch: pytest.MonkeyPatch, known: Registry[Any], name: str, value: str) -> None:
+    """A package that offers something in a registry of lobo-fx, beside all that is installed."""
+    point = of_a_package(EntryPoint(name, value, known.group))
+    points = [*entry_points(group=known.group), point]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setitem(vars(known), "_points", dataclasses.replace(known)._points)
+
+
+def test_a_package_that_offers_a_pass_of_lobo_fx_disables_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_another(monkeypatch, PASSES, "fold_weights", "os.path:join")
+    with pytest.raises(InvalidInput, match=r"'fold_weights' is taken by lobo-fx: os\.path:join of lobo-fx-other 1\.2"):
+        PASSES.get("fold-weights")
+    assert PASSES.get("fold_bn") is FoldBatchNorm
+    assert PASSES.ours("fold_weights") is FoldWeights
+    assert "fold_weights" in PASSES.names()
+
+
+def test_a_package_that_offers_a_criterion_of_lobo_fx_disables_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_another(monkeypatch, CRITERIA, "l1", "os.path:join")
+    assert PruneChannels(importance="l2").importance == "l2"
+    with pytest.raises(InvalidInput, match=r"importance is 'l1': the name 'l1' is taken by lobo-fx: .*lobo-fx-other"):
+        PruneChannels(importance="l1")
+    with pytest.raises(InvalidInput, match=r"importance is 'taylr'; did you mean taylor"):
+        PruneChannels(importance="taylr")
+
+
+def test_observers_and_number_formats_of_lobo_fx_are_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_another(monkeypatch, OBSERVERS, "mse", "os.path:join")
+    with pytest.raises(InvalidInput, match=r"observer is 'mse': the name 'mse' is taken"):
+        QuantizeStatic(observer="mse")
+    with pytest.raises(InvalidInput, match=r"overrides\['a'\] is 'mse': the name 'mse' is taken"):
+        QuantizeStatic(overrides={"a": "mse"})
+    with_another(monkeypatch, FORMATS, "int4", "os.path:join")
+    assert QuantizeWeights("int8").number.bits == 8
+    with pytest.raises(InvalidInput, match=r"format is 'int4': the name 'int4' is taken"):
+        QuantizeWeights("int4")
+
+
+# --- of another kind ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "must_be"),
+    [
+        (PASSES, r"a class that derives from lobo_fx\.Pass"),
+        (CRITERIA, "a Criterion, or its class"),
+        (OBSERVERS, "a class of observers"),
+        (FORMATS, r"a .*\.Format"),
+        (EXPORTERS, r"a class as .*\.Exporter says"),
+        (RUNTIMES, r"a class as .*\.Runtime says"),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_an_entry_point_that_names_another_kind(
+    known: Registry[Any], must_be: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_another(monkeypatch, known, "of_another_kind", "fractions:Fraction")
+    with pytest.raises(InvalidInput) as caught:
+        known.get("of_another_kind")
+    named = rf"'of_another_kind' in the group '{known.group}' \(fractions:Fraction of lobo-fx-other 1\.2\)"
+    assert re.fullmatch(rf"the entry point {named} names no {known.kind}: it must name {must_be}.*", str(caught.value))
+    with pytest.raises(InvalidInput, match=f"'mine' is no {known.kind}: it must be {must_be}"):
+        known.register("mine", 3)
+
+
+@pytest.mark.parametrize("known", [AXIS_RULES, TRANSLATIONS], ids=lambda known: known.kind)
+def test_a_module_or_a_table_that_is_none_is_reported(known: Registry[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with_another(monkeypatch, known, "any", "fractions:Fraction")
+    assert [failure for failure in known.loadable()[1] if "lobo-fx-other 1.2) names no" in failure]
 
 
 def test_one_that_can_not_be_imported_breaks_no_other(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,11 @@ _OWN = {
     "moving_average": "MovingObserver",
 }
 OBSERVERS: Registry[Any] = Registry(
-    "observer", _GROUP, own={name: EntryPoint(name, f"{_HOME}:{kind}", _GROUP) for name, kind in _OWN.items()}
+    "observer",
+    _GROUP,
+    own={name: EntryPoint(name, f"{_HOME}:{kind}", _GROUP) for name, kind in _OWN.items()},
+    must_be="a class of observers, of lobo-fx or of torchao",
+    fits=lambda plugin: isinstance(plugin, type) and hasattr(plugin, "with_args"),  # torchao takes long to import
 )
 """By name, as `QuantizeStatic(observer=...)` takes them. One of another package is a class; what chooses a range from a
 histogram derives from `lobo_fx.passes.quantization.integers.observers.CountingObserver`."""

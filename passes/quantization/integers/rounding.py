@@ -18,7 +18,7 @@ from lobo_fx.passes.quantization.integers.placement import Placement
 
 __all__ = ["even_floating", "round_weights"]
 
-_INT8 = FORMATS["int8"]
+_INT8 = FORMATS.ours("int8")
 
 
 def round_weights(program: Program, placement: Placement, context: Context) -> dict[str, torch.Tensor]:

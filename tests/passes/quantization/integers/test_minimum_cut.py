@@ -231,7 +231,7 @@ def test_overrides_leave_modules_float() -> None:
     assert overridden(overrides={"f*": "float", "head": "min_max"}) == ["head.weight", "second.weight", "third.weight"]
     with pytest.raises(lobo_fx.InvalidInput, match=r"'firts' matches no module; did you mean first"):
         overridden(overrides={"firts": "float"})
-    with pytest.raises(lobo_fx.InvalidInput, match=r"overrides\['first'\] is 'int4'; it must be one of histogram"):
+    with pytest.raises(lobo_fx.InvalidInput, match=r"overrides\['first'\] is 'int4'; known: entropy, histogram"):
         QuantizeStatic(overrides={"first": "int4"})
 
 
