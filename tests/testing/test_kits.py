@@ -104,7 +104,8 @@ def test_criteria_pass_their_battery(name: str) -> None:
 @pytest.mark.parametrize(
     ("function", "fault"),
     [
-        (lambda size, scores: torch.arange(size), "zeros is not scored lowest"),
+        (lambda size, scores: torch.arange(size), "zeros is not scored lower"),
+        (lambda size, scores: torch.ones(size), "zeros is not scored lower"),
         (lambda size, scores: torch.stack(scores).sum(0)[:-1], "for .* positions"),
         (lambda size, scores: torch.stack(scores).sum(0) * float("nan"), "not finite"),
         (lambda size, scores: torch.stack(scores).sum(0) * torch.rand(1), "follow channels|asked for again"),
