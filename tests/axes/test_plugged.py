@@ -56,7 +56,7 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
-    points = {module: EntryPoint("rules", module, AXIS_RULES.group) for module in modules}
+    points = {module: [EntryPoint("rules", module, AXIS_RULES.group)] for module in modules}
     monkeypatch.setitem(AXIS_RULES.__dict__, "_points", points)
 
 

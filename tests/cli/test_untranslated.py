@@ -98,7 +98,7 @@ def test_a_table_that_can_not_be_imported_is_warned_about(monkeypatch: pytest.Mo
 
 
 def test_a_pass_that_can_not_be_imported_is_said_and_breaks_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = {**PASSES._points, "broken": EntryPoint("broken", "no_such_package:Broken", PASSES.group)}
+    points = {**PASSES._points, "broken": [EntryPoint("broken", "no_such_package:Broken", PASSES.group)]}
     monkeypatch.setitem(PASSES.__dict__, "_points", points)
     done = CliRunner().invoke(app, ["passes"])
     assert done.exit_code == 0, done.output
