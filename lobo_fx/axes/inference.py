@@ -16,7 +16,7 @@ from lobo_fx.axes.zeros import mark_inexact_zeros
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.operators import arguments
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.provenance import describe, place
 
 __all__ = ["Inference"]
 
@@ -28,7 +28,7 @@ class Inference:
         program: what was inferred.
         values: by node; a tuple of axes, or a list of tuples where the node gives several tensors.
         stored: axes of parameters and buffers, by tensor identity, so that tied weights share them.
-        unknown: operators without a rule, described.
+        unknown: operators without a rule, with where they are called.
         findings: what rules state beside the axes.
     """
 
@@ -104,15 +104,15 @@ class Inference:
             )
         for source in node.all_input_nodes:
             if source not in call.seen:
-                lock_all(self.values.get(source), f"{node.target} does not say what it does with it ({describe(node)})")
+                lock_all(self.values.get(source), f"{node.target} does not say what it does with it ({place(node)})")
         return axes
 
     def _unknown(self, node: fx.Node, reason: str, known: bool = False) -> Any:
         """Locks whatever an operator touches."""
-        where = describe(node)
+        where = place(node)
         if not known:
             if self.strict:
-                raise InvalidInput(f"{where} has no axis rule; register one with lobo_fx.axes.axis_rule")
+                raise InvalidInput(f"{describe(node)} has no axis rule; register one with lobo_fx.axes.axis_rule")
             self.unknown[str(node.target)] = where
         for source in node.all_input_nodes:
             lock_all(self.values.get(source), f"{reason} ({where})")

@@ -16,7 +16,7 @@ from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.graph.node_facts import facts_of
 from lobo_fx.graph.wording import phrase
 
-__all__ = ["check_named", "check_patterns", "describe", "inherit", "module_name", "source_line", "user_line"]
+__all__ = ["check_named", "check_patterns", "describe", "inherit", "module_name", "place", "source_line", "user_line"]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
@@ -79,8 +79,19 @@ def _is_library(file: str) -> bool:
 def describe(node: fx.Node) -> str:
     """One phrase for messages: operator, user's module, user's line, and the pass that made the node."""
     operator = str(node.target) if node.op == "call_function" else f"{node.op} {node.target}"
+    return phrase(operator, module_name(node), source_line(node)) + _maker(node)
+
+
+def place(node: fx.Node) -> str:
+    """`describe` without the operator, for sentences that name it before."""
+    name, line = module_name(node), source_line(node)
+    found = phrase("", name, line).strip() if name else line
+    return (found or "its line is not known") + _maker(node)
+
+
+def _maker(node: fx.Node) -> str:
     made_by = facts_of(node).made_by
-    return phrase(operator, module_name(node), source_line(node)) + (f" [made by {made_by}]" if made_by else "")
+    return f" [made by {made_by}]" if made_by else ""
 
 
 def inherit(new: fx.Node, old: fx.Node) -> None:
