@@ -24,9 +24,9 @@ _TOLERANCE = 1e-5
 def check_criterion(criterion: Any, *, at_random: bool = False) -> None:
     """Scores and prunes linear layers, convolutions and a residual.
 
-    Asserts: a finite score for each position, the same again, that follows its position where channels change places,
-    and of a channel whose weights are all zero is lower than of any other; the model is left as it was; pruning by it removes half,
-    exports, is quantized, saved and loaded; where nothing may go, nothing goes.
+    Asserts: a finite score for each position, the same again, that follows its position where channels change places; a
+    channel whose weights are all zero scores lower than any other; the model is left as it was; pruning by it removes
+    half, exports, is quantized, saved and loaded; where nothing may go, nothing goes.
 
     Args:
         criterion: as `PruneChannels(importance=...)` takes it.

@@ -42,7 +42,8 @@ def check_translation(
 ) -> None:
     """Exports calls of an operator, and compares ONNX Runtime with PyTorch.
 
-    Each case is also run with its float operands negated, at zero, and a hundred times as large.
+    Each case is also run with its float operands negated, at zero, and a hundred times as large. What goes wrong, in
+    the export or in ONNX Runtime, is an `AssertionError` that names the operator.
 
     Args:
         call: calls the operator on tensors.
@@ -52,13 +53,27 @@ def check_translation(
     assert cases, "give operands of at least one shape"
     for operands in cases:
         program = trace(_Calls(call), operands, None)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            exporter = EXPORTERS.ours("onnx")(translations=translations)
-            session = RUNTIMES.ours("onnxruntime")().load(exporter.export(program, path, {}).path, 1)
-            for factor in (1, -1, 0, 100):
-                inputs = Inputs(tuple(x * factor if x.is_floating_point() else x for x in operands))
-                _compare(program, inputs, session, f"{[list(x.shape) for x in operands]} times {factor}")
+        try:
+            _check_file(program, operands, translations)
+        except Exception as error:  # ONNX Runtime has errors of its own
+            raise AssertionError(f"{_operators(program)}: {error}") from error
+
+
+def _check_file(program: Program, operands: tuple[torch.Tensor, ...], translations: Mapping[Any, Any] | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        exporter = EXPORTERS.ours("onnx")(translations=translations)
+        session = RUNTIMES.ours("onnxruntime")().load(exporter.export(program, path, {}).path, 1)
+        for factor in (1, -1, 0, 100):
+            inputs = Inputs(tuple(x * factor if x.is_floating_point() else x for x in operands))
+            _compare(program, inputs, session, f"{[list(x.shape) for x in operands]} times {factor}")
+
+
+def _operators(program: Program) -> str:
+    """Those of packages; where there is none, all."""
+    called = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    others = [target for target in called if target.namespace != "aten"]
+    return ", ".join(dict.fromkeys(map(str, others or called)))
 
 
 def check_exporter(exporter: Exporter, runtime: Runtime) -> None:

@@ -37,6 +37,10 @@ def check_pass(pass_: Pass, model: nn.Module, example_inputs: Any, *, export: bo
         example_inputs: as `lobo_fx.compile` takes them.
         export: also write ONNX and compare it with PyTorch.
         **settings: further arguments of `lobo_fx.compile`.
+
+    Raises:
+        ContractError: the pass broke its promise, or what the compiler holds every pass to.
+        ExportError: what the pass gave could not be written.
     """
     with assert_untouched(model):
         result = compile(model, [pass_], example_inputs=example_inputs, progress=False, **settings)

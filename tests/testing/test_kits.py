@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from lobo_fx.testing import (
     check_exporter,
     check_number_format,
     check_observer,
+    check_pass,
     check_pass_battery,
     check_runtime,
     check_translation,
@@ -80,6 +81,22 @@ class WritesRowsDown(lobo_fx.Pass):
 def test_a_pass_that_writes_rows_down_is_caught() -> None:
     with pytest.raises((AssertionError, lobo_fx.LoboError, RuntimeError)):
         check_pass_battery(WritesRowsDown(), FOLDED, ROWS, twins=[])
+
+
+@dataclasses.dataclass(frozen=True)
+class DoublesWeights(lobo_fx.Pass):
+    """Promises that nothing changes, and doubles what comes out."""
+
+    promise: ClassVar[lobo_fx.Promise] = lobo_fx.Promise.EXACT
+
+    def run(self, program: lobo_fx.Program, context: lobo_fx.Context) -> lobo_fx.Program:
+        next(program.module.parameters()).data.mul_(2)
+        return program
+
+
+def test_a_broken_promise_is_the_compilers_own_error() -> None:
+    with pytest.raises(lobo_fx.ContractError):
+        check_pass(DoublesWeights(), FOLDED, ROWS)
 
 
 # --- criteria --------------------------------------------------------------------------------------------
@@ -226,8 +243,20 @@ def test_a_translation_passes() -> None:
 
 
 def test_a_wrong_translation_is_caught() -> None:
-    with pytest.raises((AssertionError, lobo_fx.ExportError), match="differ from PyTorch's"):
+    wrong = r"^lobo_fx_kits\.flipped_scale\.default: .*differ from PyTorch's"
+    with pytest.raises(AssertionError, match=wrong):
         check_translation(flipped_scale, *CASES, translations={torch.ops.lobo_fx_kits.flipped_scale.default: forgets})
+
+
+def test_a_translation_that_onnx_runtime_refuses_is_caught_by_name() -> None:
+    """Floats where ONNX takes booleans."""
+    from onnxscript import opset18 as op
+
+    table: dict[Any, Any] = {torch.ops.lobo_fx_kits.positive.default: lambda x: op.Not(x)}
+    with pytest.raises(AssertionError, match=r"^lobo_fx_kits\.positive\.default: "):
+        check_translation(positive, (X.abs(),), translations=table)
+    with pytest.raises(AssertionError, match=r"^lobo_fx_kits\.positive\.default: .*has no ONNX form"):
+        check_translation(positive, (X.abs(),))
 
 
 def test_a_translation_that_is_right_on_the_example_alone_is_caught() -> None:
@@ -235,7 +264,7 @@ def test_a_translation_that_is_right_on_the_example_alone_is_caught() -> None:
     from onnxscript import opset18 as op
 
     table: dict[Any, Any] = {torch.ops.lobo_fx_kits.positive.default: lambda x: op.Abs(x)}
-    with pytest.raises(AssertionError, match="times -1: off by"):
+    with pytest.raises(AssertionError, match=r"^lobo_fx_kits\.positive\.default: .* times -1: off by"):
         check_translation(positive, (X.abs(),), translations=table)
 
 
