@@ -13,6 +13,7 @@ import yaml
 
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.plugins.annotations import unread
 from lobo_fx.plugins.registry import PASSES
 
 __all__ = [
@@ -218,9 +219,14 @@ def pass_of(node: yaml.Node, source: str) -> Pass:
     if not isinstance(name, yaml.ScalarNode):
         raise InvalidInput(f"{source}:{line_of(node)}: a pass is a name, or 'name: {{setting: value}}'")
     try:
-        return build(PASSES.get(name.value), settings)
+        kind = PASSES.get(name.value)
     except InvalidInput as error:
-        line = next((lines[s] for s in lines if f"'{s}'" in str(error) or str(error).startswith(s)), line_of(name))
+        raise InvalidInput(f"{source}:{line_of(name)}: {error}") from None
+    try:
+        return build(kind, settings)
+    except InvalidInput as error:
+        fault = str(error).removeprefix(f"{kind.__name__}: ")
+        line = next((lines[s] for s in lines if f"'{s}'" in fault or fault.startswith(s)), line_of(name))
         raise InvalidInput(f"{source}:{line}: {error}") from None
 
 
@@ -228,15 +234,16 @@ def build(kind: type[Pass], settings: dict[str, Any]) -> Pass:
     """Constructs a pass, refusing settings that it does not have.
 
     Raises:
-        InvalidInput: an unknown setting (the nearest is suggested) or a bad value.
+        InvalidInput: an unknown setting (the nearest is suggested) or a bad value; the message names the pass.
     """
     known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list[str]()
     for name in settings:
         if name not in known:
-            raise InvalidInput(f"{kind.__name__} has no setting '{name}'; {suggestion(name, known)}")
+            fault = f"{kind.__name__} has no setting '{name}'; {suggestion(name, known)}"
+            raise InvalidInput(unread(kind, name) or fault)
     try:
         return kind(**settings)
-    except TypeError as error:
+    except (InvalidInput, TypeError) as error:
         raise InvalidInput(f"{kind.__name__}: {error}") from None
 
 

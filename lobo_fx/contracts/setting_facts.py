@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from lobo_fx.contracts.passbase import shown
 from lobo_fx.errors import InvalidInput
+from lobo_fx.plugins.annotations import types_of
+from lobo_fx.plugins.settings import Range
 
 __all__ = ["SettingFacts", "description_of", "example_of", "settings_of"]
 
 _SECTION = re.compile(r"^(Args|Attributes|Example|Examples|Raises|Returns|Source|Sources|Yields):", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
-_LITERAL = re.compile(r"Literal\[([^\]]*)\]")
 _WORD = re.compile(r"`([\w:-]+)`")
 _NO_VALUE = "no such value"
 
@@ -27,7 +29,7 @@ class SettingFacts:
 
     Attributes:
         name: as Python, recipes and the command line have it.
-        type: its annotation, words it may be written as they are: `float | 'auto'`.
+        type: its annotation, words and ranges written as they are: `float | 'auto'`, `int in [1, 8]`.
         values: words that it may be; empty where it is not one of a few.
         default: as Python writes it; empty where it must be given.
         meaning: what the docstring says of it, in one line.
@@ -50,19 +52,21 @@ def settings_of(kind: type[Any]) -> list[SettingFacts]:
         kind: a pass, an exporter, or any other dataclass whose docstring has a section `Attributes:`; meanings of
             inherited fields are looked up where they come from.
     """
-    hints = typing.get_type_hints(kind)
+    hints = types_of(kind) if dataclasses.is_dataclass(kind) else {}
     meanings = {name: text for base in reversed(kind.__mro__) for name, text in _meanings(base)}
     found = []
     for field in _fields(kind):
         meaning = meanings.get(field.name, "")
-        values = tuple(dict.fromkeys(map(str, _literals(hints[field.name])))) or _accepted(kind, field.name, meaning)
-        found.append(SettingFacts(field.name, _type(field, hints), values, _default(field), meaning))
+        hint = hints.get(field.name, field.type)
+        values = tuple(dict.fromkeys(map(str, _literals(hint)))) or _accepted(kind, field.name, meaning)
+        found.append(SettingFacts(field.name, _type(hint), values, _default(field), meaning))
     return found
 
 
 def description_of(kind: type[Any]) -> str:
-    """What a docstring says before its first section."""
-    return _SECTION.split(inspect.getdoc(kind) or "")[0].strip()
+    """What a class's own docstring says before its first section; a dataclass without one gets its signature there."""
+    text = _SECTION.split(inspect.cleandoc(kind.__doc__ or ""))[0].strip()
+    return "no description" if not text or text.startswith(f"{kind.__name__}(") else text
 
 
 def example_of(name: str, kind: type[Any]) -> str:
@@ -110,11 +114,21 @@ def _takes(kind: type[Any], name: str, value: object) -> bool:
     return True
 
 
-def _type(field: dataclasses.Field[Any], hints: dict[str, Any]) -> str:
-    """The annotation as its module has it, or as Python shows it."""
-    hint = hints[field.name]
-    text = field.type if isinstance(field.type, str) else getattr(hint, "__name__", None) or str(hint)
-    return _LITERAL.sub(lambda m: " | ".join(map(repr, re.findall(r"[\"']([^\"']*)[\"']", m[1]))), text)
+def _type(hint: Any) -> str:
+    """An annotation for people; one that can't be resolved as it is written."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, (str, list)):
+        return hint if isinstance(hint, str) else f"[{', '.join(map(_type, hint))}]"
+    if hint in (type(None), Ellipsis):
+        return "None" if hint is not Ellipsis else "..."
+    if origin is Annotated:
+        return " ".join([_type(arguments[0]), *(str(note) for note in hint.__metadata__ if isinstance(note, Range))])
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(_type, arguments))
+    if origin is Literal:
+        return " | ".join(map(repr, arguments))
+    name = getattr(origin or hint, "__name__", str(hint))
+    return f"{name}[{', '.join(map(_type, arguments))}]" if arguments else name
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, cast
 
 from lobo_fx.errors import InvalidInput
+from lobo_fx.plugins.annotations import unread
 from lobo_fx.plugins.protocols import Exporter
 from lobo_fx.plugins.registry import EXPORTERS
 
@@ -22,5 +23,6 @@ def exporter_of(exporter: str | Exporter, **settings: str | None) -> Exporter:
     given = {name: value for name, value in settings.items() if value is not None}
     known = {field.name for field in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
     if unknown := sorted(given.keys() - known):
-        raise InvalidInput(f"the exporter {type(found).__name__} has no setting {unknown[0]}=")
+        fault = f"the exporter {type(found).__name__} has no setting {unknown[0]}="
+        raise InvalidInput(unread(type(found), unknown[0]) or fault)
     return cast("Exporter", dataclasses.replace(found, **given) if given else found)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import functools
 import math
-import sys
 import types
 import typing
 from typing import Annotated, Any, Literal, TypeGuard, Union
 
 from lobo_fx.errors import InvalidInput
+from lobo_fx.plugins.annotations import types_of
 
 __all__ = ["Range", "check_settings"]
 
@@ -64,27 +63,10 @@ def check_settings(settings: object) -> None:
         InvalidInput: names the setting, what it is and what it must be.
     """
     kind: Any = type(settings)
-    for name, hint in _hints(kind).items():
+    for name, hint in types_of(kind).items():
         value = getattr(settings, name)
         if not _fits(value, hint):
             raise InvalidInput(f"{name} is {value!r}; it must be {_words(hint)}")
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields by name; each is resolved where its class is written."""
-    found: dict[str, Any] = {}
-    names = {field.name for field in dataclasses.fields(kind)}
-    for base in reversed(kind.__mro__):
-        for name, written in vars(base).get("__annotations__", {}).items():
-            if name in names:
-                holder = types.SimpleNamespace(__annotations__={name: written})
-                try:
-                    known = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
-                    found[name] = typing.get_type_hints(holder, known, include_extras=True)[name]
-                except (NameError, AttributeError, TypeError):
-                    found.pop(name, None)
-    return found
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -91,7 +91,7 @@ class FitGoal(Pass):
     seconds: float = 240.0
     quantizer: QuantizeStatic | None = None
     costs: str | None = None
-    target: str = "auto"
+    target: Literal["auto", "x86-vnni", "x86-avx2", "arm"] = "auto"
     plan: GoalPlan | str | Path | None = None
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lobo_fx.contracts.setting_facts import SettingFacts, description_of, example_of, settings_of
 from lobo_fx.errors import InvalidInput
-from lobo_fx.passes import FineTune, QuantizeStatic
+from lobo_fx.passes import FineTune, FitGoal, QuantizeStatic
+from lobo_fx.passes.quantization.integers.targets import TARGETS
+from lobo_fx.plugins.settings import Range
+
+if TYPE_CHECKING:
+    from somewhere import Unknown  # type: ignore[import-not-found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +74,42 @@ def test_a_class_without_settings_has_none() -> None:
 
     assert settings_of(Plain) == []
     assert example_of("plain", Plain) == "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Typed:
+    count: Annotated[int, Range(1, 126)] = 1
+    share: Annotated[float, Range(above=0, most=1)] | None = None
+    at_least: Annotated[int, Range(1)] | Literal["auto"] = "auto"
+    names: Mapping[str, Sequence[Annotated[int, Range(below=3)]]] = dataclasses.field(default_factory=dict)
+    pair: tuple[int, ...] = ()
+    function: Callable[[int], str] | None = None
+    unknown: Unknown = None
+
+
+def test_types_are_written_for_people() -> None:
+    assert [setting.type for setting in settings_of(Typed)] == [
+        "int in [1, 126]",
+        "float in (0, 1] | None",
+        "int of at least 1 | 'auto'",
+        "Mapping[str, Sequence[int below 3]]",
+        "tuple[int, ...]",
+        "Callable[[int], str] | None",
+        "Unknown",
+    ]
+
+
+def test_a_class_without_a_docstring_of_its_own_has_no_description() -> None:
+    class Undescribed(Example):
+        way: Literal["in"] | None = None
+
+    assert description_of(Undescribed) == description_of(dataclasses.dataclass(frozen=True)(Undescribed))
+    assert description_of(Undescribed) == description_of(Typed) == "no description"
+
+
+def test_every_target_of_a_goal_is_told_on_any_machine() -> None:
+    target = next(setting for setting in settings_of(FitGoal) if setting.name == "target")
+    assert target.values == ("auto", *TARGETS)
 
 
 def test_words_and_inherited_meanings_of_our_passes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pytest
 
@@ -12,7 +12,7 @@ import lobo_fx
 from lobo_fx.errors import InvalidInput
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.plugins.settings import Range, check_settings
-from lobo_fx.recipe import build, read_pass, read_recipe
+from lobo_fx.recipe import build, read_pass, read_recipe, resolve
 
 if TYPE_CHECKING:
     from somewhere import Unknown  # type: ignore[import-not-found]
@@ -95,13 +95,38 @@ def test_what_does_not_fit_is_refused(settings: dict[str, Any], words: str) -> N
 def test_the_command_line_and_recipes_say_it_too() -> None:
     PASSES.register("every", Every)
     try:
-        with pytest.raises(InvalidInput, match=r"share is 2; it must be in \(0, 1\]"):
+        with pytest.raises(InvalidInput, match=r"^Every: share is 2; it must be in \(0, 1\]"):
             read_pass("every:share=2")
         assert read_pass("every:scope=global,names=[a]") == Every(scope="global", names=["a"])
-        with pytest.raises(InvalidInput, match=r"mine.yaml:3: share is 2; it must be in \(0, 1\]"):
+        with pytest.raises(InvalidInput, match=r"^mine.yaml:3: Every: share is 2; it must be in \(0, 1\]"):
             read_recipe("passes:\n  - every:\n      share: 2\n", "mine.yaml")
+        with pytest.raises(InvalidInput, match=r"^Fails: share is 2"):
+            resolve(Fails)
     finally:
         PASSES.unregister("every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fails(Every):
+    """Its default does not fit."""
+
+    share: Annotated[float, Range(above=0, most=1)] = 2
+
+
+class Undecorated(Every):
+    """Settings that no decorator reads."""
+
+    amount: int = 1
+    unit: ClassVar[str] = "rows"
+
+
+def test_a_class_that_is_no_dataclass_is_told_so() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        build(Undecorated, {"amount": 2})
+    assert str(refused.value) == "Undecorated is no dataclass: decorate it with @dataclasses.dataclass(frozen=True)"
+    for name in ("unit", "amuont", "promise"):
+        with pytest.raises(InvalidInput, match=f"Undecorated has no setting '{name}'"):
+            build(Undecorated, {name: 2})
 
 
 def test_fields_of_a_base_are_checked_where_it_is_written() -> None:

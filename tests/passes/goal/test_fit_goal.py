@@ -270,7 +270,7 @@ def test_an_evaluation_that_differs_between_calls_is_noted_and_averaged() -> Non
 def test_another_machine_without_its_costs_is_refused() -> None:
     other = next(name for name in TARGETS if name != target_of_this_machine())
     with pytest.raises(InvalidInput, match=f"target='{other}' is another machine: its kernels can't be measured here"):
-        FitGoal(latency=0.5, target=other)
+        FitGoal(latency=0.5, target=other)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
