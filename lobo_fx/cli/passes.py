@@ -8,6 +8,7 @@ import typer
 
 from lobo_fx.cli.app import Answer, command
 from lobo_fx.cli.completion import complete_pass
+from lobo_fx.errors import InvalidInput
 
 __all__ = ["passes"]
 
@@ -24,21 +25,24 @@ def passes(
     """
     from lobo_fx.plugins.registry import PASSES
     from lobo_fx.recipe import builtin_recipes
-    from lobo_fx.terminal.tables import records
+    from lobo_fx.terminal.tables import printable, records
 
     if name is not None:
-        kind = PASSES.get(name)
-        known = next((own for own in PASSES.names() if PASSES.get(own) is kind), name)
-        entry = _facts(known, kind)
+        key = name.replace("-", "_")
+        entry = _facts(next((own for own, aliases in PASSES.names().items() if key in aliases), key))
         return Answer(lambda verbose: _one(entry), lambda: entry)
-    kinds, failures = PASSES.loadable()
-    entries = [_facts(known, kind) for known, kind in kinds.items()]
+    entries, failures = [], []
+    for known in PASSES:
+        try:
+            entries.append(_facts(known))
+        except InvalidInput as error:
+            failures.append(str(error))
 
     def text(verbose: bool) -> str:
+        said = "".join(f"\n{printable(failure)}" for failure in failures)
         if verbose:
-            return "\n".join(_one(entry) for entry in entries)
+            return "\n".join(_one(entry) for entry in entries) + said
         shown = [(entry["name"], {"": entry["summary"], "needs": ", ".join(entry["needs"])}) for entry in entries]
-        said = "".join(f"\n{failure}" for failure in failures)
         return (
             f"{records(shown)}{said}\n`lobo-fx passes NAME` shows the settings of one; `lobo-fx recipes` lists recipes."
         )
@@ -46,18 +50,29 @@ def passes(
     return Answer(text, lambda: {"passes": entries, "recipes": builtin_recipes(), "failures": failures})
 
 
-def _facts(name: str, kind: Any) -> dict[str, Any]:
-    """What there is to know of a pass, as plain data; of one whose settings have no defaults it needs them."""
+def _facts(name: str) -> dict[str, Any]:
+    """What there is to know of a pass, as plain data; of one whose settings have no defaults it needs them.
+
+    Raises:
+        InvalidInput: there is no such pass, or it can't be imported or shown: names it and its package.
+    """
     import dataclasses
 
     from lobo_fx.contracts.setting_facts import description_of, example_of, settings_of
     from lobo_fx.plugins.registry import PASSES
 
-    description = description_of(kind)
+    kind = PASSES.get(name)
     try:
-        needs = list(kind().needs)
-    except TypeError:
-        needs = []
+        try:
+            needs = list(kind().needs)
+        except TypeError:
+            needs = []
+        settings, example = settings_of(kind), example_of(name, kind)
+    except Exception as error:  # whatever a package does as its pass is made
+        raise InvalidInput(
+            f"the pass '{name}' ({PASSES.origin(name)}) can't be made at its defaults: {error}"
+        ) from error
+    description = description_of(kind)
     return {
         "name": name,
         "aliases": PASSES.names().get(name, []),
@@ -66,8 +81,8 @@ def _facts(name: str, kind: Any) -> dict[str, Any]:
         "needs": needs,
         "summary": description.partition("\n")[0],
         "description": description,
-        "settings": [dataclasses.asdict(setting) for setting in settings_of(kind)],
-        "example": example_of(name, kind),
+        "settings": [dataclasses.asdict(setting) for setting in settings],
+        "example": example,
     }
 
 

@@ -179,8 +179,10 @@ class Registry(Generic[T]):
             raise InvalidInput(f"{fault}; {suggestion(str(name), known, listed)}")
 
     def origin(self, name: str) -> str:
-        """Where the plug-in of this name comes from, for messages; empty of one that stands in no entry point."""
-        return " and ".join(map(_origin, self._points.get(self._key(name), [])))
+        """Where the plug-in of this name comes from, for messages."""
+        if name in self.added:
+            return "registered in this process"
+        return " and ".join(map(_origin, self._points.get(self._key(name), []))) or "lobo-fx"
 
     def _key(self, name: str) -> str:
         return name if name in self else name.replace("-", "_")

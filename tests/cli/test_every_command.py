@@ -7,6 +7,7 @@ import inspect
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,63 @@ def test_a_pass_is_shown_with_all_its_settings(name: str) -> None:
     for setting in entry["settings"]:
         assert setting["meaning"], setting["name"]
         assert " ".join(setting["meaning"].split()[:4]) in text
+
+
+PLUGGED = """\
+import dataclasses
+
+import lobo_fx
+
+
+@dataclasses.dataclass(frozen=True)
+class Undescribed(lobo_fx.Pass):
+    def run(self, program, context):
+        return program
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongDefault(Undescribed):
+    '''Fails as it is made.'''
+
+    amount: int = "three"
+"""
+
+
+def test_passes_that_fail_are_listed_with_the_reason_and_break_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lobo_fx_plugged.py").write_text(PLUGGED)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = [entry["name"] for entry in json.loads(call("passes", "--json").stdout)["passes"]]
+    values = {
+        "undescribed": "lobo_fx_plugged:Undescribed",
+        "wrong_default": "lobo_fx_plugged:WrongDefault",
+        "not_there": "lobo_fx_plugged:NotThere",
+        "no_pass": "lobo_fx_plugged:dataclasses",
+        "fold_bn": "lobo_fx_plugged:Undescribed",
+    }
+    points = {name: [EntryPoint(name, value, PASSES.group)] for name, value in values.items()}
+    points["fold_bn"] += PASSES._points["fold_bn"]
+    monkeypatch.setitem(vars(PASSES), "_points", {**PASSES._points, **points})
+    shown = json.loads(call("passes", "--json").stdout)
+    assert sorted(entry["name"] for entry in shown["passes"]) == sorted([*before, "undescribed"])
+    assert next(entry["summary"] for entry in shown["passes"] if entry["name"] == "undescribed") == "no description"
+    wrong, not_there, no_pass, clash = sorted(
+        shown["failures"], key=lambda text: list(values).index(text.split("'")[1])
+    )
+    reason = "can't be made at its defaults: amount is 'three'; it must be a whole number"
+    assert wrong == f"the pass 'wrong_default' (lobo_fx_plugged:WrongDefault) {reason}"
+    assert "'not_there' (lobo_fx_plugged:NotThere) can't be imported" in not_there
+    assert "names no pass" in no_pass
+    assert "taken by lobo-fx" in clash
+    for option in ([], ["--verbose"]):
+        text = " ".join(call("passes", *option).stdout.split())
+        assert wrong in text
+        assert "undescribed" in text
+    refused = call("passes", "wrong_default")
+    assert refused.exit_code == 2
+    assert wrong in " ".join(refused.output.split())
+    assert json.loads(call("passes", "fold-batch-norm", "--json").stdout)["name"] == "fold_batch_norm"
 
 
 def test_recipes_are_listed_and_shown() -> None:
