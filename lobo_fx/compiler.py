@@ -98,6 +98,8 @@ def compile(
     if goal is not None:
         if not isinstance(goal, Goal):
             raise InvalidInput(f"goal is a {type(goal).__name__}; expected lobo_fx.Goal(latency=0.25), for instance")
+        if goal.drop is not None and evaluate is None:
+            raise InvalidInput("drop= of the goal needs evaluate=; pass it to lobo_fx.compile")
         chosen.append(PASSES.ours("fit_goal")(**dataclasses.asdict(goal)))
     if outputs is not None and isinstance(model, Result):
         raise InvalidInput("a Result has its outputs; choose them where its model is compiled first")

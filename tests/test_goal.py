@@ -164,5 +164,5 @@ def test_a_goal_asks_for_the_data_that_it_needs() -> None:
     model, rows = nn.Linear(4, 4).eval(), torch.randn(8, 4)
     with pytest.raises(InvalidInput, match="fit_goal needs calibration_data="):
         lobo_fx.compile(model, goal=Goal(latency=0.5), example_inputs=rows, progress=False)
-    with pytest.raises(InvalidInput, match="fit_goal needs evaluate="):
+    with pytest.raises(InvalidInput, match="drop= of the goal needs evaluate="):
         lobo_fx.compile(model, goal=Goal(drop=1), example_inputs=rows, calibration_data=[rows], progress=False)

@@ -110,6 +110,8 @@ def compile(
 
     limits = {"latency": latency, "size": size, "memory": memory, "drop": drop, "decibels": decibels}
     wanted = [] if all(limit is None for limit in limits.values()) else [PASSES.ours("fit_goal")(**limits)]
+    if drop is not None and evaluate is None:
+        raise InvalidInput("--drop needs --evaluate, whose score may drop by so much")
     chosen = [*read_passes(recipe, passes), *wanted]
     if not chosen:
         raise InvalidInput(

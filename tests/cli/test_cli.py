@@ -287,7 +287,8 @@ def test_a_wrong_argument_is_refused_before_any_work(name: str, model: str, tmp_
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--drop", "0.1"], "fit_goal needs --evaluate"),
+        (["--drop", "0.1"], "error: --drop needs --evaluate"),
+        (["--pass", "fit_goal:drop=0.1"], "fit_goal needs --evaluate"),
         ([*TUNE, "--loss", "cross_entropy"], "fine_tune needs --train-data"),
         (["--pass", "fold_bn", "--lower-is-better"], "give --evaluate"),
         (
