@@ -149,7 +149,7 @@ class OnnxExporter:
             ExportError: names the operator, weight or output.
         """
         _check_program(program)
-        refuse_untranslated(program, translation_table(self.translations))
+        refuse_untranslated(program, translation_table(self.translations, program))
 
     def check(self, program: Program, path: Path, session: Session) -> tuple[float, dict[str, Any]]:
         """Compares a file that was changed since `export` wrote it, as that does; see `ChecksFiles`.
@@ -178,7 +178,7 @@ class OnnxExporter:
                     dynamo=True,
                     verbose=False,
                     opset_version=self.opset,
-                    custom_translation_table=translation_table(self.translations),
+                    custom_translation_table=translation_table(self.translations, program),
                     input_names=[spec.name for spec in program.signature.inputs if spec],
                     output_names=[spec.name for spec in program.signature.outputs if spec],
                 )

@@ -32,22 +32,28 @@ TRANSLATIONS: Registry[Translations] = Registry(
 """Tables of other packages."""
 
 
-def translation_table(given: Translations | None) -> dict[Callable[..., Any], Callable[..., Any]]:
+def translation_table(given: Translations | None, program: Program) -> dict[Callable[..., Any], Callable[..., Any]]:
     """Everything that `torch.onnx` is told beside what it knows; what is given goes before what packages offer.
 
     Raises:
-        ExportError: packages translate one operator twice.
+        ExportError: the program calls an operator that several translate; others are no matter.
     """
+    given = given or {}
     found = {**translations(), **RECURRENT_TRANSLATIONS}
+    origins = dict.fromkeys(found, "lobo-fx")
+    called = {node.target for node in program.graph.nodes}
     tables, failures = _plugged()
     for failure in failures:
         warnings.warn(failure, stacklevel=2)
     for origin, table in tables.items():
         for operator, function in table.items():
-            if operator in found:
-                raise ExportError(f"{operator} of {origin} has a translation already: {found[operator].__module__}")
-            found[operator] = function
-    return {**found, **(given or {})}
+            if operator in found and operator in called and operator not in given:
+                other = origins[operator]
+                what = f"{origin} must leave it out" if other == "lobo-fx" else "uninstall one"
+                raise ExportError(f"{operator} is translated by {other} and by {origin}; {what}")
+            found.setdefault(operator, function)
+            origins.setdefault(operator, origin)
+    return {**found, **given}
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import lobo_fx
 from lobo_fx.cli.app import app
 from lobo_fx.exporters.onnx import translations
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
+from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS
 from lobo_fx.plugins.registry import PASSES
 
 MODEL = """
@@ -84,17 +85,25 @@ class _Rare(nn.Module):
         return torch.addcdiv(x, x, x.square() + 1).logaddexp(x).xlogy(x.abs() + 1).rot90(1, [0, 1])
 
 
-def test_two_translations_of_one_operator_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {torch.ops.aten.gru.input: len}
-    monkeypatch.setattr(translations, "_plugged", lambda: ({"pkg:TABLE": table}, []))
-    with pytest.raises(lobo_fx.ExportError, match=r"aten\.gru\.input of pkg:TABLE has a translation already"):
-        translations.translation_table(None)
+def test_two_translations_of_one_operator_are_refused_where_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    gru, relu = torch.ops.aten.gru.input, torch.ops.aten.relu.default
+    recurrent = lobo_fx.trace(nn.GRU(4, 4).eval(), torch.randn(3, 2, 4))
+    plain = lobo_fx.trace(nn.ReLU(), torch.randn(3, 4))
+    monkeypatch.setattr(translations, "_plugged", lambda: ({"a:A": {gru: len, relu: len}, "b:B": {relu: abs}}, []))
+    with pytest.raises(lobo_fx.ExportError, match=r"gru\.input is translated by lobo-fx and by a:A; a:A must leave it"):
+        translations.translation_table(None, recurrent)
+    with pytest.raises(lobo_fx.ExportError, match=r"relu\.default is translated by a:A and by b:B; uninstall one"):
+        translations.translation_table(None, plain)
+    assert translations.translation_table({relu: max}, plain)[relu] is max
+    other = lobo_fx.trace(nn.Tanh(), torch.randn(3, 4))
+    assert translations.translation_table(None, other)[gru] is RECURRENT_TRANSLATIONS[gru]
 
 
 def test_a_table_that_can_not_be_imported_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(translations, "_plugged", lambda: ({}, ["the table 'x' (pkg:TABLE) can't be imported: no"]))
+    program = lobo_fx.trace(nn.Tanh(), torch.randn(3, 4))
     with pytest.warns(UserWarning, match="can't be imported: no"):
-        assert torch.ops.aten.gru.input in translations.translation_table(None)
+        assert torch.ops.aten.gru.input in translations.translation_table(None, program)
 
 
 def test_a_pass_that_can_not_be_imported_is_said_and_breaks_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
