@@ -148,7 +148,7 @@ class Result:
         tuning = read_tuning(tune, exporter)
         artifact = self._write(self.program, Path(path), exporter)
         estimated = self.program.module.program_facts.estimated and self.pipeline is not None
-        if confirm and estimated and isinstance(exporter, EXPORTERS.get(EXPORTERS.default)):
+        if confirm and estimated and isinstance(exporter, EXPORTERS.ours(EXPORTERS.default)):
             artifact = self._confirmed(artifact, exporter)
         if tuning is not None:
             artifact = self._tuned(artifact, exporter, tuning)
@@ -162,9 +162,9 @@ class Result:
         """With what `evaluate` says of the file, where the default runtime reads it."""
         context = None if self.pipeline is None else self.pipeline.context
         writer = exporter_of(exporter)
-        if context is None or context.evaluate is None or not isinstance(writer, EXPORTERS.get(EXPORTERS.default)):
+        if context is None or context.evaluate is None or not isinstance(writer, EXPORTERS.ours(EXPORTERS.default)):
             return artifact
-        session = RUNTIMES.get(RUNTIMES.default)().load(artifact.path, torch.get_num_threads())
+        session = RUNTIMES.ours(RUNTIMES.default)().load(artifact.path, torch.get_num_threads())
         try:
             with spinner(f"evaluate {artifact.path.name}", self.progress):
                 return dataclasses.replace(artifact, score=context.score_of(FileModule(session, program)))
@@ -185,7 +185,7 @@ class Result:
                 known.path,
                 artifact.path,
                 lambda: self._write(trial.run(pass_), folder / "floating.onnx", exporter).path,
-                RUNTIMES.get(RUNTIMES.default)(),
+                RUNTIMES.ours(RUNTIMES.default)(),
                 named_arrays(self.program, with_rows(self.program, 1)),
                 self.progress,
             )
@@ -287,7 +287,7 @@ class Result:
             raise InvalidInput("a card is of a file: export the result first")
         signature = self.program.signature
         arrays = named_arrays(self.program, with_rows(self.program, 1))
-        outputs = RUNTIMES.get(RUNTIMES.default)().load(artifact.path, 1).run(arrays)
+        outputs = RUNTIMES.ours(RUNTIMES.default)().load(artifact.path, 1).run(arrays)
         names = [spec.name for spec in signature.outputs if spec]
         sample = {f"input:{name}": array for name, array in arrays.items()}
         sample |= {f"output:{name}": array for name, array in zip(names, outputs, strict=True)}
@@ -373,7 +373,7 @@ class Result:
         """
         check_counts(1, 1, rounds, 0)
         check_folder(Path(folder))
-        engine, writer = RUNTIMES.get(RUNTIMES.default)(), exporter_of(EXPORTERS.default)
+        engine, writer = RUNTIMES.ours(RUNTIMES.default)(), exporter_of(EXPORTERS.default)
         assert isinstance(engine, ProfilesNodes)
         assert isinstance(writer, ListsNodes)
         arrays = named_arrays(self.program, with_rows(self.program, 1))

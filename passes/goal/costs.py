@@ -114,8 +114,8 @@ class FileCosts:
         self.start, self.inference = start, inference
         self.program, self.context, self.settings, self.folder = inference.program, context, settings, folder
         self.corrections: dict[tuple[str, str], Correction] = {}  # by precision and quantity
-        self.exporter = EXPORTERS.get(EXPORTERS.default)()
-        self.runtime = RUNTIMES.get(RUNTIMES.default)()
+        self.exporter = EXPORTERS.ours(EXPORTERS.default)()
+        self.runtime = RUNTIMES.ours(RUNTIMES.default)()
         self._measure_original()
         self.table = open_table(settings.costs)
         self.model = LatencyModel(inference, kernel_table(RUNTIMES.default), self.times)

@@ -29,7 +29,9 @@ def check_costs(path: object) -> None:
 
 def open_table(path: str | None) -> CostTable:
     """A table that was shipped, or else the one of this machine and the runtime."""
-    return CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version) if path is None else CostTable.load(path)
+    return (
+        CostTable.of_this_machine(RUNTIMES.ours(RUNTIMES.default)().version) if path is None else CostTable.load(path)
+    )
 
 
 def measure_missing(table: CostTable, kernels: Iterable[Kernel], context: Context) -> None:
@@ -46,7 +48,7 @@ def measure_missing(table: CostTable, kernels: Iterable[Kernel], context: Contex
     missing = table.missing(kernels)
     if not missing:
         return
-    runtime = RUNTIMES.get(RUNTIMES.default)()
+    runtime = RUNTIMES.ours(RUNTIMES.default)()
     if not isinstance(runtime, MeasuresKernels):
         raise InvalidInput(f"{runtime.version} measures no kernels; give costs=, or kernels='all'")
     if table.damaged:

@@ -686,9 +686,11 @@ def test_data_is_read_batch_by_batch_and_as_often_as_asked() -> None:
     assert first[0][0] == pytest.approx((high - low) / 255, rel=1e-5)
 
 
-@pytest.mark.parametrize("observer", ["minmax", "", None, 3])
-def test_an_unknown_observer_is_refused(observer: Any) -> None:
-    with pytest.raises(InvalidInput, match="histogram, mse, entropy, percentile, min_max"):
+@pytest.mark.parametrize(
+    ("observer", "words"), [("minmax", "did you mean min_max"), *((value, "known: entropy") for value in ("", None, 3))]
+)
+def test_an_unknown_observer_is_refused(observer: Any, words: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^observer is {observer!r}; {words}"):
         QuantizeStatic(observer=observer, kernels="all")
 
 

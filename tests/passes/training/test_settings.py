@@ -151,7 +151,7 @@ passes:
 
 def test_a_recipe_names_the_line_of_a_nested_fault() -> None:
     text = "passes:\n  - fine_tune\n  - iterative_prune: {prune: {prune_channels: {ratio: 2}}}\n"
-    with pytest.raises(InvalidInput, match=r"mine\.yaml:3: ratio"):
+    with pytest.raises(InvalidInput, match=r"mine\.yaml:3: IterativePrune: PruneChannels: ratio"):
         read_recipe(text, "mine.yaml")
 
 
