@@ -10,6 +10,8 @@ import pytest
 
 import lobo_fx
 from lobo_fx.errors import InvalidInput
+from lobo_fx.passes.pruning.criteria import CRITERIA, Criterion
+from lobo_fx.plugins.exporters import exporter_of
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.plugins.settings import Range, check_settings
 from lobo_fx.recipe import build, read_pass, read_recipe, resolve
@@ -127,6 +129,29 @@ def test_a_class_that_is_no_dataclass_is_told_so() -> None:
     for name in ("unit", "amuont", "promise"):
         with pytest.raises(InvalidInput, match=f"Undecorated has no setting '{name}'"):
             build(Undecorated, {name: 2})
+
+
+def test_an_exporter_that_is_no_dataclass_is_told_so() -> None:
+    class Plain:
+        storage: str = "dense"
+
+    exporter: Any = Plain()
+    with pytest.raises(InvalidInput, match="Plain is no dataclass: decorate it"):
+        exporter_of(exporter, storage="packed")
+    with pytest.raises(InvalidInput, match="the exporter Plain has no setting values="):
+        exporter_of(exporter, values="float16")
+
+
+def test_a_criterion_that_can_not_be_made_at_its_defaults_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Peak(Criterion):
+        power: int = "four"  # type: ignore[assignment]
+
+        def scorer(self, inference: Any, context: Any) -> Any: ...
+
+    monkeypatch.setitem(CRITERIA.added, "peak", Peak)
+    with pytest.raises(InvalidInput, match="criterion 'peak' can't be made at its defaults: power is 'four'"):
+        lobo_fx.passes.PruneChannels(importance="peak")
 
 
 def test_fields_of_a_base_are_checked_where_it_is_written() -> None:
