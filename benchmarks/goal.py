@@ -73,7 +73,9 @@ class Network:
             result.export(folder / "model.onnx", confirm=False)
             latency = result.benchmark(rounds=ROUNDS, memory=False).ratio("compiled")
         score, decibels = self.task.score(result.module, self.test), result.report.rows[-1].snr
-        axes = [axis.name.partition(".weight")[0] for axis in result.report.axes]
+        axes = [
+            module for axis in result.report.axes for module, weight, _ in [axis.name.partition(".weight")] if weight
+        ]
         return {"score": score, "latency": latency, "seconds": seconds, "decibels": decibels, "axes": axes}
 
     def by_chance(self, budget: float) -> dict[str, Any]:

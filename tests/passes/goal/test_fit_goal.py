@@ -25,7 +25,6 @@ from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import FitGoal, QuantizeStatic
 from lobo_fx.passes.goal.plan import GoalPlan
-from lobo_fx.passes.goal.search import GoalSearch
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.quantization.integers.targets import TARGETS, target_of_this_machine
 from lobo_fx.plugins.artifact import Artifact
@@ -535,7 +534,7 @@ def test_equal_shares_are_among_the_candidates_whatever_the_solver_gives(
     monkeypatch.setattr("lobo_fx.passes.goal.search.solve", narrowest)
     goal = FitGoal(latency=0.6, precision="float", moves=0, low_rank=False)
     found = fitted(goal)
-    monkeypatch.setattr(GoalSearch, "_scopes", lambda self, precision, budget: [])
+    monkeypatch.setattr("lobo_fx.passes.goal.search.cut_by_scopes", lambda *given: [])
     alone = fitted(goal)
     original = network()(DATA).detach()
     errors = [float((result.module(DATA) - original).detach().square().mean()) for result in (found, alone)]
