@@ -286,6 +286,7 @@ def model_and_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Mod
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*agrees with PyTorch to .* only")  # weights are random: rounding is amplified
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("format", FORMATS_OF_MODELS)
 def test_models_export_and_agree(name: str, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,6 +296,6 @@ def test_models_export_and_agree(name: str, format: str, tmp_path: Path, monkeyp
     )
     artifact = result.export(tmp_path / "model.onnx", confirm=False)
     if format in ("static", "dynamic"):
-        integer = ("QLinear", "QGemm", "Integer", "DynamicQuantizeMatMul")
+        integer = ("QLinear", "QGemm", "Integer", "DynamicQuantizeMatMul", "MatMulNBits")  # the last in blocks
         assert any(name in kernel for kernel in artifact.details["kernels"] for name in integer)
     assert result.report.rows[-1].bytes < 0.45 * result.report.rows[0].bytes
