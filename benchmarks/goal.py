@@ -58,29 +58,31 @@ class Network:
         self.test = test.sample(min(TEST, len(test)), seed=5)
         self.original = task.score(self.module, self.test)
 
-    def run(self, passes: list[Pass]) -> dict[str, Any]:
-        """Score, and latency as a share of the original's."""
-        begun = time.process_time()
-        result = lobo_fx.compile(
+    def compiled(self, passes: list[Pass]) -> lobo_fx.Result:
+        """The network after these passes."""
+        return lobo_fx.compile(
             self.module,
             passes,
             example_inputs=self.calibration.inputs[:2],
             calibration_data=self.calibration.batches(64),
             progress=False,
         )
+
+    def run(self, passes: list[Pass]) -> dict[str, Any]:
+        """Score, decibels, and latency as a share of the original's."""
+        begun = time.process_time()
+        result = self.compiled(passes)
         seconds = time.process_time() - begun
         with temporary_folder() as folder:
             result.export(folder / "model.onnx", confirm=False)
             latency = result.benchmark(rounds=ROUNDS, memory=False).ratio("compiled")
         score, decibels = self.task.score(result.module, self.test), result.report.rows[-1].snr
-        axes = [
-            module for axis in result.report.axes for module, weight, _ in [axis.name.partition(".weight")] if weight
-        ]
-        return {"score": score, "latency": latency, "seconds": seconds, "decibels": decibels, "axes": axes}
+        return {"score": score, "latency": latency, "seconds": seconds, "decibels": decibels}
 
     def by_chance(self, budget: float) -> dict[str, Any]:
         """The best of random widths that fit the budget as integers."""
-        names = self.run([PruneChannels(0.5), QuantizeStatic()])["axes"]
+        axes = [axis.name for axis in self.compiled([PruneChannels(0.5)]).report.axes]
+        names = [name.partition(".weight")[0] for name in axes if ".weight" in name]  # others are no module's
         draw, best, spent = random.Random(0), dict[str, Any](), 0.0
         for _ in range(TRIES):
             shares = {name: draw.uniform(0, 0.95) for name in names}
@@ -144,7 +146,6 @@ def main() -> None:
                     found = run(network, budget)
                 except lobo_fx.InvalidInput as error:
                     found = {"refused": str(error)}
-                found.pop("axes", None)
                 rows[key] = found | {"network": name, "budget": budget, "method": method, "original": network.original}
                 print(key, rows[key], flush=True)
                 write_files(options.output.parent, {options.output.name: json.dumps(rows, indent=1)})

@@ -29,29 +29,17 @@ from tasks.training import Loss, default_cache
 import lobo_fx
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
+from lobo_fx.file_module import FileModule
 from lobo_fx.files import write_files
 from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.machine import machine
 from lobo_fx.terminal.quiet import quiet
 from lobo_fx.terminal.tables import new_table, to_markdown
 
-__all__ = ["FileModule", "Results", "Trial", "Variant", "options", "torch_pruned"]
+__all__ = ["Results", "Trial", "Variant", "options", "torch_pruned"]
 
 CALIBRATION = 256
 VALIDATION = 2_000
-
-
-class FileModule(nn.Module):
-    """An exported file that is called as the module it was made of: one input, one output or a tuple of them."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.session = OnnxRuntime().load(path, torch.get_num_threads())
-
-    def forward(self, inputs: torch.Tensor) -> Any:
-        arrays = {self.session.inputs[0].name: inputs.numpy()}
-        outputs = tuple(torch.from_numpy(output) for output in self.session.run(arrays))
-        return outputs[0] if len(outputs) == 1 else outputs
 
 
 MakeFile = Callable[[Path, Path, Sequence[Mapping[str, Any]]], None]
@@ -143,7 +131,7 @@ class Trial:
             artifact = result.export(Path(folder) / "model.onnx")
             result.report.artifacts["original"] = original.export(Path(folder) / "original.onnx")
             measured = result.benchmark(rounds=rounds)
-            told = dict(tell(FileModule(artifact.path)))
+            told = dict(tell(_module_of(artifact.path, result.program)))
             size, zipped = artifact.bytes, artifact.gzip_bytes
         last = result.report.rows[-1]
         latency = measured.latencies["compiled"]
@@ -182,7 +170,7 @@ class Trial:
             seconds = time.perf_counter() - start
             arrays = {name: self.train.inputs[:1].numpy()}
             measured = benchmark(paths, OnnxRuntime(), arrays=arrays, rounds=rounds, progress=False)
-            told = dict(tell(FileModule(paths["compiled"])))
+            told = dict(tell(_module_of(paths["compiled"], self._original.program)))
             content = paths["compiled"].read_bytes()
         latency = measured.latencies["compiled"]
         return {
@@ -194,6 +182,10 @@ class Trial:
             "memory": (latency.memory or 0) - (latency.base_memory or 0),
             "seconds": seconds,
         }
+
+
+def _module_of(path: Path, program: lobo_fx.Program) -> FileModule:
+    return FileModule(OnnxRuntime().load(path, torch.get_num_threads()), program)
 
 
 def torch_pruned(

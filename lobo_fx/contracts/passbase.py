@@ -94,13 +94,14 @@ class Pass(abc.ABC):
     @property
     def all_settings(self) -> dict[str, Any]:
         """The settings, those at their defaults too."""
-        return {name: getattr(self, name) for name in _defaults(self)}
+        return {field.name: getattr(self, field.name) for field in _fields(self)}
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
-        defaults = _defaults(self)
-        return {name: value for name, value in self.all_settings.items() if value != defaults[name]}
+        fields = _fields(self)
+        made = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+        return {name: value for name, value in self.all_settings.items() if value != made[name]}
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={shown(value)}" for name, value in self.settings.items())
@@ -114,10 +115,9 @@ def _is_pass(plugin: object) -> bool:
 PASSES.fits = _is_pass  # the registry stands below
 
 
-def _defaults(pass_: Pass) -> dict[str, Any]:
-    """By name of a setting; none of a pass that is no dataclass."""
-    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(pass_) if dataclasses.is_dataclass(pass_) else ()
-    return {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+def _fields(pass_: Pass) -> tuple[dataclasses.Field[Any], ...]:
+    """Of its settings; none of a pass that is no dataclass."""
+    return dataclasses.fields(pass_) if dataclasses.is_dataclass(pass_) else ()
 
 
 def shown(value: object) -> str:

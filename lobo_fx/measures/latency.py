@@ -242,16 +242,14 @@ def interleave(
     cpu: dict[str, list[float]] = {label: [] for label in calls}
     for index in track(range(-warmup, rounds), "benchmark", progress):
         for label, call in calls.items():
-            if index == 0:
-                wall[label].clear()
-                cpu[label].clear()
             until = time.perf_counter() + _TURN
             for _ in range(_MOST_CALLS):
                 cpu_start, start = time.process_time(), time.perf_counter()
                 call()
                 end, cpu_end = time.perf_counter(), time.process_time()
-                wall[label].append(1e3 * (end - start))
-                cpu[label].append(1e3 * (cpu_end - cpu_start))
+                if index >= 0:
+                    wall[label].append(1e3 * (end - start))
+                    cpu[label].append(1e3 * (cpu_end - cpu_start))
                 if end >= until:
                     break
     found = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.testing.networks import networks
 from lobo_fx.testing.passes import check_saved
@@ -48,7 +49,7 @@ def check_observer(observer: type, *, decibels: float = 20) -> None:
         values = seen[name]
         scale, zero = _range(observer, values, name)
         rounded = ((values / scale).round() + zero).clamp(0, 255).sub(zero) * scale
-        found = 10 * float(torch.log10(values.square().sum() / (rounded - values).square().sum()))
+        found = signal_to_noise(values, rounded)
         assert found >= decibels, f"{name} keep {found:.1f} decibels, less than {decibels}"
         twice = _range(observer, 2 * values, name)[0]
         assert abs(twice / scale - 2) < 0.05, f"twice the {name} get {twice / scale:.2f} times the scale"

@@ -29,6 +29,11 @@ class Correction:
     def __init__(self, adds: bool = False) -> None:
         self.adds, self._measured = adds, dict[float, float]()
 
+    @classmethod
+    def of(cls, quantity: str) -> Correction:
+        """For a quantity by its name: errors of sizes add, others multiply."""
+        return cls(adds=quantity == "size")
+
     def copy(self) -> Correction:
         """One that learns on its own from here."""
         copy = Correction(self.adds)

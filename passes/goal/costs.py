@@ -185,13 +185,13 @@ class FileCosts:
             self.choices = self.settings.quantizing.simplify(self.program.clone(), self.context)[1]
             integers = tuple(self.choices.place().integer)
             if integers or asked == "int8":
-                found.append(self._precision("int8", integers))
+                found.append(self.precision("int8", integers))
         if asked in ("auto", "float"):
-            found.append(self._precision("float", None))
+            found.append(self.precision("float", None))
         few = self.settings.goal.limits.keys() & {"size", "memory"} or self._reads_few_rows()
         for format in _FORMATS:
             if asked == f"weights_{format}" or (asked == "auto" and few):
-                found.append(self._precision(f"weights in {format}", None, format))
+                found.append(self.precision(f"weights in {format}", None, format))
         return found
 
     def _reads_few_rows(self) -> bool:
@@ -213,17 +213,14 @@ class FileCosts:
         by_count = {len(placement.integer): placement for placement in ever_fewer(self.choices, whole, sensitivities)}
         for count in sorted(by_count.keys() - {0, len(whole.integer)}, reverse=True):
             integers = tuple(by_count[count].integer)
-            made = self._precision(f"int8 of {count} operators", integers)
+            made = self.precision(f"int8 of {count} operators", integers)
             noise = sum(noises.get(name, 0.0) for name in integers)
             found.append(dataclasses.replace(made, rounding=noise))
             self.corrections |= {(made.name, name): self.corrections["int8", name].copy() for name in made.costs}
         return found
 
-    def with_integers(self, name: str, integers: tuple[str, ...]) -> Precision:
-        """A precision of these operators, of which no file has been measured."""
-        return self._precision(name, integers)
-
-    def _precision(self, name: str, integers: tuple[str, ...] | None, weights: str | None = None) -> Precision:
+    def precision(self, name: str, integers: tuple[str, ...] | None, weights: str | None = None) -> Precision:
+        """A precision of which no file has been measured yet; the arguments are as `Precision` has them."""
         latency = self.floating if integers is None else self.model.sum(self.leaves, integers, self.ranks)
         bits = None if integers is None else _INT8
         if weights is not None:
@@ -241,7 +238,7 @@ class FileCosts:
         unit = given or (16 if integers is not None else _FINEST)
         options = {leaf: _options(leaf, unit if given else _unit(leaf, unit)) for leaf in self.leaves}
         options |= {rank.leaf: _rank_options(rank, unit) for rank in self.ranks}
-        self.corrections |= {(name, quantity): Correction(adds=quantity == "size") for quantity in costs}
+        self.corrections |= {(name, quantity): Correction.of(quantity) for quantity in costs}
         return Precision(name, integers, costs, options, weights)
 
     def structure(self, precision: Precision, program: Program) -> Program:

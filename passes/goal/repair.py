@@ -91,12 +91,12 @@ class Repair:
         solution = solve(self.budget, learned, self.options)
         if self._is_new(solution):
             yield solution
-        for key in sorted(
-            self.tried, key=lambda key: self.tried[key]
-        ):  # around the best; once that has no more, the next
+        # Around the best, and once that has no new neighbour, around the next.
+        for key in sorted(self.tried, key=self.tried.__getitem__):
+            start = dict(zip(self.leaves, key, strict=True))
             found = [
                 (self._loss(learned, moved) * self.random.lognormvariate(0, _CURIOUS), at, moved)
-                for at, moved in enumerate(self._moves(dict(zip(self.leaves, key, strict=True)), learned))
+                for at, moved in enumerate(self._moves(start, learned))
                 if self._is_new(moved)
             ]
             yield from (moved for _, _, moved in sorted(found, key=lambda entry: entry[:2]))
@@ -109,15 +109,21 @@ class Repair:
             at = self.options[wider].index(start[wider]) + self.random.choice(_STEPS)
             if at >= len(self.options[wider]):
                 continue
-            moved = start | {wider: self.options[wider][at]}
             others = [leaf for leaf in able if leaf not in (wider, narrower)]
-            for leaf in (narrower, *self.random.sample(others, len(others))):
-                for width in reversed(self.options[leaf]):
-                    if width < start[leaf] and not self.budget.fits(moved):
-                        moved[leaf] = width
+            order = (narrower, *self.random.sample(others, len(others)))
+            moved = self._narrowed(start | {wider: self.options[wider][at]}, order)
+            if self.budget.fits(moved):
+                yield fill(self.budget, learned, self.options, moved)
+
+    def _narrowed(self, widths: Widths, order: Iterable[Axis]) -> Widths:
+        """Axes in this order, a step at a time, as much narrower as the budget asks, if that is enough."""
+        moved = dict(widths)
+        for leaf in order:
+            for width in reversed(self.options[leaf]):
                 if self.budget.fits(moved):
-                    yield fill(self.budget, learned, self.options, moved)
-                    break
+                    return moved
+                moved[leaf] = min(moved[leaf], width)
+        return moved
 
     def _loss(self, losses: Losses, widths: Widths) -> float:
         return sum(losses[leaf][width] for leaf, width in widths.items())

@@ -36,7 +36,7 @@ def cut_by_scopes(
     now = time.monotonic()
     until = now + _PART * (until - now)
     for scope in SCOPES:
-        known = {name: Correction(adds=name == "size") for name in limits}
+        known = {name: Correction.of(name) for name in limits}
         best: Widths | None = None
         for file in range(_FILES if time.monotonic() < until else 0):
             widths = _least_cut(programs, precision, Search(scope, 1, 1), candidates, limits, known if file else None)

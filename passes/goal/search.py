@@ -151,12 +151,14 @@ class GoalSearch:
 
     def _placed_anew(self, precision: Precision, limits: Mapping[str, float]) -> Precision:
         """Integers where they pay at about the widths that a budget leaves: what is narrow may be faster in float."""
-        for _ in range(_PLACEMENTS if precision.integers and self.settings.costs is None else 0):
+        if not precision.integers or self.settings.costs is not None:
+            return precision
+        for _ in range(_PLACEMENTS):
             widths = solve(self._budget(precision, limits), self.losses, precision.options)
             integers = self.programs.place(widths)
             if not integers or set(integers) == set(precision.integers or ()):
                 break
-            precision = self.costs.with_integers(precision.name, integers)
+            precision = self.costs.precision(precision.name, integers)
         return precision
 
     def _out_of_reach(self, precision: Precision, limits: Mapping[str, float]) -> str:
