@@ -16,6 +16,7 @@ import torch
 from lobo_fx.capture.reexport import exported_program, named_arrays, other_lengths, with_rows, with_sizes
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean, strip_metadata
+from lobo_fx.exporters.onnx.decomposing import as_decomposed, with_translated_calls
 from lobo_fx.exporters.onnx.names import name_nodes
 from lobo_fx.exporters.onnx.nodes import file_graph
 from lobo_fx.exporters.onnx.packing import NARROW_TYPES, SHARED_BYTES, PackedWeight, pack
@@ -169,16 +170,18 @@ class OnnxExporter:
         return file_graph(path)
 
     def _translate(self, program: Program) -> Any:
+        table = translation_table(self.translations, program)
         program = with_plain_products(with_plain_attention(with_drawn_dropout(program)))
+        program = with_translated_calls(program, table)
         with without_gradients(program), quiet(), not_unrolled():
-            exported = exported_program(program)
+            exported = as_decomposed(exported_program(program), table)
             try:
                 return torch.onnx.export(
                     exported,
                     dynamo=True,
                     verbose=False,
                     opset_version=self.opset,
-                    custom_translation_table=translation_table(self.translations, program),
+                    custom_translation_table=table,
                     input_names=[spec.name for spec in program.signature.inputs if spec],
                     output_names=[spec.name for spec in program.signature.outputs if spec],
                 )

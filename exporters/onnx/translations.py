@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,7 +18,15 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 from lobo_fx.plugins.registry import Registry
 
-__all__ = ["TRANSLATIONS", "Translations", "no_form", "refuse_untranslated", "translation_table"]
+__all__ = [
+    "TRANSLATIONS",
+    "Translations",
+    "decompositions",
+    "is_translated",
+    "no_form",
+    "refuse_untranslated",
+    "translation_table",
+]
 
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
 """From operator overloads to onnxscript functions."""
@@ -89,15 +98,26 @@ def _untranslated(program: Program, table: Translations) -> Iterator[fx.Node]:
 
 def _is_known(operator: torch._ops.OpOverload) -> bool:
     """Whether `torch.onnx` has a function for an operator, or replaces it, as it does what writes in place."""
-    registry, decompositions = _torch_onnx()
-    is_replaced = operator._schema.is_mutable or operator in decompositions or operator._can_decompose()
-    return is_replaced or registry.is_registered(operator)
+    is_replaced = operator._schema.is_mutable or operator in decompositions() or operator._can_decompose()
+    return is_replaced or _registry().is_registered(operator)
+
+
+def is_translated(operator: Any, table: Translations) -> bool:
+    """Whether an operator has a function, in `table` or of `torch.onnx`."""
+    return operator in table or bool(_registry().is_registered(operator))
 
 
 @functools.cache
-def _torch_onnx() -> tuple[Any, frozenset[object]]:
-    import torch.ao.quantization.fx._decomposed  # the registry holds only operators that exist by then
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """What `torch.onnx` decomposes operators by: those of PyTorch, but of operators that it has a function for."""
+    known = {**torch._decomp.decomposition_table, **torch.export.default_decompositions()}
+    schemas = {operator: form for operator, form in known.items() if hasattr(operator, "_schema")}
+    return {operator: form for operator, form in schemas.items() if not _registry().is_registered(operator)}
+
+
+@functools.cache
+def _registry() -> Any:
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    decompositions = frozenset({*torch.export.default_decompositions(), *torch._decomp.decomposition_table})
-    return ONNXRegistry.from_torchlib(), decompositions
+    importlib.import_module("torch.ao.quantization.fx._decomposed")  # only operators that exist are registered
+    return ONNXRegistry.from_torchlib()

@@ -1,0 +1,90 @@
+"""What `torch.onnx` has no function for, decomposed where it stands.
+
+`torch.onnx.export` decomposes by tracing the whole program again, which takes longer than translating it. Here only
+the calls that need it are traced, and the program that comes of it is handed over as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch.export import ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from lobo_fx.exporters.onnx.translations import Translations, decompositions, is_translated
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.tensors import fetch
+
+__all__ = ["as_decomposed", "with_translated_calls"]
+
+
+def with_translated_calls(program: Program, table: Translations) -> Program:
+    """The program, calls of operators that nothing translates replaced by what they are made of.
+
+    Args:
+        program: shapes propagated.
+        table: translations beside those of `torch.onnx`.
+    """
+    if not any(_is_left(node, table) for node in program.graph.nodes):
+        return program
+    program = program.clone()
+    for node in list(program.graph.nodes):
+        if _is_left(node, table):
+            _decompose(node)
+    program.graph.eliminate_dead_code()
+    program.module.recompile()
+    return program
+
+
+def as_decomposed(exported: ExportedProgram, table: Translations) -> ExportedProgram:
+    """The same program, which answers `torch.onnx` that it is decomposed already, if it is.
+
+    Where something is left, a branch or what `torch.export` itself put in, `torch.onnx` decomposes as it always does.
+    """
+    if not any(_is_left(node, table) or _is_branch(node) for node in exported.graph.nodes):
+        exported.run_decompositions = lambda decomp_table=None: exported
+    return exported
+
+
+def _is_left(node: fx.Node, table: Translations) -> bool:
+    """Whether `torch.onnx` would have to decompose a call."""
+    return node.op == "call_function" and not is_translated(node.target, table)
+
+
+def _is_branch(node: fx.Node) -> bool:
+    module = node.graph.owning_module
+    return node.op == "get_attr" and module is not None and isinstance(fetch(module, str(node.target)), fx.GraphModule)
+
+
+def _decompose(node: fx.Node) -> None:
+    """Puts the calls that `node` is made of in its place; it stays where they need constants of their own.
+
+    Layouts in memory, which some operators decompose by, mean nothing in a file.
+    """
+    leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
+    sources = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))
+
+    def call(*values: Any) -> Any:
+        known = dict(zip(sources, values, strict=True))
+        args, kwargs = pytree.tree_unflatten([known.get(leaf, leaf) for leaf in leaves], structure)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    given = [source.meta["val"] for source in sources]
+    with torch.no_grad(), enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
+        given = [value.contiguous() if isinstance(value, torch.Tensor) else value for value in given]
+        traced = make_fx(call, decompositions())(*given)
+    traced.graph.eliminate_dead_code()
+    if traced.graph.find_nodes(op="get_attr"):
+        return
+    copies: dict[fx.Node, fx.Node] = dict(zip(traced.graph.find_nodes(op="placeholder"), sources, strict=True))
+    with node.graph.inserting_before(node):
+        result = node.graph.graph_copy(traced.graph, copies)
+    for copy in set(copies.values()) - set(sources):
+        inherit(copy, node)
+    node.replace_all_uses_with(cast("fx.Node", result))
+    node.graph.erase_node(node)

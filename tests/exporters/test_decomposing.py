@@ -1,0 +1,87 @@
+"""What `torch.onnx` has no function for is decomposed where it stands, and nothing else is traced again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+import lobo_fx
+from lobo_fx.exporters.onnx.decomposing import with_translated_calls
+from lobo_fx.exporters.onnx.exporter import OnnxExporter
+from lobo_fx.graph.operators import aten
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Branch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x.relu(), lambda x: -x, (x,))  # type: ignore[no-any-return]
+
+
+class Differences(nn.Module):
+    """An operator that takes several others, of a free size, and one that gives two values."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = torch.aminmax(x, dim=1)
+        return x.diff(dim=0), high - low
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[ExportedProgram]:
+    """The programs that `torch.onnx` traced again."""
+    found: list[ExportedProgram] = []
+    whole = ExportedProgram.run_decompositions
+
+    def noted(self: ExportedProgram, *args: object) -> ExportedProgram:
+        found.append(self)
+        return whole(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", noted)
+    return found
+
+
+def program_of(module: nn.Module) -> lobo_fx.Program:
+    return lobo_fx.compile(module.eval(), [], example_inputs=IMAGES, progress=False).program
+
+
+def test_norms_and_pools_are_decomposed_where_they_stand(tmp_path: Path, traces: list[ExportedProgram]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    program = program_of(module)
+    plain = with_translated_calls(program, {})
+    targets = {node.target for node in plain.graph.nodes}
+    assert aten.conv2d.default in targets
+    assert not targets & {aten.batch_norm.default, aten.adaptive_avg_pool2d.default}
+    assert torch.equal(plain.run(), program.run())
+    assert aten.batch_norm.default in {node.target for node in program.graph.nodes}  # the program itself stays
+    OnnxExporter().export(program, tmp_path / "model.onnx", {})
+    assert not traces
+
+
+def test_nothing_is_copied_where_everything_has_a_function() -> None:
+    program = program_of(nn.Conv2d(3, 4, 3))
+    assert with_translated_calls(program, {}) is program
+
+
+@pytest.mark.parametrize("module", [Differences(), nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Hardswish())])
+def test_what_stands_instead_computes_the_same(module: nn.Module, tmp_path: Path) -> None:
+    program = program_of(module)
+    plain = with_translated_calls(program, {})
+    torch.testing.assert_close(plain.run(), program.run(), rtol=0, atol=1e-6)
+    assert OnnxExporter().export(program, tmp_path / "model.onnx", {}).parity < 1e-5
+
+
+def test_new_calls_belong_to_the_module_and_line_of_the_old() -> None:
+    program = program_of(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1)))
+    (pool,) = program.graph.find_nodes(op="call_function", target=aten.adaptive_avg_pool2d.default)
+    new = [node for node in with_translated_calls(program, {}).graph.nodes if node.target is aten.mean.dim]
+    assert [node.meta["nn_module_stack"] for node in new] == [pool.meta["nn_module_stack"]]
+
+
+def test_branches_are_left_to_torch_onnx(tmp_path: Path, traces: list[ExportedProgram]) -> None:
+    OnnxExporter().export(program_of(Branch()), tmp_path / "model.onnx", {})
+    assert traces
