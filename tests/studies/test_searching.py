@@ -186,6 +186,15 @@ def test_a_recipe_without_passes_is_refused() -> None:
 # --- Ctrl-C and going on ---------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_puts_the_trial_back_even_where_a_pass_ends_early_at_it(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     space = "passes:\n  - prune_weights: {amount: {from: 0.1, to: 0.2}}\n  - troubled: {trouble: interrupted}\n"
