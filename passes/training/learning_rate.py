@@ -1,53 +1,82 @@
-"""A learning rate from the data at hand: short trainings, each a small copy of the one to come."""
+"""A learning rate from the data at hand: short trainings, and what longer ones would come to."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable
 
 from lobo_fx.errors import InvalidInput
 
-__all__ = ["JUDGES", "RATES", "apart", "best_rate", "length_of_trials"]
+__all__ = ["JUDGES", "RATES", "Found", "best_rate", "length_of_trials"]
 
 RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 _SHORTEST, _LONGEST = 8, 40
-_SHARE = 0.25
+_LONGER, _AGAIN = 3, 3
+"""How many times as long the second trials are, and how many rates have one."""
+_AS_GOOD = 1.1
+"""Of losses after short trials: within this factor the higher rate is taken for the better one."""
+_SHARE = 0.4
 """Of the training to come, what finding its rate may cost, where that leaves trials of the shortest length."""
 JUDGES = 6
-"""Batches that no trial trains on."""
+"""Batches that a trial is judged by."""
 
-T = TypeVar("T")
+Trial = Callable[[float, int], float]
+"""Trains at a rate for so many steps, puts everything back, and gives the loss that it ended with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A rate, and what it was found by."""
+
+    rate: float
+    reason: str
 
 
 def length_of_trials(steps: int) -> int:
-    """How many steps a trial has where the training to come has `steps`."""
-    return max(_SHORTEST, min(_LONGEST, round(_SHARE * steps / len(RATES))))
+    """How many steps a first trial has where the training to come has `steps`."""
+    return max(_SHORTEST, min(_LONGEST, round(_SHARE * steps / (len(RATES) + _LONGER * _AGAIN))))
 
 
-def apart(batches: Iterable[T]) -> tuple[list[T], list[T]]:
-    """The batches that trials train on, and those after them that judge: a quarter where there are few."""
-    read = list(batches)
-    judges = read[-min(JUDGES, max(1, len(read) // 4)) :]
-    return read[: -len(judges)] or read, judges
+def best_rate(trial: Trial, steps: int) -> Found:
+    """The rate that would end a training of `steps` with the lowest loss.
 
-
-def best_rate(trial: Callable[[float], float]) -> float:
-    """The rate of the short training that ends with the lowest loss on batches that it did not see.
-
-    Each goes through its whole schedule, so that a high rate has settled when it is judged. Range tests, which raise
-    the rate with every step until the loss rises, were tried first: one noisy batch at a tiny rate misled them.
-
-    Args:
-        trial: trains at a rate, puts everything back and gives the loss that it ended with.
+    Each trial goes through its whole schedule, so that a high rate has settled when it is judged. Still, the best rate
+    of short trainings is too low for long ones: a network that was refitted is near an optimum, and high rates first
+    lose what they win back later (Wu et al. 2018, "Understanding short-horizon bias in stochastic meta-optimization",
+    arXiv:1803.02021). So the highest rate that is about as good as the best and the next higher ones are tried for
+    longer, and the power law through both losses (Hestness et al. 2017, arXiv:1712.00409) tells where each would end.
 
     Raises:
         InvalidInput: no trial ended with a finite loss.
     """
-    losses = {rate: loss if math.isfinite(loss := trial(rate)) else math.inf for rate in RATES}
-    best = min(losses, key=lambda rate: losses[rate])
-    if math.isinf(losses[best]):
+    short = length_of_trials(steps)
+    first = {rate: _finite(trial(rate, short)) for rate in RATES}
+    best = min(first, key=lambda rate: first[rate])
+    if math.isinf(first[best]):
         raise InvalidInput(
             "the loss is NaN or infinite at every learning rate tried: check the data, loss_fn and weights"
         )
-    return best
+    reason = f"best of {len(RATES)} trials of {short} steps"
+    long = min(_LONGER * short, steps)
+    if long < 2 * short:  # the first trials were as long as what they are for
+        return Found(best, reason)
+    as_good = max(rate for rate in RATES if first[rate] <= max(first[best], _AS_GOOD * first[best]))
+    again = RATES[RATES.index(as_good) :][:_AGAIN]
+    second = {rate: _finite(trial(rate, long)) for rate in again}
+    expected = {rate: _expected(first[rate], second[rate], long / short, steps / long) for rate in again}
+    return Found(min(again, key=lambda rate: expected[rate]), f"{reason} and {len(again)} of {long}")
+
+
+def _finite(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _expected(first: float, second: float, longer: float, rest: float) -> float:
+    """The loss after `rest` times as many steps, where it fell from `first` to `second` in `longer` times as many.
+
+    Losses that are not positive follow no power law, and what rises is taken to stay.
+    """
+    if not 0 < second < first < math.inf:
+        return second
+    return float(second * rest ** (math.log(second / first) / math.log(longer)))

@@ -23,7 +23,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.randomness import own_generators, own_generators_kept, random_state_kept
 from lobo_fx.passes.training.checkpoint import Checkpoint, Identity
-from lobo_fx.passes.training.learning_rate import JUDGES, RATES, apart, best_rate, length_of_trials
+from lobo_fx.passes.training.learning_rate import JUDGES, best_rate
 from lobo_fx.passes.training.objective import Objective, frozen_parts, trainable
 from lobo_fx.passes.training.optimizers import make_optimizer, make_schedule
 from lobo_fx.passes.training.training_pass import TrainingPass
@@ -322,16 +322,20 @@ class Loop:
                 _seed_loader(self.context.train_data, self._draw(epoch))
                 yield from self.data.training_batches()
 
-        steps = length_of_trials(math.ceil(self._batches() / self.settings.accumulate))
-        total = steps * self.settings.accumulate
-        with self._together():
-            seen, judges = apart(itertools.islice(endless(), total + JUDGES))
+        def read(batches: Iterator[tuple[Inputs, Any]], count: int) -> list[tuple[Inputs, Any]]:
+            with self._together():
+                return list(itertools.islice(batches, count))
+
+        judges = read(endless(), JUDGES)
         before = copy.deepcopy(self.objective.state_dict())
 
-        def trial(rate: float) -> float:
+        def trial(rate: float, steps: int) -> float:
+            total, batches = steps * self.settings.accumulate, endless()
             self._make_optimizer(rate, steps)
             try:
-                for number, batch in enumerate(itertools.islice(itertools.cycle(seen), total)):
+                read(batches, JUDGES)
+                for number in range(total):
+                    (batch,) = read(batches, 1)
                     _seed(self._draw(number))
                     self._step(number, total, *batch)
                 with torch.no_grad():  # in training mode, as the losses above: what is frozen stays so
@@ -343,8 +347,8 @@ class Loop:
                 self.objective.load_state_dict(before)
                 self.objective.begin_step(0.0)
 
-        self.trained.rate = best_rate(trial)
-        self.trained.rate_from = f"best of {len(RATES)} trials of {steps} steps"
+        found = best_rate(trial, math.ceil(self._batches() / self.settings.accumulate))
+        self.trained.rate, self.trained.rate_from = found.rate, found.reason
 
     def _batches(self) -> int:
         """How many batches training sees.

@@ -22,7 +22,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.program import Program
 from lobo_fx.passes import FineTune, PruneWeights
 from lobo_fx.passes.training import fine_tune, loop
-from lobo_fx.passes.training.learning_rate import RATES, length_of_trials
+from lobo_fx.passes.training.learning_rate import JUDGES, RATES, Found, length_of_trials
 from lobo_fx.passes.training.objective import Objective
 from lobo_fx.result import Result
 
@@ -205,7 +205,7 @@ def test_a_rate_is_found_and_the_model_is_as_before(program: Program) -> None:
         return cross_entropy(outputs, labels)
 
     found = tuned(program, batches(), loss_fn=loss_fn, learning_rate="auto")
-    assert len(seen) <= len(RATES) * (length_of_trials(10) + 6) + 15
+    assert len(seen) <= len(RATES) * (length_of_trials(10) + JUDGES) + 15
     said = re.search(r"learning rate ([\d.e-]+), best of 6 trials of 8 steps", reasons(found))
     assert said
     rate = float(said.group(1))
@@ -218,19 +218,20 @@ def test_a_rate_is_found_and_the_model_is_as_before(program: Program) -> None:
 def test_a_trial_is_a_short_training(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: dict[float, float] = {}
 
-    def best(trial: Callable[[float], float]) -> float:
-        losses.update({rate: trial(rate) for rate in (1e-3, 1e-2)})
-        return 1e-2
+    def best(trial: Callable[[float, int], float], steps: int) -> Found:
+        assert steps == 5  # fifteen batches
+        losses.update({rate: trial(rate, 8) for rate in (1e-3, 1e-2)})
+        return Found(1e-2, "")
 
     monkeypatch.setattr(loop, "best_rate", best)
     tuned(program, batches(), learning_rate="auto", epochs=3, clip_norm=0.05, accumulate=3, optimizer=sgd)
-    read = (batches() * 6)[:30]  # eight steps of three batches, and six to judge by
+    judges, read = (batches() * 2)[:6], (batches() * 7)[6:]
 
     def oracle(rate: float, clip: float = 0.05, accumulate: int = 3) -> float:
         model = network()
         length = 8 * accumulate
         written_out(model, read[:length], epochs=1, rate=rate, clip=clip, accumulate=accumulate, make=sgd)
-        return sum(float(cross_entropy(model(x).detach(), y)) for x, y in read[24:]) / 6
+        return sum(float(cross_entropy(model(x).detach(), y)) for x, y in judges) / 6
 
     for rate, found in losses.items():
         assert found == pytest.approx(oracle(rate), rel=1e-5)
@@ -511,8 +512,7 @@ def test_the_best_weights_are_kept(program: Program, best: int) -> None:
 
 def test_a_trial_that_diverges_leaves_nothing_behind(program: Program) -> None:
     calls = iter(range(1000))
-    judges = 3  # of 14 batches that are read
-    stops = len(RATES[:-1]) * (length_of_trials(10) + judges) + 1  # the second step of the last trial
+    stops = len(RATES[:-1]) * (length_of_trials(10) + JUDGES) + 1  # the second step of the last trial
 
     def loss_fn(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss = cross_entropy(outputs, labels)

@@ -23,6 +23,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.passes import QuantizationAwareTraining, QuantizeStatic
 from lobo_fx.passes.quantization.integers.training_ranges import LearnedRange
 from lobo_fx.passes.training import loop, quantization_aware
+from lobo_fx.passes.training.learning_rate import Found
 from lobo_fx.result import Result
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -143,9 +144,9 @@ def test_what_a_trial_settles_follows_again(monkeypatch: pytest.MonkeyPatch) -> 
             following = [bool(part.observer_enabled[0]) for part in observers]  # those of weights always do
             seen.append((bool(arguments(norm)["training"]), all(following)))
 
-    def one(trial: Callable[[float], float]) -> float:
-        assert trial(1e-3) < math.inf
-        return 1e-3
+    def one(trial: Callable[[float, int], float], steps: int) -> Found:
+        assert trial(1e-3, 8) < math.inf
+        return Found(1e-3, "")
 
     monkeypatch.setattr(quantization_aware, "_Quantized", Noted)
     monkeypatch.setattr(loop, "best_rate", one)
