@@ -30,7 +30,7 @@ class TrainingPass(Pass):
     Attributes:
         epochs: passes over the training data.
         steps: how many steps to train instead of epochs; needed where the data does not say how long it is.
-        learning_rate: the highest; `auto` takes the best of some short trainings on the data at hand.
+        learning_rate: the highest; `auto` finds it by some short trainings on the data at hand.
         optimizer: name of one of `torch.optim`'s, or a function of groups of parameters and `lr=`.
         weight_decay: of weights; biases and norms have none.
         schedule: `cosine`, `linear` or `constant`, or a function from an optimizer to a `torch.optim.lr_scheduler`.
