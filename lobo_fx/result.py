@@ -130,8 +130,8 @@ class Result:
             path: the file to write; nothing is left there when anything goes wrong.
             exporter: name of the format, or an exporter with settings of its own.
             confirm: measure the file in turn with the original's where integer kernels were chosen by what they are
-                estimated to cost; if it is slower, it computes in float instead, weights still int8, and the report
-                says so.
+                estimated to cost, and with the same in float where the network was pruned; if it is slower, it computes
+                in float instead, weights still int8, and the report says so.
             storage: `packed` stores pruned weights as a bit mask and what is not zero, where that is smaller; the file
                 computes the same as fast, and loads a little later. None is what the exporter does: `dense`.
             values: `float16` or `bfloat16`: packed weights are rounded to it, and widened when the file is loaded.
@@ -188,6 +188,7 @@ class Result:
                 RUNTIMES.ours(RUNTIMES.default)(),
                 named_arrays(self.program, with_rows(self.program, 1)),
                 self.progress,
+                alike=self.report.rows[-1].macs == self.report.rows[0].macs,
             )
         if found.takes_back:
             self.pipeline, self.program, self.report.rows = trial, trial.program, trial.rows

@@ -21,7 +21,7 @@ class Confirmation:
 
     Attributes:
         compiled: of the file with integer kernels.
-        floating: of the same in float; None where it was not measured, since the file is no slower than the original.
+        floating: of the same in float; None where it was not measured, since the original's is as good as that.
     """
 
     compiled: float
@@ -30,13 +30,20 @@ class Confirmation:
     @property
     def takes_back(self) -> bool:
         """Whether the file in float is to take the place of the compiled one: by a difference that can be shown."""
-        return self.floating is not None and round(self.compiled, 2) > max(1.0, round(self.floating, 2))
+        return self.floating is not None and round(self.compiled / self.floating, 2) > 1
 
 
 def confirm(
-    original: Path, compiled: Path, floating: Callable[[], Path], runtime: Runtime, arrays: Arrays, progress: bool
+    original: Path,
+    compiled: Path,
+    floating: Callable[[], Path],
+    runtime: Runtime,
+    arrays: Arrays,
+    progress: bool,
+    *,
+    alike: bool,
 ) -> Confirmation:
-    """Measures the compiled file in turn with the original, and with the same in float where it is slower.
+    """Measures the compiled file in turn with the original, and with the same in float where that may be faster.
 
     Args:
         original: the original's file.
@@ -45,6 +52,8 @@ def confirm(
         runtime: what runs them.
         arrays: one row of inputs.
         progress: whether to draw a progress bar.
+        alike: whether the original computes as much as the file in float would: one that is faster than it is then
+            faster than that. Of a pruned network it says nothing.
     """
     files = {"original": original, "compiled": compiled}
 
@@ -54,7 +63,7 @@ def confirm(
         return ratios[label]
 
     ratios: dict[str, float] = {}
-    if ratio("compiled", _FIRST_ROUNDS) <= 1:
+    if alike and ratio("compiled", _FIRST_ROUNDS) <= 1:
         return Confirmation(ratios["compiled"])
     files["floating"] = floating()
     return Confirmation(ratio("compiled", _LAST_ROUNDS), ratios["floating"])

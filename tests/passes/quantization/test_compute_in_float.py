@@ -17,7 +17,7 @@ from lobo_fx import Result
 from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.latency import Benchmark, Latency
-from lobo_fx.passes import ComputeInFloat, QuantizeStatic
+from lobo_fx.passes import ComputeInFloat, PruneChannels, QuantizeStatic
 
 IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -107,6 +107,23 @@ def test_the_whole_file_confirms_or_takes_back(
     assert any(words in note for note in result.report.notes) if words else not any("slower" in n for n in operators)
     assert signal_to_noise(expected, result.module(IMAGES)) > 30
     assert sorted(path.name for path in tmp_path.iterdir()) == ["free_integers.json", "model.onnx"]
+
+
+@pytest.mark.parametrize(("floating", "integer"), [(0.2, False), (0.4, True)])
+def test_a_pruned_network_is_measured_beside_itself_in_float(
+    floating: float, integer: bool, free_integers: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled(PruneChannels(0.5), QuantizeStatic())  # measures what costs the table must have
+    result = compiled(PruneChannels(0.5), QuantizeStatic(costs=free_integers()))
+
+    def measured(files: Mapping[str, Path], *args: Any, **settings: Any) -> Benchmark:
+        times = {label: {"original": 1.0, "compiled": 0.3, "floating": floating}[label] for label in files}
+        return Benchmark("test", 1, 1, 1, {label: Latency(t, t, t, t, 1) for label, t in times.items()})
+
+    monkeypatch.setattr("lobo_fx.contracts.confirmation.benchmark", measured)
+    operators = [node.op_type for node in onnx.load(result.export(tmp_path / "model.onnx").path).graph.node]
+    assert ("QuantizeLinear" in operators) == integer
+    assert any("taken back: the file took 0.30 times" in note for note in result.report.notes) != integer
 
 
 def test_what_was_asked_for_is_not_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
