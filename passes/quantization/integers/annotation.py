@@ -4,7 +4,8 @@ Formats: 8-bit activations (asymmetric, per tensor), int8 weights (symmetric, pe
 biases whose scale is input scale × weight scale. A float bias would keep ONNX Runtime from fusing.
 
 Regions: (1) a convolution quantizes its input, and its output where the activation after it ends;
-(2) a linear layer quantizes its input and gives float, since what follows it mostly is float;
+(2) a linear layer quantizes its input and gives float, since what follows it mostly is float, but for an activation
+that the runtime would merge into the float product;
 (3) sums, products, concatenations, averages, sigmoid and leaky ReLU quantize what they read and what they give;
 (4) maxima, resizes to the nearest, and reshapes hand a quantized value on. Which operators take part was decided
 before: `lobo_fx.passes.quantization.integers.placement`.

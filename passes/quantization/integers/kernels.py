@@ -83,12 +83,15 @@ class KernelTable:
         lines: the families that it computes.
         passing: operators that hand integers on, of the same scale and zero point.
         fusing: activations that are folded into the operator before them: they only cut the range that is quantized.
+        absorbed: activations that are merged into a float product of two dimensions with a bias: it then runs as
+            integers only where what leaves it is quantized.
     """
 
     runtime: str
     lines: tuple[IntegerKernel, ...]
     passing: frozenset[object]
     fusing: frozenset[object]
+    absorbed: frozenset[object] = frozenset()
 
     def __post_init__(self) -> None:
         named = [operator for line in self.lines for operator in line.operators] + [*self.passing, *self.fusing]
@@ -126,7 +129,14 @@ class KernelTable:
     def gives_integers(self, node: fx.Node) -> bool:
         """Whether what leaves an operator that runs as integers is quantized."""
         line = self.line(node)
-        return line is None or not line.gives_float
+        return line is None or not line.gives_float or self._is_absorbing(node)
+
+    def _is_absorbing(self, node: fx.Node) -> bool:
+        layer, users = layer_of(node), list(node.users)
+        if layer is None or layer.bias is None or len(users) != 1 or not is_call(users[0], *self.absorbed):
+            return False
+        value = layer.input.meta.get("val")
+        return value is not None and value.dim() == 2
 
 
 # Why a call has no integer kernel. Tensors come as nodes whose `meta["val"]` holds dtype and shape.
@@ -314,6 +324,8 @@ def _line(
     return IntegerKernel(frozenset(operators), describe, refuse, gives_float, starts)
 
 
+_CUTTING = frozenset({aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default})
+
 # Softmax has no line: its integer kernel is slower wherever measured, and rounds in a way of its own.
 ONNX_RUNTIME = KernelTable(
     "onnxruntime",
@@ -331,7 +343,10 @@ ONNX_RUNTIME = KernelTable(
     ),
     passing=VALUE_PRESERVING
     | {aten.upsample_nearest2d.vec, aten.pixel_shuffle.default, aten.expand.default, aten.repeat.default},
-    fusing=frozenset({aten.relu.default, aten.hardtanh.default, aten.relu6.default, aten.clamp.default}),
+    fusing=_CUTTING,
+    absorbed=_CUTTING  # by Gemm, before ONNX Runtime looks for integers
+    | {aten.leaky_relu.default, aten.elu.default, aten.selu.default, aten.softplus.default}
+    | {aten.sigmoid.default, aten.tanh.default, aten.hardsigmoid.default},
 )
 
 TABLES: Mapping[str, KernelTable] = {table.runtime: table for table in (ONNX_RUNTIME,)}

@@ -224,7 +224,7 @@ class Choices:
                 continue
             if line.starts or quantized.issuperset(node.all_input_nodes):
                 integer.append(node)
-                quantized |= set() if line.gives_float else {table.end(node)}
+                quantized |= {table.end(node)} if table.gives_integers(node) else set()
             else:
                 floating[node.name] = "what it reads is float"
         return integer, floating

@@ -31,6 +31,7 @@ Array = npt.NDArray[Any]
 Observer = Literal["min_max", "histogram"]
 IMAGES = torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(11))
 VECTORS = torch.randn(6, 10, generator=torch.Generator().manual_seed(12))
+ROWS = torch.randn(64, 10, generator=torch.Generator().manual_seed(14))
 SEQUENCES = torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(13))
 
 
@@ -310,6 +311,33 @@ def test_the_file_runs_as_integers_and_agrees_with_pytorch(kind: str, tmp_path: 
     assert difference.max() <= 0.02, "a step of rounding at most"
     assert np.median(difference) <= 1e-6
     assert signal_to_noise(model(x), result.module(x)) > 30
+
+
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.Softplus,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Hardsigmoid,
+    nn.ReLU6,
+    nn.GELU,
+)
+"""Most of them are merged into a float product of two dimensions, which no integer kernel takes the place of then."""
+
+
+@pytest.mark.parametrize(
+    "activation", [ACTIVATIONS[0], *(pytest.param(a, marks=pytest.mark.slow) for a in ACTIVATIONS[1:])]
+)
+def test_a_flat_layer_runs_as_integers_whatever_follows(activation: type[nn.Module], tmp_path: Path) -> None:
+    result = quantize(nn.Sequential(nn.Linear(10, 8), activation(), nn.Hardswish()).eval(), ROWS)
+    artifact = result.export(tmp_path / "model.onnx")
+    assert artifact.details["kernels"].get("QGemm") == 1
+    assert not set(FLOAT_KERNELS) & set(artifact.details["kernels"])
+    expected = result.module(ROWS).detach().numpy()
+    assert np.abs(run_file(artifact, ROWS) - expected).max() <= 0.02 * np.abs(expected).max(), "a step of rounding"
 
 
 def small_resnet() -> nn.Module:

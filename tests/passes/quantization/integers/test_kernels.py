@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import lobo_fx
+from lobo_fx.graph.operators import aten
 from lobo_fx.passes.quantization.integers.kernels import (
     ONNX_RUNTIME,
     TRACED,
@@ -181,6 +182,23 @@ def test_activations_are_folded_where_they_cut_a_range_that_holds_zero() -> None
     assert fuses(nn.Hardtanh(-1, 2))
     assert not fuses(nn.Hardtanh(0.5, 2))
     assert not fuses(nn.GELU())
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "integers"),
+    [
+        (nn.Sequential(nn.Linear(4, 3), nn.Tanh()), torch.randn(2, 4), True),
+        (nn.Sequential(nn.Linear(4, 3), nn.GELU()), torch.randn(2, 4), False),
+        (nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh()), torch.randn(2, 4), False),  # a product, with no Gemm
+        (nn.Sequential(nn.Linear(4, 3), nn.Tanh()), torch.randn(2, 5, 4), False),
+        (nn.Linear(4, 3), torch.randn(2, 4), False),
+    ],
+)
+def test_a_flat_layer_gives_integers_where_its_activation_would_be_merged(
+    model: nn.Module, x: torch.Tensor, integers: bool
+) -> None:
+    (node,) = lobo_fx.trace(model, x).graph.find_nodes(op="call_function", target=aten.linear.default)
+    assert ONNX_RUNTIME.gives_integers(node) == integers
 
 
 def test_an_operator_stands_in_one_line() -> None:
