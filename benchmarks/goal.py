@@ -141,7 +141,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
     for (network, budget, method), alike in grouped(rows, "network", "budget", "method").items():
         found = [row for row in alike if "refused" not in row]
         if len(found) < len(alike):
-            cells = ["", f"refused {len(alike) - len(found)} times", "", ""]
+            cells = ["", f"refused {len(alike) - len(found)} of {len(alike)}", "", ""]
         else:
             score, original = (statistics.fmean(row[name] for row in found) for name in ("score", "original"))
             latencies = [row["latency"] for row in found]

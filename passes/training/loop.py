@@ -117,7 +117,8 @@ def _fell(values: Sequence[float]) -> bool:
 def _told(trained: Trained, settings: TrainingPass, stage: str) -> str:
     """What the report says of a training."""
     name = f"{settings.name} ({stage})" if stage else settings.name
-    said = f"{name}: {trained.batches} batches in {len(trained.losses)} epochs, {trained.seconds:.0f} s"
+    epochs = f"{len(trained.losses)} epoch" + "s" * (len(trained.losses) != 1)
+    said = f"{name}: {trained.batches} batches in {epochs}, {trained.seconds:.0f} s"
     said += f"; learning rate {trained.rate:.2g}, {trained.rate_from}"
     if len(trained.losses) > 1:
         said += f"; loss {trained.losses[0]:.4g} in the first epoch, {trained.losses[-1]:.4g} in the last"

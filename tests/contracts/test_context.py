@@ -254,7 +254,14 @@ class Joined(nn.Module):
 
 @pytest.mark.parametrize(
     ("compiled", "floating", "taken_back"),
-    [(1.2, 1.0, True), (1.2, 1.3, False), (1.004, 0.97, False), (1.2, 1.199, False), (0.9, None, False)],
+    [
+        (1.2, 1.0, True),
+        (1.2, 1.3, False),
+        (0.3, 0.2, True),
+        (0.3, 0.299, False),
+        (1.2, 1.199, False),
+        (0.9, None, False),
+    ],
 )
 def test_integers_are_taken_back_by_a_difference_that_can_be_shown(
     compiled: float, floating: float | None, taken_back: bool

@@ -132,11 +132,20 @@ class KernelTable:
         return line is None or not line.gives_float or self._is_absorbing(node)
 
     def _is_absorbing(self, node: fx.Node) -> bool:
-        layer, users = layer_of(node), list(node.users)
-        if layer is None or layer.bias is None or len(users) != 1 or not is_call(users[0], *self.absorbed):
+        layer, reader = layer_of(node), _reader(node)
+        if layer is None or layer.bias is None or reader is None or not is_call(reader, *self.absorbed):
             return False
-        value = layer.input.meta.get("val")
+        source = layer.input.args[0] if layer.input.op == "call_module" else layer.input  # what is observed
+        value = source.meta.get("val") if isinstance(source, fx.Node) else None
         return value is not None and value.dim() == 2
+
+
+def _reader(node: fx.Node) -> fx.Node | None:
+    """The only reader of a node, behind an observer or two; None where it has several, or none."""
+    users = list(node.users)
+    while len(users) == 1 and users[0].op == "call_module":
+        users = list(users[0].users)
+    return users[0] if len(users) == 1 else None
 
 
 # Why a call has no integer kernel. Tensors come as nodes whose `meta["val"]` holds dtype and shape.
