@@ -171,8 +171,8 @@ class OnnxExporter:
 
     def _translate(self, program: Program) -> Any:
         table = translation_table(self.translations, program)
+        program = with_translated_calls(program, table)  # first: what the others insert has no shapes
         program = with_plain_products(with_plain_attention(with_drawn_dropout(program)))
-        program = with_translated_calls(program, table)
         with without_gradients(program), quiet(), not_unrolled():
             exported = as_decomposed(exported_program(program), table)
             try:

@@ -30,6 +30,14 @@ class Differences(nn.Module):
         return x.diff(dim=0), high - low
 
 
+class DeepAttention(nn.Module):
+    """What is decomposed reads what another rewriting for `torch.onnx` puts in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.unsqueeze(1)
+        return nn.functional.scaled_dot_product_attention(x, x, x).diff(dim=-1)
+
+
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[ExportedProgram]:
     """The programs that `torch.onnx` traced again."""
@@ -67,7 +75,9 @@ def test_nothing_is_copied_where_everything_has_a_function() -> None:
     assert with_translated_calls(program, {}) is program
 
 
-@pytest.mark.parametrize("module", [Differences(), nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Hardswish())])
+@pytest.mark.parametrize(
+    "module", [Differences(), DeepAttention(), nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Hardswish())]
+)
 def test_what_stands_instead_computes_the_same(module: nn.Module, tmp_path: Path) -> None:
     program = program_of(module)
     plain = with_translated_calls(program, {})
