@@ -1,6 +1,6 @@
 """Accuracy, size and latency of four image classifiers, compressed in every way that reports/001 lists, and some more.
 
-    python benchmarks/report_001.py [--quick] [network ...]
+    python benchmarks/report_001.py [--quick] [--rows 'Pruning*' ...] [network ...]
 
 Networks: a plain CNN of six stages of two convolutions, LeNet-5 with more channels, EfficientNet-B0 and ResNet-50, for
 images of one channel and 28×28 pixels: letters and numerals of fonts that training did not see (`tasks.glyphs`). Every
@@ -178,7 +178,7 @@ def main() -> None:
             part.sample(count) for part, count in ((learned, 512), (validation, 64), (test, 64))
         )
         training = {"steps": 4, "learning_rate": 1e-3}
-    results = Results(chosen.output)
+    results = Results(chosen.output, chosen.rows)
     for name, recipe in networks.items():
         task = dataclasses.replace(GLYPHS, models={name: recipe}, load=lambda cache: (learned, test))
         if chosen.quick:

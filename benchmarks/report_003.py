@@ -1,6 +1,6 @@
 """A language model, half of it pruned by consensus: speed, memory and tokens a second beside what it still knows.
 
-    python benchmarks/report_003.py [--quick]
+    python benchmarks/report_003.py [--quick] [--rows PATTERN ...]
 
 The decoder of `tasks.language`: 15.5 million parameters, characters of Python's standard library. Several criteria vote
 on what goes; the rest is refitted and distilled from the original. Latency is of one row of 128 characters;
@@ -84,7 +84,7 @@ def main() -> None:
     else:
         module = TASK.trained("Decoder", chosen.cache)
     trial = Trial(module, learned, validation, test, TASK.loss, TASK.score, batch=16, workdir=chosen.workdir)
-    results = Results(chosen.output)
+    results = Results(chosen.output, chosen.rows)
 
     def tell(file: nn.Module) -> dict[str, float]:
         assert prompts.shape[1] == CONTEXT

@@ -1,6 +1,6 @@
 """A neural receiver, compressed in every way that reports/004 lists; scored by its bit error rate.
 
-    python benchmarks/report_004.py [--quick]
+    python benchmarks/report_004.py [--quick] [--rows 'student*' ...]
 
 The demapper of `tasks.receiver` (98,000 parameters) beside the exact demapper, which no network can beat. Rows that
 train get the same epochs; the rows of the report without training stand beside them.
@@ -89,7 +89,7 @@ def main() -> None:
         module = TASK.models["Demapper"].build().eval()
     module = TASK.trained("Demapper", chosen.cache) if module is None else module
     trial = Trial(module, learned, validation, test, TASK.loss, TASK.score, workdir=chosen.workdir)
-    results = Results(chosen.output)
+    results = Results(chosen.output, chosen.rows)
     exact = {str(snr): rate for snr, rate in exact_rates(test).items()}
 
     def tell(file: nn.Module) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import fnmatch
 import functools
 import gzip
 import json
@@ -232,16 +233,19 @@ class Results:
 
     Args:
         path: of the JSON file; the markdown lies beside it.
+        wanted: patterns of the rows that are measured; those that the file has stay in it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, wanted: Sequence[str] = ("*",)) -> None:
+        self.path, self.wanted = path, wanted
         self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text())["networks"] if path.exists() else {}
 
     def measure(self, network: str, variants: Sequence[Variant], run: Callable[[Variant], dict[str, Any]]) -> None:
         """Runs what is missing or was made with other settings, and keeps every row as soon as it is there."""
         found = self.rows.setdefault(network, {})
         for variant in variants:
+            if not any(fnmatch.fnmatch(variant.key, pattern) for pattern in self.wanted):
+                continue
             row = found.get(variant.key)
             if row is None or variant.recipe != {
                 key: row.get(key, none) for key, none in Variant("", "").recipe.items()
@@ -277,7 +281,7 @@ def options(description: str, name: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help="which networks; default: all")
     parser.add_argument("--quick", action="store_true", help="a few rows and steps, to see that it works")
-    parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of the rows wanted (trained_weights.py)")
+    parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of the rows wanted, such as 'student*'")
     parser.add_argument("--threads", type=int, default=2, help="to train with; latency is of one thread")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="folder for data and weights (%(default)s)")
     parser.add_argument("--output", type=Path, help=f"JSON file (docs/reports/{name}; with --quick in the cache)")

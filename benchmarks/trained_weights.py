@@ -20,7 +20,6 @@ distillation.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -111,7 +110,7 @@ COLUMNS: dict[str, Callable[[str, dict[str, Any]], str]] = {
 def main() -> None:
     """Runs what is missing, and writes JSON and markdown."""
     chosen = options(__doc__ or "", "trained_weights.json")
-    results = Results(chosen.output)
+    results = Results(chosen.output, chosen.rows)
     for name, load in NETWORKS.items():
         if name not in (chosen.networks or (["R-Net"] if chosen.quick else NETWORKS)):
             continue
@@ -130,8 +129,7 @@ def main() -> None:
                 words = f"{type(error).__name__}: {error}".splitlines()[0]
                 return {"failed": words, "seconds": time.perf_counter() - start}
 
-        rows = [row for row in variants(network, training) if any(fnmatch.fnmatch(row.key, p) for p in chosen.rows)]
-        results.measure(name, rows, run)
+        results.measure(name, variants(network, training), run)
     print(results.write_markdown("Networks with trained weights", COLUMNS, REMARK))
 
 
