@@ -1,8 +1,8 @@
 """Programs between passes, kept in a folder: a compilation that was interrupted goes on after its last whole pass.
 
 A state is named by all that it depends on: the program that passes began with, the passes so far with all their
-settings, the seed and the data. So nothing has to be compared when a state is looked for, and passes may be changed
-from any place on.
+settings and their code, the seed and the data. So nothing has to be compared when a state is looked for, and passes
+may be changed from any place on.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lobo_fx import saving
-from lobo_fx.checksums import checksum_of_data, checksum_of_program
+from lobo_fx.checksums import checksum_of_code, checksum_of_data, checksum_of_program
 from lobo_fx.contracts.candidates import Candidate, Plans
 from lobo_fx.contracts.passbase import Pass, shown
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import make_folder
 from lobo_fx.graph.notes import Note
-from lobo_fx.version import __version__
 
 __all__ = ["Workdir"]
 
@@ -43,8 +42,9 @@ class Workdir:
         self.folder, self.pipeline = folder, pipeline
         context = pipeline.context
         data = [checksum_of_data(context.calibration_data), checksum_of_data(context.train_data)]
-        given = [shown(function) for function in (context.loss_fn, context.evaluate)]
-        self.start = json.dumps([__version__, checksum_of_program(pipeline.program), context.seed, data, given])
+        functions = context.loss_fn, context.evaluate
+        given = [*map(shown, functions), checksum_of_code(*functions)]
+        self.start = json.dumps([checksum_of_program(pipeline.program), context.seed, data, given])
 
     def run(self, passes: Sequence[Pass]) -> None:
         """Runs passes, those that were run before aside, and keeps what each leaves."""
@@ -96,5 +96,5 @@ class Workdir:
     def _place(self, passes: Sequence[Pass]) -> Path:
         """Where the state after these passes is kept."""
         settings = [(pass_.name, pass_.all_settings) for pass_ in passes]
-        described = f"{self.start}{json.dumps(settings, default=shown)}"
+        described = f"{self.start}{checksum_of_code(*map(type, passes))}{json.dumps(settings, default=shown)}"
         return self.folder / f"{passes[-1].name}-{hashlib.sha256(described.encode()).hexdigest()[:_DIGITS]}"

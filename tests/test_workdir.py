@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
+import sys
+import types
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +15,7 @@ import torch
 from torch import nn
 
 import lobo_fx
-from lobo_fx import ContractError, InvalidInput
+from lobo_fx import ContractError, InvalidInput, checksums
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.graph.program import Program
@@ -96,6 +99,49 @@ def test_other_settings_of_an_earlier_pass_run_all_that_follow(tmp_path: Path) -
     compiled(tmp_path, PruneWeights(0.5), Counted())
     compiled(tmp_path, PruneWeights(0.25), Counted())
     assert len(Counted.runs) == 2
+
+
+def test_a_pass_whose_code_changed_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pass of one's own its module counts; of lobo-fx's the whole package, for it may call any module there."""
+
+    def compiled_with(width: int) -> int:
+        (tmp_path / "a_pass_of_mine.py").write_text(
+            f"from tests.test_workdir import Counted\nclass Mine(Counted): {width}\n"
+        )
+        checksums._checksum_of_sources.cache_clear()
+        sys.modules.pop("a_pass_of_mine", None)
+        mine = importlib.import_module("a_pass_of_mine").Mine
+        importlib.invalidate_caches()
+        compiled(tmp_path / "work", mine())
+        return len(Counted.runs)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [compiled_with(1), compiled_with(1), compiled_with(2)] == [1, 1, 2]
+
+
+def test_the_code_of_lobo_fx_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = types.ModuleType("lobo_fx.made_up")
+    package.__path__ = [str(tmp_path)]
+    module = types.ModuleType("lobo_fx.made_up.inner")
+    for each in (package, module):
+        monkeypatch.setitem(sys.modules, each.__name__, each)
+
+    def function() -> None: ...
+
+    function.__module__ = module.__name__
+
+    def checksum() -> str:
+        checksums._checksum_of_sources.cache_clear()
+        return checksums.checksum_of_code(function)
+
+    found = [checksum(), checksums.checksum_of_code(functools.partial(function))]
+    (tmp_path / "another.py").write_text("x = 1")
+    found.append(checksum())
+    (tmp_path / "another.py").write_text("x = 2")
+    found.append(checksum())
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    assert checksums.checksum_of_code(len) == checksums.checksum_of_code(sorted)  # built in: no file
 
 
 def test_a_damaged_state_is_left_aside(tmp_path: Path) -> None:
