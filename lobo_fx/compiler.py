@@ -76,7 +76,8 @@ def compile(
         seed: for whatever a pass draws at random.
         workdir: a folder where the program is kept after every pass: the same call, interrupted, goes on after the last
             whole pass, and with other passes at the end, from where they differ. Data is told apart by its content
-            where it is a list; give another folder where a loader's data changes, or what `loss_fn` or `evaluate` do.
+            where it is a list, passes, `loss_fn` and `evaluate` also by the code of their modules; give another folder
+            where a loader's data changes, or code that they call elsewhere.
         progress: whether to draw progress on the terminal.
 
     Returns:

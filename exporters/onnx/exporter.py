@@ -36,12 +36,12 @@ from lobo_fx.exporters.onnxruntime.session_options import SUFFIX
 from lobo_fx.exporters.parity import check_draws, check_parity, is_quantized, state_error
 from lobo_fx.files import followed, written_beside
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.masks import without_masks
 from lobo_fx.graph.operators import aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.randomness import drawing, draws
-from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.running import written_buffers
 from lobo_fx.graph.shapes import output_values
 from lobo_fx.graph.tensors import unusual_weight
@@ -173,7 +173,7 @@ class OnnxExporter:
         table = translation_table(self.translations, program)
         program = with_translated_calls(program, table)  # first: what the others insert has no shapes
         program = with_plain_products(with_plain_attention(with_drawn_dropout(program)))
-        with without_gradients(program), quiet(), not_unrolled():
+        with without_gradients(program), quiet(), shapes_known():
             exported = as_decomposed(exported_program(program), table)
             try:
                 return torch.onnx.export(

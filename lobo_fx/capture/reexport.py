@@ -11,8 +11,8 @@ from torch.export import Dim, ExportedProgram
 from lobo_fx.capture.free_dimensions import as_dim, write_free_dimensions
 from lobo_fx.errors import ExportError
 from lobo_fx.graph.inputs import Inputs, dynamic_shapes_of
+from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.shapes import dimension_names, expression
 from lobo_fx.measures.counts import rows
 from lobo_fx.terminal.quiet import quiet
@@ -44,7 +44,7 @@ def exported_program(program: Program) -> ExportedProgram:
 
     inputs = with_rows(program, max(2, rows(program)))
     shapes = dynamic_shapes_of(inputs, program.module.forward, free)
-    with quiet(), not_unrolled(), program.inference():
+    with quiet(), shapes_known(), program.inference():
         try:
             exported = torch.export.export(
                 program.module,

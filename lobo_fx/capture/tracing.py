@@ -24,12 +24,12 @@ from lobo_fx.capture.recurrent_stacks import separate_layers
 from lobo_fx.capture.refusals import check_dynamic_shapes, check_traceable
 from lobo_fx.errors import InvalidInput, TraceError
 from lobo_fx.graph.inputs import FREED, HOW_TO_PASS, DynamicShapes, Inputs, as_inputs
+from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.masks import restore_masks
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program, ProgramModule, mark_always_training, seal
 from lobo_fx.graph.provenance import describe, user_line
 from lobo_fx.graph.randomness import random_state_kept
-from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.shapes import PropagationError, has_free_dimension, propagate
 from lobo_fx.graph.tensors import register
 from lobo_fx.sources.known_inputs import find_inputs
@@ -143,7 +143,7 @@ def _export(
         _inference_mode(model),
         gathered_named(model, inputs),
         quiet(),
-        not_unrolled(),
+        shapes_known(),
         no_errors_printed(),
         constants_located(constants) as fixed,
     ):

@@ -1,26 +1,18 @@
-"""Recurrent layers: what a call of one is given, and their shapes, which are known without unrolling them.
-
-PyTorch follows a recurrent layer by unrolling it, and throws the steps away: 48 s for a bidirectional LSTM of two
-layers over 160 steps. What its outputs' shapes are needs none of that.
-"""
+"""Recurrent layers: what a call of one is given, and their shapes, which are known without unrolling them."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
-from torch._decomp import decomposition_table
 
-from lobo_fx.graph.operators import RECURRENT, arguments
-from lobo_fx.process import CAPTURE, Shared
+from lobo_fx.graph.operators import arguments
+from lobo_fx.graph.tensors import require
 
-__all__ = ["Recurrent", "not_unrolled"]
+__all__ = ["Recurrent", "empty_outputs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,70 +64,21 @@ class Recurrent:
         return self.num_layers == 1 and not self.is_projected
 
 
-_OF_THREAD = threading.local()
-_originals: dict[Any, tuple[dict[Any, Any], Callable[..., Any]]] = {}
+def empty_outputs(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+    """Of a call of `aten.lstm.input` or its like: `[steps, rows, directions × hidden]`, and the last states.
 
-
-@contextlib.contextmanager
-def not_unrolled() -> Iterator[None]:
-    """Within, and in this thread alone, recurrent operators on fake tensors give shapes without being unrolled.
-
-    One thread at a time.
+    Raises:
+        RuntimeError: what is given does not fit together.
     """
-    before = getattr(_OF_THREAD, "active", False)
-    with CAPTURE, _REPLACED:
-        _OF_THREAD.active = True
-        try:
-            yield
-        finally:
-            _OF_THREAD.active = before
-
-
-@contextlib.contextmanager
-def _replaced() -> Iterator[None]:
-    # Fake tensors look for a Python kernel of the operator first, and for a decomposition then.
-    for target in RECURRENT:
-        _originals[target] = dict(target.py_kernels), decomposition_table[target]
-        for key, unrolled in target.py_kernels.items():
-            target.py_kernels[key] = _shaped(unrolled)
-        decomposition_table[target] = _shaped(decomposition_table[target])
-        target._dispatch_cache.clear()
-    yield
-    for target, (kernels, decomposition) in _originals.items():
-        target.py_kernels.update(kernels)
-        decomposition_table[target] = decomposition
-        target._dispatch_cache.clear()
-    _originals.clear()
-
-
-_REPLACED = Shared(_replaced)
-
-
-def _shaped(unrolled: Callable[..., Any]) -> Callable[..., Any]:
-    """What gives shapes in a thread that asked for it, and does as before in others."""
-
-    @functools.wraps(unrolled)
-    def shaped(*args: Any, **kwargs: Any) -> Any:
-        return _outputs(*args, **kwargs) if getattr(_OF_THREAD, "active", False) else unrolled(*args, **kwargs)
-
-    return shaped
-
-
-def _outputs(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-    """Empty outputs of `aten.lstm.input` and its like: `[steps, rows, directions × hidden]`, and the last states."""
     call = Recurrent(*args, **kwargs)
     x, states, directions = call.input, call.states, call.directions
     rows, steps = (x.shape[dim] for dim in ((0, 1) if call.batch_first else (1, 0)))
     layers = call.num_layers * directions
     for state in states:
-        _check(state.shape[0] == layers and state.shape[1] == rows, "its states are of other rows or layers")
-    _check(call.params[0].shape[1] == x.shape[-1], "its input is not as wide as its weight")
-    _check(call.params[1].shape[1] == states[0].shape[2], "its states are not as wide as their weight")
+        require(state.shape[0] == layers and state.shape[1] == rows, "its states are of other rows or layers")
+    require(call.params[0].shape[1] == x.shape[-1], "its input is not as wide as its weight")
+    require(call.params[1].shape[1] == states[0].shape[2], "its states are not as wide as their weight")
     every = x.new_empty((steps, rows, directions * states[0].shape[2]))
     if call.batch_first:  # as PyTorch lays it out: `contiguous` after it is no no-op
         every = every.transpose(0, 1)
     return every, *(state.new_empty(state.shape) for state in states)
-
-
-def _check(holds: Any, message: str) -> None:
-    torch._check(holds, lambda: message)  # type: ignore[no-untyped-call]

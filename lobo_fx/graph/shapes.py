@@ -7,6 +7,7 @@ that hard-codes a free dimension is caught rather than silently remembered.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 
+from lobo_fx.graph.known_shapes import known_result, shapes_known
 from lobo_fx.graph.operators import arguments, is_call
-from lobo_fx.graph.recurrent import not_unrolled
 from lobo_fx.graph.tensors import fetch
 
 __all__ = [
@@ -97,90 +98,156 @@ class TensorSpec:
         return f"{self.name}: {str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
 
 
-class _FakeInterpreter(fx.Interpreter):
-    """Runs a graph on fake tensors and keeps each node's value in its metadata."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Computed:
+    """What a node's value was computed from, and the value.
 
-    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
+    Attributes:
+        mode: the fake mode, to which the symbols belong too.
+        call: what is called, with its arguments spelled out.
+        stored: shape, dtype, strides and the like of the stored tensor that it reads.
+        inputs: values of the nodes that it reads.
+        value: the result.
+    """
+
+    mode: FakeTensorMode
+    call: tuple[Any, ...]
+    stored: tuple[Any, ...]
+    inputs: tuple[Any, ...]
+    value: Any = None
+
+    def holds(self, now: _Computed, value: Any) -> bool:
+        """Whether the same would be computed now, and `value` still is what was."""
+        same = self.mode is now.mode and self.call == now.call and self.stored == now.stored
+        inputs = len(self.inputs) == len(now.inputs) and all(map(operator.is_, self.inputs, now.inputs))
+        return same and inputs and self.value is value
+
+
+_COMPUTED = "lobo_fx_computed"
+"""Where a node's metadata keeps that; copies of a graph keep it, as they keep the values."""
+
+
+class _FakeInterpreter(fx.Interpreter):
+    """Runs a graph on fake tensors and keeps each node's value in its metadata.
+
+    A node whose call and inputs are as they were keeps its value. Passes change a part of a graph, and an operator on
+    fake tensors takes as long as a small layer on real ones.
+    """
+
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode, on_node: Callable[[fx.Node, Any], None] | None):
         super().__init__(module)
-        self.mode = mode
-        self.on_node: Callable[[fx.Node, Any], None] | None = None
+        self.mode, self.on_node = mode, on_node
+        self.stored: dict[int, torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        now, known = self._computed(n), n.meta.get("val")
+        if now and self.on_node is None and (last := n.meta.get(_COMPUTED)) and last.holds(now, known):
+            return known
         try:
             value = super().run_node(n)
             if is_call(n, torch.ops.aten.dropout.default) and not arguments(n)["train"]:
                 value = self.map_nodes_to_values(n.args[0], n)  # the operator gives its input; its Python form a copy
         except Exception as error:
             raise PropagationError(n, str(error).split("\n\n")[0]) from error
-        n.meta["val"] = value
         if self.on_node:
             self.on_node(n, value)
+        elif _alike(known, value, self.mode):
+            value = known  # so that what reads it keeps its value too
+        n.meta["val"], n.meta[_COMPUTED] = value, now and dataclasses.replace(now, value=value)
         return value
+
+    def _computed(self, node: fx.Node) -> _Computed | None:
+        """What the node's value depends on; None where that is a graph of a branch, which may change within."""
+        inputs = tuple(source.meta["val"] for source in node.all_input_nodes)
+        value = fetch(self.module, str(node.target)) if node.op == "get_attr" else None
+        if any(isinstance(each, fx.GraphModule) for each in (value, *inputs)):
+            return None
+        facts: tuple[Any, ...] = ()
+        if isinstance(value, torch.Tensor):
+            facts = value.shape, value.dtype, value.stride(), value.requires_grad, value.device
+        return _Computed(self.mode, (node.op, node.target, str(node.args), str(node.kwargs)), facts, inputs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = self.fetch_attr(target)
-        return self.mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
+        if not isinstance(value, torch.Tensor):
+            return value
+        if id(value) not in self.stored:  # not `from_tensor`, which remembers a parameter whose data was exchanged
+            fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+            self.stored[id(value)] = fake.requires_grad_(value.requires_grad)
+        return self.stored[id(value)]
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        known = known_result(target, args, kwargs)
+        return super().call_function(target, args, kwargs) if known is None else known
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Observers hand their input through, and must not see fake tensors."""
         return args[0]
 
 
-@not_unrolled()
+def _alike(known: Any, value: Any, mode: FakeTensorMode) -> bool:
+    """Whether a value is all that it was: the same structure of numbers and of tensors of this mode."""
+    (before, structure), (after, expected) = pytree.tree_flatten(known), pytree.tree_flatten(value)
+    return structure == expected and all(_facts(a, mode) == _facts(b, mode) for a, b in zip(before, after, strict=True))
+
+
+def _facts(value: Any, mode: FakeTensorMode) -> Any:
+    """What can be told of a value without asking its symbols anything, which would fix them."""
+    if isinstance(value, torch.Tensor):
+        sizes = tuple(map(expression, (*value.shape, *value.stride())))
+        ours = isinstance(value, FakeTensor) and value.fake_mode is mode
+        return ours, sizes, value.dtype, value.device, value.requires_grad
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return value.node.shape_env is mode.shape_env, value.node.expr
+    return value
+
+
+class _Symbols(ShapeEnv):
+    """The free dimensions of a graph and of its copies: none may become a constant, or be told from another."""
+
+    def _set_replacement(self, a: sympy.Symbol, tgt: sympy.Expr, msg: str) -> None:
+        """What PyTorch calls where an operator allows some sizes only; the copies would have those sizes too."""
+        if a in self.backed_var_to_val and a not in tgt.free_symbols:
+            raise ValueError(f"a free dimension became {tgt}")
+        super()._set_replacement(a, tgt, msg)
+
+
+@shapes_known()
 def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | None = None) -> None:
     """Sets `meta["val"]` of every node to a fake tensor, from the placeholders' shapes.
 
-    Nothing is done where the graph, what it stores and what it takes are as they were when it was done last.
+    Only what changed since the last time is computed.
 
     Args:
         module: its placeholders must carry a `val` (as traced), whose symbols stay free.
-        on_node: called with each node and its value as it is computed.
+        on_node: called with each node and its value; everything is computed anew then.
 
     Raises:
         PropagationError: an operator refused its inputs, or a free dimension was made a constant.
     """
-    propagated = _what_shapes_depend_on(module)
-    if on_node is None and propagated is not None and module.meta.get(_PROPAGATED) == propagated:
-        return
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    environment = ShapeEnv()
-    mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
-    symbols: dict[sympy.Symbol, sympy.Symbol] = {}
-    values = [_refresh(node.meta.get("val"), mode, environment, symbols) for node in placeholders]
-    interpreter = _FakeInterpreter(module, mode)
-    interpreter.on_node = on_node
+    placeholders = module.graph.find_nodes(op="placeholder")
+    mode = None if on_node else _last_mode(placeholders)
+    if mode is None:
+        mode, symbols = FakeTensorMode(shape_env=_Symbols(), allow_non_fake_inputs=True), dict[Any, Any]()
+        for node in placeholders:
+            node.meta["val"] = _refresh(node.meta.get("val"), mode, symbols)
     with mode, enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
-        interpreter.run(*values, enable_io_processing=False)
-    for symbol in symbols.values():
-        if environment.replacements.get(symbol, symbol) != symbol:
-            culprit = _first_constant(module, placeholders)
-            raise PropagationError(culprit, f"a free dimension became {environment.replacements[symbol]}")
-    module.meta[_PROPAGATED] = propagated
+        values = (node.meta["val"] for node in placeholders)
+        _FakeInterpreter(module, mode, on_node).run(*values, enable_io_processing=False)
 
 
-_PROPAGATED = "lobo_fx_propagated"
-"""Where a module keeps what its shapes were propagated from; copies keep it, as they keep the shapes."""
+def _last_mode(placeholders: Sequence[fx.Node]) -> FakeTensorMode | None:
+    """The mode in which all inputs still are as they were; None where there is none."""
+    known = [node.meta.get(_COMPUTED) for node in placeholders]
+    same = all(last and last.value is node.meta["val"] for last, node in zip(known, placeholders, strict=True))
+    modes = {last.mode for last in known if last}
+    return modes.pop() if same and len(modes) == 1 else None
 
 
-def _what_shapes_depend_on(module: fx.GraphModule) -> list[Any] | None:
-    """All that decides the shapes in a graph, as plain values; None where that includes graphs of branches."""
-    found: list[Any] = []
-    for node in module.graph.nodes:
-        value = node.meta.get("val")
-        if value is None and node.op != "output":
-            return None  # not propagated yet
-        if node.op == "get_attr":
-            value = fetch(module, str(node.target))
-            if isinstance(value, fx.GraphModule):
-                return None
-        stored = node.op in ("get_attr", "placeholder") and isinstance(value, torch.Tensor)
-        facts = (str(value.shape), value.dtype, str(value.stride()), value.requires_grad) if stored else None
-        found.append((node.name, node.op, node.target, str(node.args), str(node.kwargs), facts))
-    return found
-
-
-def _refresh(value: Any, mode: FakeTensorMode, environment: ShapeEnv, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Any:
+def _refresh(value: Any, mode: FakeTensorMode, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Any:
     """The placeholder's value again, in a new fake mode and with new symbols for the free dimensions."""
+    environment = mode.shape_env
+    assert environment is not None
     if not isinstance(value, torch.Tensor):
         return value
 
@@ -203,18 +270,6 @@ def _refresh(value: Any, mode: FakeTensorMode, environment: ShapeEnv, symbols: d
             device=value.device,
             requires_grad=value.requires_grad,
         )
-
-
-def _first_constant(module: fx.GraphModule, placeholders: list[fx.Node]) -> fx.Node:
-    """The first computed node none of whose sizes is free any more: the likely culprit."""
-    for node in module.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "call_function" and isinstance(value, torch.Tensor):
-            fed = any(has_free_dimension(source.meta.get("val")) for source in node.all_input_nodes)
-            if fed and not has_free_dimension(value):
-                found: fx.Node = node
-                return found
-    return placeholders[0]
 
 
 def has_free_dimension(value: object) -> bool:

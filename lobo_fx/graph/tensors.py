@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["fetch", "register", "unusual_weight"]
+__all__ = ["fetch", "register", "require", "unusual_weight"]
 
 
 def register(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
@@ -23,6 +23,15 @@ def register(module: nn.Module, name: str, tensor: torch.Tensor, persistent: boo
     if leaf in module.__dict__:
         delattr(module, leaf)
     module.register_buffer(leaf, tensor, persistent=persistent)
+
+
+def require(holds: bool | torch.SymBool, message: str) -> None:
+    """Refuses sizes, free ones too, of which something does not hold; the message says what is wrong.
+
+    Raises:
+        RuntimeError: it does not hold, as PyTorch's operators say it.
+    """
+    torch._check(holds, lambda: message)  # type: ignore[no-untyped-call]
 
 
 def unusual_weight(module: nn.Module) -> str:

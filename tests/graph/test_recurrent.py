@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lobo_fx
 from lobo_fx import ExportError, TraceError
+from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.operators import RECURRENT
-from lobo_fx.graph.recurrent import not_unrolled
 
 
 def _relu(*sizes: int, **settings: Any) -> nn.RNN:
@@ -108,7 +108,7 @@ def test_pytorch_is_left_as_it_was_and_other_threads_are_not_touched() -> None:
             made = torch.gru(fakes[0], fakes[1], fakes[2:], False, 1, 0.0, False, False, False)
         unrolled.append(made[0].shape == (4, 2, 8))
 
-    with not_unrolled():
+    with shapes_known():
         thread = threading.Thread(target=other_thread)
         thread.start()
         thread.join()

@@ -1,0 +1,165 @@
+"""Shapes that are known without running the operator are what it gives; shapes that did not change are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import lobo_fx
+from lobo_fx.graph.known_shapes import known_result
+from lobo_fx.graph.shapes import PropagationError, propagate
+
+aten = torch.ops.aten
+LAYOUTS = {
+    "dense": torch.rand(2, 3, 4, 5),
+    "channels last": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    "transposed": torch.rand(5, 4, 3, 2).permute(3, 2, 1, 0),
+    "strided": torch.rand(2, 6, 4, 5)[:, ::2],
+    "expanded": torch.rand(2, 1, 4, 5).expand(2, 3, 4, 5),
+    "whole numbers": torch.arange(120).reshape(2, 3, 4, 5),
+    "half": torch.rand(2, 3, 4, 5).bfloat16(),
+}
+POINTWISE: list[tuple[Any, tuple[Any, ...]]] = [
+    (aten.relu.default, ()),
+    (aten.gelu.default, ()),
+    (aten.sigmoid.default, ()),
+    (aten.abs.default, ()),
+    (aten.hardtanh.default, (0, 6)),
+    (aten.clamp.default, (0.5, None)),
+    (aten.mul.Tensor, (2.5,)),
+    (aten.mul.Tensor, (2,)),
+    (aten.add.Tensor, (1.5,)),
+    (aten.div.Tensor, (3,)),
+    (aten.pow.Tensor_Scalar, (2,)),
+    (aten.eq.Scalar, (1,)),
+    (aten.isnan.default, ()),
+    (aten.logical_not.default, ()),
+    (aten.bitwise_not.default, ()),
+    (aten._to_copy.default, ()),
+]
+
+
+def _same(given: torch.Tensor | None, expected: torch.Tensor) -> None:
+    assert given is not None
+    assert (given.shape, given.dtype, given.stride()) == (expected.shape, expected.dtype, expected.stride())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("target", "others"), POINTWISE, ids=str)
+def test_element_by_element(target: Any, others: tuple[Any, ...], layout: str) -> None:
+    x = LAYOUTS[layout]
+    try:
+        expected = target(x, *others)
+    except (RuntimeError, NotImplementedError):
+        pytest.skip("not of this dtype")
+    given = known_result(target, (x, *others), {})
+    if given is not None or torch.Tag.pointwise in target.tags:
+        _same(given, expected)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "whole numbers"])
+def test_norms_and_linear_layers(layout: str) -> None:
+    x = LAYOUTS[layout]
+
+    def of(*shape: int) -> torch.Tensor:
+        return torch.rand(shape).to(x.dtype)
+
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (aten.batch_norm.default, (x, of(3), None, of(3), of(3), False, 0.1, 1e-5, False)),
+        (aten.layer_norm.default, (x, [5], of(5), of(5))),
+        (aten.layer_norm.default, (x, [4, 5])),
+        (aten.linear.default, (x, of(7, 5), of(7))),
+        (aten.linear.default, (x, of(7, 5))),
+        (aten.linear.default, (x[0, 0, 0], of(7, 5))),
+        (aten.linear.default, (x, of(5))),
+    ]
+    for target, args in calls:
+        _same(known_result(target, args, {}), target(*args))
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    x, bad = torch.rand(2, 3, 4, 5), torch.rand(6)
+    for target, args in [
+        (aten.batch_norm.default, (x, bad, None, torch.rand(3), torch.rand(3), False, 0.1, 1e-5, False)),
+        (aten.batch_norm.default, (x, None, None, torch.rand(3), bad, False, 0.1, 1e-5, False)),
+        (aten.layer_norm.default, (x, [6])),
+        (aten.layer_norm.default, (x, [5], bad)),
+        (aten.linear.default, (x, torch.rand(7, 6))),
+        (aten.linear.default, (x, torch.rand(7, 5), bad)),
+    ]:
+        with pytest.raises(RuntimeError):
+            target(*args)
+        with pytest.raises(RuntimeError):
+            known_result(target, args, {})
+
+
+def test_what_is_not_known_is_asked_of_the_operator() -> None:
+    x = torch.rand(2, 3)
+    for target, args in [
+        (aten.add.Tensor, (x, x)),  # two tensors may be broadcast
+        (aten.relu_.default, (x,)),  # gives its input
+        (aten.sum.default, (x,)),
+        (aten.where.self, (x > 0, x, x)),
+    ]:
+        assert known_result(target, args, {}) is None
+
+
+def test_tracing_and_following_give_the_shapes_that_pytorch_gives() -> None:
+    """Every operator of a network of many kinds, its values beside those that PyTorch's own fake tensors have."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Hardswish())
+            self.second = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.GELU(approximate="tanh"))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x).flatten(2).transpose(1, 2)  # [rows, pixels, 8], strided
+            x = self.second(x) * 2
+            return torch.where(x > 0.1, x.clamp(max=1), x.exp())
+
+    torch.manual_seed(0)
+    program = lobo_fx.trace(Net().eval(), torch.rand(2, 3, 4, 5))
+    own = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "call_function"}
+    exported = torch.export.export(program.module, (torch.rand(2, 3, 4, 5),), dynamic_shapes=({0: Dim.AUTO},))
+    calls = [node for node in exported.graph.nodes if node.op == "call_function"]
+    followed = [value for value in own.values() if isinstance(value, torch.Tensor)]
+    expected = [node.meta["val"] for node in calls if isinstance(node.meta["val"], torch.Tensor)]
+    assert len(followed) == len(expected) > 10
+    for value, other in zip(followed, expected, strict=True):
+        sizes = [[size if isinstance(size, int) else "free" for size in tensor.shape] for tensor in (value, other)]
+        assert sizes[0] == sizes[1]
+        assert value.dtype == other.dtype
+
+
+def test_only_what_changed_is_computed_again() -> None:
+    program = lobo_fx.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh()), torch.rand(2, 4))
+    first = {node.name: node.meta["val"] for node in program.graph.nodes}
+    program.module.get_submodule("2").weight = nn.Parameter(torch.rand(5, 8))
+    program.module.get_submodule("2").bias = nn.Parameter(torch.rand(5))
+    propagate(program.module)
+    kept = {node.name for node in program.graph.nodes if node.meta["val"] is first[node.name]}
+    assert {"linear", "relu"} <= kept
+    assert not {"linear_1", "tanh"} & kept
+    assert program.graph.output_node().meta["val"][0].shape[1] == 5
+    assert not isinstance(program.graph.output_node().meta["val"][0].shape[0], int)
+
+
+def test_a_size_that_a_copy_fixed_is_free_in_the_original(capfd: pytest.CaptureFixture[str]) -> None:
+    program = lobo_fx.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.rand(3, 4))
+    copy = program.clone()
+    relu = next(node for node in copy.graph.nodes if node.name == "relu")
+    with copy.graph.inserting_after(relu):
+        fixed = copy.graph.call_function(aten.view.default, (relu, [3, 8]))
+    relu.replace_all_uses_with(fixed, delete_user_cb=lambda user: user is not fixed)
+    copy.module.recompile()
+    with pytest.raises(PropagationError, match="a free dimension became 3"):
+        propagate(copy.module)
+    for each in program, program.clone():
+        propagate(each.module)
+        assert not any(isinstance(node.meta["val"].shape[0], int) for node in each.graph.find_nodes(op="placeholder"))
+    assert capfd.readouterr() == ("", "")
