@@ -75,7 +75,8 @@ def compile(
             score as the better one, and refuses an `evaluate` that is called like a loss.
         seed: for whatever a pass draws at random.
         workdir: a folder where the program is kept after every pass: the same call, interrupted, goes on after the last
-            whole pass, and with other passes at the end, from where they differ. Data is told apart by its content
+            whole pass, and with other passes at the end, from where they differ; what passes measured of a program
+            (moments, gradients, sensitivities) serves tries with other settings. Data is told apart by its content
             where it is a list, passes, `loss_fn` and `evaluate` also by the code of their modules; give another folder
             where a loader's data changes, or code that they call elsewhere.
         progress: whether to draw progress on the terminal.

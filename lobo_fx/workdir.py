@@ -1,5 +1,7 @@
 """Programs between passes, kept in a folder: a compilation that was interrupted goes on after its last whole pass.
 
+What passes measure is kept beside them, for tries with other settings.
+
 A state is named by all that it depends on: the program that passes began with, the passes so far with all their
 settings and their code, the seed and the data. So nothing has to be compared when a state is looked for, and passes
 may be changed from any place on.
@@ -7,6 +9,7 @@ may be changed from any place on.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from pathlib import Path
 from lobo_fx import saving
 from lobo_fx.checksums import checksum_of_code, checksum_of_data, checksum_of_program
 from lobo_fx.contracts.candidates import Candidate, Plans
+from lobo_fx.contracts.measurements import Measurements
 from lobo_fx.contracts.passbase import Pass, shown
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
@@ -41,10 +45,13 @@ class Workdir:
         make_folder(folder)
         self.folder, self.pipeline = folder, pipeline
         context = pipeline.context
-        data = [checksum_of_data(context.calibration_data), checksum_of_data(context.train_data)]
-        functions = context.loss_fn, context.evaluate
-        given = [*map(shown, functions), checksum_of_code(*functions)]
-        self.start = json.dumps([checksum_of_program(pipeline.program), context.seed, data, given])
+        calibration, training = checksum_of_data(context.calibration_data), checksum_of_data(context.train_data)
+        loss = [shown(context.loss_fn), checksum_of_code(context.loss_fn)]
+        score = [shown(context.evaluate), checksum_of_code(context.evaluate)]
+        data = [calibration, training, loss, score]
+        self.start = json.dumps([checksum_of_program(pipeline.program), context.seed, data])
+        depends = {"calibration_data": calibration, "train_data": training and f"{training} {loss}"}
+        pipeline.context = dataclasses.replace(context, measurements=Measurements(folder / "measured", depends))
 
     def run(self, passes: Sequence[Pass]) -> None:
         """Runs passes, those that were run before aside, and keeps what each leaves."""

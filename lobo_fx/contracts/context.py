@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from lobo_fx.contracts.candidates import Candidate
+from lobo_fx.contracts.measurements import Measurements, Tensors
 from lobo_fx.contracts.split import Split
 from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.graph.inputs import Inputs, check_tensors
@@ -110,6 +111,7 @@ class Context:
         sheets: tables for the report; passes append to them.
         candidates: what a search found beside what it took; passes append to them.
         split: which rows of the calibration data are held out, in all reads of one compilation.
+        measurements: what earlier compilations in the same `workdir` measured; None without one.
     """
 
     signature: Signature
@@ -128,6 +130,7 @@ class Context:
     sheets: list[Sheet] = dataclasses.field(default_factory=list)
     candidates: list[Candidate] = dataclasses.field(default_factory=list)
     split: Split = dataclasses.field(default_factory=Split)
+    measurements: Measurements | None = None
 
     def note(self, reason: str, node: fx.Node | None = None, parameter: str = "") -> None:
         """Adds a note to the report, once.
@@ -144,6 +147,30 @@ class Context:
     def expect(self, outputs: Any) -> None:
         """States what the program's outputs on the example inputs must be once the running pass is done."""
         self.expected.append(outputs)
+
+    def measured(
+        self,
+        what: str,
+        program: Program,
+        measure: Callable[[], Tensors],
+        settings: object = None,
+        over: str = "calibration_data",
+    ) -> Tensors:
+        """What `measure` returns, or returned in an earlier compilation in the same `workdir`.
+
+        Args:
+            what: says what is measured, in letters.
+            program: what it is measured of; its graph and weights count.
+            measure: reads data of this context and returns tensors by name.
+            settings: what else they depend on: numbers, strings, lists of them.
+            over: which data is read: "calibration_data" or "train_data", and with it `loss_fn`.
+        """
+        if self.measurements is None:
+            return measure()
+        found, fault = self.measurements.take(what, program, over, [settings, self.seed], measure)
+        if fault:
+            self.note(f"{what} could not be kept for other tries: {fault}")
+        return found
 
     def generator(self) -> torch.Generator:
         """A random generator seeded for this compilation."""

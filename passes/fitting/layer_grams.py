@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.measurements import Tensors
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.layers import Layer, layer_of
@@ -176,26 +177,45 @@ def collect_grams(
     Raises:
         InvalidInput: a value is NaN or infinite.
     """
-    found: dict[object, RowsOrSums] = {}
-    generator = torch.Generator().manual_seed(0)
+    sources = _sources(roles)
+    keys = list(dict.fromkeys(source.key for source in sources.values()))
 
-    def add(source: _Source, given: Mapping[str, Any], value: Any) -> None:
-        wide = 8 * source.groups * source.columns**2 > _BYTES
-        most = max(1, _BYTES // (8 * source.groups * source.columns)) if wide else None
-        sums = found.setdefault(source.key, RowsOrSums(most))
-        if wide:
-            chosen, priority = sums.draw(source.count(value), generator)
-            sums.add(source.rows(given, value, chosen), priority)
-        else:
-            most = None if times is None else max(_FEW, times * source.columns)
-            sums.add(source.rows(given, value, draw(source.count(value), 1, generator, most)))
+    def measure() -> Tensors:
+        found: dict[object, RowsOrSums] = {}
+        generator = torch.Generator().manual_seed(0)
 
-    sources = _walk(program, roles, context.fitting_batches(), add)
-    grams = {key: sums.gram_of(centred) for key, sums in found.items()}
-    for role, source in sources.items():
-        if source.key in grams and not bool(grams[source.key].values.isfinite().all()):
-            raise InvalidInput(f"calibration data gives NaN or infinity at the input of {describe(role.call)}")
-    alive = {key: gram for key, gram in grams.items() if bool(gram.energy.any())}
+        def add(source: _Source, given: Mapping[str, Any], value: Any) -> None:
+            wide = 8 * source.groups * source.columns**2 > _BYTES
+            most = max(1, _BYTES // (8 * source.groups * source.columns)) if wide else None
+            sums = found.setdefault(source.key, RowsOrSums(most))
+            if wide:
+                chosen, priority = sums.draw(source.count(value), generator)
+                sums.add(source.rows(given, value, chosen), priority)
+            else:
+                most = None if times is None else max(_FEW, times * source.columns)
+                sums.add(source.rows(given, value, draw(source.count(value), 1, generator, most)))
+
+        _walk(program, sources, context.fitting_batches(), add)
+        tensors: Tensors = {}
+        for key, sums in found.items():
+            gram = sums.gram_of(centred)
+            tensors[f"{keys.index(key)}.values"] = gram.values
+            tensors[f"{keys.index(key)}.count"] = torch.tensor([gram.count, gram.is_sum])
+        return tensors
+
+    described = [[role.call.name, role.read.name] for role in sources], centred, times
+    tensors = context.measured("moments", program, measure, described)
+    alive: dict[object, Gram] = {}
+    for place, key in enumerate(keys):
+        values = tensors.get(f"{place}.values")
+        if values is not None:
+            count, is_sum = tensors[f"{place}.count"].tolist()
+            gram = Gram(values, bool(is_sum), count, torch.zeros(len(values), dtype=torch.double))
+            if not bool(values.isfinite().all()):
+                call = next(role.call for role, source in sources.items() if source.key == key)
+                raise InvalidInput(f"calibration data gives NaN or infinity at the input of {describe(call)}")
+            if bool(gram.energy.any()):
+                alive[key] = gram
     return {role: alive[source.key] for role, source in sources.items() if source.key in alive}
 
 
@@ -210,19 +230,23 @@ def collect_energies(program: Program, roles: Iterable[Role], batches: Iterable[
         total, count = found.get(source.key, (torch.zeros(()), 0))
         found[source.key] = total + squares, count + len(chosen)
 
-    sources = _walk(program, roles, batches, add)
+    sources = _sources(roles)
+    _walk(program, sources, batches, add)
     means = {key: total / count for key, (total, count) in found.items()}
     return {role: means[source.key] for role, source in sources.items() if source.key in means}
 
 
+def _sources(roles: Iterable[Role]) -> dict[Role, _Source]:
+    return {role: source for role in roles if (source := _source(role)) is not None}
+
+
 def _walk(
     program: Program,
-    roles: Iterable[Role],
+    sources: dict[Role, _Source],
     batches: Iterable[Inputs],
     add: Callable[[_Source, Mapping[str, Any], Any], None],
-) -> dict[Role, _Source]:
+) -> None:
     """Runs batches through a program, one in memory at a time; shows what weights are multiplied with, once each."""
-    sources = {role: source for role in roles if (source := _source(role)) is not None}
     first = {source.key: source for source in reversed(sources.values())}
     seen: dict[fx.Node, Collection[_Source]] = {}
     for source in first.values():
@@ -243,4 +267,3 @@ def _walk(
         with quiet():
             for inputs in batches:
                 runner(inputs)
-    return sources

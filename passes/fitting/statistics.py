@@ -9,6 +9,7 @@ from torch import fx
 
 from lobo_fx.axes import Inference
 from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.measurements import Tensors
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.layers import Layer, layers
 from lobo_fx.graph.program import Program
@@ -24,30 +25,39 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
 
     Of the first 32 batches or 1,024 rows, whichever are more: a ranking settles long before an epoch ends.
     """
-    module = inference.program.module
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    first = {id(p): torch.zeros_like(p) for p in parameters}
-    second = {id(p): torch.zeros_like(p) for p in parameters}
-    count = rows = 0
-    for inputs, labels in context.training_batches("gradients"):
-        if count >= _BATCHES and rows >= _ROWS:
-            context.note(f"gradients are of the first {count} batches of train_data, {rows} rows")
-            break
-        if not parameters:
-            raise InvalidInput("all parameters are frozen: no gradient can be taken")
-        with torch.enable_grad():
-            loss = context.loss(module(*inputs.args, **inputs.kwargs), labels)
-            if not bool(loss.isfinite()):
-                raise InvalidInput(f"loss_fn gives {float(loss.detach())} on batch {count} of train_data")
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        count, rows = count + 1, rows + context.signature.count_rows(inputs)
-        for parameter, gradient in zip(parameters, found, strict=True):
-            if gradient is not None:
-                first[id(parameter)] += gradient
-                second[id(parameter)] += gradient.square()
-    for sums in (first, second):
-        for total in sums.values():
-            total /= count
+    program = inference.program
+    parameters = {name: parameter for name, parameter in program.module.named_parameters() if parameter.requires_grad}
+
+    def measure() -> Tensors:
+        sums = {f"{kind} {name}": torch.zeros_like(p) for kind in ("first", "second") for name, p in parameters.items()}
+        count = rows = 0
+        stopped = False
+        for inputs, labels in context.training_batches("gradients"):
+            if stopped := count >= _BATCHES and rows >= _ROWS:
+                break
+            if not parameters:
+                raise InvalidInput("all parameters are frozen: no gradient can be taken")
+            with torch.enable_grad():
+                loss = context.loss(program.module(*inputs.args, **inputs.kwargs), labels)
+                if not bool(loss.isfinite()):
+                    raise InvalidInput(f"loss_fn gives {float(loss.detach())} on batch {count} of train_data")
+                found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            count, rows = count + 1, rows + context.signature.count_rows(inputs)
+            for name, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    sums[f"first {name}"] += gradient
+                    sums[f"second {name}"] += gradient.square()
+        means = {name: total.detach() / count for name, total in sums.items()}
+        return {**means, "read": torch.tensor([count, rows, stopped])}
+
+    found = context.measured("gradients", program, measure, over="train_data")
+    count, rows, stopped = found["read"].tolist()
+    if stopped:
+        context.note(f"gradients are of the first {count} batches of train_data, {rows} rows")
+    first, second = (
+        {id(parameter): found[f"{kind} {name}"] for name, parameter in parameters.items()}
+        for kind in ("first", "second")
+    )
     return first, second
 
 
@@ -57,22 +67,27 @@ def input_norms(inference: Inference, context: Context) -> dict[str, torch.Tenso
     Shaped to be multiplied with the weight: its size along the weight's dimension of inputs, 1 along the others.
     """
     program = inference.program
-    sums: dict[str, torch.Tensor] = {}
     readers: dict[fx.Node, list[Layer]] = {}
     for layer in layers(program.graph):
         if layer.read is not None and layer.groups == 1:
             readers.setdefault(layer.input, []).append(layer)
 
-    def see(source: fx.Node, value: torch.Tensor) -> None:
-        for layer in readers[source]:
-            channel = layer.kind.channel_dim % value.dim() if layer.is_batched else layer.kind.channel_dim
-            channel = channel if layer.is_batched or not layer.kind.convolves else 0
-            energy = value.double().square().mean([d for d in range(value.dim()) if d != channel])
-            name = str(layer.read.target)  # type: ignore[union-attr]
-            sums[name] = sums.get(name, torch.zeros_like(energy)) + energy
+    def measure() -> Tensors:
+        sums: Tensors = {}
 
-    watchers = {source: functools.partial(see, source) for source in readers}
-    watch(program.module, context.fitting_batches("activations"), watchers)
+        def see(source: fx.Node, value: torch.Tensor) -> None:
+            for layer in readers[source]:
+                channel = layer.kind.channel_dim % value.dim() if layer.is_batched else layer.kind.channel_dim
+                channel = channel if layer.is_batched or not layer.kind.convolves else 0
+                energy = value.double().square().mean([d for d in range(value.dim()) if d != channel])
+                name = str(layer.read.target)  # type: ignore[union-attr]
+                sums[name] = sums.get(name, torch.zeros_like(energy)) + energy
+
+        watchers = {source: functools.partial(see, source) for source in readers}
+        watch(program.module, context.fitting_batches("activations"), watchers)
+        return sums
+
+    sums = context.measured("energies", program, measure)
     shapes = {
         str(layer.read.target): _beside(program, layer) for found in readers.values() for layer in found if layer.read
     }

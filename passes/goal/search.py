@@ -64,7 +64,8 @@ class GoalSearch:
 
     def __init__(self, start: Program, context: Context, settings: Settings) -> None:
         self.context, self.settings, self.goal = context, settings, settings.goal
-        self.quiet = dataclasses.replace(context, show_progress=False, notes=[], sheets=[])
+        # What is measured of a candidate is kept for no other search, which meets others.
+        self.quiet = dataclasses.replace(context, show_progress=False, notes=[], sheets=[], measurements=None)
         self.start = start.clone()
         self.program = folded(start, context)
         propagate(self.program.module)

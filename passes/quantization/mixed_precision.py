@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from lobo_fx.contracts.context import Context
-from lobo_fx.contracts.passbase import Pass, Promise
+from lobo_fx.contracts.measurements import Tensors
+from lobo_fx.contracts.passbase import Pass, Promise, shown
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
@@ -87,7 +89,7 @@ class MixedPrecision(Pass):
         prepared = prepare(program.clone(), whole, context)
         calibrate(prepared, context)
         simulation = Simulation(prepared, whole, context, original)
-        sensitivities = simulation.sensitivities(context.show_progress)
+        sensitivities = self._sensitivities(program, whole, simulation, context)
         placements = ever_fewer(choices, whole, sensitivities)
         factors = self.quantizer.rounded(program, whole, context)
 
@@ -113,6 +115,19 @@ class MixedPrecision(Pass):
         if not stored:
             context.note("mixed_precision left the weights of the others float: as int8 they would cost too much")
         return quantized(chosen, stored, dataclasses.replace(context, show_progress=False))
+
+    def _sensitivities(
+        self, program: Program, whole: Placement, simulation: Simulation, context: Context
+    ) -> dict[str, float]:
+        """Decibels with each operator alone as integers, by its name."""
+
+        def measure() -> Tensors:
+            found = simulation.sensitivities(context.show_progress)
+            return {name: torch.tensor(decibels, dtype=torch.double) for name, decibels in found.items()}
+
+        settings = [shown(self.quantizer), sorted(whole.integer)]
+        found = context.measured("sensitivities", program, measure, settings)
+        return {name: float(found[name]) for name in simulation.layers}
 
 
 def ever_fewer(choices: Choices, whole: Placement, sensitivities: Mapping[str, float]) -> list[Placement]:

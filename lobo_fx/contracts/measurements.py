@@ -1,0 +1,89 @@
+"""What passes measured of a program over data, kept in a folder, so that another try of the model need not measure it.
+
+A measurement is named by all that it depends on, as a state is: the program's weights and graph, the data, and the
+code. Those used longest ago go where the folder grows too large.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+
+from lobo_fx.checksums import checksum_of_code, checksum_of_program
+from lobo_fx.errors import InvalidInput
+from lobo_fx.files import make_folder, write_files
+from lobo_fx.graph.program import Program
+
+__all__ = ["Measurements", "Tensors"]
+
+Tensors = dict[str, torch.Tensor]
+_DIGITS = 24
+_LARGEST = 4 << 30
+"""Bytes of all files together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurements:
+    """Files of tensors, by what they depend on.
+
+    Attributes:
+        folder: made when the first is kept.
+        depends: what all of them depend on beside program and code: checksums of data, by name; empty where what is
+            read may differ at every read, which is then measured every time.
+        largest: how many bytes the files take together at most.
+    """
+
+    folder: Path
+    depends: dict[str, str]
+    largest: int = _LARGEST
+
+    def take(
+        self, what: str, program: Program, over: str, settings: object, measure: Callable[[], Tensors]
+    ) -> tuple[Tensors, str]:
+        """What `measure` returns now, or did before.
+
+        Args:
+            what: says what is measured.
+            program: what it is measured of.
+            over: names the data.
+            settings: what else it depends on, for JSON.
+            measure: called where it is not known.
+
+        Returns:
+            The tensors, and why they could not be kept; empty where they are.
+        """
+        if not self.depends.get(over):
+            return measure(), ""
+        described = [what, checksum_of_program(program), self.depends[over], checksum_of_code(measure), settings]
+        name = f"{what}-{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:_DIGITS]}.safetensors"
+        file = self.folder / name
+        with contextlib.suppress(OSError, safetensors.SafetensorError):  # there is none, or it is damaged
+            found = load_file(file)
+            file.touch()
+            return found, ""
+        found = measure()
+        try:
+            make_folder(self.folder)
+            write_files(self.folder, {name: save({key: value.contiguous() for key, value in found.items()})})
+        except InvalidInput as error:
+            return found, str(error)
+        self._make_room(file)
+        return found, ""
+
+    def _make_room(self, newest: Path) -> None:
+        """Removes the files that were used longest ago."""
+        with contextlib.suppress(OSError):  # other processes may remove some too
+            files = sorted(self.folder.glob("*.safetensors"), key=lambda file: -file.stat().st_mtime)
+            room = self.largest - newest.stat().st_size
+            for file in files:
+                room -= file.stat().st_size if file != newest else 0
+                if room < 0 and file != newest:
+                    file.unlink()
