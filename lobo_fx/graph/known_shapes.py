@@ -109,9 +109,12 @@ def _may_be_known(target: Any) -> bool:
 
 @functools.cache
 def _is_pointwise(target: Any) -> bool:
-    """Whether PyTorch itself says that an operator works element by element, and it changes nothing in place."""
-    is_operator = isinstance(target, torch._ops.OpOverload)
-    return is_operator and torch.Tag.pointwise in target.tags and not target._schema.is_mutable
+    """Whether PyTorch itself says that an operator works element by element, and it gives one new tensor."""
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.pointwise not in target.tags:
+        return False
+    given, returns = target._schema.arguments, target._schema.returns
+    one = len(returns) == 1 and isinstance(returns[0].type, torch.TensorType)
+    return one and not any(value.alias_info for value in (*given, *returns))
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # by type: 2 and 2.0 are equal, and give other dtypes
