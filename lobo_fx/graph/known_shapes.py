@@ -109,8 +109,12 @@ def _may_be_known(target: Any) -> bool:
 
 @functools.cache
 def _is_pointwise(target: Any) -> bool:
-    """Whether PyTorch itself says that an operator works element by element, and it gives one new tensor."""
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.pointwise not in target.tags:
+    """Whether PyTorch itself says that an operator works element by element, and it gives one new tensor.
+
+    What draws random numbers has layouts of its own.
+    """
+    tags = target.tags if isinstance(target, torch._ops.OpOverload) else ()
+    if torch.Tag.pointwise not in tags or torch.Tag.nondeterministic_seeded in tags:
         return False
     given, returns = target._schema.arguments, target._schema.returns
     one = len(returns) == 1 and isinstance(returns[0].type, torch.TensorType)
