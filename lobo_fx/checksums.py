@@ -50,7 +50,7 @@ def _checksum_of_sources(name: str) -> str:
 
 
 def checksum_of_data(data: object) -> str:
-    """Of tensors in lists and dicts; empty for what may come in another order at every read."""
+    """Of tensors, numbers and text in lists and dicts; empty where anything is of another kind, or read in any order."""
     if not isinstance(data, (list, tuple, dict)):
         return ""
     checksum = hashlib.sha256()
@@ -58,13 +58,18 @@ def checksum_of_data(data: object) -> str:
         checksum.update(pytree.keystr(path).encode())
         if isinstance(leaf, torch.Tensor):
             _add(checksum, leaf)
+        elif leaf is None or type(leaf) in (bool, int, float, str):
+            checksum.update(repr(leaf).encode())
+        else:
+            return ""
     return checksum.hexdigest()[:_DIGITS]
 
 
 def checksum_of_program(program: Program) -> str:
     """Of its graph and all its tensors."""
     checksum = hashlib.sha256(f"{program.graph}{program.signature}".encode())
-    for name, tensor in sorted(program.module.state_dict(keep_vars=True).items()):
+    module = program.module
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):  # those of no state dict too
         checksum.update(name.encode())
         _add(checksum, tensor)
     return checksum.hexdigest()[:_DIGITS]

@@ -144,6 +144,36 @@ def test_the_code_of_lobo_fx_is_known_by_its_files(tmp_path: Path, monkeypatch: 
     assert checksums.checksum_of_code(len) == checksums.checksum_of_code(sorted)  # built in: no file
 
 
+def test_data_are_told_apart_by_all_that_they_hold() -> None:
+    given: list[Any] = [
+        [(DATA, 1)],
+        [(DATA, 2)],
+        [(DATA, 2.0)],
+        [(DATA, "2")],
+        [{"x": DATA, "y": 1}],
+        [{"x": DATA, "z": 1}],
+    ]
+    found = [checksums.checksum_of_data(data) for data in given]
+    assert len(set(found)) == len(given)
+    assert checksums.checksum_of_data([(DATA.clone(), 1)]) == found[0]
+    assert checksums.checksum_of_data([(DATA, object())]) == ""  # of which nothing is known
+
+
+def test_programs_are_told_apart_by_tensors_that_are_in_no_state_dict() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = torch.full((3,), factor)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.factor
+
+    found = [
+        checksums.checksum_of_program(lobo_fx.trace(Scaled(factor), torch.rand(2, 3))) for factor in (1.0, 2.0, 1.0)
+    ]
+    assert found[0] == found[2] != found[1]
+
+
 def test_a_damaged_state_is_left_aside(tmp_path: Path) -> None:
     compiled(tmp_path, PruneWeights(0.5), Counted())
     (state,) = tmp_path.glob("counted-*")

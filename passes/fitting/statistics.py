@@ -50,7 +50,7 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
         means = {name: total.detach() / count for name, total in sums.items()}
         return {**means, "read": torch.tensor([count, rows, stopped])}
 
-    found = context.measured("gradients", program, measure, over="train_data")
+    found = context.measured("gradients", program, measure, sorted(parameters), over="train_data")
     count, rows, stopped = found["read"].tolist()
     if stopped:
         context.note(f"gradients are of the first {count} batches of train_data, {rows} rows")
