@@ -50,7 +50,7 @@ def _checksum_of_sources(name: str) -> str:
 
 
 def checksum_of_data(data: object) -> str:
-    """Of tensors, numbers and text in lists and dicts; empty where anything is of another kind, or read in any order."""
+    """Of tensors, numbers and text in lists and dicts; empty where anything is of another kind."""
     if not isinstance(data, (list, tuple, dict)):
         return ""
     checksum = hashlib.sha256()
