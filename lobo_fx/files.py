@@ -91,10 +91,15 @@ def _check_characters(path: Path) -> None:
 
 
 def file_name(title: str) -> str:
-    """A title as the name of a file: letters, digits, spaces, "-" and "_" stay, so that it leads nowhere else."""
-    return "".join(character if character.isalnum() or character in " _" else "-" for character in title)[
-        :_LONGEST_NAME
-    ]
+    """A title as the name of a file: letters, digits, spaces, "-" and "_" stay, so that it leads nowhere else.
+
+    Of a long one the first words stay, whole where they can.
+    """
+    name = "".join(character if character.isalnum() or character in " _" else "-" for character in title)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    words, space, _ = name[: _LONGEST_NAME + 1].rpartition(" ")
+    return words.rstrip() if space and words.strip() else name[:_LONGEST_NAME]
 
 
 def check_unpacked_size(path: Path) -> None:

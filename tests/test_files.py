@@ -184,6 +184,9 @@ def test_a_pipe_and_a_device_are_refused(tmp_path: Path) -> None:
 def test_a_title_leads_to_no_other_folder(tmp_path: Path) -> None:
     assert file_name("refitting of layer_1") == "refitting of layer_1"
     assert file_name("../a/b.c\0\n") == "---a-b-c--"
+    assert file_name("word " * 30) == "word " * 11 + "word"
+    assert file_name("x" * 55 + " whole") == "x" * 55
+    assert [len(file_name(title)) for title in ("y" * 90, "y" * 60 + " z", " " * 90)] == [60, 60, 60]
     assert write_files(tmp_path, {f"{file_name('../' * 200)}.txt": ""})[0].resolve().parent == tmp_path
 
 
