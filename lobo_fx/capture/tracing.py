@@ -116,7 +116,8 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
 
 def _why_fixed(error: TraceError) -> str:
     """The user's line that takes no free batch, and torch's reason, unless that is all it says."""
-    told, *reasons, _ = str(error).split("\n")
+    told, *reasons = str(error).split("\n")
+    reasons = reasons[:-1]  # the last line says what to do
     line, reason = told.partition(_AT)[2], " ".join(" ".join(reasons).split())
     if "specialized it to be a constant" in reason:
         return f"{line or 'the model'} depends on it"

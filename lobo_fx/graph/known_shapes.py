@@ -44,7 +44,9 @@ def known_result(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     others = (*args[1:], *kwargs.values())
     if not all(other is None or isinstance(other, bool | int | float | str | torch.dtype) for other in others):
         return None
-    return torch.empty_like(args[0], dtype=_dtype(target, args[0].dtype, *args[1:], **kwargs))
+    return torch.empty_like(
+        args[0], dtype=_dtype(torch.get_default_dtype(), target, args[0].dtype, *args[1:], **kwargs)
+    )
 
 
 _OF_THREAD = threading.local()
@@ -52,9 +54,9 @@ _OF_THREAD = threading.local()
 
 @contextlib.contextmanager
 def shapes_known() -> Iterator[None]:
-    """Within, and in this thread alone, PyTorch's own fake tensors take the shapes that are known here.
+    """Within it, PyTorch's own fake tensors take the shapes that are known here.
 
-    One thread at a time.
+    Other threads that enter wait; those that don't see nothing of it.
     """
     with CAPTURE, _REPLACED, _asked(True):
         yield
@@ -122,8 +124,8 @@ def _is_pointwise(target: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # by type: 2 and 2.0 are equal, and give other dtypes
-def _dtype(target: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> torch.dtype:
-    """Of what the operator makes of a tensor of a dtype."""
+def _dtype(default: torch.dtype, target: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> torch.dtype:
+    """Of what the operator makes of a tensor of a dtype, where the default of PyTorch is as given."""
     with _asked(False):
         return target(torch.empty(1, dtype=dtype, device="meta"), *args, **kwargs).dtype  # type: ignore[no-any-return]
 
@@ -132,7 +134,7 @@ def _batch_norm(input: torch.Tensor, *parameters: torch.Tensor | None, **setting
     """`[rows, channels, …]`, and up to four parameters of as many numbers as there are channels."""
     for parameter in parameters[:4]:
         if isinstance(parameter, torch.Tensor):
-            require(parameter.shape[0] == input.shape[1], "its parameters are not of as many channels as its input")
+            require(parameter.numel() == input.shape[1], "its parameters are not of as many channels as its input")
     return torch.empty_like(input, memory_format=suggest_memory_format(input))
 
 
@@ -151,10 +153,14 @@ def _layer_norm(
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`[…, inputs]` and a weight `[outputs, inputs]`, or one of a single output, which then is no dimension."""
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
+    """`[…, inputs]` and a weight `[outputs, inputs]`, or one of a single output, which then is no dimension.
+
+    Biases of other shapes are broadcast, which is left to the operator.
+    """
     require(input.shape[-1] == weight.shape[-1], "its input is not as wide as its weight")
-    require(bias is None or bias.shape == weight.shape[:-1], "its bias is not as wide as its weight")
+    if input.dtype != weight.dtype or (bias is not None and bias.shape != weight.shape[:-1]):
+        return None
     return input.new_empty((*input.shape[:-1], *weight.shape[:-1]))
 
 
@@ -167,7 +173,9 @@ def _native_layer_norm(
 ) -> tuple[torch.Tensor, ...]:
     """The same, with the mean and the inverse deviation of every row, which inference does not read."""
     rows = (*input.shape[: input.dim() - len(normalized_shape)], *[1] * len(normalized_shape))
-    return _layer_norm(input, normalized_shape, weight, bias), input.new_empty(rows), input.new_empty(rows)
+    statistics = (input if weight is None else weight).dtype
+    told = (input.new_empty(rows, dtype=statistics) for _ in range(2))
+    return _layer_norm(input, normalized_shape, weight, bias), *told
 
 
 def _native_batch_norm(

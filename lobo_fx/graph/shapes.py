@@ -1,7 +1,7 @@
 """Shape propagation: every node's dtype and shape from the inputs', free dimensions kept as symbols.
 
-Runs the graph on fake tensors (no data, no arithmetic). A fresh shape environment each time, so a pass
-that hard-codes a free dimension is caught rather than silently remembered.
+Runs the graph on fake tensors (no data, no arithmetic). A graph and its copies share the symbols of their free
+dimensions; a pass that hard-codes one is refused where it does, before the copies have that size too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from lobo_fx.graph.known_shapes import known_result, shapes_known
 from lobo_fx.graph.operators import arguments, is_call
 from lobo_fx.graph.tensors import fetch
+from lobo_fx.terminal.quiet import quiet
 
 __all__ = [
     "SEQUENCES",
@@ -165,7 +166,12 @@ class _FakeInterpreter(fx.Interpreter):
         facts: tuple[Any, ...] = ()
         if isinstance(value, torch.Tensor):
             facts = value.shape, value.dtype, value.stride(), value.requires_grad, value.device
-        return _Computed(self.mode, (node.op, node.target, str(node.args), str(node.kwargs)), facts, inputs)
+        return _Computed(
+            self.mode,
+            (node.op, node.target, str(node.args), str(node.kwargs), torch.get_default_dtype()),
+            facts,
+            inputs,
+        )
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = self.fetch_attr(target)
@@ -203,7 +209,7 @@ def _facts(value: Any, mode: FakeTensorMode) -> Any:
 
 
 class _Symbols(ShapeEnv):
-    """The free dimensions of a graph and of its copies: none may become a constant, or be told from another."""
+    """The free dimensions of a graph and of its copies: none may become a constant, or a formula of others."""
 
     def _set_replacement(self, a: sympy.Symbol, tgt: sympy.Expr, msg: str) -> None:
         """What PyTorch calls where an operator allows some sizes only; the copies would have those sizes too."""
@@ -231,7 +237,7 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
         mode, symbols = FakeTensorMode(shape_env=_Symbols(), allow_non_fake_inputs=True), dict[Any, Any]()
         for node in placeholders:
             node.meta["val"] = _refresh(node.meta.get("val"), mode, symbols)
-    with mode, enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
+    with quiet(), mode, enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
         values = (node.meta["val"] for node in placeholders)
         _FakeInterpreter(module, mode, on_node).run(*values, enable_io_processing=False)
 

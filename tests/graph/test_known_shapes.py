@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from torch.export import Dim
 import lobo_fx
 from lobo_fx.graph.known_shapes import known_result
 from lobo_fx.graph.shapes import PropagationError, propagate
+from lobo_fx.graph.tensors import fetch
 
 aten = torch.ops.aten
 LAYOUTS = {
@@ -110,7 +115,6 @@ def test_what_does_not_fit_together_is_refused() -> None:
         (aten.layer_norm.default, (x, [6])),
         (aten.layer_norm.default, (x, [5], bad)),
         (aten.linear.default, (x, torch.rand(7, 6))),
-        (aten.linear.default, (x, torch.rand(7, 5), bad)),
     ]:
         with pytest.raises(RuntimeError):
             target(*args)
@@ -170,7 +174,7 @@ def test_only_what_changed_is_computed_again() -> None:
     assert not isinstance(program.graph.output_node().meta["val"][0].shape[0], int)
 
 
-def test_a_size_that_a_copy_fixed_is_free_in_the_original(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_size_that_a_copy_fixed_is_free_in_the_original() -> None:
     program = lobo_fx.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.rand(3, 4))
     copy = program.clone()
     relu = next(node for node in copy.graph.nodes if node.name == "relu")
@@ -183,4 +187,94 @@ def test_a_size_that_a_copy_fixed_is_free_in_the_original(capfd: pytest.CaptureF
     for each in program, program.clone():
         propagate(each.module)
         assert not any(isinstance(node.meta["val"].shape[0], int) for node in each.graph.find_nodes(op="placeholder"))
-    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_refused_prints_nothing() -> None:
+    """In a process of its own: the handler of PyTorch's log holds the stream that stood when it was imported."""
+    code = """
+        import torch, lobo_fx
+        from lobo_fx.graph.shapes import propagate
+        program = lobo_fx.trace(torch.nn.ReLU(), torch.rand(3, 4))
+        relu = next(node for node in program.graph.nodes if node.op == "call_function")
+        with program.graph.inserting_after(relu):
+            fixed = program.graph.call_function(torch.ops.aten.view.default, (relu, [3, 4]))
+        relu.replace_all_uses_with(fixed, delete_user_cb=lambda user: user is not fixed)
+        try:
+            propagate(program.module)
+        except Exception as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("a free dimension became 3\n")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shape", [(1,), (), (1, 7)])
+def test_a_bias_is_broadcast(shape: tuple[int, ...]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.rand(7, 5)), nn.Parameter(torch.rand(shape))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return aten.linear.default(x, self.weight, self.bias)  # type: ignore[no-any-return]
+
+    model, x = Net().eval(), torch.rand(2, 5)
+    torch.testing.assert_close(lobo_fx.trace(model, x).module(x), model(x))
+
+
+def test_the_default_dtype_counts() -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sigmoid() * 2
+
+    x = torch.ones(2, 3, dtype=torch.int64)
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            program = lobo_fx.trace(Net(), x)
+            assert program.signature.outputs[0].dtype == program.module(x).dtype == dtype  # type: ignore[union-attr]
+    finally:
+        torch.set_default_dtype(before)
+
+
+def changed_argument(program: lobo_fx.Program) -> None:
+    next(node for node in program.graph.nodes if node.target == aten.flatten.using_ints).args = (
+        next(node for node in program.graph.nodes if node.target == aten.relu.default),
+        2,
+    )
+
+
+def changed_dtype(program: lobo_fx.Program) -> None:
+    for name, parameter in list(program.module.named_parameters()):
+        fetch(program.module, name).data = parameter.data.double()
+    program.graph.find_nodes(op="placeholder")[0].meta["val"] = (
+        program.graph.find_nodes(op="placeholder")[0].meta["val"].double()
+    )
+
+
+def changed_value(program: lobo_fx.Program) -> None:
+    node = next(node for node in program.graph.nodes if node.target == aten.relu.default)
+    node.meta["val"] = node.meta["val"].double()
+
+
+def changed_input(program: lobo_fx.Program) -> None:
+    node = program.graph.find_nodes(op="placeholder")[0]
+    node.meta["val"] = node.meta["val"].new_empty((node.meta["val"].shape[0], 3, 6, 6))
+
+
+@pytest.mark.parametrize("change", [changed_argument, changed_dtype, changed_value, changed_input])
+def test_no_shape_is_stale(change: Callable[[lobo_fx.Program], None]) -> None:
+    """Beside a copy in which everything is computed anew."""
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Softmax(-1)
+    program = lobo_fx.trace(nn.Sequential(*layers), torch.rand(2, 3, 8, 8))
+    change(program)
+    anew = program.clone()
+    propagate(anew.module, lambda node, value: None)
+    propagate(program.module)
+    for node, other in zip(program.graph.nodes, anew.graph.nodes, strict=True):
+        value, expected = node.meta["val"], other.meta["val"]
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == expected.dtype
+            assert [str(size) for size in value.shape][1:] == [str(size) for size in expected.shape][1:]
