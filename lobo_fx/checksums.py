@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import functools
 import hashlib
 import sys
+import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils import _pytree as pytree
+from torch import fx
 
 from lobo_fx.graph.program import Program
 
-__all__ = ["checksum_of_code", "checksum_of_data", "checksum_of_program"]
+__all__ = ["checksum_of", "checksum_of_code", "checksum_of_data", "checksum_of_program"]
 
 _DIGITS = 16
 
@@ -34,7 +39,6 @@ def _module_of(value: object) -> str:
     return str(getattr(value, "__module__", None) or type(value).__module__)
 
 
-@functools.cache
 def _checksum_of_sources(name: str) -> str:
     """Of the file of a module, or of all files of the package of lobo-fx that holds it."""
     first, *rest = name.split(".")
@@ -43,32 +47,101 @@ def _checksum_of_sources(name: str) -> str:
         package = sys.modules[first]  # of the core
     folders, file = getattr(package, "__path__", ()), getattr(sys.modules.get(name), "__file__", None)
     files = [path for folder in folders for path in Path(folder).rglob("*.py")] or ([Path(file)] if file else [])
+    present = sorted(path for path in files if path.is_file())
+    return _checksum_of_files(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in present))
+
+
+@functools.cache
+def _checksum_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files with their times and sizes: read again where one was edited."""
     checksum = hashlib.sha256()
-    for path in sorted(path for path in files if path.is_file()):
+    for path, _, _ in files:
         checksum.update(path.read_bytes())
     return checksum.hexdigest()
 
 
-def checksum_of_data(data: object) -> str:
-    """Of tensors, numbers and text in lists and dicts; empty where anything is of another kind."""
-    if not isinstance(data, (list, tuple, dict)):
+def checksum_of(*values: object) -> str:
+    """Of all that values hold: data, functions with what they refer to, modules, objects; empty where it is not known.
+
+    Functions count by their code, defaults and what they close over, so that two of one name are told apart. Text that
+    names a file counts with the file's content.
+    """
+    try:
+        return hashlib.sha256(repr(_content(values)).encode()).hexdigest()[:_DIGITS]
+    except (_UnknownError, RecursionError):
         return ""
+
+
+def checksum_of_data(data: object) -> str:
+    """Of the content of a list, tuple or dict; empty for a loader, which may read other rows each time."""
+    return checksum_of(data) if isinstance(data, (list, tuple, dict)) else ""
+
+
+class _UnknownError(Exception):
+    """Nothing is known of a value."""
+
+
+def _content(value: Any) -> Any:
+    """A value in plain parts, whose text tells it apart from all others."""
+    if value is None or isinstance(value, (bool, int, float, bytes, np.generic, torch.dtype, torch.device)):
+        return repr(value)
+    if isinstance(value, (str, Path)):
+        held = ""
+        with contextlib.suppress(OSError, ValueError):  # no name of a file at all
+            held = hashlib.sha256(Path(value).read_bytes()).hexdigest() if Path(value).is_file() else ""
+        return type(value).__name__, str(value), held
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return _content_of_numbers(value)
+    if isinstance(value, Mapping):
+        return type(value).__name__, [(_content(key), _content(entry)) for key, entry in value.items()]
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, [_content(entry) for entry in value]
+    if isinstance(value, (set, frozenset)):
+        return type(value).__name__, sorted(repr(_content(entry)) for entry in value)
+    if isinstance(value, types.CodeType):
+        return value.co_code.hex(), value.co_names, [_content(constant) for constant in value.co_consts]
+    if isinstance(value, types.FunctionType):
+        cells = [_content(cell.cell_contents) for cell in value.__closure__ or ()]
+        given = value.__defaults__, value.__kwdefaults__
+        return value.__module__, value.__qualname__, _content(value.__code__), _content(given), cells
+    if isinstance(value, types.MethodType):
+        return _content(value.__func__), _content(value.__self__)
+    if isinstance(value, functools.partial):
+        return "partial", _content((value.func, value.args, value.keywords))
+    if isinstance(value, types.BuiltinFunctionType):
+        return value.__module__, value.__qualname__
+    if isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(value)
+    if isinstance(value, type):
+        own = [part for part in vars(value).values() if isinstance(part, types.FunctionType)]
+        return str(value), [_content(part.__code__) for part in own if _is_someones(value)]
+    if isinstance(value, enum.Enum):
+        return str(value)
+    if hasattr(value, "__dict__") and not isinstance(value, types.ModuleType):
+        return _content(type(value)), _content(vars(value))
+    raise _UnknownError
+
+
+def _is_someones(kind: type) -> bool:
+    """Whether a class is neither ours nor of a library: in a notebook, a script or a module beside it."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    return not {"site-packages", "dist-packages"} & set(Path(file).parts) and kind.__module__ != "builtins"
+
+
+def _content_of_numbers(value: torch.Tensor | np.ndarray[Any, Any]) -> Any:
     checksum = hashlib.sha256()
-    for path, leaf in pytree.tree_flatten_with_path(data)[0]:
-        checksum.update(pytree.keystr(path).encode())
-        if isinstance(leaf, torch.Tensor):
-            _add(checksum, leaf)
-        elif leaf is None or type(leaf) in (bool, int, float, str):
-            checksum.update(repr(leaf).encode())
-        else:
-            return ""
-    return checksum.hexdigest()[:_DIGITS]
+    try:
+        _add(checksum, value if isinstance(value, torch.Tensor) else torch.from_numpy(value))
+    except (RuntimeError, TypeError) as error:  # sparse, nested, of objects
+        raise _UnknownError from error
+    return checksum.hexdigest(), getattr(value, "requires_grad", False)
 
 
 def checksum_of_program(program: Program) -> str:
-    """Of its graph and all its tensors."""
-    checksum = hashlib.sha256(f"{program.graph}{program.signature}".encode())
+    """Of its graph, those of its branches, and all its tensors."""
     module = program.module
+    graphs = [str(part.graph) for part in module.modules() if isinstance(part, fx.GraphModule)]
+    checksum = hashlib.sha256(f"{graphs}{program.signature}".encode())
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):  # those of no state dict too
         checksum.update(name.encode())
         _add(checksum, tensor)
@@ -77,4 +150,5 @@ def checksum_of_program(program: Program) -> str:
 
 def _add(checksum: Any, tensor: torch.Tensor) -> None:
     checksum.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
+    checksum.update(dense.view(torch.uint8).numpy().data)

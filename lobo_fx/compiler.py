@@ -76,9 +76,9 @@ def compile(
         seed: for whatever a pass draws at random.
         workdir: a folder where the program is kept after every pass: the same call, interrupted, goes on after the last
             whole pass, and with other passes at the end, from where they differ; what passes measured of a program
-            (moments, gradients, sensitivities) serves tries with other settings. Data is told apart by its content
-            where it is a list, passes, `loss_fn` and `evaluate` also by the code of their modules; give another folder
-            where a loader's data changes, or code that they call elsewhere.
+            (moments, gradients, sensitivities) serves tries with other settings, where data is a list. Kept is named
+            by what it depends on: program, data, settings, functions and code. The rows of a loader are not looked at:
+            give another folder where they change, or where code of other modules that your functions call does.
         progress: whether to draw progress on the terminal.
 
     Returns:
@@ -171,7 +171,7 @@ def compile_again(original: Result, passes: Sequence[Pass]) -> Result:
     """
     assert original.pipeline is not None
     pipeline = original.pipeline.fork()
-    pipeline.context = dataclasses.replace(pipeline.context, show_progress=False)
+    pipeline.context = dataclasses.replace(pipeline.context, show_progress=False, measurements=None)
     for pass_ in passes:
         pipeline.context.require(pass_.needs, pass_.name)
         pass_.check(pipeline.program)

@@ -3,8 +3,8 @@
 What passes measure is kept beside them, for tries with other settings.
 
 A state is named by all that it depends on: the program that passes began with, the passes so far with all their
-settings and their code, the seed and the data. So nothing has to be compared when a state is looked for, and passes
-may be changed from any place on.
+settings and their code, the seed, the data, loss and score, the machine. So nothing has to be compared when a state is
+looked for, and passes may be changed from any place on.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from lobo_fx import saving
-from lobo_fx.checksums import checksum_of_code, checksum_of_data, checksum_of_program
+from lobo_fx.checksums import checksum_of, checksum_of_code, checksum_of_data, checksum_of_program
 from lobo_fx.contracts.candidates import Candidate, Plans
 from lobo_fx.contracts.measurements import Measurements
-from lobo_fx.contracts.passbase import Pass, shown
+from lobo_fx.contracts.passbase import Pass
 from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import make_folder
 from lobo_fx.graph.notes import Note
+from lobo_fx.measures.machine import machine
 
 __all__ = ["Workdir"]
 
 _DIGITS, _PLAN = 24, ".plan.json"
+_UNKNOWN = "data, a function or a setting holds what can't be told apart by its content"
 
 
 class Workdir:
@@ -45,12 +49,21 @@ class Workdir:
         make_folder(folder)
         self.folder, self.pipeline = folder, pipeline
         context = pipeline.context
-        calibration, training = checksum_of_data(context.calibration_data), checksum_of_data(context.train_data)
-        loss = [shown(context.loss_fn), checksum_of_code(context.loss_fn)]
-        score = [shown(context.evaluate), checksum_of_code(context.evaluate)]
-        data = [calibration, training, loss, score]
-        self.start = json.dumps([checksum_of_program(pipeline.program), context.seed, data])
-        depends = {"calibration_data": calibration, "train_data": training and f"{training} {loss}"}
+        data = {name: _known(getattr(context, name)) for name in ("calibration_data", "train_data")}
+        loss, score = context.loss_fn, context.evaluate
+        fixed = [
+            *(torch.__version__, machine(), checksum_of_program(pipeline.program), pipeline.source_checksum),
+            *(checksum_of_code(loss, score), context.seed, context.higher_is_better),
+            [row.name for row in pipeline.rows],  # of a result that is compiled further
+        ]
+        given = checksum_of(loss, score, pipeline.program.example_inputs.leaves)
+        self.start = json.dumps([*fixed, data, given]) if given and all(data.values()) else ""
+        loss_told = checksum_of(loss)
+        depends = {
+            "calibration_data": checksum_of_data(context.calibration_data),
+            "train_data": loss_told and checksum_of_data(context.train_data),
+        }
+        depends = {name: told and json.dumps([*fixed, told, loss_told]) for name, told in depends.items()}
         pipeline.context = dataclasses.replace(context, measurements=Measurements(folder / "measured", depends))
 
     def run(self, passes: Sequence[Pass]) -> None:
@@ -59,6 +72,10 @@ class Workdir:
         for count in range(self._take_up(passes) + 1, len(passes) + 1):
             place, before = self._place(passes[:count]), len(found)
             self.pipeline.run(passes[count - 1])
+            if place is None:
+                note = Note(f"{_UNKNOWN}, so that no state is kept in {self.folder}")
+                self.pipeline.context.notes.extend([note] * (note not in self.pipeline.context.notes))
+                continue
             plan = next((candidate.pass_.plan for candidate in found[before:] if candidate.chosen), None)
             if plan is not None:
                 plan.save(place.with_name(place.name + _PLAN))
@@ -69,7 +86,7 @@ class Workdir:
         context, damaged, done = self.pipeline.context, list[Note](), 0
         for count in range(len(passes), 0, -1):
             place = self._place(passes[:count])
-            if not (place / saving.MANIFEST_FILE).is_file():
+            if place is None or not (place / saving.MANIFEST_FILE).is_file():
                 continue
             try:
                 saved = saving.read(place)
@@ -89,9 +106,10 @@ class Workdir:
         """Makes known again what the last search chose; other candidates of it are lost."""
         for count in range(len(passes), 0, -1):
             pass_, place = passes[count - 1], self._place(passes[:count])
-            file = place.with_name(place.name + _PLAN)
-            if isinstance(pass_, Plans) and file.is_file():
-                start = saving.read(self._place(passes[: count - 1])).program if count > 1 else self.pipeline.original
+            file = place.with_name(place.name + _PLAN) if place else None
+            if isinstance(pass_, Plans) and file and file.is_file():
+                before = self._place(passes[: count - 1]) if count > 1 else None
+                start = saving.read(before).program if before else self.pipeline.original
                 row, planned = self.pipeline.rows[count], pass_.planned(file)
                 expected = planned.plan.expected
                 latency = next((value for name, value in expected.items() if name.startswith("latency")), 1.0)
@@ -100,8 +118,17 @@ class Workdir:
                 )
                 return
 
-    def _place(self, passes: Sequence[Pass]) -> Path:
-        """Where the state after these passes is kept."""
-        settings = [(pass_.name, pass_.all_settings) for pass_ in passes]
-        described = f"{self.start}{checksum_of_code(*map(type, passes))}{json.dumps(settings, default=shown)}"
+    def _place(self, passes: Sequence[Pass]) -> Path | None:
+        """Where the state after these passes is kept; None where it is not known what it depends on."""
+        settings = checksum_of([(type(pass_), pass_.all_settings) for pass_ in passes])
+        if not (self.start and settings):
+            return None
+        described = f"{self.start}{settings}{checksum_of_code(*map(type, passes))}"
         return self.folder / f"{passes[-1].name}-{hashlib.sha256(described.encode()).hexdigest()[:_DIGITS]}"
+
+
+def _known(data: object) -> str:
+    """The content of data; of a loader that it is one; empty where data holds what is not known."""
+    if isinstance(data, (list, tuple, dict)):
+        return checksum_of_data(data)
+    return "none" if data is None else "a loader"

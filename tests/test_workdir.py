@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import lobo_fx
 from lobo_fx import ContractError, InvalidInput, checksums
@@ -108,7 +112,6 @@ def test_a_pass_whose_code_changed_runs_again(tmp_path: Path, monkeypatch: pytes
         (tmp_path / "a_pass_of_mine.py").write_text(
             f"from tests.test_workdir import Counted\nclass Mine(Counted): {width}\n"
         )
-        checksums._checksum_of_sources.cache_clear()
         sys.modules.pop("a_pass_of_mine", None)
         mine = importlib.import_module("a_pass_of_mine").Mine
         importlib.invalidate_caches()
@@ -131,7 +134,6 @@ def test_the_code_of_lobo_fx_is_known_by_its_files(tmp_path: Path, monkeypatch: 
     function.__module__ = module.__name__
 
     def checksum() -> str:
-        checksums._checksum_of_sources.cache_clear()
         return checksums.checksum_of_code(function)
 
     found = [checksum(), checksums.checksum_of_code(functools.partial(function))]
@@ -172,6 +174,86 @@ def test_programs_are_told_apart_by_tensors_that_are_in_no_state_dict() -> None:
         checksums.checksum_of_program(lobo_fx.trace(Scaled(factor), torch.rand(2, 3))) for factor in (1.0, 2.0, 1.0)
     ]
     assert found[0] == found[2] != found[1]
+
+
+def losses() -> list[Any]:
+    """Pairs that have one name each."""
+
+    def closed_over(factor: float) -> Any:
+        return lambda outputs, labels: factor * functional.cross_entropy(outputs, labels)
+
+    def weighted(seed: int) -> Any:
+        weights = torch.rand(5_000, generator=torch.Generator().manual_seed(seed))
+        return functools.partial(functional.cross_entropy, weight=weights)
+
+    class Loss:
+        def __init__(self, smoothing: float) -> None:
+            self.smoothing = smoothing
+
+        def __call__(self, outputs: Any, labels: Any) -> Any: ...
+
+        def method(self, outputs: Any, labels: Any) -> Any: ...
+
+    return [
+        (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.5)),
+        (closed_over(1.0), closed_over(2.0)),
+        (lambda outputs, labels: outputs.mean(), lambda outputs, labels: outputs.sum()),
+        (weighted(0), weighted(1)),
+        (Loss(0.1), Loss(0.2)),
+        (Loss(0.1).method, Loss(0.2).method),
+        (network(0), network(1)),
+        ({"temperature": 2.0}, {"temperature": 2}),
+        (np.arange(3), np.arange(3) + 1),
+        ([(DATA, [])], [(DATA,)]),
+        ([DATA], (DATA,)),
+    ]
+
+
+@pytest.mark.parametrize("pair", losses(), ids=lambda pair: type(pair[0]).__name__)
+def test_values_of_one_name_are_told_apart_by_what_they_hold(pair: tuple[Any, Any]) -> None:
+    first, second = map(checksums.checksum_of, pair)
+    assert first
+    assert second
+    assert first != second
+    assert checksums.checksum_of(copy.deepcopy(pair[0])) == first
+
+
+def test_what_is_not_known_has_no_checksum_and_leaves_no_state(tmp_path: Path) -> None:
+    for unknown in (object(), torch.eye(2).to_sparse(), threading.Lock()):
+        assert checksums.checksum_of(unknown) == ""
+    lock = threading.Lock()
+
+    def score(module: nn.Module) -> float:
+        with lock:
+            return 1.0
+
+    for _ in range(2):
+        result = compiled(tmp_path, Counted(), evaluate=score)
+    assert len(Counted.runs) == 2
+    assert any("no state is kept" in str(note) for note in result.report.notes)
+
+
+def test_branches_are_part_of_a_program() -> None:
+    class Branches(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cond(x.sum() > 0, lambda x: x * self.factor, lambda x: x + 1, (x,))  # type: ignore[no-any-return]
+
+    found = [checksums.checksum_of_program(lobo_fx.trace(Branches(f), torch.rand(2, 3))) for f in (2.0, 3.0, 2.0)]
+    assert found[0] == found[2] != found[1]
+
+
+def test_scores_and_example_inputs_are_part_of_a_state(tmp_path: Path) -> None:
+    for higher in (True, False):
+        result = compiled(tmp_path, Counted(), evaluate=lambda module: 1.0, higher_is_better=higher)
+        assert result.report.rows[-1].score == (1.0 if higher else -1.0)
+    assert len(Counted.runs) == 2
+    lobo_fx.compile(network(), [Counted()], example_inputs=DATA[2:4], workdir=tmp_path, progress=False)
+    lobo_fx.compile(network(), [Counted()], example_inputs=DATA[4:8], workdir=tmp_path, progress=False)
+    assert len(Counted.runs) == 4
 
 
 def test_a_damaged_state_is_left_aside(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ class Context:
             what: says what is measured, in letters.
             program: what it is measured of; its graph and weights count.
             measure: reads data of this context and returns tensors by name.
-            settings: what else they depend on: numbers, strings, lists of them.
+            settings: all else that `measure` reads, such as settings of the pass.
             over: which data is read: "calibration_data" or "train_data", and with it `loss_fn`.
         """
         if self.measurements is None:

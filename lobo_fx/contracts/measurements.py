@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,8 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save
 
-from lobo_fx.checksums import checksum_of_code, checksum_of_program
-from lobo_fx.errors import InvalidInput
-from lobo_fx.files import make_folder, write_files
+from lobo_fx.checksums import checksum_of, checksum_of_code, checksum_of_program
+from lobo_fx.files import file_name, make_folder, write_files
 from lobo_fx.graph.program import Program
 
 __all__ = ["Measurements", "Tensors"]
@@ -36,8 +34,8 @@ class Measurements:
 
     Attributes:
         folder: made when the first is kept.
-        depends: what all of them depend on beside program and code: checksums of data, by name; empty where what is
-            read may differ at every read, which is then measured every time.
+        depends: by name of the data, what all of them depend on beside program and code; empty for data that may
+            differ at every read: it is then measured every time.
         largest: how many bytes the files take together at most.
     """
 
@@ -54,16 +52,17 @@ class Measurements:
             what: says what is measured.
             program: what it is measured of.
             over: names the data.
-            settings: what else it depends on, for JSON.
+            settings: what else it depends on.
             measure: called where it is not known.
 
         Returns:
             The tensors, and why they could not be kept; empty where they are.
         """
-        if not self.depends.get(over):
+        told = checksum_of(what, settings, measure.__qualname__)
+        if not (told and self.depends.get(over)):
             return measure(), ""
-        described = [what, checksum_of_program(program), self.depends[over], checksum_of_code(measure), settings]
-        name = f"{what}-{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:_DIGITS]}.safetensors"
+        described = f"{told}{checksum_of_program(program)}{self.depends[over]}{checksum_of_code(measure)}"
+        name = f"{file_name(what)}-{hashlib.sha256(described.encode()).hexdigest()[:_DIGITS]}.safetensors"
         file = self.folder / name
         with contextlib.suppress(OSError, safetensors.SafetensorError):  # there is none, or it is damaged
             found = load_file(file)
@@ -73,8 +72,8 @@ class Measurements:
         try:
             make_folder(self.folder)
             write_files(self.folder, {name: save({key: value.contiguous() for key, value in found.items()})})
-        except InvalidInput as error:
-            return found, str(error)
+        except Exception as error:  # a full disk, tensors that share memory: what was measured serves all the same
+            return found, " ".join(str(error).split()) or type(error).__name__
         self._make_room(file)
         return found, ""
 

@@ -80,11 +80,12 @@ def facts(report: Report) -> list[Any]:
         {"seed": 1},
         {"calibration_data": [DATA[0]], "train_data": [LABELLED[0]]},
         {"loss_fn": functional.nll_loss},
+        {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.5)},
     ],
 )
 def test_what_it_depends_on_measures_it_anew(changed: dict[str, Any], tmp_path: Path, measured: list[str]) -> None:
-    compiled(tmp_path, PruneChannels(0.25, importance="taylor"))
-    compiled(tmp_path, PruneChannels(0.5, importance="taylor"), **changed)
+    compiled(tmp_path, PruneChannels(0.25, importance="taylor"), loss_fn=nn.CrossEntropyLoss())
+    compiled(tmp_path, PruneChannels(0.5, importance="taylor"), **{"loss_fn": nn.CrossEntropyLoss(), **changed})
     assert measured.count("gradients") == 2
 
 
@@ -110,6 +111,21 @@ def test_what_can_not_be_kept_is_said_and_used(tmp_path: Path) -> None:
     (tmp_path / "measured").write_text("a file stands where the folder is to be")
     result = compiled(tmp_path, TRIES["moments"][0])
     assert any("moments could not be kept for other tries" in str(note) for note in result.report.notes)
+
+
+def test_tensors_that_can_not_be_written_and_unlike_settings(tmp_path: Path) -> None:
+    program, own = lobo_fx.trace(network(), DATA[0]), Measurements(tmp_path, {"data": "x"})
+    shared = torch.rand(3)
+    found, fault = own.take("shared", program, "data", None, lambda: {"a": shared, "b": shared})
+    assert found["b"] is shared
+    assert "share memory" in fault
+    for settings in ({1, 2}, torch.float32, {"a": shared}):
+        for expected in (1.0, 1.0):
+            found, fault = own.take("a/b", program, "data", settings, lambda: {"a": torch.ones(1)})
+            assert (float(found["a"]), fault) == (expected, "")
+    first, second = lambda: {"a": torch.zeros(1)}, lambda: {"a": torch.ones(1)}
+    second.__qualname__ = "another"
+    assert [float(own.take("s", program, "data", 0, each)[0]["a"]) for each in (first, second, first)] == [0, 1, 0]
 
 
 def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
