@@ -61,16 +61,18 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
     return first, second
 
 
-def input_norms(inference: Inference, context: Context) -> dict[str, torch.Tensor]:
-    """Root mean square of each input channel of layers without groups, by name of the weight.
+def input_norms(inference: Inference, context: Context) -> dict[tuple[str, int], torch.Tensor]:
+    """Root mean square of each input channel of layers without groups, by the weight and its dimension of inputs.
 
-    Shaped to be multiplied with the weight: its size along the weight's dimension of inputs, 1 along the others.
+    A tied weight may have two, read as it is and transposed. Each is shaped to be multiplied with the weight: its size
+    along that dimension, 1 along the others.
     """
     program = inference.program
     readers: dict[fx.Node, list[Layer]] = {}
     for layer in layers(program.graph):
         if layer.read is not None and layer.groups == 1:
             readers.setdefault(layer.input, []).append(layer)
+    places = {_place(layer): layer for found in readers.values() for layer in found}
 
     def measure() -> Tensors:
         sums: Tensors = {}
@@ -80,7 +82,7 @@ def input_norms(inference: Inference, context: Context) -> dict[str, torch.Tenso
                 channel = layer.kind.channel_dim % value.dim() if layer.is_batched else layer.kind.channel_dim
                 channel = channel if layer.is_batched or not layer.kind.convolves else 0
                 energy = value.double().square().mean([d for d in range(value.dim()) if d != channel])
-                name = str(layer.read.target)  # type: ignore[union-attr]
+                name = "{} {}".format(*_place(layer))
                 sums[name] = sums.get(name, torch.zeros_like(energy)) + energy
 
         watchers = {source: functools.partial(see, source) for source in readers}
@@ -88,10 +90,16 @@ def input_norms(inference: Inference, context: Context) -> dict[str, torch.Tenso
         return sums
 
     sums = context.measured("energies", program, measure)
-    shapes = {
-        str(layer.read.target): _beside(program, layer) for found in readers.values() for layer in found if layer.read
+    found = {place: sums.get("{} {}".format(*place)) for place in places}
+    return {
+        place: total.sqrt().view(_beside(program, places[place])) for place, total in found.items() if total is not None
     }
-    return {name: total.sqrt().view(shapes[name]) for name, total in sums.items()}
+
+
+def _place(layer: Layer) -> tuple[str, int]:
+    """The stored weight of a layer, and along which of its dimensions inputs are."""
+    assert layer.read is not None
+    return str(layer.read.target), layer.input_dim
 
 
 def _beside(program: Program, layer: Layer) -> list[int]:

@@ -191,10 +191,11 @@ class Activation(Criterion):
         norms = input_norms(inference, context)
 
         def score(leaf: Axis, members: Sequence[Member]) -> torch.Tensor:
-            readers = [m for m in members if m.name in norms and norms[m.name].shape[m.dim] == m.tensor.shape[m.dim]]
+            readers = [m for m in members if (m.name, m.dim) in norms]
             if not readers:
                 return _total(leaf, [m.along(leaf, m.weight.square()) for m in members])
-            return _total(leaf, [m.along(leaf, m.weight.abs() * norms[m.name].to(m.weight.dtype)) for m in readers])
+            weighted = [(m, m.weight.abs() * norms[m.name, m.dim].to(m.weight.dtype)) for m in readers]
+            return _total(leaf, [m.along(leaf, score) for m, score in weighted])
 
         return score
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -529,3 +530,16 @@ def test_a_busy_machine_is_said(times: tuple[float, float, float, float], signs:
 def test_processor_time_heads_the_ratios() -> None:
     found = Benchmark("rt", 1, 1, 30, {"original": Latency(1.0, 1.0, 1.0, 1.0, 1.0)})
     assert [str(column.header) for column in benchmark_table(found).columns][:3] == ["file", "CPU ratio", "p50 ratio"]
+
+
+def test_a_clock_that_ticks_more_slowly_than_a_call_takes_is_right_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    tick, fine = 1e-3, time.process_time
+    monkeypatch.setattr(time, "process_time", lambda: fine() // tick * tick)
+    found = interleave({"sum": lambda: sum(range(5_000))}, rounds=40, warmup=1, rows=1)["sum"]
+    assert 0.2 * found.p50 < found.cpu < 5 * found.p50
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    calls = {name: lambda: sum(range(50)) for name in ("first", "other")}
+    latencies = interleave(calls, rounds=3, warmup=0, rows=1)
+    compared = Benchmark("none", 1, 1, 3, latencies).ratio("other")
+    assert latencies["first"].cpu == 0
+    assert compared == latencies["other"].p50 / latencies["first"].p50

@@ -540,3 +540,26 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
 def test_a_target_of_which_a_model_has_none_is_refused(target: str, steps: int) -> None:
     with pytest.raises(InvalidInput, match=f"target='{target}': the model has none"):
         lobo_fx.compile(traced(nn.ReLU), [PruneChannels(target=target, steps=steps)], progress=False)
+
+
+def test_inputs_of_a_tied_weight_count_along_the_dimension_that_reads_them() -> None:
+    """It is read as it is and transposed, from values of other widths."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(12, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(nn.functional.linear(x, self.weight).relu(), self.weight.t())
+
+    torch.manual_seed(0)
+    model, data = Tied().eval(), [torch.randn(64, 8)]
+    prune = PruneChannels(0.25, importance="activation", round_to=1, compensation="none")
+    result = lobo_fx.compile(model, [prune], example_inputs=data[0][:2], calibration_data=data, progress=False)
+    weight = model.weight.detach()
+    hidden = (data[0][[row for row in range(64) if row % 4 != 3]] @ weight.T).relu()
+    score = weight.abs().sum(1) * hidden.square().mean(0).sqrt()
+    kept = result.kept_indices["weight"][0]
+    assert len(kept) == 9
+    assert set(kept) == set(score.topk(9).indices.tolist())
