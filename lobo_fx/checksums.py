@@ -21,6 +21,7 @@ from lobo_fx.graph.program import Program
 __all__ = ["checksum_of", "checksum_of_code", "checksum_of_data", "checksum_of_program"]
 
 _DIGITS = 16
+_PLAIN = (bool, int, float, complex, bytes, slice, range, np.generic, torch.dtype, torch.device)
 
 
 def checksum_of_code(*given: object) -> str:
@@ -83,7 +84,7 @@ class _UnknownError(Exception):
 
 def _content(value: Any) -> Any:
     """A value in plain parts, whose text tells it apart from all others."""
-    if value is None or isinstance(value, (bool, int, float, bytes, np.generic, torch.dtype, torch.device)):
+    if value is None or value is ... or isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, (str, Path)):
         held = ""

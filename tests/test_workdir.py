@@ -198,6 +198,7 @@ def losses() -> list[Any]:
         (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.5)),
         (closed_over(1.0), closed_over(2.0)),
         (lambda outputs, labels: outputs.mean(), lambda outputs, labels: outputs.sum()),
+        (lambda outputs, labels: outputs[..., 0], lambda outputs, labels: outputs[..., 1]),
         (weighted(0), weighted(1)),
         (Loss(0.1), Loss(0.2)),
         (Loss(0.1).method, Loss(0.2).method),

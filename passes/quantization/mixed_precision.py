@@ -15,7 +15,7 @@ from torch import fx
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.measurements import Tensors
-from lobo_fx.contracts.passbase import Pass, Promise, shown
+from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
@@ -125,8 +125,7 @@ class MixedPrecision(Pass):
             found = simulation.sensitivities(context.show_progress)
             return {name: torch.tensor(decibels, dtype=torch.double) for name, decibels in found.items()}
 
-        settings = [shown(self.quantizer), sorted(whole.integer)]
-        found = context.measured("sensitivities", program, measure, settings)
+        found = context.measured("sensitivities", program, measure, [self.quantizer, sorted(whole.integer)])
         return {name: float(found[name]) for name in simulation.layers}
 
 
