@@ -68,7 +68,7 @@ def checksum_of(*values: object) -> str:
     names a file counts with the file's content.
     """
     try:
-        return hashlib.sha256(repr(_content(values)).encode()).hexdigest()[:_DIGITS]
+        return hashlib.sha256(repr(_Reader().read(values)).encode()).hexdigest()[:_DIGITS]
     except (_UnknownError, RecursionError):
         return ""
 
@@ -82,45 +82,70 @@ class _UnknownError(Exception):
     """Nothing is known of a value."""
 
 
-def _content(value: Any) -> Any:
-    """A value in plain parts, whose text tells it apart from all others."""
-    if value is None or value is ... or isinstance(value, _PLAIN):
-        return repr(value)
-    if isinstance(value, (str, Path)):
-        held = ""
-        with contextlib.suppress(OSError, ValueError):  # no name of a file at all
-            held = hashlib.sha256(Path(value).read_bytes()).hexdigest() if Path(value).is_file() else ""
-        return type(value).__name__, str(value), held
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return _content_of_numbers(value)
-    if isinstance(value, Mapping):
-        return type(value).__name__, [(_content(key), _content(entry)) for key, entry in value.items()]
-    if isinstance(value, (list, tuple)):
-        return type(value).__name__, [_content(entry) for entry in value]
-    if isinstance(value, (set, frozenset)):
-        return type(value).__name__, sorted(repr(_content(entry)) for entry in value)
-    if isinstance(value, types.CodeType):
-        return value.co_code.hex(), value.co_names, [_content(constant) for constant in value.co_consts]
-    if isinstance(value, types.FunctionType):
-        cells = [_content(cell.cell_contents) for cell in value.__closure__ or ()]
+class _Reader:
+    """Tells what values hold in plain parts, whose text tells them apart from all others.
+
+    An object that is met again, as a trainer that its own callbacks hold, is told by its place among those seen.
+    """
+
+    def __init__(self) -> None:
+        self.seen = dict[int, int]()
+
+    def read(self, value: Any) -> Any:
+        if value is None or value is ... or isinstance(value, _PLAIN):
+            return repr(value)
+        if isinstance(value, (str, Path)):
+            return type(value).__name__, str(value), _checksum_of_file(value)
+        if isinstance(value, (torch.Tensor, np.ndarray)):
+            return _content_of_numbers(value)
+        if isinstance(value, Mapping):
+            return type(value).__name__, [(self.read(key), self.read(entry)) for key, entry in value.items()]
+        if isinstance(value, (list, tuple)):
+            return type(value).__name__, [self.read(entry) for entry in value]
+        if isinstance(value, (set, frozenset)):
+            return type(value).__name__, sorted(repr(_Reader().read(entry)) for entry in value)
+        if isinstance(value, types.CodeType):
+            return value.co_code.hex(), value.co_names, [self.read(constant) for constant in value.co_consts]
+        if isinstance(value, types.FunctionType):
+            return self._read_function(value)
+        if isinstance(value, types.MethodType):
+            return self.read(value.__func__), self.read(value.__self__)
+        if isinstance(value, functools.partial):
+            return "partial", self.read((value.func, value.args, value.keywords))
+        if isinstance(value, types.BuiltinFunctionType):
+            return value.__module__, value.__qualname__
+        if isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket, enum.Enum)):
+            return str(value)
+        if isinstance(value, type):
+            own = [part for part in vars(value).values() if isinstance(part, types.FunctionType)]
+            return str(value), [self.read(part.__code__) for part in own if _is_someones(value)]
+        if hasattr(value, "__dict__") and not isinstance(value, types.ModuleType):
+            return self._read_object(value)
+        raise _UnknownError
+
+    def _read_function(self, value: types.FunctionType) -> Any:
+        if place := self._place(value):
+            return place
+        cells = [self.read(cell.cell_contents) for cell in value.__closure__ or ()]
         given = value.__defaults__, value.__kwdefaults__
-        return value.__module__, value.__qualname__, _content(value.__code__), _content(given), cells
-    if isinstance(value, types.MethodType):
-        return _content(value.__func__), _content(value.__self__)
-    if isinstance(value, functools.partial):
-        return "partial", _content((value.func, value.args, value.keywords))
-    if isinstance(value, types.BuiltinFunctionType):
-        return value.__module__, value.__qualname__
-    if isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return str(value)
-    if isinstance(value, type):
-        own = [part for part in vars(value).values() if isinstance(part, types.FunctionType)]
-        return str(value), [_content(part.__code__) for part in own if _is_someones(value)]
-    if isinstance(value, enum.Enum):
-        return str(value)
-    if hasattr(value, "__dict__") and not isinstance(value, types.ModuleType):
-        return _content(type(value)), _content(vars(value))
-    raise _UnknownError
+        return value.__module__, value.__qualname__, self.read(value.__code__), self.read(given), cells
+
+    def _read_object(self, value: object) -> Any:
+        return self._place(value) or (self.read(type(value)), self.read(vars(value)))
+
+    def _place(self, value: object) -> str:
+        """Where a value stands among those seen; empty where it is met for the first time."""
+        if id(value) in self.seen:
+            return f"seen {self.seen[id(value)]}"
+        self.seen[id(value)] = len(self.seen)
+        return ""
+
+
+def _checksum_of_file(name: str | Path) -> str:
+    """Of the file of this name; empty where there is none."""
+    with contextlib.suppress(OSError, ValueError):  # no name of a file at all
+        return hashlib.sha256(Path(name).read_bytes()).hexdigest() if Path(name).is_file() else ""
+    return ""
 
 
 def _is_someones(kind: type) -> bool:

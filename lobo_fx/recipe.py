@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
@@ -12,9 +11,9 @@ from typing import Any
 import yaml
 
 from lobo_fx.contracts.passbase import Pass
-from lobo_fx.errors import InvalidInput, suggestion
-from lobo_fx.plugins.annotations import unread
+from lobo_fx.errors import InvalidInput
 from lobo_fx.plugins.registry import PASSES
+from lobo_fx.plugins.settings import check_names
 
 __all__ = [
     "PassSpec",
@@ -236,11 +235,7 @@ def build(kind: type[Pass], settings: dict[str, Any]) -> Pass:
     Raises:
         InvalidInput: an unknown setting (the nearest is suggested) or a bad value; the message names the pass.
     """
-    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list[str]()
-    for name in settings:
-        if name not in known:
-            fault = f"{kind.__name__} has no setting '{name}'; {suggestion(name, known)}"
-            raise InvalidInput(unread(kind, name) or fault)
+    check_names(kind, settings)
     try:
         return kind(**settings)
     except (InvalidInput, TypeError) as error:

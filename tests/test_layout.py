@@ -348,8 +348,8 @@ PUBLIC = {
         QuantizeDynamic QuantizeStatic QuantizeWeights SmoothActivations SparseTraining Student
     """,
     "lobo_fx.passes.pruning.criteria": """
-        Activation BatchNormScale CRITERIA Consensus Criterion Elementwise Fisher GeometricMedian Lamp Magnitude
-        Random Scorer SecondOrder Taylor resolve
+        Activation BatchNormScale CRITERIA Consensus Criterion Elementwise Fisher GeometricMedian Importance Lamp
+        Magnitude Random Scorer SecondOrder Taylor resolve
     """,
     "lobo_fx.passes.quantization.integers.observer_names": """
         OBSERVERS
@@ -365,7 +365,7 @@ PUBLIC = {
         EXPORTERS PASSES RUNTIMES Registry snake_case
     """,
     "lobo_fx.plugins.settings": """
-        Range check_settings
+        Range check_names check_settings
     """,
     "lobo_fx.testing": """
         assert_untouched check_axis_rule check_criterion check_exporter check_number_format check_observer check_pass

@@ -219,6 +219,20 @@ def test_values_of_one_name_are_told_apart_by_what_they_hold(pair: tuple[Any, An
     assert checksums.checksum_of(copy.deepcopy(pair[0])) == first
 
 
+def test_objects_in_a_circle_are_told_apart() -> None:
+    class Trainer:
+        def __init__(self, rate: float) -> None:
+            self.rate, self.itself, self.callbacks = rate, self, [Callback(self)]
+
+    class Callback:
+        def __init__(self, trainer: Trainer) -> None:
+            self.trainer, self.stop = trainer, trainer.__init__  # type: ignore[misc]
+
+    found = [checksums.checksum_of(Trainer(rate)) for rate in (0.1, 0.2, 0.1)]
+    assert "" not in found
+    assert found[0] == found[2] != found[1]
+
+
 def test_what_is_not_known_has_no_checksum_and_leaves_no_state(tmp_path: Path) -> None:
     for unknown in (object(), torch.eye(2).to_sparse(), threading.Lock()):
         assert checksums.checksum_of(unknown) == ""

@@ -9,10 +9,10 @@ import types
 import typing
 from typing import Annotated, Any, Literal, TypeGuard, Union
 
-from lobo_fx.errors import InvalidInput
-from lobo_fx.plugins.annotations import types_of
+from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.plugins.annotations import types_of, unread
 
-__all__ = ["Range", "check_settings"]
+__all__ = ["Range", "check_names", "check_settings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,19 @@ class Range:
             return f"in {low}, {high}"
         words = {"of at least": self.least, "above": self.above, "of at most": self.most, "below": self.below}
         return " and ".join(f"{word} {limit}" for word, limit in words.items() if limit is not None)
+
+
+def check_names(kind: type, given: collections.abc.Iterable[str]) -> None:
+    """Refuses settings that a class doesn't have.
+
+    Raises:
+        InvalidInput: an unknown setting; the nearest is suggested.
+    """
+    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list[str]()
+    for name in given:
+        if name not in known:
+            fault = f"{kind.__name__} has no setting '{name}'; {suggestion(name, known)}"
+            raise InvalidInput(unread(kind, name) or fault)
 
 
 def check_settings(settings: object) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -22,7 +23,7 @@ from lobo_fx.graph.operators import aten
 from lobo_fx.passes.fitting.statistics import gradients, input_norms
 from lobo_fx.passes.pruning.second_order import eliminations
 from lobo_fx.plugins.registry import Registry
-from lobo_fx.plugins.settings import check_settings
+from lobo_fx.plugins.settings import check_names, check_settings
 
 __all__ = [
     "CRITERIA",
@@ -33,6 +34,7 @@ __all__ = [
     "Elementwise",
     "Fisher",
     "GeometricMedian",
+    "Importance",
     "Lamp",
     "Magnitude",
     "Random",
@@ -245,14 +247,14 @@ class Consensus(Criterion):
     """Several criteria vote by rank; the mean rank decides.
 
     Attributes:
-        criteria: names or criteria.
+        criteria: each as `importance=` takes it.
     """
 
-    criteria: Sequence[str | Criterion]
+    criteria: Sequence[Importance]
 
     def __post_init__(self) -> None:
         if not isinstance(self.criteria, (list, tuple)) or not self.criteria:
-            raise InvalidInput("Consensus takes a list of criteria, at least one")
+            raise InvalidInput(f"criteria is {self.criteria!r}; it must be a list of criteria, at least one")
         for criterion in self.criteria:
             resolve(criterion)
 
@@ -276,6 +278,7 @@ _OWN: dict[str, Criterion | type[Criterion]] = {
     "l2": Magnitude(torch.square),
     "random": Random(),
     "batch_norm": BatchNormScale(),
+    "consensus": Consensus,
     "geometric_median": GeometricMedian(),
     "taylor": Taylor(),
     "taylor_squared": Taylor(squared=True),
@@ -293,29 +296,45 @@ def _is_criterion(plugin: object) -> bool:
 CRITERIA: Registry[Criterion | type[Criterion]] = Registry(
     "criterion", "lobo_fx.criteria", own=_OWN, must_be="a Criterion, or its class", fits=_is_criterion
 )
-"""Criteria by the names that `importance=` takes: each is a criterion, or the class of one that needs no settings."""
+"""Criteria by the names that `importance=` takes: each is a criterion, or the class of one."""
+
+Importance = str | Criterion | Elementwise | Mapping[str, Mapping[str, Any] | None]
+"""A criterion's name, itself, a function that scores each element of a parameter, or a name with settings, as recipes
+have it: `{consensus: {criteria: [l1, taylor]}}`."""
 
 
-def resolve(importance: str | Criterion | Elementwise) -> Criterion:
-    """A criterion from its name, itself, or a function that scores each element of a parameter.
+def resolve(importance: Importance) -> Criterion:
+    """The criterion that is meant.
 
     Raises:
-        InvalidInput: an unknown name, or one that names no criterion.
+        InvalidInput: an unknown name, one that names no criterion, or settings that it refuses.
     """
     if isinstance(importance, Criterion):
         return importance
     if isinstance(importance, str):
-        CRITERIA.check(importance, "importance")
-        named = CRITERIA[importance]
-        if isinstance(named, Criterion):
-            return named
-        try:
-            return named()
-        except (InvalidInput, TypeError) as error:
-            raise InvalidInput(f"the criterion '{importance}' can't be made at its defaults: {error}") from error
+        return _named(importance, {})
+    if isinstance(importance, Mapping) and len(importance) == 1:
+        ((name, settings),) = importance.items()
+        if settings is None or (isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)):
+            return _named(name, settings or {})
     if not callable(importance):
-        raise InvalidInput(f"importance is a {type(importance).__name__}; expected a name, a criterion or a function")
+        raise InvalidInput(
+            f"importance is {importance!r}; expected a criterion, its name, {{name: {{setting: value}}}} or a function"
+        )
     return Magnitude(importance)
+
+
+def _named(name: str, settings: Mapping[str, Any]) -> Criterion:
+    """The criterion of a name, with some of its settings given."""
+    CRITERIA.check(name, "importance")
+    named: Any = CRITERIA[name]
+    kind = named if isinstance(named, type) else type(named)
+    try:
+        check_names(kind, settings)
+        return named(**settings) if named is kind else dataclasses.replace(named, **settings)  # type: ignore[no-any-return]
+    except (InvalidInput, TypeError) as error:
+        made = "with these settings" if settings else "at its defaults"
+        raise InvalidInput(f"the criterion '{name}' can't be made {made}: {error}") from error
 
 
 def _total(leaf: Axis, parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -27,7 +27,7 @@ from lobo_fx.graph.randomness import drawn
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.pruning.compensation import METHODS, Compensated, compensate
-from lobo_fx.passes.pruning.criteria import Criterion, Elementwise, resolve
+from lobo_fx.passes.pruning.criteria import Importance, resolve
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.search import SCOPES, Candidates, Patterns, Search, Target, makers
 from lobo_fx.passes.pruning.widths import best_positions, parameters, runs_through
@@ -55,8 +55,10 @@ class PruneChannels(Pass):
             module names, for the output widths of the modules matched (`{"layer1.*": 0.3}`). Of several patterns that
             match, the most specific counts: a name without wildcards before others, then more letters before fewer;
             of equal ones the first.
-        importance: a criterion's name (`lobo_fx.passes.pruning.criteria.CRITERIA`), a criterion such as
-            `Consensus(["l1", "taylor"])`, or a function that scores each element of a parameter.
+        importance: a criterion's name, of `lobo_fx.passes.pruning.criteria`: `l1`, `l2`, `batch_norm`,
+            `geometric_median`, `lamp`, `activation`, `second_order`, `taylor`, `taylor_squared`, `fisher`, `random`;
+            a name with settings, `{consensus: {criteria: [l1, taylor]}}`; a criterion, `Consensus(["l1", "taylor"])`;
+            or a function that scores each element of a parameter.
         scope: `axis` removes the share from each axis; `global` ranks all axes together, each divided by its
             mean; `isomorphic` ranks together the axes that run through the same kinds of parameters.
         target: `macs`, `parameters` or `file_size`: chooses the ratio so that the share `keep` of them stays.
@@ -79,7 +81,7 @@ class PruneChannels(Pass):
     """
 
     ratio: float | Mapping[str, float] | None = None
-    importance: str | Criterion | Elementwise = "l2"
+    importance: Importance = "l2"
     scope: str = "axis"
     target: str | None = None
     keep: float | None = None
@@ -297,7 +299,7 @@ class PruneChannels(Pass):
                     + (f"; {hint} would hit it" if hint else "")
                 )
             how = dict.fromkeys(free, f"{self._keep} of the {self.target}")
-        named = self.importance if isinstance(self.importance, str) else type(self.importance).__name__
+        named = self.importance if isinstance(self.importance, str) else type(resolve(self.importance)).__name__
         return best_positions(candidates.scores, widths), {leaf: f"{named}, {words}" for leaf, words in how.items()}
 
     def _free(self, inference: Inference, context: Context) -> dict[Axis, list[Member]]:

@@ -10,7 +10,7 @@ from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.contracts.verification import check_expected
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.program import Program
-from lobo_fx.passes.pruning.criteria import Criterion, Elementwise
+from lobo_fx.passes.pruning.criteria import Importance
 from lobo_fx.passes.pruning.prune_channels import PruneChannels
 from lobo_fx.passes.training.initialisation import initialise
 
@@ -41,7 +41,7 @@ class Student(Pass):
     width: float | None = None
     parameters: float | None = None
     start: Literal["kept", "fresh"] = "kept"
-    importance: str | Criterion | Elementwise = "l2"
+    importance: Importance = "l2"
 
     promise: ClassVar[Promise] = Promise.MASKED
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pytest
 
 import lobo_fx
+from lobo_fx.contracts.setting_facts import settings_of
 from lobo_fx.errors import InvalidInput
-from lobo_fx.passes.pruning.criteria import CRITERIA, Criterion
+from lobo_fx.passes.pruning import criteria
+from lobo_fx.passes.pruning.criteria import CRITERIA, Consensus, Criterion, Fisher, Taylor
 from lobo_fx.plugins.exporters import exporter_of
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.plugins.settings import Range, check_settings
@@ -152,6 +155,45 @@ def test_a_criterion_that_can_not_be_made_at_its_defaults_is_named(monkeypatch: 
     monkeypatch.setitem(CRITERIA.added, "peak", Peak)
     with pytest.raises(InvalidInput, match="criterion 'peak' can't be made at its defaults: power is 'four'"):
         lobo_fx.passes.PruneChannels(importance="peak")
+
+
+@pytest.mark.parametrize(
+    ("importance", "expected"),
+    [
+        ("{taylor: {squared: true}}", Taylor(squared=True)),
+        ("{taylor_squared: {squared: false}}", Taylor()),
+        ("{fisher: }", Fisher()),
+        ("{consensus: {criteria: [l1, {taylor: {squared: true}}]}}", Consensus(["l1", {"taylor": {"squared": True}}])),
+    ],
+)
+def test_a_criterion_takes_settings_in_a_recipe(importance: str, expected: Criterion) -> None:
+    (pass_,) = read_recipe(f"passes:\n- prune_channels: {{importance: {importance}}}", "recipe.yaml")
+    assert isinstance(pass_, lobo_fx.passes.PruneChannels)
+    assert criteria.resolve(pass_.importance) == expected
+    assert pass_.needs == expected.needs
+
+
+@pytest.mark.parametrize(
+    ("importance", "words"),
+    [
+        ("{taylor: {sqared: true}}", "'taylor' can't be made with these settings: Taylor has no setting 'sqared'; did"),
+        ("{taylor: {squared: 3}}", "'taylor' can't be made with these settings: squared is 3; it must be True or"),
+        ("{talor: {}}", "importance is 'talor'; did you mean taylor"),
+        ("{5: {}}", "importance is 5; known: "),
+        ("{consensus: {criteria: [l1, none]}}", "with these settings: importance is 'none'; known: "),
+        ("{consensus: {}}", "'consensus' can't be made at its defaults: "),
+        ("{taylor: true}", "importance is {'taylor': True}; expected a criterion, its name, {name: {setting: value}}"),
+        ("{taylor: {}, fisher: {}}", "importance is {'taylor': {}, 'fisher': {}}; expected a criterion"),
+    ],
+)
+def test_settings_that_a_criterion_refuses_are_named(importance: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=f"PruneChannels: .*{re.escape(words)}"):
+        read_pass(f"prune_channels:importance={importance}")
+
+
+def test_all_criteria_are_legal_values() -> None:
+    (importance,) = (s for s in settings_of(lobo_fx.passes.PruneChannels) if s.name == "importance")
+    assert set(importance.values) | {"consensus"} == set(CRITERIA.own)
 
 
 def test_fields_of_a_base_are_checked_where_it_is_written() -> None:
