@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import typer
-from lobo_docs import api_pages, command_pages, drawings, notebook_pages, pass_pages, readme
+from lobo_docs import api_pages, command_pages, drawings, figures, notebook_pages, pass_pages
 from lobo_docs.docstrings import from_markdown, read
 
 from lobo_fx import passes
@@ -241,10 +241,17 @@ def test_every_setting_of_a_pass_is_described(pass_texts: dict[str, str]) -> Non
             assert len(row[1]) > 5, f"{file} says nothing of {field.name}"
 
 
-def test_a_paragraph_that_the_readme_lacks_is_an_error() -> None:
-    assert "ResNet-50" in readme.paragraph(DOCS, "Half of every width removed")
+def test_a_paragraph_of_figures_that_is_not_there_is_an_error() -> None:
+    assert "ResNet-50" in figures.paragraph(DOCS, "Half of every width removed")
     with pytest.raises(ValueError, match="Two thirds"):
-        readme.paragraph(DOCS, "Two thirds of every width removed")
+        figures.paragraph(DOCS, "Two thirds of every width removed")
+
+
+def test_the_readme_tells_no_figure_of_its_own() -> None:
+    told = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Figures\n")[2].partition("\n## ")[0]
+    numbers = set(re.findall(r"\d+\.\d+", told))
+    assert len(numbers) > 10
+    assert numbers <= set(re.findall(r"\d+\.\d+", (DOCS / "figures.md").read_text(encoding="utf-8")))
 
 
 def test_the_page_of_the_command_line_has_every_option() -> None:

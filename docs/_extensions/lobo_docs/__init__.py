@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lobo_docs import api_pages, command_pages, docstrings, drawings, notebook_pages, pass_pages, readme
+from lobo_docs import api_pages, command_pages, docstrings, drawings, notebook_pages, pass_pages
 
 __all__ = ["generate", "setup"]
 
@@ -17,7 +17,6 @@ PAGES: dict[str, Callable[[Path], dict[str, str]]] = {
     "api": api_pages.pages,
     "command_line": command_pages.pages,
     "drawings": drawings.pages,
-    "figures": readme.pages,
     "notebooks": notebook_pages.pages,
     "passes": pass_pages.pages,
 }

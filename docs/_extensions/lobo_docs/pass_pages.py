@@ -1,4 +1,4 @@
-"""A page for each pass: from its class what it does, promises, needs and can be told; figures from the README."""
+"""A page for each pass: what it does, promises, needs and takes, from its class; figures from `docs/figures.md`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lobo_docs.docstrings import Docstring, read
-from lobo_docs.readme import paragraph
+from lobo_docs.figures import paragraph
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.contracts.setting_facts import settings_of
 from lobo_fx.plugins.registry import PASSES
@@ -35,7 +35,7 @@ class Fragment:
 
     Attributes:
         example: settings of the example.
-        figures: paragraphs of the README's figures that speak of it, by their bold titles.
+        figures: paragraphs of `docs/figures.md` that speak of it, by their bold titles.
         text: Markdown for the end of the page.
     """
 
