@@ -117,8 +117,7 @@ class _Reader:
         if isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket, enum.Enum)):
             return str(value)
         if isinstance(value, type):
-            own = [part for part in vars(value).values() if isinstance(part, types.FunctionType)]
-            return str(value), [self.read(part.__code__) for part in own if _is_someones(value)]
+            return str(value), self._place(value) or self._read_class(value)
         if hasattr(value, "__dict__") and not isinstance(value, types.ModuleType):
             return self._read_object(value)
         raise _UnknownError
@@ -129,6 +128,14 @@ class _Reader:
         cells = [self.read(cell.cell_contents) for cell in value.__closure__ or ()]
         given = value.__defaults__, value.__kwdefaults__
         return value.__module__, value.__qualname__, self.read(value.__code__), self.read(given), cells
+
+    def _read_class(self, value: type) -> Any:
+        """The methods and plain attributes of a class that comes with no library, and its bases."""
+        if not _is_someones(value):
+            return ""
+        parts = [getattr(part, "__func__", getattr(part, "fget", part)) for part in vars(value).values()]
+        own = [part for part in parts if isinstance(part, (types.FunctionType, torch.Tensor, str, *_PLAIN))]
+        return [self.read(part) for part in (*own, *value.__bases__)]
 
     def _read_object(self, value: object) -> Any:
         return self._place(value) or (self.read(type(value)), self.read(vars(value)))
@@ -151,7 +158,8 @@ def _checksum_of_file(name: str | Path) -> str:
 def _is_someones(kind: type) -> bool:
     """Whether a class is neither ours nor of a library: in a notebook, a script or a module beside it."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
-    return not {"site-packages", "dist-packages"} & set(Path(file).parts) and kind.__module__ != "builtins"
+    is_standard = kind.__module__.partition(".")[0] in sys.stdlib_module_names
+    return not is_standard and not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
 def _content_of_numbers(value: torch.Tensor | np.ndarray[Any, Any]) -> Any:

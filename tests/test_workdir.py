@@ -194,7 +194,17 @@ def losses() -> list[Any]:
 
         def method(self, outputs: Any, labels: Any) -> Any: ...
 
+    def of_a_class(factor: float) -> Any:
+        class Scaled:
+            def __call__(self, outputs: Any, labels: Any) -> Any:
+                return factor * functional.cross_entropy(outputs, labels)
+
+        class Inherited(Scaled): ...
+
+        return Inherited()
+
     return [
+        (of_a_class(1.0), of_a_class(2.0)),
         (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.5)),
         (closed_over(1.0), closed_over(2.0)),
         (lambda outputs, labels: outputs.mean(), lambda outputs, labels: outputs.sum()),
