@@ -84,7 +84,7 @@ class CostTable:
         from lobo_fx.files import written_beside
 
         path = Path(path)
-        rows = {key: [round(cost.floating, 3), round(cost.integer, 3)] for key, cost in sorted(self.costs.items())}
+        rows = {key: [cost.floating, cost.integer] for key, cost in sorted(self.costs.items())}
         content = {"format": _FORMAT, "machine": self.machine, "costs": rows}
         with written_beside(path) as folder:
             (folder / path.name).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -98,7 +98,8 @@ class CostTable:
         """Takes in what was measured, and keeps it where the table has a place."""
         for kernel, found in measured.items():
             if isinstance(found, Cost):
-                self.costs[kernel.key] = found
+                # As the file has it: choices and reports of the process that measured are those of later ones.
+                self.costs[kernel.key] = Cost(round(found.floating, 3), round(found.integer, 3))
             else:
                 self.failures[kernel.key] = found.reason
         if measured and self.path is not None:
