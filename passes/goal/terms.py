@@ -74,7 +74,10 @@ class Sum:
 
     def along(self, leaf: Axis, options: Iterable[int], widths: Widths) -> list[float]:
         """The part that depends on one leaf, for each of its widths, the others as they are."""
-        return [sum(term({**widths, leaf: width}) for term in self.of[leaf]) for width in options]
+        found, changed = [], dict(widths)
+        for changed[leaf] in options:
+            found.append(sum(term(changed) for term in self.of[leaf]))
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
