@@ -125,9 +125,16 @@ class _Reader:
     def _read_function(self, value: types.FunctionType) -> Any:
         if place := self._place(value):
             return place
-        cells = [self.read(cell.cell_contents) for cell in value.__closure__ or ()]
+        cells = [self._read_cell(cell) for cell in value.__closure__ or ()]
         given = value.__defaults__, value.__kwdefaults__
         return value.__module__, value.__qualname__, self.read(value.__code__), self.read(given), cells
+
+    def _read_cell(self, cell: types.CellType) -> Any:
+        try:
+            held = cell.cell_contents
+        except ValueError:  # the name is not bound
+            return "unbound"
+        return self.read(held)
 
     def _read_class(self, value: type) -> Any:
         """The methods and plain attributes of a class that comes with no library, and its bases."""

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch._dynamo.config
+from torch import nn
 from torch_tables import tables_built_once
 
+from lobo_fx.capture import tracing
+from lobo_fx.checksums import checksum_of
+from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.program import Program
+from lobo_fx.graph.tensors import register
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.plugins.kernels import Cost
 from lobo_fx.plugins.registry import RUNTIMES
@@ -53,7 +61,44 @@ def _tables_built_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def _traced() -> dict[str, tuple[Program, list[str]]]:
+    """Programs of this process by what they were traced from, and which of their parameters are the model's own."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(request: pytest.FixtureRequest, _traced: dict[str, tuple[Program, list[str]]]) -> Iterator[None]:
+    """Traces a network once: a third of the run would go to tracing what is built anew with the same weights.
+
+    Not where tracing itself is tested, or something is exchanged for the test.
+    """
+    trace_anew = tracing._freed
+
+    def traced(model: nn.Module, inputs: Inputs, which: str) -> Program:
+        forms = inputs.map(lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype))
+        key = checksum_of(model, forms.args, dict(forms.kwargs), which, torch.get_default_dtype())
+        own = dict(model.named_parameters(remove_duplicate=False))
+        if key not in _traced:
+            program = trace_anew(model, inputs, which)
+            found = dict(program.module.named_parameters(remove_duplicate=False))
+            if key:
+                _traced[key] = program.clone(), [name for name in found if found[name] is own.get(name)]
+            return program
+        known, shared = _traced[key]
+        copy = known.clone()
+        for name in shared:
+            register(copy.module, name, own[name])
+        return Program(copy.module, inputs)
+
+    if "monkeypatch" in inspect.signature(request.function).parameters or "capture" in request.path.parts:
+        yield
+        return
+    with mock.patch.object(tracing, "_freed", traced):
+        yield
 
 
 @pytest.fixture

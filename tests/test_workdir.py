@@ -229,6 +229,15 @@ def test_values_of_one_name_are_told_apart_by_what_they_hold(pair: tuple[Any, An
     assert checksums.checksum_of(copy.deepcopy(pair[0])) == first
 
 
+def test_a_name_that_is_not_bound_is_no_error() -> None:
+    def outer(bind: bool) -> Any:
+        if bind:
+            factor = 2.0
+        return lambda outputs, labels: factor * outputs
+
+    assert "" != checksums.checksum_of(outer(True)) != checksums.checksum_of(outer(False)) != ""
+
+
 def test_objects_in_a_circle_are_told_apart() -> None:
     class Trainer:
         def __init__(self, rate: float) -> None:

@@ -21,7 +21,7 @@ from lobo_fx.graph.randomness import seeded
 from lobo_fx.graph.running import kept_buffers
 from lobo_fx.graph.signature import Signature, signature_of
 from lobo_fx.graph.tensors import fetch, register
-from lobo_fx.terminal.quiet import quiet
+from lobo_fx.terminal.quiet import no_warnings
 
 __all__ = ["Program", "ProgramModule", "mark_always_training", "seal"]
 
@@ -50,12 +50,12 @@ class ProgramModule(fx.GraphModule):
         self.register_forward_pre_hook(_bind_call, with_kwargs=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
-        with quiet():  # torch warns of its own pytree specifications
+        with no_warnings():  # torch warns of its own pytree specifications
             return cast("ProgramModule", super().__deepcopy__(memo))
 
     def __copy__(self) -> ProgramModule:
         """The same tensors under a graph of its own: a mode switched in one is not switched in the other."""
-        with quiet():  # torch warns of its own pytree specifications
+        with no_warnings():  # torch warns of its own pytree specifications
             return ProgramModule(self, copy.deepcopy(self.graph))
 
     def __reduce__(self) -> NoReturn:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lobo_fx.process import CAPTURE
 
-__all__ = ["no_errors_printed", "quiet"]
+__all__ = ["no_errors_printed", "no_warnings", "quiet"]
 
 
 @contextlib.contextmanager
@@ -21,14 +21,24 @@ def quiet() -> Iterator[None]:
 
     One thread at a time.
     """
-    with CAPTURE, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with no_warnings():
         before = logging.root.manager.disable
+        if before >= logging.WARNING:  # inside of another one: setting it clears what every logger remembers
+            yield
+            return
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
             logging.disable(before)
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Silences warnings, one thread at a time."""
+    with CAPTURE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager

@@ -72,6 +72,7 @@ class GoalSearch:
         self.inference = Inference(self.program).run()
         self.free = {leaf: found for leaf, found in members(self.inference).items() if self._may_go(leaf, found)}
         self.score = Score(context, context.original or self.start)
+        self.starts: dict[str, Sequence[Widths]] = {}  # by precision, what its repair began with
 
     def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
         kinds, exclude = self.settings.kinds, self.settings.exclude
@@ -135,9 +136,7 @@ class GoalSearch:
         while waiting and (not inside or self._rounding_hurts() or time.monotonic() < self.early):
             precision = waiting.pop(0)
             self._build_within(precision, limits)
-            inside = [
-                b for b in self.programs.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)
-            ]
+            inside = self._inside(limits)
             if precision.name == "int8" and self.settings.precision == "auto" and self._rounding_hurts():
                 waiting = [*self._least_expected(self._fewer_integers(), limits), *waiting]
         if not self.programs.built:
@@ -148,7 +147,8 @@ class GoalSearch:
                 f"{name} {near.measured[name]:.3f} of the original's, not {limits[name]:.3f}" for name in limits
             )
             raise InvalidInput(f"the goal was not met by measurement: the nearest file has {told}")
-        return max(inside, key=_quality)
+        best = max(inside, key=_quality)
+        return best if self.context.evaluate is None else self._by_score(best, limits)
 
     def _placed_anew(self, precision: Precision, limits: Mapping[str, float]) -> Precision:
         """Integers where they pay at about the widths that a budget leaves: what is narrow may be faster in float."""
@@ -233,7 +233,7 @@ class GoalSearch:
 
     def _build_within(self, precision: Precision, limits: Mapping[str, float]) -> None:
         """Repairs what the solver gives within a budget that was set right, and builds the best."""
-        repair, widths = self._repaired(precision, limits, self.until)
+        repair, widths, starts = self._repaired(precision, limits, self.until)
         for attempt in range(1, _CORRECTIONS + 1):
             if self.programs.is_built(precision, widths):
                 break
@@ -243,13 +243,27 @@ class GoalSearch:
             over = any(built.measured[name] > limit for name, limit in limits.items())
             budget = self._budget(precision, limits).tighter(_LOWER * attempt * over)
             widths = solve(budget, repair.learned(), precision.options)
+        self.starts[precision.name] = starts
+
+    def _by_score(self, best: Built, limits: Mapping[str, float]) -> Built:
+        """The best by its score, once what the solver and other scopes began with is built: noise may mislead."""
+        for widths in self.starts[best.precision.name]:
+            if time.monotonic() < self.until and not self.programs.is_built(best.precision, widths):
+                self.costs.learn(best.precision, widths, self.programs.build(best.precision, widths).measured)
+        return max(self._inside(limits), key=_quality)
+
+    def _inside(self, limits: Mapping[str, float]) -> list[Built]:
+        """What was built and measured to hold the limits."""
+        return [b for b in self.programs.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)]
 
     def _budget(self, precision: Precision, limits: Mapping[str, float]) -> Budget:
         """What widths may take, as far as is known."""
         return Budget(tuple((self.costs.towards(precision, name, limit), 1.0) for name, limit in limits.items()))
 
-    def _repaired(self, precision: Precision, limits: Mapping[str, float], until: float) -> tuple[Repair, Widths]:
-        """The repair of what the solver gives within limits and of what other scopes would, and its best.
+    def _repaired(
+        self, precision: Precision, limits: Mapping[str, float], until: float
+    ) -> tuple[Repair, Widths, Sequence[Widths]]:
+        """The repair of what the solver gives within limits and of what other scopes would, its best and its starts.
 
         Layers that the solver leaves whole stay so: candidates are few, and ranks rarely pay.
         """
@@ -260,7 +274,8 @@ class GoalSearch:
         whole = {rank.leaf for rank in self.costs.ranks if solved[rank.leaf] == rank.leaf.size}
         options = {leaf: found[-1:] if leaf in whole else found for leaf, found in precision.options.items()}
         repair = Repair(budget, self.losses, options, lambda w: self.programs.compare(precision, w), self.context.seed)
-        return repair, repair.run([solved, *scopes], self.settings.moves, until)
+        starts = [solved, *scopes]
+        return repair, repair.run(starts, self.settings.moves, until), starts
 
     def _correct(
         self, precision: Precision, widths: Widths, measured: Mapping[str, float], limits: Mapping[str, float]

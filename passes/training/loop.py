@@ -597,7 +597,10 @@ def _load_moments(
 
 def _seed(seed: int) -> None:
     """Starts the generators that loaders, augmentation and dropout draw from."""
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # without a stack trace for each kind of device that isn't there, at every step
+        torch.default_generator.manual_seed(seed)
     np.random.seed(seed)  # what users' augmentation draws from
     random.seed(seed)
 
