@@ -87,6 +87,8 @@ def _traced_once(request: pytest.FixtureRequest, _traced: dict[str, tuple[Progra
             found = dict(program.module.named_parameters(remove_duplicate=False))
             if key:
                 _traced[key] = program.clone(), [name for name in found if found[name] is own.get(name)]
+            if len(_traced) > 30:  # what is kept is looked through for garbage again and again
+                del _traced[next(iter(_traced))]
             return program
         known, shared = _traced[key]
         copy = known.clone()
