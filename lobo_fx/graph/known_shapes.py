@@ -164,6 +164,16 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return input.new_empty((*input.shape[:-1], *weight.shape[:-1]))
 
 
+def _addmm(
+    bias: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor | None:
+    """`[rows, inputs]` times `[inputs, outputs]`, and a bias of as many outputs; others are left to the operator."""
+    if input.dim() != 2 or not bias.dtype == input.dtype == weight.dtype or bias.shape != weight.shape[1:]:
+        return None
+    require(input.shape[1] == weight.shape[0], "its input is not as wide as its weight")
+    return input.new_empty((input.shape[0], weight.shape[1]))
+
+
 def _native_layer_norm(
     input: torch.Tensor,
     normalized_shape: Sequence[int],
@@ -191,5 +201,6 @@ _KNOWN: dict[Any, Callable[..., Any]] = {
     aten.layer_norm.default: _layer_norm,
     aten.native_layer_norm.default: _native_layer_norm,
     aten.linear.default: _linear,
+    aten.addmm.default: _addmm,
     **dict.fromkeys(RECURRENT, empty_outputs),
 }

@@ -102,6 +102,7 @@ def test_norms_and_linear_layers(layout: str) -> None:
         (aten.linear.default, (x, of(7, 5))),
         (aten.linear.default, (x[0, 0, 0], of(7, 5))),
         (aten.linear.default, (x, of(5))),
+        (aten.addmm.default, (of(7), x[0, 0], of(5, 7))),
     ]
     for target, args in calls:
         _same(known_result(target, args, {}), target(*args))
@@ -115,6 +116,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         (aten.layer_norm.default, (x, [6])),
         (aten.layer_norm.default, (x, [5], bad)),
         (aten.linear.default, (x, torch.rand(7, 6))),
+        (aten.addmm.default, (torch.rand(7), x[0, 0], torch.rand(6, 7))),
     ]:
         with pytest.raises(RuntimeError):
             target(*args)
@@ -129,6 +131,7 @@ def test_what_is_not_known_is_asked_of_the_operator() -> None:
         (aten.relu_.default, (x,)),  # gives its input
         (aten.sum.default, (x,)),
         (aten.where.self, (x > 0, x, x)),
+        (aten.addmm.default, (torch.rand(2, 1), x, torch.rand(3, 4))),  # the bias is broadcast
     ]:
         assert known_result(target, args, {}) is None
 
