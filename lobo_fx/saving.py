@@ -31,6 +31,7 @@ from lobo_fx.graph.masks import restore_masks
 from lobo_fx.graph.program import Program, seal
 from lobo_fx.graph.weight_names import set_weight_names, weight_names
 from lobo_fx.report.report import Report
+from lobo_fx.terminal.quiet import quiet
 
 __all__ = ["MANIFEST_FILE", "Saved", "check_target", "read", "write"]
 
@@ -76,7 +77,9 @@ def write(saved: Saved, folder: Path) -> Path:
     }
     archive = io.BytesIO()  # torch aborts the interpreter where the disk is full
     try:
-        torch.export.save(exported_program(saved.program), archive)
+        program = exported_program(saved.program)
+        with quiet():  # torch warns of every weight that is transposed in memory, and writes it all the same
+            torch.export.save(program, archive)
     except NotImplementedError as error:
         raise InvalidInput(f"the result can't be saved: {str(error).splitlines()[0]}") from error
     make_folder(folder)

@@ -127,6 +127,16 @@ def test_what_was_saved_comes_back(kind: str, tmp_path: Path) -> None:
         loaded.export_original(tmp_path / "original.onnx")
 
 
+def test_weights_that_are_transposed_or_parts_of_others_in_memory_come_back(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"part": nn.Linear(6, 4), "transposed": nn.Linear(4, 3)})
+    whole = torch.randn(9, 6)
+    model["part"].weight = nn.Parameter(whole[2:6])
+    model["transposed"].weight = nn.Parameter(torch.randn(4, 3).t())
+    network, x = nn.Sequential(*model.values()), torch.randn(5, 6)
+    lobo_fx.compile(network, [], example_inputs=x).save(tmp_path / "saved")
+    torch.testing.assert_close(lobo_fx.load(tmp_path / "saved").module(x), network(x), rtol=0, atol=0)
+
+
 def test_a_loaded_program_is_independent_of_the_saved_one(tmp_path: Path) -> None:
     result, inputs = compiled("float")
     expected = result.module(inputs)
