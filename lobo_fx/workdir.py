@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from lobo_fx import saving
-from lobo_fx.checksums import checksum_of, checksum_of_code, checksum_of_data, checksum_of_program
+from lobo_fx.checksums import checksum_of_code, checksum_of_program
+from lobo_fx.content import checksum_of, checksum_of_data
 from lobo_fx.contracts.candidates import Candidate, Plans
 from lobo_fx.contracts.measurements import Measurements
 from lobo_fx.contracts.passbase import Pass
@@ -69,8 +70,10 @@ class Workdir:
     def run(self, passes: Sequence[Pass]) -> None:
         """Runs passes, those that were run before aside, and keeps what each leaves."""
         found = self.pipeline.context.candidates
-        for count in range(self._take_up(passes) + 1, len(passes) + 1):
-            place, before = self._place(passes[:count]), len(found)
+        # All are named before any runs: a pass may write down in its class what it did.
+        places = [None, *(self._place(passes[:count]) for count in range(1, len(passes) + 1))]
+        for count in range(self._take_up(passes, places) + 1, len(passes) + 1):
+            place, before = places[count], len(found)
             self.pipeline.run(passes[count - 1])
             if place is None:
                 note = Note(f"{_UNKNOWN}, so that no state is kept in {self.folder}")
@@ -81,11 +84,11 @@ class Workdir:
                 plan.save(place.with_name(place.name + _PLAN))
             saving.write(saving.Saved(self.pipeline.program, self.pipeline.report("", []), []), place)
 
-    def _take_up(self, passes: Sequence[Pass]) -> int:
+    def _take_up(self, passes: Sequence[Pass], places: Sequence[Path | None]) -> int:
         """Takes up the state after as many passes as there is one for; gives how many."""
         context, damaged, done = self.pipeline.context, list[Note](), 0
         for count in range(len(passes), 0, -1):
-            place = self._place(passes[:count])
+            place = places[count]
             if place is None or not (place / saving.MANIFEST_FILE).is_file():
                 continue
             try:
@@ -96,19 +99,19 @@ class Workdir:
             context.notes[:], context.sheets[:] = saved.report.notes, saved.report.sheets
             self.pipeline.go_on_from(saved.program, saved.report.rows)
             after, done = passes[count - 1].name, count
-            self._take_up_plan(passes[:count])
+            self._take_up_plan(passes[:count], places)
             context.notes.append(Note(f"went on after {after}, which an earlier run left in {self.folder}"))
             break
         context.notes.extend(damaged)
         return done
 
-    def _take_up_plan(self, passes: Sequence[Pass]) -> None:
+    def _take_up_plan(self, passes: Sequence[Pass], places: Sequence[Path | None]) -> None:
         """Makes known again what the last search chose; other candidates of it are lost."""
         for count in range(len(passes), 0, -1):
-            pass_, place = passes[count - 1], self._place(passes[:count])
+            pass_, place = passes[count - 1], places[count]
             file = place.with_name(place.name + _PLAN) if place else None
             if isinstance(pass_, Plans) and file and file.is_file():
-                before = self._place(passes[: count - 1]) if count > 1 else None
+                before = places[count - 1]
                 start = saving.read(before).program if before else self.pipeline.original
                 row, planned = self.pipeline.rows[count], pass_.planned(file)
                 expected = planned.plan.expected

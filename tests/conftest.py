@@ -18,7 +18,7 @@ from torch import nn
 from torch_tables import tables_built_once
 
 from lobo_fx.capture import tracing
-from lobo_fx.checksums import checksum_of
+from lobo_fx.content import checksum_of
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.tensors import register
@@ -74,7 +74,7 @@ def _traced() -> dict[str, tuple[Program, list[str]]]:
 def _traced_once(request: pytest.FixtureRequest, _traced: dict[str, tuple[Program, list[str]]]) -> Iterator[None]:
     """Traces a network once: a third of the run would go to tracing what is built anew with the same weights.
 
-    Not where tracing itself is tested, or something is exchanged for the test.
+    Not where tracing itself is tested, or a test asks to exchange something.
     """
     trace_anew = tracing._freed
 
@@ -96,7 +96,8 @@ def _traced_once(request: pytest.FixtureRequest, _traced: dict[str, tuple[Progra
             register(copy.module, name, own[name])
         return Program(copy.module, inputs)
 
-    if "monkeypatch" in inspect.signature(request.function).parameters or "capture" in request.path.parts:
+    exchanges = "monkeypatch" in inspect.signature(request.function).parameters
+    if exchanges or request.node.get_closest_marker("usefixtures") or "capture" in request.path.parts:
         yield
         return
     with mock.patch.object(tracing, "_freed", traced):

@@ -16,7 +16,8 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save
 
-from lobo_fx.checksums import checksum_of, checksum_of_code, checksum_of_program
+from lobo_fx.checksums import checksum_of_code, checksum_of_program
+from lobo_fx.content import checksum_of
 from lobo_fx.files import file_name, make_folder, write_files
 from lobo_fx.graph.program import Program
 

@@ -168,7 +168,11 @@ def _addmm(
     bias: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor | None:
     """`[rows, inputs]` times `[inputs, outputs]`, and a bias of as many outputs; others are left to the operator."""
-    if input.dim() != 2 or not bias.dtype == input.dtype == weight.dtype or bias.shape != weight.shape[1:]:
+    if (
+        not input.dim() == weight.dim() == 2
+        or not bias.dtype == input.dtype == weight.dtype
+        or bias.shape != weight.shape[1:]
+    ):
         return None
     require(input.shape[1] == weight.shape[0], "its input is not as wide as its weight")
     return input.new_empty((input.shape[0], weight.shape[1]))

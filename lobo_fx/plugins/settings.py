@@ -54,7 +54,8 @@ def check_names(kind: type, given: collections.abc.Iterable[str]) -> None:
     Raises:
         InvalidInput: an unknown setting; the nearest is suggested.
     """
-    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list[str]()
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    known = [field.name for field in fields if field.init]
     for name in given:
         if name not in known:
             fault = f"{kind.__name__} has no setting '{name}'; {suggestion(name, known)}"

@@ -328,11 +328,13 @@ def _named(name: str, settings: Mapping[str, Any]) -> Criterion:
     """The criterion of a name, with some of its settings given."""
     CRITERIA.check(name, "importance")
     named: Any = CRITERIA[name]
-    kind = named if isinstance(named, type) else type(named)
+    is_made = isinstance(named, Criterion)
+    if is_made and not settings:
+        return named  # type: ignore[no-any-return]
     try:
-        check_names(kind, settings)
-        return named(**settings) if named is kind else dataclasses.replace(named, **settings)  # type: ignore[no-any-return]
-    except (InvalidInput, TypeError) as error:
+        check_names(type(named) if is_made else named, settings)
+        return dataclasses.replace(named, **settings) if is_made else named(**settings)  # type: ignore[no-any-return]
+    except (InvalidInput, TypeError, ValueError) as error:
         made = "with these settings" if settings else "at its defaults"
         raise InvalidInput(f"the criterion '{name}' can't be made {made}: {error}") from error
 

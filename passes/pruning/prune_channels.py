@@ -299,7 +299,8 @@ class PruneChannels(Pass):
                     + (f"; {hint} would hit it" if hint else "")
                 )
             how = dict.fromkeys(free, f"{self._keep} of the {self.target}")
-        named = self.importance if isinstance(self.importance, str) else type(resolve(self.importance)).__name__
+        given = self.importance
+        named = given if isinstance(given, str) else getattr(given, "__name__", type(resolve(given)).__name__)
         return best_positions(candidates.scores, widths), {leaf: f"{named}, {words}" for leaf, words in how.items()}
 
     def _free(self, inference: Inference, context: Context) -> dict[Axis, list[Member]]:

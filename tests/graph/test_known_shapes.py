@@ -132,6 +132,8 @@ def test_what_is_not_known_is_asked_of_the_operator() -> None:
         (aten.sum.default, (x,)),
         (aten.where.self, (x > 0, x, x)),
         (aten.addmm.default, (torch.rand(2, 1), x, torch.rand(3, 4))),  # the bias is broadcast
+        (aten.addmm.default, (torch.rand(4, 5), x, torch.rand(3, 4, 5))),  # refuses it
+        (aten.addmm.default, (torch.rand(()), x, torch.rand(3))),
     ]:
         assert known_result(target, args, {}) is None
 

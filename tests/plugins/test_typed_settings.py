@@ -191,6 +191,38 @@ def test_settings_that_a_criterion_refuses_are_named(importance: str, words: str
         read_pass(f"prune_channels:importance={importance}")
 
 
+def test_a_criterion_that_is_registered_made_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(Criterion):
+        def scorer(self, inference: Any, context: Any) -> Any: ...
+
+    made = Plain()
+    monkeypatch.setitem(CRITERIA.added, "plain", made)
+    assert criteria.resolve("plain") is criteria.resolve({"plain": None}) is made
+    with pytest.raises(InvalidInput, match="'plain' can't be made with these settings: Plain has no setting 'power'"):
+        criteria.resolve({"plain": {"power": 2}})
+
+
+def test_settings_that_a_criterion_makes_itself_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Counting(Criterion):
+        power: int = 1
+        seen: int = dataclasses.field(default=0, init=False)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.power > 2:
+                raise ValueError("it takes squares at most")
+
+        def scorer(self, inference: Any, context: Any) -> Any: ...
+
+    monkeypatch.setitem(CRITERIA.added, "counting", Counting())
+    assert criteria.resolve({"counting": {"power": 2}}) == Counting(2)
+    with pytest.raises(InvalidInput, match="Counting has no setting 'seen'"):
+        criteria.resolve({"counting": {"seen": 3}})
+    with pytest.raises(InvalidInput, match="'counting' can't be made with these settings: it takes squares at most"):
+        criteria.resolve({"counting": {"power": 3}})
+
+
 def test_all_criteria_are_legal_values() -> None:
     (importance,) = (s for s in settings_of(lobo_fx.passes.PruneChannels) if s.name == "importance")
     assert set(importance.values) | {"consensus"} == set(CRITERIA.own)

@@ -254,6 +254,24 @@ def _by_width(module: Any) -> float:
     return 1.0 if sum(weights) == 27 * 32 + 288 * 48 + 48 * 36 * 64 + 64 * 5 else 0.25
 
 
+@pytest.mark.usefixtures("formulas")
+def test_a_score_decides_among_what_is_within_the_limits() -> None:
+    """With a score that likes what is noisiest, another candidate is taken than without one."""
+
+    def few_parameters(module: Any) -> float:
+        return -float(sum(value.numel() for value in module.state_dict().values()))
+
+    settings: Any = {"precision": "float", **QUICK}
+    alone = fitted(FitGoal(latency=0.6, **settings))
+    scored = fitted(FitGoal(latency=0.6, **settings), evaluate=few_parameters)
+    (sheet,) = [sheet for sheet in scored.report.sheets if sheet.title == "candidates"]
+    measured = [row for row in sheet.rows if row[5] == "measured"]
+    assert len(measured) > 1
+    (taken,) = [row for row in measured if row[6] == "taken"]
+    assert taken[3] == max(float(row[3]) for row in measured if float(row[0]) <= 0.61)
+    assert few_parameters(scored.module) >= few_parameters(alone.module)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_an_evaluation_that_differs_between_calls_is_noted_and_averaged() -> None:
