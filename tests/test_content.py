@@ -56,7 +56,7 @@ def of_classes() -> list[tuple[Any, Any]]:
         weight: float
 
     def colour(value: int) -> Any:
-        return enum.Enum("Colour", {"red": value})  # type: ignore[misc]
+        return enum.Enum("Colour", {"red": value})
 
     class Whole(int): ...
 
@@ -244,7 +244,7 @@ def test_classes_of_many_kinds_are_known() -> None:
             return cls()
 
         def run(self) -> int:
-            return super().__init__() or 1  # type: ignore[func-returns-value]
+            return super().__init__() or 1
 
     @torch.no_grad()
     def decorated(outputs: Any) -> Any:
