@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lobo_fx.capture.tracing import Model
-from lobo_fx.content import checksum_of_data
 from lobo_fx.compiler import compile, compile_again
+from lobo_fx.content import checksum_of_data
 from lobo_fx.contracts.context import Data, Evaluate, LossFunction, direction_of
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import temporary_folder
