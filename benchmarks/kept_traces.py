@@ -7,6 +7,7 @@ A `workdir` keeps what passes leave and measure; it would keep traces too if rea
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -36,11 +37,11 @@ def main() -> None:
     for name in sys.argv[1:] or MODELS:
         model, inputs = build(name)
         lobo_fx.trace(model, inputs)  # what is imported only then
-        traced, program = timed(lambda model=model, inputs=inputs: lobo_fx.trace(model, inputs))
+        traced, program = timed(functools.partial(lobo_fx.trace, model, inputs))
         with temporary_folder() as folder:
             lobo_fx.compile(program, [], progress=False).save(folder / "saved")
             lobo_fx.load(folder / "saved")
-            read, _ = timed(lambda folder=folder: lobo_fx.load(folder / "saved"))
+            read, _ = timed(functools.partial(lobo_fx.load, folder / "saved"))
         table.add_row(name, f"{traced:.1f}", f"{read:.1f}")
     print(to_markdown(table))
 
