@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import subprocess
 import sys
+import textwrap
 import threading
 import types
 from pathlib import Path
@@ -212,3 +214,31 @@ def test_a_folder_that_can_not_be_made_is_refused_before_any_pass(tmp_path: Path
     with pytest.raises(InvalidInput, match="is a file"):
         compiled(tmp_path / "file" / "work", Counted())
     assert not RECORD.runs
+
+
+@pytest.mark.slow
+def test_processes_that_work_in_one_folder_at_once_give_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import torch
+            from torch import nn
+
+            import lobo_fx
+            from lobo_fx.passes import PruneChannels, QuantizeWeights
+
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+            data = [torch.randn(16, 6) for _ in range(2)]
+            passes = [PruneChannels(0.25, importance="second_order"), QuantizeWeights("int8", method="gptq")]
+            result = lobo_fx.compile(
+                model, passes, example_inputs=data[0][:2], calibration_data=data, workdir={str(tmp_path / "work")!r}
+            )
+            print(result.module(data[0]).sum().item())
+        """),
+        encoding="utf-8",
+    )
+    running = [subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    told = [process.communicate()[0].splitlines()[-1:] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert told[0] == told[1] == told[2] != []
