@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["add_tensor", "checksum_of", "checksum_of_data"]
+__all__ = ["add_tensor", "checksum_of", "checksum_of_data", "holds_rows"]
 
 _DIGITS = 16
 _PLAIN = (type(None), type(...), type(NotImplemented), bool, int, float, complex, bytes, torch.dtype, torch.device)
@@ -47,7 +47,12 @@ def checksum_of(*values: object) -> str:
 
 def checksum_of_data(data: object) -> str:
     """Of the content of a list, tuple or dict; empty for a loader, which may read other rows each time."""
-    return checksum_of(data) if isinstance(data, (list, tuple, dict)) else ""
+    return checksum_of(data) if holds_rows(data) else ""
+
+
+def holds_rows(data: object) -> bool:
+    """Whether data is a list, tuple or dict, the same at every read."""
+    return isinstance(data, (list, tuple, dict))
 
 
 class _Reader:

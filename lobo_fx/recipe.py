@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput
 from lobo_fx.plugins.registry import PASSES
-from lobo_fx.plugins.settings import check_names
+from lobo_fx.plugins.settings import check_names, named_settings
 
 __all__ = [
     "PassSpec",
@@ -256,11 +256,9 @@ def read_value(value: object, setting: str) -> Pass:
         return value
     if isinstance(value, str):
         return read_pass(value)
-    if isinstance(value, Mapping) and len(value) == 1:
-        ((name, settings),) = value.items()
-        settings = {} if settings is None else settings
-        if isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings):
-            return build(PASSES.get(str(name)), dict(settings))
+    if named := named_settings(value):
+        name, settings = named
+        return build(PASSES.get(str(name)), settings)
     raise InvalidInput(f"{setting} is {value!r}; give a pass, its name, or {{name: {{setting: value}}}}")
 
 

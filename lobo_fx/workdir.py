@@ -19,7 +19,7 @@ import torch
 
 from lobo_fx import saving
 from lobo_fx.checksums import checksum_of_code, checksum_of_program
-from lobo_fx.content import checksum_of, checksum_of_data
+from lobo_fx.content import checksum_of, checksum_of_data, holds_rows
 from lobo_fx.contracts.candidates import Candidate, Plans
 from lobo_fx.contracts.measurements import Measurements
 from lobo_fx.contracts.passbase import Pass
@@ -50,28 +50,26 @@ class Workdir:
         make_folder(folder)
         self.folder, self.pipeline = folder, pipeline
         context = pipeline.context
-        data = {name: _known(getattr(context, name)) for name in ("calibration_data", "train_data")}
-        loss, score = context.loss_fn, context.evaluate
+        data = {name: getattr(context, name) for name in ("calibration_data", "train_data")}
+        told = {name: checksum_of_data(value) for name, value in data.items()}
+        loss, score = checksum_of(context.loss_fn), checksum_of(context.evaluate)
         fixed = [
             *(torch.__version__, machine(), checksum_of_program(pipeline.program), pipeline.source_checksum),
-            *(checksum_of_code(loss, score), context.seed, context.higher_is_better),
+            *(checksum_of_code(context.loss_fn, context.evaluate), context.seed, context.higher_is_better),
             [row.name for row in pipeline.rows],  # of a result that is compiled further
         ]
-        given = checksum_of(loss, score, pipeline.program.example_inputs.leaves)
-        self.start = json.dumps([*fixed, data, given]) if given and all(data.values()) else ""
-        loss_told = checksum_of(loss)
-        depends = {
-            "calibration_data": checksum_of_data(context.calibration_data),
-            "train_data": loss_told and checksum_of_data(context.train_data),
-        }
-        depends = {name: told and json.dumps([*fixed, told, loss_told]) for name, told in depends.items()}
+        rows = [told[name] if holds_rows(value) else type(value).__name__ for name, value in data.items()]
+        given = [*rows, loss, score, checksum_of(pipeline.program.example_inputs.leaves)]
+        self.start = json.dumps([*fixed, *given]) if all(given) else ""
+        depends = {"calibration_data": told["calibration_data"], "train_data": loss and told["train_data"]}
+        depends = {name: known and json.dumps([*fixed, known, loss]) for name, known in depends.items()}
         pipeline.context = dataclasses.replace(context, measurements=Measurements(folder / "measured", depends))
 
     def run(self, passes: Sequence[Pass]) -> None:
         """Runs passes, those that were run before aside, and keeps what each leaves."""
         found = self.pipeline.context.candidates
         # All are named before any runs: a pass may write down in its class what it did.
-        places = [None, *(self._place(passes[:count]) for count in range(1, len(passes) + 1))]
+        places = self._places(passes)
         for count in range(self._take_up(passes, places) + 1, len(passes) + 1):
             place, before = places[count], len(found)
             self.pipeline.run(passes[count - 1])
@@ -121,17 +119,12 @@ class Workdir:
                 )
                 return
 
-    def _place(self, passes: Sequence[Pass]) -> Path | None:
-        """Where the state after these passes is kept; None where it is not known what it depends on."""
-        settings = checksum_of([(type(pass_), pass_.all_settings) for pass_ in passes])
-        if not (self.start and settings):
-            return None
-        described = f"{self.start}{settings}{checksum_of_code(*map(type, passes))}"
-        return self.folder / f"{passes[-1].name}-{hashlib.sha256(described.encode()).hexdigest()[:_DIGITS]}"
-
-
-def _known(data: object) -> str:
-    """The content of data; of a loader that it is one; empty where data holds what is not known."""
-    if isinstance(data, (list, tuple, dict)):
-        return checksum_of_data(data)
-    return "none" if data is None else "a loader"
+    def _places(self, passes: Sequence[Pass]) -> list[Path | None]:
+        """Where the state before and after each pass is kept; None where it is not known what it depends on."""
+        settings = [checksum_of(type(pass_), pass_.all_settings) for pass_ in passes]
+        places: list[Path | None] = [None]
+        for count, pass_ in enumerate(passes, 1):
+            described = f"{self.start}{settings[:count]}{checksum_of_code(*map(type, passes[:count]))}"
+            name = f"{pass_.name}-{hashlib.sha256(described.encode()).hexdigest()[:_DIGITS]}"
+            places.append(self.folder / name if self.start and all(settings[:count]) else None)
+        return places

@@ -365,7 +365,7 @@ PUBLIC = {
         EXPORTERS PASSES RUNTIMES Registry snake_case
     """,
     "lobo_fx.plugins.settings": """
-        Range check_names check_settings
+        Range check_names check_settings named_settings
     """,
     "lobo_fx.testing": """
         assert_untouched check_axis_rule check_criterion check_exporter check_number_format check_observer check_pass

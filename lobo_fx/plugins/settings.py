@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeGuard, Union
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.plugins.annotations import types_of, unread
 
-__all__ = ["Range", "check_names", "check_settings"]
+__all__ = ["Range", "check_names", "check_settings", "named_settings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,16 @@ def check_names(kind: type, given: collections.abc.Iterable[str]) -> None:
         if name not in known:
             fault = f"{kind.__name__} has no setting '{name}'; {suggestion(name, known)}"
             raise InvalidInput(unread(kind, name) or fault)
+
+
+def named_settings(value: object) -> tuple[Any, dict[str, Any]] | None:
+    """The name and the settings of `{name: {setting: value}}`, as recipes have it; None of anything else."""
+    if not isinstance(value, collections.abc.Mapping) or len(value) != 1:
+        return None
+    ((name, settings),) = value.items()
+    settings = {} if settings is None else settings
+    is_settings = isinstance(settings, collections.abc.Mapping) and all(isinstance(key, str) for key in settings)
+    return (name, dict(settings)) if is_settings else None
 
 
 def check_settings(settings: object) -> None:

@@ -23,7 +23,7 @@ from lobo_fx.graph.operators import aten
 from lobo_fx.passes.fitting.statistics import gradients, input_norms
 from lobo_fx.passes.pruning.second_order import eliminations
 from lobo_fx.plugins.registry import Registry
-from lobo_fx.plugins.settings import check_names, check_settings
+from lobo_fx.plugins.settings import check_names, check_settings, named_settings
 
 __all__ = [
     "CRITERIA",
@@ -313,10 +313,8 @@ def resolve(importance: Importance) -> Criterion:
         return importance
     if isinstance(importance, str):
         return _named(importance, {})
-    if isinstance(importance, Mapping) and len(importance) == 1:
-        ((name, settings),) = importance.items()
-        if settings is None or (isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)):
-            return _named(name, settings or {})
+    if named := named_settings(importance):
+        return _named(*named)
     if not callable(importance):
         raise InvalidInput(
             f"importance is {importance!r}; expected a criterion, its name, {{name: {{setting: value}}}} or a function"
