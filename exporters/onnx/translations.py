@@ -17,6 +17,7 @@ from lobo_fx.exporters.onnx.recurrent import RECURRENT_TRANSLATIONS
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 from lobo_fx.plugins.registry import Registry
+from lobo_fx.terminal.quiet import quiet
 
 __all__ = [
     "TRANSLATIONS",
@@ -120,4 +121,5 @@ def _registry() -> Any:
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     importlib.import_module("torch.ao.quantization.fx._decomposed")  # only operators that exist are registered
-    return ONNXRegistry.from_torchlib()
+    with quiet():  # it says of every package that is not installed what it skips
+        return ONNXRegistry.from_torchlib()

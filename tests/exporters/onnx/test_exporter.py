@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -673,3 +676,20 @@ def test_outputs_that_a_file_can_not_hold_are_refused(
     with pytest.raises(lobo_fx.LoboError, match=words):
         compiled(Function(function)).export(tmp_path / "model.onnx")
     assert listing(tmp_path) == set()
+
+
+def test_a_package_that_is_not_installed_is_no_warning() -> None:
+    script = """
+        import importlib.util, sys
+
+        import torch
+
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *args: None if name == "torchvision" else find(name, *args)
+
+        from lobo_fx.exporters.onnx.translations import is_translated
+
+        assert is_translated(torch.ops.aten.relu.default, {})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    assert not subprocess.run(command, check=True, capture_output=True, text=True).stderr
