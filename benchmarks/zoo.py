@@ -156,7 +156,8 @@ def _timm_size(name: str) -> float:
 
     try:
         with torch.device("meta"), quiet():
-            return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+            model: nn.Module = timm.create_model(name)
+            return sum(parameter.numel() for parameter in model.parameters())
     except Exception:
         return math.inf  # its constructor reads values, which meta tensors lack
 

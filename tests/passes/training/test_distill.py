@@ -355,7 +355,7 @@ def test_a_hugging_face_model_trains_on_its_own_loss() -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    config = BertConfig(  # type: ignore[call-arg]
+    config = BertConfig(
         vocab_size=30,
         hidden_size=16,
         num_hidden_layers=1,
@@ -366,7 +366,7 @@ def test_a_hugging_face_model_trains_on_its_own_loss() -> None:
         attention_probs_dropout_prob=0.0,
         num_labels=3,
     )
-    model = BertForSequenceClassification(config).eval()  # type: ignore[no-untyped-call]
+    model = BertForSequenceClassification(config).eval()
     tokens = torch.randint(0, 30, (8, 5), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens[:, 0] % 3}
     data: list[Mapping[str, Any]] = [
