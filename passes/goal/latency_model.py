@@ -7,6 +7,7 @@ kernel takes within the original's file. What has no kernel in the table grows a
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
 import itertools
 import math
@@ -18,7 +19,7 @@ from torch import fx
 
 from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.removal import size_with
-from lobo_fx.graph.layers import weight_uses
+from lobo_fx.graph.layers import layer_of, weight_uses
 from lobo_fx.graph.operators import arguments, aten, is_call
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.measures.kernel_costs import CostTable
@@ -36,6 +37,7 @@ from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
 __all__ = ["LatencyModel"]
 
+_ATTENTION = aten.scaled_dot_product_attention.default
 _LEVELS = ((), (0.125, 0.25, 0.375, 0.5, 0.75, 1.0), (0.125, 0.25, 0.5, 0.75, 1.0), (0.25, 0.5, 1.0))
 """By how many sizes a kernel depends on, the shares of each that are measured; of more, the last."""
 _UNIT = 8
@@ -69,7 +71,21 @@ class _Resized(Sizes):
         if root.locked or not isinstance(root.size, int):
             return traced
         self.asked[root] = None
-        return self.sizes.get(root, root.size)
+        return self.sizes[root] if root in self.sizes else int(size_with(root, self.sizes))
+
+    def independent(self) -> Iterator[Axis]:
+        """What was asked for, in sizes that go together in any combination.
+
+        An axis that is a product or a concatenation, and shares a part with another (channels with their groups), is as
+        long as its parts make it.
+        """
+        readers = collections.Counter(leaf for axis in self.asked for leaf in axis.leaves())
+        for axis in self.asked:
+            parts = list(axis.leaves())
+            if all(readers[part] == 1 for part in parts):
+                yield axis
+            else:
+                yield from (part for part in parts if not part.locked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +93,7 @@ class _Grid:
     """A kernel at several sizes.
 
     Attributes:
-        axes: which it depends on.
+        axes: which it depends on, of sizes that go together in any combination.
         levels: sizes of each that are measured, in rising order.
         kernels: by sizes.
     """
@@ -92,7 +108,7 @@ class _Grid:
         resized = _Resized(inference)
         if not isinstance(describe(resized), Kernel):
             return None
-        axes = tuple(resized.asked)
+        axes = tuple(dict.fromkeys(resized.independent()))
         shares = _LEVELS[min(len(axes), len(_LEVELS) - 1)]
         levels = tuple(tuple(sorted({_level(axis.size, share) for share in shares})) for axis in axes)
         kernels = {
@@ -165,7 +181,7 @@ class LatencyModel:
         self.table: CostTable | None = None
 
     def _grid(self, node: fx.Node) -> _Grid | None:
-        if is_call(node, aten.scaled_dot_product_attention.default):
+        if is_call(node, _ATTENTION):
             return _Grid.of(self.inference, lambda sizes: attention_kernel(node, sizes))
         line = self.kernels.line(node)
         if line is None or line.refuse(node) is not None:
@@ -220,9 +236,10 @@ class LatencyModel:
         for node in self.calls:
             times = list(self.times.get(node.name, ()))
             grid, near = self.grids.get(node), self._near(node)
-            if grid is not None and grid.is_known(self._known):
+            as_integer = node.name in integer
+            if grid is not None and not self._is_fused(node, integer) and grid.is_known(self._known):
                 scale, times = self._scale(node, grid)
-                as_integer, rank = node.name in integer, ranked.get(node)
+                rank = ranked.get(node)
                 add(
                     node,
                     (*grid.leaves(), *([] if rank is None else [rank.leaf])),
@@ -246,12 +263,18 @@ class LatencyModel:
         assert self.table is not None, "costs are measured before they are asked"
         return self.table
 
+    def _is_fused(self, node: fx.Node, integer: Collection[str]) -> bool:
+        """Whether a sum or the like runs within another kernel, as the profile of the float file has no time for it."""
+        if not self.times or node.name in self.times or layer_of(node) or is_call(node, _ATTENTION):
+            return False
+        return not any(near.name in integer for near in (node, *node.all_input_nodes))
+
     def _scale(self, node: fx.Node, grid: _Grid) -> tuple[float, list[float]]:
         """By what a kernel within the file differs from the same alone; and the times of what runs beside it."""
         times = list(self.times.get(node.name, ()))
         alone = self._time(node, grid, {}, False)
         within = times.pop(0) if times else alone
-        if is_call(node, aten.scaled_dot_product_attention.default):
+        if is_call(node, _ATTENTION):
             within, times = within + sum(times), []
         return min(max(within / max(alone, 1e-3), _SCALES[0]), _SCALES[1]), times
 
@@ -275,7 +298,7 @@ class LatencyModel:
     ) -> float:
         cost = grid.at(self._known, widths, instead)
         assert isinstance(cost, Cost)
-        if is_call(node, aten.scaled_dot_product_attention.default):
+        if is_call(node, _ATTENTION):
             return min(cost.floating, cost.integer)  # fused or not, whichever is faster
         return cost.integer if as_integer else cost.floating
 

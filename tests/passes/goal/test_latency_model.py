@@ -233,3 +233,76 @@ def test_axes_that_are_not_chosen_stay_whole_and_terms_name_their_modules() -> N
     found = model({}).sum(LEAVES[:1])
     assert found({LEAVES[0]: 16}) == pytest.approx(sum(c.floating for c in kernels(16, 48).values()), rel=1e-9)
     assert {term.name for term in found.terms} == {"first", "second", "head"}
+
+
+class Groups(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.grouped = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 128, 3, padding=1, groups=4)
+        self.out = nn.Conv2d(128, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.out(self.grouped(self.into(x).relu()).relu())
+
+
+class OfGroups(Formula):
+    """Linear in groups and in channels of each; knows no convolution whose sizes contradict each other."""
+
+    def find(self, kernel: Kernel) -> Cost | NoCost:
+        (_, inputs, *_), (outputs, each, *_) = kernel.shapes
+        groups = dict(kernel.settings)["groups"]
+        if inputs != groups * each or outputs % groups:
+            return NoCost("its sizes contradict each other")
+        return Cost(1 + groups * (2 + each) * (3 + outputs // groups), 1)
+
+
+def test_channels_and_their_groups_are_sized_together() -> None:
+    inference, leaves = axes_of(Groups(), torch.randn(2, 3, 8, 8))
+    assert sorted(leaf.size for leaf in leaves) == [4, 16, 32], "groups, and the channels of each on either side"
+    by_size = {leaf.size: leaf for leaf in leaves}
+    found = LatencyModel(inference, ONNX_RUNTIME, {})
+    found.table = OfGroups()
+    for groups, each, others in ((4, 16, 32), (2, 16, 32), (3, 8, 32), (1, 12, 16), (4, 10, 20)):
+        widths = {by_size[4]: groups, by_size[16]: each, by_size[32]: others}
+        terms = {term.name: term(widths) for term in found.sum(leaves).terms}
+        assert terms["grouped"] == pytest.approx(1 + groups * (2 + each) * (3 + others), rel=1e-9)
+        assert terms["into"] == pytest.approx(1 + (2 + 3) * (3 + groups * each), rel=1e-9)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.first(x)
+        return (self.second(x) + x).sin()
+
+
+LAYERS: Times = {"conv2d": [9.0], "conv2d_1": [20.0]}
+
+
+class OfSums(Formula):
+    def find(self, kernel: Kernel) -> Cost | NoCost:
+        return Cost(50, 30) if kernel.operator == "add" else super().find(kernel)
+
+
+@pytest.mark.parametrize(
+    ("times", "integers", "expected"),
+    [
+        ({}, (), 50),
+        (LAYERS, (), 0),
+        ({**LAYERS, "add": [40.0]}, (), 40),
+        (LAYERS, ("add",), 30),
+        (LAYERS, ("conv2d_1",), 50),  # integers are converted before the sum, so that it is one of its own
+    ],
+)
+def test_a_sum_within_the_kernel_of_a_layer_takes_no_time_of_its_own(
+    times: Times, integers: Collection[str], expected: float
+) -> None:
+    inference, leaves = axes_of(Residual(), torch.randn(2, 3, 8, 8))
+    found = LatencyModel(inference, ONNX_RUNTIME, times)
+    found.table = OfSums()
+    found.conversions.clear()
+    sums = [term for term in found.sum(leaves, integers).terms if term.name == "add"]
+    assert sum(term(whole(leaves)) for term in sums) == pytest.approx(expected, rel=1e-9)
