@@ -251,6 +251,7 @@ class OfGroups(Formula):
     def find(self, kernel: Kernel) -> Cost | NoCost:
         (_, inputs, *_), (outputs, each, *_) = kernel.shapes
         groups = dict(kernel.settings)["groups"]
+        assert isinstance(groups, int)
         if inputs != groups * each or outputs % groups:
             return NoCost("its sizes contradict each other")
         return Cost(1 + groups * (2 + each) * (3 + outputs // groups), 1)
