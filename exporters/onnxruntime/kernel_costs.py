@@ -177,14 +177,20 @@ def _several(operator: str, **attributes: Any) -> Callable[[_Branches, str, Kern
     return build
 
 
-def _average_pool(model: _Branches, name: str, kernel: Kernel) -> None:
-    attributes = {
-        "kernel_shape": _sizes(kernel, "kernel_size"),
-        "strides": _sizes(kernel, "stride"),
-        "pads": _sizes(kernel, "padding") * 2,
-    }
-    x = model.source(f"{name}_x", kernel.shapes[0])
-    model.result(name, model.node("AveragePool", [x], name, **attributes))
+def _pool(operator: str) -> Callable[[_Branches, str, Kernel], None]:
+    def build(model: _Branches, name: str, kernel: Kernel) -> None:
+        attributes = {
+            "kernel_shape": _sizes(kernel, "kernel_size"),
+            "strides": _sizes(kernel, "stride"),
+            "pads": _sizes(kernel, "padding") * 2,
+        }
+        given = dict(kernel.settings)
+        attributes |= {"dilations": _sizes(kernel, "dilation")} if "dilation" in given else {}
+        rounding = {"ceil_mode": given["ceil_mode"]} if "ceil_mode" in given else {}
+        x = model.source(f"{name}_x", kernel.shapes[0])
+        model.result(name, model.node(operator, [x], name, **attributes, **rounding))
+
+    return build
 
 
 def _convert(model: _Branches, name: str, kernel: Kernel) -> None:
@@ -270,7 +276,8 @@ _BUILDERS: dict[str, Callable[[_Branches, str, Kernel], None]] = {
     "mul": _several("Mul"),
     "concat": _several("Concat"),
     "global_average_pool": _several("GlobalAveragePool"),
-    "average_pool": _average_pool,
+    "average_pool": _pool("AveragePool"),
+    "max_pool": _pool("MaxPool"),
     "sigmoid": _several("Sigmoid"),
     "leaky_relu": _several("LeakyRelu", alpha=0.01),
     "attention": _attention,

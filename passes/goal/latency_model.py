@@ -178,6 +178,11 @@ class LatencyModel:
             for node in self.graph.nodes
             if is_converted(node) and (grid := _Grid.of(inference, lambda sizes, n=node: conversion(n, sizes)))
         }
+        self.pools = {
+            node: grid
+            for node in self.calls
+            if (grid := _Grid.of(inference, lambda sizes, n=node: kernels.crossing(n, sizes)))
+        }
         self.table: CostTable | None = None
 
     def _grid(self, node: fx.Node) -> _Grid | None:
@@ -191,7 +196,7 @@ class LatencyModel:
     @property
     def priced(self) -> list[Kernel]:
         """All kernels whose costs are asked."""
-        grids = [*self.grids.values(), *self.conversions.values()]
+        grids = [*self.grids.values(), *self.conversions.values(), *self.pools.values()]
         return list(dict.fromkeys(kernel for grid in grids for kernel in grid.kernels.values()))
 
     def adopt(self) -> None:
@@ -254,6 +259,10 @@ class LatencyModel:
 
                 add(node, (leaf for source in near for leaf in self._leaves(source)), rest)
         for node, as_float in self._converted(integer):
+            while not as_float and node in self.pools:  # it is what the pool reads that is converted
+                slow = self.pools[node]
+                add(node, slow.leaves(), lambda widths, g=slow: self._lost(g, widths))
+                node = node.all_input_nodes[0]
             grid = self.conversions[node]
             add(node, grid.leaves(), lambda widths, g=grid, f=as_float: self._conversion(g, widths, f))
         return Sum(leaves, terms)
@@ -307,6 +316,11 @@ class LatencyModel:
         if isinstance(cost, NoCost):
             return 0.0
         return cost.integer if to_float else cost.floating
+
+    def _lost(self, pool: _Grid, widths: Mapping[Axis, int]) -> float:
+        """What a pool takes longer as integers that no integer layer laid out for it."""
+        cost = pool.at(self._known, widths)
+        return 0.0 if isinstance(cost, NoCost) else max(0.0, cost.integer - cost.floating)
 
     def _near(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that an operator reads and gives."""

@@ -85,6 +85,8 @@ class KernelTable:
         fusing: activations that are folded into the operator before them: they only cut the range that is quantized.
         absorbed: activations that are merged into a float product of two dimensions with a bias: it then runs as
             integers only where what leaves it is quantized.
+        crossed: families of `passing` that the runtime moves a conversion to integers across, to before them, whatever
+            it costs: after a float layer they then compute on integers, but not in the layout of an integer layer.
     """
 
     runtime: str
@@ -92,6 +94,7 @@ class KernelTable:
     passing: frozenset[object]
     fusing: frozenset[object]
     absorbed: frozenset[object] = frozenset()
+    crossed: tuple[IntegerKernel, ...] = ()
 
     def __post_init__(self) -> None:
         named = [operator for line in self.lines for operator in line.operators] + [*self.passing, *self.fusing]
@@ -111,6 +114,11 @@ class KernelTable:
     def passes(self, node: fx.Node) -> bool:
         """Whether an operator hands integers on."""
         return is_call(node, *self.passing)
+
+    def crossing(self, node: fx.Node, sizes: Sizes = TRACED) -> Kernel | None:
+        """The kernel of an operator that conversions are moved across, after a float layer; None for all others."""
+        found = [line.describe(node, sizes) for line in self.crossed if is_call(node, *line.operators)]
+        return next((kernel for kernel in found if isinstance(kernel, Kernel)), None)
 
     def fuses(self, node: fx.Node) -> bool:
         """Whether an activation only cuts a range that holds zero, as every quantized range does."""
@@ -273,15 +281,25 @@ def _concatenation(node: fx.Node, sizes: Sizes) -> Description:
 
 def _average_pool(node: fx.Node, sizes: Sizes) -> Description:
     given = arguments(node)
-    if node.meta["val"].dim() != 4:
-        return "its input has no batch dimension"
     if given["ceil_mode"] or given["divisor_override"] is not None:
         return "it rounds sizes up, or divides by a number of its own"
+    return _pool("average_pool", node, sizes)
+
+
+def _max_pool(node: fx.Node, sizes: Sizes) -> Description:
+    given = arguments(node)
+    more = [("ceil_mode", 1)] if given["ceil_mode"] else []
+    return _pool("max_pool", node, sizes, [*more, ("dilation", _each(given["dilation"], 2))])
+
+
+def _pool(operator: str, node: fx.Node, sizes: Sizes, more: Iterable[tuple[str, Setting]] = ()) -> Description:
+    given = arguments(node)
+    if node.meta["val"].dim() != 4:
+        return "its input has no batch dimension"
     settings = {"kernel_size": given["kernel_size"], "stride": given["stride"] or given["kernel_size"]}
     settings["padding"] = given["padding"]
-    return _described(
-        "average_pool", [given["self"]], sizes, ((name, _each(each, 2)) for name, each in settings.items())
-    )
+    each = [(name, _each(value, 2)) for name, value in settings.items()]
+    return _described(operator, [given["self"]], sizes, (*each, *more))
 
 
 def _global_average_pool(node: fx.Node, sizes: Sizes) -> Description:
@@ -356,6 +374,7 @@ ONNX_RUNTIME = KernelTable(
     absorbed=_CUTTING  # by Gemm, before ONNX Runtime looks for integers
     | {aten.leaky_relu.default, aten.elu.default, aten.selu.default, aten.softplus.default}
     | {aten.sigmoid.default, aten.tanh.default, aten.hardsigmoid.default},
+    crossed=(_line({aten.max_pool2d.default}, _max_pool, _single_refusal),),
 )
 
 TABLES: Mapping[str, KernelTable] = {table.runtime: table for table in (ONNX_RUNTIME,)}

@@ -18,7 +18,7 @@ from torch import fx
 from lobo_fx.passes.quantization.integers.kernels import KernelTable, conversion
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
-__all__ = ["LEAST_GAIN", "Regions", "cheapest_regions", "conversions_around"]
+__all__ = ["LEAST_GAIN", "Regions", "cheapest_regions", "conversions_around", "giver", "is_converted"]
 
 LEAST_GAIN = 0.1
 """An integer kernel must win by this much: it costs accuracy, and times are noisy."""
@@ -83,6 +83,15 @@ def cheapest_regions(
             end = reader if reader in known else "float"
             net.add_edge(to_float, end)  # without a capacity: never cut
             net.add_edge(end, to_integer)
+    for wire in wires:
+        if (kernel := table.crossing(wire)) is None or not known.issuperset(wire.users):
+            continue
+        for reader in wire.users:
+            net.add_edge(reader, wire)  # where readers are integers it is too, and what it reads is converted
+        found, source = cost(kernel), giver(wire, table)
+        if isinstance(found, Cost):  # as integers after a float operator
+            source = source if source in choices and table.gives_integers(source) else "float"
+            net.add_edge(wire, source, capacity=max(0.0, found.integer - found.floating))
     total, (inside, _) = networkx.minimum_cut(net, "integer", "float")
     return Regions(frozenset(node.name for node in choices if node in inside), float(total), floating)
 
@@ -114,6 +123,13 @@ def conversions_around(
     found = sum(_conversion_cost(source, cost).floating for source in read)
     given = table.gives_integers(node) and is_converted(node) and read_as_float(node)
     return found + (_conversion_cost(node, cost).integer if given else 0.0)
+
+
+def giver(node: fx.Node, table: KernelTable) -> fx.Node:
+    """The operator whose values a node has, or hands on."""
+    while table.passes(node) or table.fuses(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def is_converted(node: fx.Node) -> bool:

@@ -120,7 +120,7 @@ class Choices:
         kernels: by node name, the kernel that an operator asks for, or why its cost can't be described.
         floating: by node name, why others that compute with weights, or were overridden, have no choice.
         overridden: names of all nodes that overrides leave float.
-        conversions: of tensors that may have to be converted.
+        conversions: of tensors that may have to be converted, and of what conversions are moved across.
         costs: of all these kernels; None where integers run wherever there is a kernel.
     """
 
@@ -151,7 +151,8 @@ class Choices:
             if node.name in kernels or table.passes(node) or table.fuses(node):
                 near |= {node, *node.all_input_nodes}
         found = (conversion(node) for node in near if is_converted(node))
-        conversions = frozenset(kernel for kernel in found if kernel is not None)
+        crossed = (table.crossing(node) for node in calls)
+        conversions = frozenset(kernel for kernel in (*found, *crossed) if kernel is not None)
         return cls(graph, request, kernels, floating, overridden, conversions)
 
     def without(self, reasons: Mapping[str, str]) -> Choices:

@@ -8,8 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import lobo_fx
@@ -26,6 +29,8 @@ from lobo_fx.plugins.kernels import Cost, Kernel, MeasuresKernels, NoCost
 from lobo_fx.plugins.registry import RUNTIMES
 
 REQUEST = Request(ONNX_RUNTIME, TARGETS["x86-vnni"], Observing("min_max"))
+
+POOL: Any = (("kernel_size", (3, 3)), ("stride", (2, 2)), ("padding", (1, 1)), ("dilation", (1, 1)))
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -113,6 +118,75 @@ def test_the_regions_are_the_cheapest_of_all_assignments(seed: int) -> None:
     assert found.floating == pytest.approx(total(graph, kernels, set(), table), rel=1e-9)
 
 
+class Stem(nn.Module):
+    """A pool between a first layer and two that read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.second, self.third = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = F.max_pool2d(self.stem(x).relu(), 3, 2, 1)
+        return self.second(x).tanh(), self.third(x).tanh()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_pool_after_a_float_layer_is_paid_for_as_the_runtime_computes_it(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    graph = lobo_fx.trace(Stem().eval(), IMAGES).graph
+    named = {node.name: node for node in graph.nodes}
+    stem, relu, pool, second, third = (named[n] for n in ("conv2d", "relu", "max_pool2d", "conv2d_1", "conv2d_2"))
+    costs: dict[str, Cost] = {}
+
+    def table(kernel: Kernel) -> Cost:
+        return costs.setdefault(kernel.key, Cost(*(10 * torch.rand(2, generator=generator)).tolist()))
+
+    kernels = choices(graph)
+    priced = {node: table(kernel) for node, kernel in kernels.items()}
+    found = cheapest_regions(graph, priced, ONNX_RUNTIME, table, {})
+    slower = table(Kernel("max_pool", ((1, 4, 8, 8),), POOL))
+
+    def cost(integer: set[Any]) -> float:
+        """Tensor by tensor, with the pool and the activation on one side or the other."""
+        spent = sum(
+            priced[n].integer * (1 + LEAST_GAIN) if n in integer else priced[n].floating for n in (stem, second, third)
+        )
+        if pool in integer and stem not in integer:
+            spent += max(0.0, slower.integer - slower.floating)
+        for node in (named["x"], stem, relu, pool, second, third):
+            conversion = table(Kernel("convert", ((1, *node.meta["val"].shape[1:]),)))
+            if node in integer and any(user not in integer for user in node.users):
+                spent += conversion.integer
+            if node not in integer and any(user in integer for user in node.users):
+                spent += conversion.floating
+        return spent
+
+    subsets = [
+        set(chosen) for count in range(6) for chosen in itertools.combinations((stem, relu, pool, second, third), count)
+    ]
+    allowed = [chosen for chosen in subsets if pool in chosen or not chosen & {second, third}]
+    assert found.microseconds == pytest.approx(min(map(cost, allowed)), rel=1e-9)
+
+
+def test_onnx_runtime_moves_a_conversion_across_a_pool(tmp_path: Path) -> None:
+    """What the table calls crossed: the pool of a float layer reads integers, though they are quantized after it."""
+    pass_ = QuantizeStatic(kernels="all", overrides={"stem": "float"})
+    result = lobo_fx.compile(Stem().eval(), [pass_], example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
+    assert [str(node.args[0]) for node in result.program.graph.nodes if "quantize_per_tensor" in node.name][:1] == [
+        "max_pool2d"
+    ]
+    result.export(tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+    givers = {name: node.op_type for node in nodes for name in node.output}
+    (pooling,) = [node for node in nodes if node.op_type == "MaxPool"]
+    assert givers[pooling.input[0]] == "QuantizeLinear"
+
+
 def test_a_tensor_whose_conversion_has_no_cost_is_not_converted() -> None:
     graph = program().graph
     priced = dict.fromkeys(choices(graph), Cost(100.0, 1.0))
@@ -146,6 +220,8 @@ def test_onnx_runtime_measures_every_kind_of_kernel() -> None:
         Kernel("concat", ((1, 8, 16, 16), (1, 4, 16, 16)), (("axis", 1),)),
         Kernel("global_average_pool", ((1, 8, 16, 16),)),
         Kernel("average_pool", ((1, 8, 16, 16),), (("kernel_size", (3, 3)), ("stride", (2, 2)), ("padding", (1, 1)))),
+        Kernel("max_pool", ((1, 8, 16, 16),), POOL),
+        Kernel("max_pool", ((1, 8, 17, 17),), (*POOL, ("ceil_mode", 1))),
         Kernel("sigmoid", ((1, 8, 16, 16),)),
         Kernel("leaky_relu", ((1, 8, 16, 16),)),
         Kernel("attention", ((1, 2, 16, 8), (1, 2, 12, 8), (1, 2, 12, 8))),
