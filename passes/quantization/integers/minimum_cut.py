@@ -88,10 +88,10 @@ def cheapest_regions(
             continue
         for reader in wire.users:
             net.add_edge(reader, wire)  # where readers are integers it is too, and what it reads is converted
-        found, source = cost(kernel), giver(wire, table)
-        if isinstance(found, Cost):  # as integers after a float operator
+        price, source = cost(kernel), giver(wire, table)
+        if isinstance(price, Cost):  # as integers after a float operator
             source = source if source in choices and table.gives_integers(source) else "float"
-            net.add_edge(wire, source, capacity=max(0.0, found.integer - found.floating))
+            net.add_edge(wire, source, capacity=max(0.0, price.integer - price.floating))
     total, (inside, _) = networkx.minimum_cut(net, "integer", "float")
     return Regions(frozenset(node.name for node in choices if node in inside), float(total), floating)
 

@@ -307,3 +307,42 @@ def test_a_sum_within_the_kernel_of_a_layer_takes_no_time_of_its_own(
     found.conversions.clear()
     sums = [term for term in found.sum(leaves, integers).terms if term.name == "add"]
     assert sum(term(whole(leaves)) for term in sums) == pytest.approx(expected, rel=1e-9)
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.next = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.next(F.max_pool2d(self.stem(x), 2))
+
+
+class OfPools(Formula):
+    def find(self, kernel: Kernel) -> Cost | NoCost:
+        return Cost(5, 5 + kernel.shapes[0][1]) if kernel.operator == "max_pool" else super().find(kernel)
+
+
+@pytest.mark.parametrize(
+    ("integers", "lost", "read"),
+    [
+        ((), 0, None),
+        (("conv2d_1",), 1, (8, 8)),  # the runtime converts what the pool reads
+        (("conv2d", "conv2d_1"), 0, None),
+    ],
+)
+def test_a_pool_between_a_float_layer_and_an_integer_one_reads_integers(
+    integers: Collection[str], lost: int, read: tuple[int, int] | None
+) -> None:
+    inference, leaves = axes_of(Pooled(), torch.randn(2, 3, 8, 8))
+    found = LatencyModel(inference, ONNX_RUNTIME, {})
+    found.table = OfPools()
+    (channels,) = leaves
+    for width in (16, 32):
+        terms = found.sum(leaves, integers).terms
+        given = [term({channels: width}) for term in terms if term.leaves and term.name in ("stem", "max_pool2d")]
+        stem = cost(Kernel("conv", ((1, 3, 8, 8), (width, 3, 1, 1))))
+        assert isinstance(stem, Cost)
+        expected = stem.integer if "conv2d" in integers else stem.floating
+        expected += lost * width + (converted((1, width, *read), False) if read else 0)
+        assert sum(given) == pytest.approx(expected, rel=1e-9)
