@@ -27,11 +27,11 @@ from lobo_fx.axes.members import members
 from lobo_fx.contracts.context import Context
 from lobo_fx.files import temporary_folder, write_files
 from lobo_fx.graph.shapes import propagate
-from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.measures.machine import machine
 from lobo_fx.passes import FitGoal
 from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
 from lobo_fx.passes.pruning.widths import Widths
+from lobo_fx.passes.quantization.integers.prices import open_table
 from lobo_fx.passes.quantization.quantize_static import folded
 from lobo_fx.sources.batches import random_batches
 from lobo_fx.sources.models import build_program
@@ -77,7 +77,7 @@ def measure(name: str, files: int, seed: int) -> dict[str, Any]:
     drawn = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     scores = {leaf: torch.rand(leaf.size, generator=generator) for leaf in leaves}
-    known = len(CostTable.of_this_machine("onnxruntime").costs)
+    known = len(open_table(None).costs)
     with temporary_folder() as folder:
         begun = time.perf_counter()
         costs = FileCosts(start, inference, leaves, context, FitGoal(latency=0.5, low_rank=False), folder)

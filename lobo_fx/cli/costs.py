@@ -47,7 +47,7 @@ def costs(
     if widths:
         priced = PASSES.ours("fit_goal")().priced(program, context)
         with spinner("measure kernels at all widths"):
-            choices.costs.add(RUNTIMES.ours(RUNTIMES.default)().measure_kernels(choices.costs.missing(priced)))
+            choices.costs.measure(priced, RUNTIMES.ours(RUNTIMES.default)().measure_kernels)
     if output is not None:
         choices.costs.save(output)
     placement = choices.place()

@@ -10,7 +10,8 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lobo_fx.errors import InvalidInput
@@ -20,6 +21,14 @@ from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 __all__ = ["CostTable"]
 
 _FORMAT = 1
+_EVERYWHERE = (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 1))
+_PACE = (
+    Kernel("conv", ((1, 64, 28, 28), (64, 64, 3, 3)), _EVERYWHERE),
+    Kernel("linear", ((1, 64, 256), (256, 256))),
+    Kernel("add", ((1, 64, 56, 56), (1, 64, 56, 56))),
+    Kernel("convert", ((1, 64, 56, 56),)),
+)
+"""Kernels that are measured each time: what they take tells how fast the machine is just then."""
 
 
 @dataclasses.dataclass
@@ -108,6 +117,37 @@ class CostTable:
                 self.save(self.path)
             except (OSError, InvalidInput):
                 self.path = None  # it can't be kept here, and serves this once
+
+    def measure(
+        self, kernels: Iterable[Kernel], with_runtime: Callable[[Sequence[Kernel]], Mapping[Kernel, Cost | NoCost]]
+    ) -> None:
+        """Measures what the table lacks, and adds it at the pace of what it has.
+
+        Costs are compared with one another, and other work or a slow clock make a machine half as fast as it was.
+
+        Args:
+            kernels: whose costs will be asked.
+            with_runtime: measures on this machine.
+        """
+        missing = self.missing(kernels)
+        if not missing:
+            return
+        found = with_runtime(list(dict.fromkeys([*missing, *_PACE])))
+        paces = [
+            before / now
+            for kernel in _PACE
+            if isinstance(known := self.find(kernel), Cost) and isinstance(again := found.get(kernel), Cost)
+            for before, now in ((known.floating, again.floating), (known.integer, again.integer))
+            if now > 0
+        ]
+        pace = statistics.median(paces) if paces else 1.0
+        self.add(
+            {
+                kernel: Cost(pace * cost.floating, pace * cost.integer) if isinstance(cost, Cost) else cost
+                for kernel, cost in found.items()
+                if kernel.key not in self.costs
+            }
+        )
 
     def find(self, kernel: Kernel) -> Cost | NoCost:
         """The cost of a kernel, or why there is none."""

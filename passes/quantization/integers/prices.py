@@ -56,4 +56,4 @@ def measure_missing(table: CostTable, kernels: Iterable[Kernel], context: Contex
     if table.shipped:
         context.note(f"the cost table lacks {len(missing)} kernels, measured on this machine instead")
     with spinner(f"measure {len(missing)} kernels", context.show_progress):
-        table.add(runtime.measure_kernels(missing))
+        table.measure(missing, runtime.measure_kernels)

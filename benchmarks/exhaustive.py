@@ -1,0 +1,110 @@
+"""`FitGoal` beside the best of all widths, on a network so small that every one can be built and measured.
+
+    python benchmarks/exhaustive.py [--budgets 0.5 0.35] [--precisions float int8]
+
+The network is the plain one of `tasks.glyphs`: four axes, widths in multiples of 16, 192 combinations. The search runs
+as ever; then every combination is built, refitted, written, and measured in turn with the original's file. Noise is
+that of the outputs on rows that no fit saw.
+
+Bar: the file found is within 2 % of the best in latency or in loss: no file that loses as little takes less than
+1/1.02 of its latency, or none as fast has less than 1/1.02 of its noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+
+from tasks import glyphs
+from tasks.training import default_cache
+
+import lobo_fx
+from lobo_fx.contracts.context import Context
+from lobo_fx.files import write_files
+from lobo_fx.measures.machine import machine
+from lobo_fx.passes import FitGoal
+from lobo_fx.passes.goal.correction import most
+from lobo_fx.passes.goal.costs import Precision
+from lobo_fx.passes.goal.search import GoalSearch
+from lobo_fx.terminal.progress import track
+from lobo_fx.terminal.tables import new_table, to_markdown
+
+NETWORK, UNIT, CALIBRATION = "SimpleCNN", 16, 512
+
+
+class Exhaustive(GoalSearch):
+    """A search that builds everything there is once it has found its own."""
+
+    def _look_around(self, precision: Precision, name: str) -> None:
+        self.own = len(self.programs.built)
+        every = itertools.product(*([(leaf, width) for width in precision.options[leaf]] for leaf in self.leaves))
+        for widths in track([dict(chosen) for chosen in every], "every width", show=True):
+            if not self.programs.is_built(precision, widths):
+                self.programs.build(precision, widths)
+
+
+def measure(budget: float, precision: Literal["float", "int8"]) -> dict[str, Any]:
+    """What the search found, and the best of everything."""
+    train, _ = glyphs.TASK.load(default_cache())
+    data = train.sample(CALIBRATION)
+    program = lobo_fx.trace(glyphs.TASK.trained(NETWORK), data.inputs[:2])
+    context = Context(program.signature, calibration_data=data.batches(64), show_progress=False)
+    settings = FitGoal(latency=budget, precision=precision, low_rank=False, round_to=UNIT)
+    search = Exhaustive(program, context, settings)
+    found = search.run()
+    files: list[dict[str, Any]] = [
+        {"latency": built.measured["latency"], "noise": built.noise, "widths": list(built.widths.values())}
+        for built in search.programs.built
+    ]
+    (own,) = [file for file, built in zip(files, search.programs.built, strict=True) if built.program is found]
+    within = [file for file in files if file["latency"] <= most("latency", budget)]
+    return {
+        "own": own,
+        "built by the search": search.own,
+        "files": len(files),
+        "best": min(within, key=lambda file: file["noise"]),
+        "fastest as good": min((f for f in files if f["noise"] <= own["noise"]), key=lambda f: f["latency"]),
+    }
+
+
+def main() -> None:
+    """Measures, and writes JSON and markdown."""
+    parser = argparse.ArgumentParser(description="FitGoal beside the best of all widths.")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.35])
+    parser.add_argument("--precisions", nargs="+", default=["float", "int8"])
+    parser.add_argument("--output", type=Path, default=Path("docs/reports/exhaustive.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    names = ["precision", "budget", "files", "built by the search", "latency", "decibels below the best"]
+    table = new_table("", [*names, "latency over that of the fastest as good"])
+    for precision, budget in itertools.product(options.precisions, options.budgets):
+        key = f"{precision}, {budget:g}"
+        if key not in rows:
+            rows[key] = measure(budget, precision)
+            write_files(options.output.parent, {options.output.name: json.dumps(rows, indent=1)})
+        row = rows[key]
+        below = 10 * math.log10(row["own"]["noise"] / row["best"]["noise"])
+        over = row["own"]["latency"] / row["fastest as good"]["latency"] - 1
+        counts = (str(row[name]) for name in ("files", "built by the search"))
+        table.add_row(precision, f"{budget:g}", *counts, f"{row['own']['latency']:.3f}", f"{below:.2f}", f"{over:.1%}")
+    text = (
+        f"# Beside the best of all widths\n\n{NETWORK} of glyphs, widths in multiples of {UNIT}, one thread of "
+        f"{machine()}. Every file is measured once: of many that are alike, the fastest is in part luck.\n\n"
+        f"{to_markdown(table)}"
+    )
+    write_files(options.output.parent, {options.output.with_suffix(".md").name: text})
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
