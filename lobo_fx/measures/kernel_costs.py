@@ -21,9 +21,9 @@ from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 __all__ = ["CostTable"]
 
 _FORMAT = 1
-_EVERYWHERE = (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 1))
+_PLAIN_CONVOLUTION = (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 1))
 _PACE = (
-    Kernel("conv", ((1, 64, 28, 28), (64, 64, 3, 3)), _EVERYWHERE),
+    Kernel("conv", ((1, 64, 28, 28), (64, 64, 3, 3)), _PLAIN_CONVOLUTION),
     Kernel("linear", ((1, 64, 256), (256, 256))),
     Kernel("add", ((1, 64, 56, 56), (1, 64, 56, 56))),
     Kernel("convert", ((1, 64, 56, 56),)),
@@ -129,21 +129,18 @@ class CostTable:
             kernels: whose costs will be asked.
             with_runtime: measures on this machine.
         """
+        kernels = list(kernels)
         missing = self.missing(kernels)
         if not missing:
             return
-        found = with_runtime(list(dict.fromkeys([*missing, *_PACE])))
-        paces = [
-            before / now
-            for kernel in _PACE
-            if isinstance(known := self.find(kernel), Cost) and isinstance(again := found.get(kernel), Cost)
-            for before, now in ((known.floating, again.floating), (known.integer, again.integer))
-            if now > 0
-        ]
-        pace = statistics.median(paces) if paces else 1.0
+        known = [kernel for kernel in (*_PACE, *kernels) if kernel.key in self.costs][: len(_PACE)]
+        found = with_runtime(list(dict.fromkeys([*missing, *_PACE, *known])))
+        pairs = [(self[kernel], again) for kernel in known if isinstance(again := found.get(kernel), Cost)]
+        floating = _pace((before.floating, now.floating) for before, now in pairs)
+        integer = _pace((before.integer, now.integer) for before, now in pairs)
         self.add(
             {
-                kernel: Cost(pace * cost.floating, pace * cost.integer) if isinstance(cost, Cost) else cost
+                kernel: Cost(floating * cost.floating, integer * cost.integer) if isinstance(cost, Cost) else cost
                 for kernel, cost in found.items()
                 if kernel.key not in self.costs
             }
@@ -165,3 +162,8 @@ class CostTable:
             ratio = f"{cost.integer / cost.floating:.2f}" if cost.floating else ""
             table.add_row(key, f"{cost.floating:.1f}", f"{cost.integer:.1f}", ratio)
         return render(table)
+
+
+def _pace(pairs: Iterable[tuple[float, float]]) -> float:
+    """By what new times are multiplied, from known kernels' times before and now."""
+    return statistics.median([before / now for before, now in pairs if now > 0] or [1.0])

@@ -21,8 +21,8 @@ class Kernel:
 
     Attributes:
         operator: `conv`, `linear`, `matmul`, `add`, `mul`, `concat`, `average_pool`, `global_average_pool`,
-            `sigmoid`, `leaky_relu`, `attention`, `product` (with a weight in codes of few bits), or `convert` (float to
-            integer and back).
+            `max_pool`, `sigmoid`, `leaky_relu`, `attention`, `product` (with a weight in codes of few bits), or
+            `convert` (float to integer and back).
         shapes: of the inputs, one row of the batch; the weight's after them. Of `product`: rows × inputs, outputs ×
             inputs.
         settings: what else the cost depends on (strides, groups; of `product` the bits of a code, the block that shares

@@ -40,6 +40,8 @@ __all__ = ["LatencyModel"]
 _ATTENTION = aten.scaled_dot_product_attention.default
 _LEVELS = ((), (0.125, 0.25, 0.375, 0.5, 0.75, 1.0), (0.125, 0.25, 0.5, 0.75, 1.0), (0.25, 0.5, 1.0))
 """By how many sizes a kernel depends on, the shares of each that are measured; of more, the last."""
+_MOST_AXES = 4
+"""Of more, a grid would have hundreds of kernels; a concatenation of many tensors grows with its elements anyway."""
 _UNIT = 8
 """Sizes measured are multiples of this: between them, vector registers are filled alike."""
 _CALL = 1.5
@@ -104,11 +106,13 @@ class _Grid:
 
     @classmethod
     def of(cls, inference: Inference, describe: Any) -> _Grid | None:
-        """From what describes a kernel, given sizes; None where it has no name."""
+        """From what describes a kernel, given sizes; None where it has no name, or too many axes."""
         resized = _Resized(inference)
         if not isinstance(describe(resized), Kernel):
             return None
         axes = tuple(dict.fromkeys(resized.independent()))
+        if len(axes) > _MOST_AXES:
+            return None
         shares = _LEVELS[min(len(axes), len(_LEVELS) - 1)]
         levels = tuple(tuple(sorted({_level(axis.size, share) for share in shares})) for axis in axes)
         kernels = {
@@ -258,13 +262,13 @@ class LatencyModel:
                     return calls + weighed * self._elements(n, widths) / max(1.0, elements[n])
 
                 add(node, (leaf for source in near for leaf in self._leaves(source)), rest)
-        for node, as_float in self._converted(integer):
-            while not as_float and node in self.pools:  # it is what the pool reads that is converted
-                slow = self.pools[node]
-                add(node, slow.leaves(), lambda widths, g=slow: self._lost(g, widths))
-                node = node.all_input_nodes[0]
+        conversions, slowed = self._converted(integer)
+        for node, as_float in conversions:
             grid = self.conversions[node]
             add(node, grid.leaves(), lambda widths, g=grid, f=as_float: self._conversion(g, widths, f))
+        for node in slowed:
+            grid = self.pools[node]
+            add(node, grid.leaves(), lambda widths, g=grid: self._slowdown(g, widths))
         return Sum(leaves, terms)
 
     @property
@@ -273,10 +277,15 @@ class LatencyModel:
         return self.table
 
     def _is_fused(self, node: fx.Node, integer: Collection[str]) -> bool:
-        """Whether a sum or the like runs within another kernel, as the profile of the float file has no time for it."""
-        if not self.times or node.name in self.times or layer_of(node) or is_call(node, _ATTENTION):
+        """Whether a sum, product or pool runs within the kernel of a float layer or norm beside it.
+
+        It does in the float file, whose profile then has no time for it.
+        """
+        known = not self.times or node.name in self.times or node.name in integer
+        if known or layer_of(node) or is_call(node, _ATTENTION):
             return False
-        return not any(near.name in integer for near in (node, *node.all_input_nodes))
+        before = [near for near in node.all_input_nodes if len(near.users) == 1 and near.name not in integer]
+        return bool(before) or any(is_call(user, aten.layer_norm.default) for user in node.users)
 
     def _scale(self, node: fx.Node, grid: _Grid) -> tuple[float, list[float]]:
         """By what a kernel within the file differs from the same alone; and the times of what runs beside it."""
@@ -317,8 +326,8 @@ class LatencyModel:
             return 0.0
         return cost.integer if to_float else cost.floating
 
-    def _lost(self, pool: _Grid, widths: Mapping[Axis, int]) -> float:
-        """What a pool takes longer as integers that no integer layer laid out for it."""
+    def _slowdown(self, pool: _Grid, widths: Mapping[Axis, int]) -> float:
+        """How much longer a pool takes on integers after a float layer."""
         cost = pool.at(self._known, widths)
         return 0.0 if isinstance(cost, NoCost) else max(0.0, cost.integer - cost.floating)
 
@@ -349,8 +358,8 @@ class LatencyModel:
         for axis in axes if isinstance(axes, tuple) else ():
             yield from axis.leaves()
 
-    def _converted(self, integer: Collection[str]) -> Iterator[tuple[fx.Node, bool]]:
-        """Tensors that change between float and integers, and whether to float."""
+    def _converted(self, integer: Collection[str]) -> tuple[list[tuple[fx.Node, bool]], set[fx.Node]]:
+        """Tensors that change between float and integers, and whether to float; and pools that this slows down."""
         held: dict[fx.Node, bool] = {}  # whether a value is integers
         wires = {n for n in self.graph.nodes if self.kernels.passes(n) or self.kernels.fuses(n)}
         for node in self.graph.nodes:
@@ -358,15 +367,24 @@ class LatencyModel:
                 held[node] = self.kernels.gives_integers(node)
             else:
                 held[node] = node in wires and held.get(node.all_input_nodes[0], False)
+        found: dict[tuple[fx.Node, bool], None] = {}
+        slowed: set[fx.Node] = set()
         for node in self.graph.nodes:
             if node not in self.conversions:
                 continue
             as_integers = [user for user in node.users if user.name in integer]
             as_float = [user for user in node.users if user.name not in integer and user not in wires]
             if held[node] and as_float:
-                yield node, True
+                found[node, True] = None
             if not held[node] and as_integers:
-                yield node, False
+                # What a node reads is converted in its place, where the runtime moves conversions across it.
+                while self.kernels.crosses(node) and all(n.name in integer or n in wires for n in node.users):
+                    if node.all_input_nodes[0] not in self.conversions:
+                        break
+                    slowed |= {node} & self.pools.keys()
+                    node = node.all_input_nodes[0]
+                found[node, False] = None
+        return list(found), slowed
 
 
 def one_row_of(node: fx.Node) -> tuple[int, ...] | None:

@@ -55,12 +55,18 @@ def test_the_pace_is_that_of_most_kernels() -> None:
 
 def test_without_kernels_in_common_costs_are_as_measured() -> None:
     shipped = CostTable("another machine", {SMALL.key: Cost(1.0, 1.0)}, shipped=True)
-    shipped.measure([SMALL, LARGE], runtime(3.0))
+    shipped.measure([LARGE], runtime(3.0))
     assert shipped[LARGE] == Cost(240.0, 120.0)
     refusing = CostTable("a machine", {})
     refusing.measure([SMALL], runtime(1.0, refused="conv"))
     refusing.measure([LARGE], runtime(2.0, refused="conv"))
     assert refusing[LARGE] == Cost(80.0, 40.0)
+
+
+def test_a_table_without_pacemakers_has_the_pace_of_what_is_asked_again() -> None:
+    table = CostTable("another machine", {SMALL.key: Cost(4.0, 1.0)}, shipped=True)
+    table.measure([SMALL, LARGE], runtime(1.0))
+    assert table[LARGE] == Cost(40.0, 10.0), "integers are faster there, for what they are here"
 
 
 def test_a_table_that_knows_everything_measures_nothing() -> None:

@@ -85,8 +85,9 @@ class KernelTable:
         fusing: activations that are folded into the operator before them: they only cut the range that is quantized.
         absorbed: activations that are merged into a float product of two dimensions with a bias: it then runs as
             integers only where what leaves it is quantized.
-        crossed: families of `passing` that the runtime moves a conversion to integers across, to before them, whatever
-            it costs: after a float layer they then compute on integers, but not in the layout of an integer layer.
+        crossed: of `passing`, the operators that the runtime moves a conversion to integers across, to before them,
+            whatever that costs. Where they compute, what describes their kernel: after a float layer it is slow, since
+            its input is not in the layout of integer layers.
     """
 
     runtime: str
@@ -94,11 +95,12 @@ class KernelTable:
     passing: frozenset[object]
     fusing: frozenset[object]
     absorbed: frozenset[object] = frozenset()
-    crossed: tuple[IntegerKernel, ...] = ()
+    crossed: Mapping[object, Callable[[fx.Node, Sizes], Description] | None] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         named = [operator for line in self.lines for operator in line.operators] + [*self.passing, *self.fusing]
         assert len(named) == len(set(named)), "an operator stands in one line only"
+        assert self.crossed.keys() <= self.passing
 
     def line(self, node: fx.Node) -> IntegerKernel | None:
         """The family that a call belongs to."""
@@ -115,10 +117,15 @@ class KernelTable:
         """Whether an operator hands integers on."""
         return is_call(node, *self.passing)
 
+    def crosses(self, node: fx.Node) -> bool:
+        """Whether the runtime moves a conversion to integers from behind a node to before it."""
+        return is_call(node, *self.crossed) and len(node.all_input_nodes[0].users) == 1
+
     def crossing(self, node: fx.Node, sizes: Sizes = TRACED) -> Kernel | None:
-        """The kernel of an operator that conversions are moved across, after a float layer; None for all others."""
-        found = [line.describe(node, sizes) for line in self.crossed if is_call(node, *line.operators)]
-        return next((kernel for kernel in found if isinstance(kernel, Kernel)), None)
+        """The kernel of an operator that conversions are moved across; None where it only moves values, or is none."""
+        describe = self.crossed[node.target] if self.crosses(node) else None
+        found = None if describe is None else describe(node, sizes)
+        return found if isinstance(found, Kernel) else None
 
     def fuses(self, node: fx.Node) -> bool:
         """Whether an activation only cuts a range that holds zero, as every quantized range does."""
@@ -289,7 +296,7 @@ def _average_pool(node: fx.Node, sizes: Sizes) -> Description:
 def _max_pool(node: fx.Node, sizes: Sizes) -> Description:
     given = arguments(node)
     more = [("ceil_mode", 1)] if given["ceil_mode"] else []
-    return _pool("max_pool", node, sizes, [*more, ("dilation", _each(given["dilation"], 2))])
+    return _pool("max_pool", node, sizes, [("dilation", _each(given["dilation"], 2)), *more])
 
 
 def _pool(operator: str, node: fx.Node, sizes: Sizes, more: Iterable[tuple[str, Setting]] = ()) -> Description:
@@ -374,7 +381,11 @@ ONNX_RUNTIME = KernelTable(
     absorbed=_CUTTING  # by Gemm, before ONNX Runtime looks for integers
     | {aten.leaky_relu.default, aten.elu.default, aten.selu.default, aten.softplus.default}
     | {aten.sigmoid.default, aten.tanh.default, aten.hardsigmoid.default},
-    crossed=(_line({aten.max_pool2d.default}, _max_pool, _single_refusal),),
+    crossed={
+        **dict.fromkeys([aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int]),
+        **dict.fromkeys([aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.slice.Tensor]),
+        aten.max_pool2d.default: _max_pool,
+    },
 )
 
 TABLES: Mapping[str, KernelTable] = {table.runtime: table for table in (ONNX_RUNTIME,)}

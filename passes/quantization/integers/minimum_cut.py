@@ -1,7 +1,8 @@
 """Which operators run as integers: the cheapest way to divide a network into integer and float regions.
 
 Every operator costs what its float or its integer kernel costs (`lobo_fx.measures.kernel_costs`), and every tensor
-between an integer and a float operator costs its conversion. The assignment with the least total is a minimum cut.
+between an integer and a float operator costs its conversion, and what the runtime slows down by where it makes it. The
+assignment with the least total is a minimum cut.
 
 Source: the cut: Greig et al., "Exact Maximum A Posteriori Estimation for Binary Images", 1989.
 """
@@ -18,7 +19,7 @@ from torch import fx
 from lobo_fx.passes.quantization.integers.kernels import KernelTable, conversion
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
-__all__ = ["LEAST_GAIN", "Regions", "cheapest_regions", "conversions_around", "giver", "is_converted"]
+__all__ = ["LEAST_GAIN", "Regions", "cheapest_regions", "conversions_around", "is_converted"]
 
 LEAST_GAIN = 0.1
 """An integer kernel must win by this much: it costs accuracy, and times are noisy."""
@@ -55,8 +56,9 @@ def cheapest_regions(
     Args:
         graph: shapes propagated.
         choices: nodes with an integer kernel, and what they cost both ways.
-        table: which of them give float, and which others hand integers on at no cost (views, pools, fused activations).
-        cost: of conversions; where there is none, a tensor is never converted.
+        table: which of them give float, and which others hand integers on (views, pools, fused activations).
+        cost: of conversions, and of pools that they are moved across; a tensor whose conversion has none is never
+            converted.
         penalties: microseconds that an integer operator must gain beside, by node name.
     """
     import networkx
@@ -84,14 +86,14 @@ def cheapest_regions(
             net.add_edge(to_float, end)  # without a capacity: never cut
             net.add_edge(end, to_integer)
     for wire in wires:
-        if (kernel := table.crossing(wire)) is None or not known.issuperset(wire.users):
+        # Of several readers all have to be integers, for which no edge stands: what is paid is never too little.
+        if not table.crosses(wire) or not known.issuperset(wire.users):
             continue
         for reader in wire.users:
-            net.add_edge(reader, wire)  # where readers are integers it is too, and what it reads is converted
-        price, source = cost(kernel), giver(wire, table)
-        if isinstance(price, Cost):  # as integers after a float operator
-            source = source if source in choices and table.gives_integers(source) else "float"
-            net.add_edge(wire, source, capacity=max(0.0, price.integer - price.floating))
+            net.add_edge(reader, wire)  # where a reader is integers the wire is too, and what it reads is converted
+        source = _giver(wire, table)
+        before = source if source in choices and table.gives_integers(source) else "float"
+        net.add_edge(wire, before, capacity=_slowdown(wire, table, cost))
     total, (inside, _) = networkx.minimum_cut(net, "integer", "float")
     return Regions(frozenset(node.name for node in choices if node in inside), float(total), floating)
 
@@ -119,17 +121,29 @@ def conversions_around(
     def read_as_float(source: fx.Node) -> bool:
         return any(read_as_float(user) if hands_on(user) else user.name not in integer for user in source.users)
 
+    def converted(source: fx.Node) -> float:
+        if table.crosses(source):
+            return _slowdown(source, table, cost) + converted(source.all_input_nodes[0])
+        return _conversion_cost(source, cost).floating
+
     read = [source for source in node.all_input_nodes if is_converted(source) and gives_float(source)]
-    found = sum(_conversion_cost(source, cost).floating for source in read)
+    found = sum(map(converted, read))
     given = table.gives_integers(node) and is_converted(node) and read_as_float(node)
     return found + (_conversion_cost(node, cost).integer if given else 0.0)
 
 
-def giver(node: fx.Node, table: KernelTable) -> fx.Node:
+def _giver(node: fx.Node, table: KernelTable) -> fx.Node:
     """The operator whose values a node has, or hands on."""
     while table.passes(node) or table.fuses(node):
         node = node.all_input_nodes[0]
     return node
+
+
+def _slowdown(node: fx.Node, table: KernelTable, cost: Callable[[Kernel], Cost | NoCost]) -> float:
+    """Microseconds that a pool takes longer on integers after a float operator."""
+    kernel = table.crossing(node)
+    found = NoCost("") if kernel is None else cost(kernel)
+    return max(0.0, found.integer - found.floating) if isinstance(found, Cost) else 0.0
 
 
 def is_converted(node: fx.Node) -> bool:

@@ -45,6 +45,7 @@ def measure_missing(table: CostTable, kernels: Iterable[Kernel], context: Contex
     Raises:
         InvalidInput: the runtime measures no kernels.
     """
+    kernels = list(kernels)
     missing = table.missing(kernels)
     if not missing:
         return
@@ -56,4 +57,4 @@ def measure_missing(table: CostTable, kernels: Iterable[Kernel], context: Contex
     if table.shipped:
         context.note(f"the cost table lacks {len(missing)} kernels, measured on this machine instead")
     with spinner(f"measure {len(missing)} kernels", context.show_progress):
-        table.measure(missing, runtime.measure_kernels)
+        table.measure(kernels, runtime.measure_kernels)

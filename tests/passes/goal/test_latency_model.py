@@ -295,6 +295,7 @@ class OfSums(Formula):
         (LAYERS, (), 0),
         ({**LAYERS, "add": [40.0]}, (), 40),
         (LAYERS, ("add",), 30),
+        (LAYERS, ("conv2d",), 0),  # it is the other layer that it runs within
         (LAYERS, ("conv2d_1",), 50),  # integers are converted before the sum, so that it is one of its own
     ],
 )
@@ -310,12 +311,15 @@ def test_a_sum_within_the_kernel_of_a_layer_takes_no_time_of_its_own(
 
 
 class Pooled(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, pools: int) -> None:
         super().__init__()
-        self.stem, self.next = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 8, 1)
+        self.pools, self.stem, self.next = pools, nn.Conv2d(3, 32, 1), nn.Conv2d(32, 8, 1)
 
     def forward(self, x: torch.Tensor) -> Any:
-        return self.next(F.max_pool2d(self.stem(x), 2))
+        x = self.stem(x)
+        for _ in range(self.pools):
+            x = F.max_pool2d(x, 2)
+        return self.next(x)
 
 
 class OfPools(Formula):
@@ -323,26 +327,47 @@ class OfPools(Formula):
         return Cost(5, 5 + kernel.shapes[0][1]) if kernel.operator == "max_pool" else super().find(kernel)
 
 
+@pytest.mark.parametrize("pools", [1, 2])
 @pytest.mark.parametrize(
-    ("integers", "lost", "read"),
+    ("integers", "slowed"),
     [
-        ((), 0, None),
-        (("conv2d_1",), 1, (8, 8)),  # the runtime converts what the pool reads
-        (("conv2d", "conv2d_1"), 0, None),
+        ((), False),
+        (("conv2d_1",), True),  # the runtime converts what the first pool reads
+        (("conv2d", "conv2d_1"), False),
     ],
 )
-def test_a_pool_between_a_float_layer_and_an_integer_one_reads_integers(
-    integers: Collection[str], lost: int, read: tuple[int, int] | None
+def test_pools_between_a_float_layer_and_an_integer_one_read_integers(
+    integers: Collection[str], slowed: bool, pools: int
 ) -> None:
-    inference, leaves = axes_of(Pooled(), torch.randn(2, 3, 8, 8))
+    inference, leaves = axes_of(Pooled(pools), torch.randn(2, 3, 8, 8))
     found = LatencyModel(inference, ONNX_RUNTIME, {})
     found.table = OfPools()
     (channels,) = leaves
     for width in (16, 32):
-        terms = found.sum(leaves, integers).terms
-        given = [term({channels: width}) for term in terms if term.leaves and term.name in ("stem", "max_pool2d")]
+        given = [term({channels: width}) for term in found.sum(leaves, integers).terms if term.name != "next"]
         stem = cost(Kernel("conv", ((1, 3, 8, 8), (width, 3, 1, 1))))
         assert isinstance(stem, Cost)
         expected = stem.integer if "conv2d" in integers else stem.floating
-        expected += lost * width + (converted((1, width, *read), False) if read else 0)
+        expected += converted((1, 3, 8, 8), False) if "conv2d" in integers else 0
+        expected += pools * width + converted((1, width, 8, 8), False) if slowed else 0
         assert sum(given) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_concatenation_of_many_tensors_has_no_grid() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Conv2d(3, 16, 1) for _ in range(25))
+            self.next = nn.Conv2d(400, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.next(torch.cat([part(x) for part in self.parts], 1))
+
+    inference, leaves = axes_of(Many(), torch.randn(2, 3, 8, 8))
+    assert len(leaves) == 25
+    found = model({"cat": [9.0]}, inference)
+    assert len(found.priced) < 200
+    grown = [term for term in found.sum(leaves).terms if term.name == "cat"]
+    assert sum(term(whole(leaves)) for term in grown) == pytest.approx(9)
+    half = sum(term(dict.fromkeys(leaves, 8)) for term in grown)
+    assert half == pytest.approx(1.5 + 7.5 / 2)

@@ -168,13 +168,40 @@ def test_a_pool_after_a_float_layer_is_paid_for_as_the_runtime_computes_it(seed:
     assert found.microseconds == pytest.approx(min(map(cost, allowed)), rel=1e-9)
 
 
-def test_onnx_runtime_moves_a_conversion_across_a_pool(tmp_path: Path) -> None:
-    """What the table calls crossed: the pool of a float layer reads integers, though they are quantized after it."""
+class Pools(nn.Module):
+    """A float layer, then one way to a layer of integers."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.stem = way, nn.Conv2d(3, 4, 3, padding=1)
+        self.next = nn.Linear(64, 5) if way == "flattened" else nn.Conv2d(8 if way == "joined" else 4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.stem(x).relu()
+        pooled = F.max_pool2d(x, 3, 1 if self.way in ("joined", "shared") else 2, 1)
+        match self.way:
+            case "flattened":
+                return self.next(pooled.flatten(1)).tanh()
+            case "chain":
+                return self.next(F.max_pool2d(pooled, 2)).tanh()
+            case "read as float":
+                return self.next(pooled).tanh(), pooled.tanh()
+            case "joined":
+                return self.next(torch.cat([x, pooled], 1)).tanh()
+            case "shared":
+                return self.next(pooled).tanh(), x.exp()
+        return self.next(pooled).tanh()
+
+
+@pytest.mark.parametrize(
+    ("way", "crossed"),
+    [("plain", 1), ("flattened", 1), ("chain", 2), ("read as float", 0), ("joined", 0), ("shared", 0)],
+)
+def test_onnx_runtime_moves_a_conversion_across_pools(way: str, crossed: int, tmp_path: Path) -> None:
+    """What the table calls crossed: pools of a float layer read integers, though values are quantized after them."""
     pass_ = QuantizeStatic(kernels="all", overrides={"stem": "float"})
-    result = lobo_fx.compile(Stem().eval(), [pass_], example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
-    assert [str(node.args[0]) for node in result.program.graph.nodes if "quantize_per_tensor" in node.name][:1] == [
-        "max_pool2d"
-    ]
+    model = Pools(way).eval()
+    result = lobo_fx.compile(model, [pass_], example_inputs=IMAGES, calibration_data=[IMAGES], progress=False)
     result.export(tmp_path / "model.onnx")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -182,9 +209,16 @@ def test_onnx_runtime_moves_a_conversion_across_a_pool(tmp_path: Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
     nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
-    givers = {name: node.op_type for node in nodes for name in node.output}
-    (pooling,) = [node for node in nodes if node.op_type == "MaxPool"]
-    assert givers[pooling.input[0]] == "QuantizeLinear"
+    integers = {name for node in nodes if node.op_type == "QuantizeLinear" for name in node.output}
+    for node in nodes:
+        if node.op_type == "MaxPool" and node.input[0] in integers:
+            integers |= set(node.output)
+    assert sum(node.op_type == "MaxPool" and node.input[0] in integers for node in nodes) == crossed
+    graph = lobo_fx.trace(model, IMAGES).graph
+    pools = [node for node in graph.nodes if node.op == "call_function" and "max_pool" in node.name]
+    read_as_float = [any(user.name.startswith(("tanh", "output")) for user in pool.users) for pool in pools]
+    by_table = [ONNX_RUNTIME.crosses(pool) for pool in pools]
+    assert sum(one and not other for one, other in zip(by_table, read_as_float, strict=True)) == crossed
 
 
 def test_a_tensor_whose_conversion_has_no_cost_is_not_converted() -> None:
