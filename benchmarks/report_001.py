@@ -190,7 +190,7 @@ def main() -> None:
             return {"accuracy": task.score(file, test)}  # noqa: B023
 
         rounds = 5 if chosen.quick else 50
-        results.measure(name, variants(trial, training), lambda v: trial.run(v, rounds, tell))  # noqa: B023
+        results.measure(name, variants(trial, training), lambda v: trial.run(v, rounds, tell), module)  # noqa: B023
     print(results.write_markdown("Compression of image classifiers", COLUMNS))
 
 

@@ -91,7 +91,7 @@ def main() -> None:
         rate = tokens_per_second(file, prompts, generated)
         return {"bits": bits_per_character(file, test), "tokens a second": rate}
 
-    results.measure("Decoder", variants(training), lambda variant: trial.run(variant, rounds, tell))
+    results.measure("Decoder", variants(training), lambda variant: trial.run(variant, rounds, tell), trial.module)
     print(results.write_markdown("Consensus pruning of a language model", COLUMNS))
 
 

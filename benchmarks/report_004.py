@@ -101,7 +101,7 @@ def main() -> None:
         return row | {"compression": original["bytes"] / row["bytes"]}
 
     rows = [v for v in variants(training) if wanted is None or f"{v.method} {v.compression}" in wanted]
-    results.measure("Demapper", rows, run)
+    results.measure("Demapper", rows, run, trial.module)
     known = ", ".join(f"{rate:.4f} at {snr} dB" for snr, rate in exact.items())
     remark = (
         f"The exact demapper, given the same pilots: {known}. Weights are chosen by 2,000 slots that the original "

@@ -28,6 +28,7 @@ from tasks import Split
 from tasks.training import Loss, default_cache
 
 import lobo_fx
+from lobo_fx.content import checksum_of
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.file_module import FileModule
@@ -240,9 +241,21 @@ class Results:
         self.path, self.wanted = path, wanted
         self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text())["networks"] if path.exists() else {}
 
-    def measure(self, network: str, variants: Sequence[Variant], run: Callable[[Variant], dict[str, Any]]) -> None:
-        """Runs what is missing or was made with other settings, and keeps every row as soon as it is there."""
+    def measure(
+        self, network: str, variants: Sequence[Variant], run: Callable[[Variant], dict[str, Any]], original: nn.Module
+    ) -> None:
+        """Runs what is missing or was made with other settings, and keeps every row as soon as it is there.
+
+        Raises:
+            SystemExit: rows in the file were made of another training of the original.
+        """
         found = self.rows.setdefault(network, {})
+        weights = checksum_of(original.state_dict())
+        if strange := [key for key, row in found.items() if row.get("weights", weights) != weights]:
+            raise SystemExit(
+                f"{self.path}: {network} was trained anew since its rows were measured ({', '.join(strange)}). Remove "
+                "them from the file, or give --output another one"
+            )
         for variant in variants:
             if not any(fnmatch.fnmatch(variant.key, pattern) for pattern in self.wanted):
                 continue
@@ -250,7 +263,7 @@ class Results:
             if row is None or variant.recipe != {
                 key: row.get(key, none) for key, none in Variant("", "").recipe.items()
             }:
-                found[variant.key] = run(variant) | variant.recipe
+                found[variant.key] = run(variant) | variant.recipe | {"weights": weights}
                 print(f"{network}, {variant.key}: {found[variant.key]}", flush=True)
                 self.save()
 

@@ -129,7 +129,7 @@ def main() -> None:
                 words = f"{type(error).__name__}: {error}".splitlines()[0]
                 return {"failed": words, "seconds": time.perf_counter() - start}
 
-        results.measure(name, variants(network, training), run)
+        results.measure(name, variants(network, training), run, network.trial.module)
     print(results.write_markdown("Networks with trained weights", COLUMNS, REMARK))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from lobo_fx import passes
 
@@ -60,7 +61,7 @@ def report_004(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_row_of_other_settings_is_measured_again(report_004: Any, tmp_path: Path) -> None:
-    variant, ran = report_004.Variant, []
+    variant, ran, original = report_004.Variant, [], nn.Linear(2, 2)
 
     def run(variant: Any) -> dict[str, float]:
         ran.append(variant.key)
@@ -73,7 +74,7 @@ def test_a_row_of_other_settings_is_measured_again(report_004: Any, tmp_path: Pa
             variant("tuned", "50%", [passes.PruneChannels(0.5), passes.FineTune(epochs=epochs)]),
             variant("peer", "50%", [], settings=settings),
         ]
-        report_004.Results(tmp_path / "report.json").measure("net", rows, run)
+        report_004.Results(tmp_path / "report.json").measure("net", rows, run, original)
         return list(ran)
 
     assert measured(2) == ["original", "tuned 50%", "peer 50%"]
@@ -83,8 +84,12 @@ def test_a_row_of_other_settings_is_measured_again(report_004: Any, tmp_path: Pa
     record = json.loads((tmp_path / "report.json").read_text())
     for row in record["networks"]["net"].values():  # as rows were kept before settings were
         del row["settings"]
+    record["networks"]["net"]["peer 50%"].pop("weights")
     (tmp_path / "report.json").write_text(json.dumps(record))
     assert measured(3) == []
+    original = nn.Linear(2, 2)
+    with pytest.raises(SystemExit, match="net was trained anew since its rows were measured"):
+        measured(3)
 
 
 def test_the_rows_of_the_receiver_are_those_that_its_report_asks_for(report_004: Any) -> None:
