@@ -6,7 +6,7 @@ The network is the plain one of `tasks.glyphs`: four axes, widths in multiples o
 as ever; then every combination is built, refitted, written, and measured in turn with the original's file. Noise is
 that of the outputs on rows that no fit saw.
 
-Bar: no file at least as good is more than 2 % faster, or no file at least as fast has over 2 % less noise.
+Bar: no file within the budget has over 2 % less noise, or no file at least as good is more than 2 % faster.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.files import write_files
 from lobo_fx.measures.machine import machine
 from lobo_fx.passes import FitGoal
+from lobo_fx.passes.goal.correction import most
 from lobo_fx.passes.goal.costs import Precision
 from lobo_fx.passes.goal.search import GoalSearch
 from lobo_fx.terminal.progress import track
@@ -68,7 +69,8 @@ def measure(budget: float, precision: Literal["float", "int8"]) -> dict[str, Any
         "own": own,
         "built by the search": search.built_by_search,
         "files": len(files),
-        "best as fast": min((f for f in files if f["latency"] <= own["latency"]), key=lambda f: f["noise"]),
+        "all": files,
+        "best within": min((f for f in files if f["latency"] <= most("latency", budget)), key=lambda f: f["noise"]),
         "fastest as good": min((f for f in files if f["noise"] <= own["noise"]), key=lambda f: f["latency"]),
     }
 
@@ -83,7 +85,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {}
     names = ["precision", "budget", "files", "built by the search", "latency"]
-    table = new_table("", [*names, "slower than the fastest as good", "noisier than the best as fast", "within 2 %"])
+    table = new_table(
+        "", [*names, "slower than the fastest as good", "noisier than the best within the budget", "within 2 %"]
+    )
     for precision, budget in itertools.product(options.precisions, options.budgets):
         key = f"{precision}, {budget:g}"
         if key not in rows:
@@ -91,7 +95,7 @@ def main() -> None:
             write_files(options.output.parent, {options.output.name: json.dumps(rows, indent=1)})
         row = rows[key]
         slower = row["own"]["latency"] / row["fastest as good"]["latency"] - 1
-        noisier = row["own"]["noise"] / row["best as fast"]["noise"] - 1
+        noisier = row["own"]["noise"] / row["best within"]["noise"] - 1
         cells = [str(row["files"]), str(row["built by the search"]), f"{row['own']['latency']:.3f}"]
         cells += [f"{slower:.1%}", f"{noisier:.1%}", "yes" if min(slower, noisier) <= _NEAR else "no"]
         table.add_row(precision, f"{budget:g}", *cells)
