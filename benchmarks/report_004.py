@@ -19,10 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-import torch
 from tasks.receiver import TASK
 from tasks.receiver.channel import TEST_SNRS
 from tasks.receiver.score import bit_error_rates, exact_rates
+from tasks.training import build
 from torch import nn
 from trained_report import VALIDATION, Results, Trial, Variant, options
 
@@ -87,8 +87,7 @@ def main() -> None:
         learned, validation, test = learned.sample(256), validation.sample(32), test.sample(100)
         training, rounds = {"steps": 3, "learning_rate": 1e-3}, 5
         wanted = ("original ", "magnitude_0.5 fine-tuned", "structured_0.5 ", "log2_4 ", "student_0.05 distilled")
-        torch.manual_seed(0)  # a run that goes on has the network that it began with
-        module = TASK.models["Demapper"].build().eval()
+        module = build(TASK.models["Demapper"]).eval()
     module = TASK.trained("Demapper", chosen.cache) if module is None else module
     trial = Trial(module, learned, validation, test, TASK.loss, TASK.score, workdir=chosen.workdir)
     results = Results(chosen.output, chosen.rows)
