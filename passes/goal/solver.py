@@ -1,14 +1,16 @@
 """Widths that lose least within a budget: a price for the cost, bisected, and each axis at its best at that price.
 
 For a price λ every axis takes the width with the least loss + λ·cost, the others as they are, until none moves. The
-cost falls as the price rises; what the last step leaves of the budget is filled by the widenings that gain most. Of
-several limits each has a weight in the cost, which rises where the limit is what stops.
+cost falls as the price rises; what the last step leaves of the budget is filled by the widenings that gain most, and,
+where axes are few, by pairs of which one is widened and the other narrowed. Of several limits each has a weight in the
+cost, which rises where the limit is what stops.
 
 Source: Everett, "Generalized Lagrange Multiplier Method for Solving Problems of Optimum Allocation of Resources", 1963.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +27,8 @@ Losses = Mapping[Axis, Mapping[int, float]]
 
 _SWEEPS = 20
 _BISECTIONS = 40
+_FEW = 12
+"""Axes among which pairs are exchanged; of more, a step of one is so small a part that filling leaves nothing."""
 _REWEIGHINGS = 8
 """Rounds in which limits that are full become dearer, and those with room cheaper."""
 
@@ -46,7 +50,7 @@ def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
         found.append(_priced(budget, weights, losses, options, least))
         raised = [weight * share**2 for weight, share in zip(weights, budget.shares(found[-1]), strict=True)]
         weights = [weight / sum(raised) for weight in raised]
-    filled = [fill(budget, losses, options, widths) for widths in found]
+    filled = [_exchanged(budget, losses, options, fill(budget, losses, options, widths)) for widths in found]
     return min(filled, key=lambda widths: _loss(losses, widths))
 
 
@@ -97,6 +101,30 @@ def fill(budget: Budget, losses: Losses, options: Options, widths: Widths) -> Wi
             return widths
         widths[best[1]] = best[2]
         left = [room - more for room, more in zip(left, best[3], strict=True)]
+
+
+def _exchanged(budget: Budget, losses: Losses, options: Options, widths: Widths) -> Widths:
+    """Of two axes one is widened and the other narrowed until that fits, as long as such a pair loses less.
+
+    Prices find only what lies on the convex hull of losses over costs; where steps are large, much lies between.
+    """
+    able = [leaf for leaf, found in options.items() if len(found) > 1]
+    if len(able) > _FEW:
+        return widths
+    for _ in range(_SWEEPS):
+        best, most = widths, 0.0
+        for wider, narrower in itertools.permutations(able, 2):
+            for width, less in itertools.product(options[wider], options[narrower]):
+                gain = losses[wider][widths[wider]] - losses[wider][width]
+                pain = losses[narrower][less] - losses[narrower][widths[narrower]]
+                if width > widths[wider] and less < widths[narrower] and gain - pain > most:
+                    moved = widths | {wider: width, narrower: less}
+                    if budget.fits(moved):
+                        best, most = moved, gain - pain
+        if best is widths:
+            break
+        widths = fill(budget, losses, options, best)
+    return widths
 
 
 def _settled(cost: Sum, losses: Losses, options: Options, price: float, start: Widths) -> Widths:

@@ -110,9 +110,9 @@ class Budget:
         ]
         return functools.reduce(operator.add, scaled)
 
-    def tighter(self, share: float) -> Budget:
-        """Every limit lower by a share."""
-        return Budget(tuple((cost, most * (1 - share)) for cost, most in self.limits))
+    def times(self, factor: float) -> Budget:
+        """Every limit times a factor."""
+        return Budget(tuple((cost, most * factor) for cost, most in self.limits))
 
 
 def macs(inference: Inference, leaves: Iterable[Axis]) -> Sum:

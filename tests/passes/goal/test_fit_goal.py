@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import FitGoal, QuantizeStatic
 from lobo_fx.passes.goal.plan import GoalPlan
+from lobo_fx.passes.goal.search import GoalSearch
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.quantization.integers.targets import TARGETS, target_of_this_machine
 from lobo_fx.plugins.artifact import Artifact
@@ -151,6 +154,26 @@ def test_what_was_asked_for_holds_by_measurement(limits: dict[str, Any], shares:
     assert result.plan.expected["latency of the original's"] == pytest.approx(found["latency"], abs=1e-3)
     if result.plan.weights is None:  # weights in few bits may be enough
         assert result.report.rows[-1].parameters < result.report.rows[0].parameters
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_what_is_left_of_a_budget_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files take up to a tenth less than the model says, each another share: the best may be far below its limit."""
+
+    def irregular(path: Path) -> float:
+        work = json.loads(path.read_text())["work"]
+        share = int(hashlib.sha256(f"{work}1".encode()).hexdigest()[:8], 16) / 2**32
+        return (OVERHEAD + 1e-4 * work) * (1 if work >= 1e4 * (ORIGINAL - OVERHEAD) else 1 - 0.1 * share)
+
+    monkeypatch.setattr(sys.modules[__name__], "milliseconds", irregular)
+    goal = FitGoal(latency=0.85, precision="float", **QUICK)
+    found = fitted(goal)
+    with monkeypatch.context() as without:
+        without.setattr(GoalSearch, "_use_what_is_left", lambda *given: None)
+        less = fitted(goal)
+    assert taken(less)["latency"] < taken(found)["latency"] <= 0.85 * NEAR
+    assert less.plan.expected["decibels"] < found.plan.expected["decibels"]
 
 
 @pytest.mark.slow

@@ -72,8 +72,8 @@ def test_widths_are_near_the_best_of_all_and_within_the_budget() -> None:
         assert all(widths[leaf] in problem.options[leaf] for leaf in problem.leaves)
         excess.append(problem.loss(widths) / problem.best(budget) - 1)
     assert max(excess) < 0.2
-    assert float(np.mean(excess)) < 0.03
-    assert float(np.median(excess)) < 0.005
+    assert float(np.mean(excess)) < 0.01
+    assert float(np.median(excess)) < 0.002
 
 
 def test_all_fits_and_nothing_fits() -> None:
@@ -112,6 +112,16 @@ def test_what_is_left_of_a_budget_goes_to_what_gains_most_for_it() -> None:
     assert fill(Budget.of(cost, 14.5), losses, options, {cheap: 1, dear: 1}) == {cheap: 4, dear: 1}
     assert fill(Budget.of(cost, 24), losses, options, {cheap: 1, dear: 1}) == {cheap: 4, dear: 2}
     assert fill(Budget.of(cost, 11), losses, options, {cheap: 1, dear: 1}) == {cheap: 1, dear: 1}
+
+
+def test_what_prices_pass_over_is_found_by_exchanging() -> None:
+    """Filling takes the small step, which gains most for its cost, and leaves no room for the large one."""
+    small, large = Axis(2), Axis(2)
+    cost = Sum([small, large], [Term((small,), lambda w: float(w[small])), Term((large,), lambda w: 10.0 * w[large])])
+    losses: Losses = {small: {1: 2.0, 2: 0.0}, large: {1: 10.0, 2: 0.0}}
+    options: Options = {leaf: [1, 2] for leaf in (small, large)}
+    assert fill(Budget.of(cost, 21), losses, options, {small: 1, large: 1}) == {small: 2, large: 1}
+    assert solve(Budget.of(cost, 21), losses, options) == {small: 1, large: 2}
 
 
 def test_of_several_limits_each_holds_and_the_loss_is_near_the_best_of_all() -> None:
