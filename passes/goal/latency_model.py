@@ -1,7 +1,8 @@
 """What a file takes at any widths: kernels measured on a grid of sizes, everything else as the original's profile says.
 
-A kernel's time at given sizes is interpolated between the nearest that were measured, and scaled by what the same
-kernel takes within the original's file. What has no kernel in the table grows and shrinks with its elements.
+A kernel's time at given sizes is interpolated between the nearest that were measured, is longer where a vector register
+is only filled in part, and is scaled by what the same kernel takes within the original's file. What has no kernel in
+the table grows and shrinks with its elements.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ _LEVELS = ((), (0.125, 0.25, 0.375, 0.5, 0.75, 1.0), (0.125, 0.25, 0.5, 0.75, 1.
 """By how many sizes a kernel depends on, the shares of each that are measured; of more, the last."""
 _MOST_AXES = 4
 """Of more, a grid would have hundreds of kernels; a concatenation of many tensors grows with its elements anyway."""
-_UNIT = 8
-"""Sizes measured are multiples of this: between them, vector registers are filled alike."""
+_UNIT, _REGISTER = 8, 16
+"""Sizes measured are multiples of 8, and of long axes of what the widest vector register holds in float."""
+_LONG = 4 * _REGISTER
+"""An axis as long as this is also measured once with a size that leaves part of a register empty."""
 _CALL = 1.5
 """Microseconds of a node that has next to nothing to do."""
 _SCALES = (0.5, 2.0)
@@ -98,11 +101,13 @@ class _Grid:
         axes: which it depends on, of sizes that go together in any combination.
         levels: sizes of each that are measured, in rising order.
         kernels: by sizes.
+        uneven: by axis, the sizes with about a quarter of it, which leaves part of a register empty, and the kernel.
     """
 
     axes: tuple[Axis, ...]
     levels: tuple[tuple[int, ...], ...]
     kernels: Mapping[tuple[int, ...], Kernel]
+    uneven: Mapping[Axis, tuple[tuple[int, ...], Kernel]]
 
     @classmethod
     def of(cls, inference: Inference, describe: Any) -> _Grid | None:
@@ -115,11 +120,18 @@ class _Grid:
             return None
         shares = _LEVELS[min(len(axes), len(_LEVELS) - 1)]
         levels = tuple(tuple(sorted({_level(axis.size, share) for share in shares})) for axis in axes)
-        kernels = {
-            sizes: describe(_Resized(inference, dict(zip(axes, sizes, strict=True))))
-            for sizes in itertools.product(*levels)
-        }
-        return cls(axes, levels, kernels)
+
+        def resize(sizes: Sequence[int]) -> Any:
+            return describe(_Resized(inference, dict(zip(axes, sizes, strict=True))))
+
+        kernels = {sizes: resize(sizes) for sizes in itertools.product(*levels)}
+        uneven = {}
+        for at, axis in enumerate(axes):
+            if axis.size >= _LONG:
+                quarter = _level(axis.size, 0.25) + _REGISTER // 2
+                sizes = tuple(quarter if other == at else found[-1] for other, found in enumerate(levels))
+                uneven[axis] = sizes, resize(sizes)
+        return cls(axes, levels, kernels, uneven)
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -137,10 +149,30 @@ class _Grid:
     def at(
         self, table: CostTable, widths: Mapping[Axis, int], instead: Mapping[Axis, int] | None = None
     ) -> Cost | NoCost:
-        """The cost at the widths of leaves, on the line through the nearest known; some axes of other sizes instead."""
+        """The cost at the widths of leaves, some axes of other sizes instead."""
+        sizes = [instead[axis] if instead and axis in instead else size_with(axis, widths) for axis in self.axes]
+        found = self._between(table, sizes)
+        if isinstance(found, NoCost):
+            return found
+        for at, axis in enumerate(self.axes):
+            if axis in self.uneven and sizes[at] % _REGISTER and sizes[at] < axis.size:
+                floating, integer = self._excess(table, axis)
+                share = self.uneven[axis][0][at] / sizes[at]  # it is about as much time at every size
+                found = Cost(found.floating * (1 + share * floating), found.integer * (1 + share * integer))
+        return found
+
+    def _excess(self, table: CostTable, axis: Axis) -> tuple[float, float]:
+        """How much longer a kernel takes for a register that isn't filled, in float and integers, as shares."""
+        sizes, kernel = self.uneven[axis]
+        measured, even = table.find(kernel), self._between(table, sizes)
+        if isinstance(measured, NoCost) or isinstance(even, NoCost) or not (even.floating and even.integer):
+            return 0.0, 0.0
+        return max(0.0, measured.floating / even.floating - 1), max(0.0, measured.integer / even.integer - 1)
+
+    def _between(self, table: CostTable, sizes: Sequence[int]) -> Cost | NoCost:
+        """The cost on the line through the nearest sizes that were measured."""
         corners: list[list[tuple[int, float]]] = []
-        for axis, levels in zip(self.axes, self.levels, strict=True):
-            size = instead[axis] if instead and axis in instead else size_with(axis, widths)
+        for size, levels in zip(sizes, self.levels, strict=True):
             above = min(bisect.bisect_left(levels, size), len(levels) - 1)
             if len(levels) == 1 or levels[above] == size:
                 corners.append([(levels[above], 1.0)])
@@ -159,8 +191,8 @@ class _Grid:
 
 
 def _level(size: int, share: float) -> int:
-    found = round(size * share)
-    return max(_UNIT, _UNIT * round(found / _UNIT)) if size >= 2 * _UNIT and share < 1 else max(1, found)
+    found, unit = round(size * share), _REGISTER if size >= _LONG else _UNIT
+    return max(unit, unit * round(found / unit)) if size >= 2 * _UNIT and share < 1 else max(1, found)
 
 
 class LatencyModel:
@@ -201,7 +233,8 @@ class LatencyModel:
     def priced(self) -> list[Kernel]:
         """All kernels whose costs are asked."""
         grids = [*self.grids.values(), *self.conversions.values(), *self.pools.values()]
-        return list(dict.fromkeys(kernel for grid in grids for kernel in grid.kernels.values()))
+        uneven = [kernel for grid in grids for _, kernel in grid.uneven.values()]
+        return list(dict.fromkeys([*(kernel for grid in grids for kernel in grid.kernels.values()), *uneven]))
 
     def adopt(self) -> None:
         """Makes times of this machine those of the table's: kernels take what it says, the rest in proportion."""

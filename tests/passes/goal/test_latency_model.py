@@ -203,6 +203,40 @@ def test_attention_is_fused_or_not_by_what_is_faster_at_its_size() -> None:
     assert seen == {True, False}
 
 
+class Long(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 128, 1), nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.second(self.first(x).relu()).mean((2, 3)))
+
+
+class OfRegisters(Formula):
+    """Whole registers of outputs count in float, and of inputs too as integers."""
+
+    def find(self, kernel: Kernel) -> Cost | NoCost:
+        if kernel.operator != "conv":
+            return NoCost("it is not in the formula")
+        (_, inputs, *_), (outputs, *_) = kernel.shapes
+        filled = 16 * math.ceil(outputs / 16)
+        return Cost(inputs * filled, 16 * math.ceil(inputs / 16) * filled)
+
+
+@pytest.mark.parametrize("widths", [(64, 128), (32, 96), (40, 72), (24, 128), (56, 104), (41, 73)])
+@pytest.mark.parametrize("is_integer", [False, True])
+def test_registers_filled_in_part_take_as_long_as_whole_ones(widths: tuple[int, int], is_integer: bool) -> None:
+    inference, leaves = axes_of(Long(), torch.randn(2, 3, 8, 8))
+    found = LatencyModel(inference, ONNX_RUNTIME, {})
+    found.table = OfRegisters()
+    found.conversions.clear()
+    total = found.sum(leaves, ("conv2d", "conv2d_1") if is_integer else ())(dict(zip(leaves, widths, strict=True)))
+    first, second = (16 * math.ceil(width / 16) for width in widths)
+    expected = 16 * first + first * second if is_integer else 3 * first + widths[0] * second
+    # What a register takes that isn't filled is measured where half of it is: exact there, near elsewhere.
+    assert total == pytest.approx(expected, rel=1e-9 if widths[0] % 8 == 0 else 0.05)
+
+
 def test_a_kernel_without_a_cost_takes_what_the_profile_says() -> None:
     class NoLinear(Formula):
         def find(self, kernel: Kernel) -> Cost | NoCost:
