@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from kept_rows import KeptRows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -27,7 +27,6 @@ from tasks.training import default_cache
 
 import lobo_fx
 from lobo_fx.contracts.context import Context
-from lobo_fx.files import write_files
 from lobo_fx.measures.machine import machine
 from lobo_fx.passes import FitGoal
 from lobo_fx.passes.goal.correction import most
@@ -83,17 +82,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/reports/exhaustive.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    kept = KeptRows(options.output)
     names = ["precision", "budget", "files", "built by the search", "latency"]
     table = new_table(
         "", [*names, "slower than the fastest as good", "noisier than the best within the budget", "within 2 %"]
     )
     for precision, budget in itertools.product(options.precisions, options.budgets):
-        key = f"{precision}, {budget:g}"
-        if key not in rows:
-            rows[key] = measure(budget, precision)
-            write_files(options.output.parent, {options.output.name: json.dumps(rows, indent=1)})
-        row = rows[key]
+        row = kept.row(f"{precision}, {budget:g}", lambda p=precision, b=budget: measure(b, p))  # type: ignore[misc]
         slower = row["own"]["latency"] / row["fastest as good"]["latency"] - 1
         noisier = row["own"]["noise"] / row["best within"]["noise"] - 1
         cells = [str(row["files"]), str(row["built by the search"]), f"{row['own']['latency']:.3f}"]
@@ -104,8 +99,7 @@ def main() -> None:
         f"{machine()}. Every file is measured once: of many that are alike, the fastest is in part luck.\n\n"
         f"{to_markdown(table)}"
     )
-    write_files(options.output.parent, {options.output.with_suffix(".md").name: text})
-    print(text)
+    kept.tell(text)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,19 @@ quarter less lost accuracy than equal shares followed by int8, on at least four 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import json
 import math
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept_rows import KeptRows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -34,7 +35,7 @@ from tasks.training import default_cache
 
 import lobo_fx
 from lobo_fx.contracts.passbase import Pass
-from lobo_fx.files import temporary_folder, write_files
+from lobo_fx.files import temporary_folder
 from lobo_fx.measures.machine import machine
 from lobo_fx.passes import FitGoal, PruneChannels, QuantizeStatic
 from lobo_fx.terminal.tables import new_table, to_markdown
@@ -168,6 +169,22 @@ def grouped(rows: Sequence[dict[str, Any]], *names: str) -> dict[tuple[Any, ...]
     return found
 
 
+@functools.cache
+def network_of(name: str, seed: int) -> Network:
+    """A network with its rows drawn."""
+    return Network(*TASKS[name], seed)
+
+
+def measure(about: Mapping[str, Any], method: Callable[[Network, float], dict[str, Any]]) -> dict[str, Any]:
+    """What a method finds, or why it refuses."""
+    network = network_of(about["network"], about["seed"])
+    try:
+        found = method(network, about["budget"])
+    except lobo_fx.InvalidInput as error:
+        found = {"refused": str(error)}
+    return {**about, **found, "original": network.original}
+
+
 def main() -> None:
     """Measures what is missing, and writes JSON and markdown."""
     parser = argparse.ArgumentParser(description="Accuracy at a measured latency.")
@@ -177,28 +194,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/reports/goal.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    kept = KeptRows(options.output)
     here = str(machine())
     for seed, name in itertools.product(range(options.seeds), options.networks):
-        network: Network | None = None
         for budget, (method, run) in itertools.product(options.budgets, METHODS.items()):
             about = {"machine": here, "network": name, "budget": budget, "method": method, "seed": seed}
-            key = ", ".join(map(str, about.values()))
-            if key in rows:
-                continue
-            network = network or Network(*TASKS[name], seed)
-            try:
-                found = run(network, budget)
-            except lobo_fx.InvalidInput as error:
-                found = {"refused": str(error)}
-            rows[key] = about | found | {"original": network.original}
-            print(key, rows[key], flush=True)
-            write_files(options.output.parent, {options.output.name: json.dumps(rows, indent=1)})
+            kept.row(", ".join(map(str, about.values())), functools.partial(measure, about, run))
     text = "# Accuracy at a measured latency\n\nOne thread, CPU time, no training step; means over seeds.\n"
-    for (name,), of_machine in grouped(list(rows.values()), "machine").items():
+    for (name,), of_machine in grouped(list(kept.rows.values()), "machine").items():
         text += f"\n## {name}\n\n{table_of(of_machine)}"
-    write_files(options.output.parent, {options.output.with_suffix(".md").name: text})
-    print(text)
+    kept.tell(text)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import random
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept_rows import KeptRows
 
 from lobo_fx import sources
 from lobo_fx.axes import Inference
 from lobo_fx.axes.members import members
 from lobo_fx.contracts.context import Context
-from lobo_fx.files import temporary_folder, write_files
+from lobo_fx.files import temporary_folder
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.machine import machine
 from lobo_fx.passes import FitGoal
@@ -123,30 +123,25 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/reports/latency_model.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: dict[str, Any] = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    kept = KeptRows(options.output)
     for name in options.networks:
-        if name not in rows:
-            rows[name] = measure(name, options.files, options.seed)
-            mean, rank = errors(rows[name]["files"])
-            print(f"{name}: {mean:.1%}, rank {rank:.3f}, costs {rows[name]['seconds']:.0f} s", flush=True)
-            write_files(options.output.parent, {options.output.name: json.dumps(rows, indent=1)})
+        kept.row(name, lambda n=name: measure(n, options.files, options.seed))  # type: ignore[misc]
     table = new_table("", ["network", "files", "mean error", "largest", "rank correlation", "costs, seconds"])
-    for name, row in rows.items():
+    for name, row in kept.rows.items():
         mean, rank = errors(row["files"])
         largest = max(abs(file["predicted"] / file["measured"] - 1) for file in row["files"])
         table.add_row(
             name, str(len(row["files"])), f"{mean:.1%}", f"{largest:.1%}", f"{rank:.3f}", f"{row['seconds']:.0f}"
         )
-    every = [file for row in rows.values() for file in row["files"]]
+    every = [file for row in kept.rows.values() for file in row["files"]]
     mean, rank = errors(every)
-    ranks = sum(errors(row["files"])[1] for row in rows.values()) / len(rows)
+    ranks = sum(errors(row["files"])[1] for row in kept.rows.values()) / len(kept.rows)
     text = (
         f"# Predicted against measured latency\n\nMeasured on {machine()}, one thread, CPU time. {len(every)} files of "
-        f"{len(rows)} networks: mean error {mean:.1%}, rank correlation {rank:.3f} over all, {ranks:.3f} as the "
+        f"{len(kept.rows)} networks: mean error {mean:.1%}, rank correlation {rank:.3f} over all, {ranks:.3f} as the "
         f"mean of the networks.\n\n{to_markdown(table)}"
     )
-    write_files(options.output.parent, {options.output.with_suffix(".md").name: text})
-    print(text)
+    kept.tell(text)
 
 
 if __name__ == "__main__":

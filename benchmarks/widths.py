@@ -12,13 +12,16 @@ Bars, in accuracy with 1,024 images and in at most 100 seconds a cell on one cor
 from __future__ import annotations
 
 import argparse
-import json
+import functools
+import itertools
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from kept_rows import KeptRows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -30,7 +33,6 @@ import lobo_fx
 from lobo_fx.axes import Inference
 from lobo_fx.axes.members import members
 from lobo_fx.contracts.context import Context
-from lobo_fx.files import write_files
 from lobo_fx.graph.program import Program
 from lobo_fx.measures.machine import machine
 from lobo_fx.passes import PruneChannels
@@ -60,13 +62,12 @@ class Chosen:
     """Widths for one network: losses are measured once, then any share can be asked for."""
 
     def __init__(self, module: torch.nn.Module, calibration: Split, compared: Split) -> None:
+        self.module, self.calibration = module, calibration
         self.program = lobo_fx.trace(module, calibration.inputs[:2])
         self.whole, self.part = (self._context(split) for split in (calibration, compared))
         self.inference = Inference(self.program).run()
         self.leaves = tuple(members(self.inference))
-        begun = time.process_time()
         self.model = LossModel.measure(self.inference, self.whole, Noise(self.program, self.whole.held_out_batches(64)))
-        self.seconds = time.process_time() - begun
         self.noise = Noise(self.program, [rows for rows, held_out in self.part.split_batches() if held_out])
         self.cost = macs(self.inference, self.leaves)
         self.options = {
@@ -99,8 +100,26 @@ class Chosen:
         return Repair(budget, self.losses, self.options, measure).run([start], moves)
 
 
+def measure(chosen: Chosen, name: str, keep: float, moves: int, test: Split) -> dict[str, Any]:
+    """Accuracy of every way to choose widths that keep a share of the operations, and the CPU time each takes."""
+    module, calibration = chosen.module, chosen.calibration
+    ways: dict[str, Callable[[], torch.nn.Module]] = {
+        "equal, L2": lambda: pruned(module, calibration, keep=keep),
+        "global, L2": lambda: pruned(module, calibration, keep=keep, scope="global"),
+        "equal, second order": lambda: pruned(module, calibration, keep=keep, importance="second_order"),
+        "solved": lambda: chosen.fitted(chosen.widths(keep, 0), chosen.whole).module,
+        "repaired": lambda: chosen.fitted(chosen.widths(keep, moves), chosen.whole).module,
+    }
+    row: dict[str, Any] = {"network": name, "keep": keep, "float": accuracy(module, test)}
+    for way, make in ways.items():
+        begun = time.process_time()
+        row[way] = accuracy(make(), test)
+        row[f"{way}, seconds"] = time.process_time() - begun
+    return row
+
+
 def main() -> None:
-    """Measures every cell, and writes JSON and markdown."""
+    """Measures what is missing, and writes JSON and markdown."""
     parser = argparse.ArgumentParser(description="Accuracy at equal multiply-accumulates, by how widths are chosen.")
     parser.add_argument("--moves", type=int, default=60)
     parser.add_argument("--output", type=Path, default=Path("docs/reports/widths.json"))
@@ -108,38 +127,21 @@ def main() -> None:
     torch.set_num_threads(1)
     train, test = TASK.load(default_cache())
     calibration, compared = train.sample(IMAGES), train.sample(COMPARED, seed=3)
-    rows = []
-    for name in ("SmallViT", "SmallResNet"):
-        module = TASK.trained(name)
-        chosen = Chosen(module, calibration, compared)
-        print(f"{name}: losses of widths took {chosen.seconds:.1f} s", flush=True)
-        for keep in KEEPS:
-            ways: dict[str, Callable[[], torch.nn.Module]] = {
-                "equal, L2": lambda k=keep, m=module: pruned(m, calibration, keep=k),  # type: ignore[misc]
-                "global, L2": lambda k=keep, m=module: pruned(m, calibration, keep=k, scope="global"),  # type: ignore[misc]
-                "equal, second order": lambda k=keep, m=module: pruned(  # type: ignore[misc]
-                    m, calibration, keep=k, importance="second_order"
-                ),
-                "solved": lambda k=keep, c=chosen: c.fitted(c.widths(k, 0), c.whole).module,  # type: ignore[misc]
-                "repaired": lambda k=keep, c=chosen: c.fitted(c.widths(k, options.moves), c.whole).module,  # type: ignore[misc]
-            }
-            row: dict[str, object] = {"network": name, "keep": keep, "float": accuracy(module, test)}
-            for way, make in ways.items():
-                begun = time.process_time()
-                row[way] = accuracy(make(), test)
-                row[f"{way}, seconds"] = time.process_time() - begun
-            rows.append(row)
-            print(row, flush=True)
-            write_files(options.output.parent, {options.output.name: json.dumps(rows, indent=1)})
+    network = functools.cache(lambda name: Chosen(TASK.trained(name), calibration, compared))
+    kept = KeptRows(options.output)
+    for name, keep in itertools.product(("SmallViT", "SmallResNet"), KEEPS):
+        kept.row(
+            f"{name}, {keep:g}",
+            lambda n=name, k=keep: measure(network(n), n, k, options.moves, test),  # type: ignore[misc]
+        )
     names = ("equal, L2", "global, L2", "equal, second order", "solved", "repaired")
     table = new_table("", ["network", "kept", "float", *names, "CPU seconds of the repair"])
-    for row in rows:
+    for row in kept.rows.values():
         cells = [f"{row[name]:.4f}" for name in ("float", *names)]
         table.add_row(str(row["network"]), str(row["keep"]), *cells, f"{row['repaired, seconds']:.0f}")
     text = f"# Widths at equal multiply-accumulates\n\nTest accuracy on glyphs, no training step, {IMAGES:,} images to "
     text += f"refit to, {options.moves} moves, one thread of {machine()}.\n\n{to_markdown(table)}"
-    write_files(options.output.parent, {options.output.with_suffix(".md").name: text})
-    print(text)
+    kept.tell(text)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def test_what_is_left_of_a_budget_is_used(monkeypatch: pytest.MonkeyPatch) -> No
     """Files take up to a tenth less than the model says, each another share: the best may be far below its limit."""
 
     def irregular(path: Path) -> float:
-        work = json.loads(path.read_text())["work"]
+        work = float(json.loads(path.read_text())["work"])
         share = int(hashlib.sha256(f"{work}1".encode()).hexdigest()[:8], 16) / 2**32
         return (OVERHEAD + 1e-4 * work) * (1 if work >= 1e4 * (ORIGINAL - OVERHEAD) else 1 - 0.1 * share)
 
