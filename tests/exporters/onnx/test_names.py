@@ -87,7 +87,7 @@ def namespace(node: onnx.NodeProto) -> str:
         ("residual", "float"),
         ("residual", "int8"),
         pytest.param("transformer", "float", marks=pytest.mark.slow),
-        ("transformer", "stored"),
+        pytest.param("transformer", "stored", marks=pytest.mark.slow),
     ],
 )
 def test_every_node_is_named_by_a_module_of_the_model(kind: str, passes: str) -> None:

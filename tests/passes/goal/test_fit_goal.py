@@ -290,7 +290,7 @@ def test_a_score_decides_among_what_is_within_the_limits() -> None:
         return [row for row in sheet.rows if row[5] == "measured"]
 
     rows = built(evaluate=few_parameters)
-    assert len(rows) > len(built())
+    assert len(rows) > 3, "the solver's, and one of each other scope"
     (taken,) = [row for row in rows if row[6] == "taken"]
     assert taken[3] == max(row[3] for row in rows if row[0] <= 0.609)
 
