@@ -1,8 +1,10 @@
 """Measures operators as float and as integer kernels in ONNX Runtime.
 
 All operators to measure are branches of one model, which runs under ONNX Runtime's profiler: a kernel's time is
-read apart from what changes layouts or formats around it, which neighbours in a real network share. Where such a
-model can't be built or run, its halves are tried, down to the kernels that are at fault: these have no cost.
+read apart from what changes layouts or formats around it, which neighbours in a real network share. As there, what a
+kernel reads was just written, and what it writes is memory that others used before it: inputs are expanded from single
+values, and of outputs the first part is taken. Where such a model can't be built or run, its halves are tried, down to
+the kernels that are at fault: these have no cost.
 """
 
 from __future__ import annotations
@@ -118,15 +120,26 @@ class _Branches:
     def scale(self, name: str) -> list[str]:
         return [self.constant(f"{name}_scale", _SCALE), self.constant(f"{name}_zero", _ZERO)]
 
+    def written(self, name: str, shape: Sequence[int], integer: bool) -> str:
+        """A tensor that is written just before it is read, all of one value."""
+        one = [1] * len(shape)
+        dtype = TensorProto.UINT8 if integer else TensorProto.FLOAT
+        self.inputs.append(helper.make_tensor_value_info(f"{name}_one", dtype, one))
+        self.feed[f"{name}_one"] = np.full(one, 129 if integer else 0.5, np.uint8 if integer else np.float32)
+        sizes = self.constant(f"{name}_shape", np.array(shape, np.int64))
+        return self.node("Expand", [f"{name}_one", sizes], f"before_{name}")
+
+    def read(self, name: str, value: str, integer: bool) -> None:
+        """Ends a branch with a part of its tensor: the whole one would be new memory in every run."""
+        first = self.constant(f"{name}_first", np.array([0], np.int64))
+        part = self.node("Gather", [value, first], f"after_{name}", axis=-1)  # no conversion is moved across it
+        dtype = TensorProto.UINT8 if integer else TensorProto.FLOAT
+        self.outputs.append(helper.make_tensor_value_info(part, dtype, None))
+
     def source(self, name: str, shape: Sequence[int]) -> str:
         """An input of the branch, integers where those are measured, as the kernel reads it."""
-        dtype = TensorProto.UINT8 if self.integer else TensorProto.FLOAT
-        self.inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
-        values = np.asarray(self.random.integers(0, 255, shape))
-        self.feed[name] = np.asarray(
-            values if self.integer else values / 128 - 1, np.uint8 if self.integer else np.float32
-        )
-        return self.node("DequantizeLinear", [name, *self.scale(name)], f"{name}_dq") if self.integer else name
+        found = self.written(name, shape, self.integer)
+        return self.node("DequantizeLinear", [found, *self.scale(name)], f"{name}_dq") if self.integer else found
 
     def weight(self, name: str, shape: Sequence[int], axis: int) -> str:
         """A stored weight, with a scale per output channel where integers are measured."""
@@ -142,8 +155,7 @@ class _Branches:
         quantized = quantized and self.integer
         if quantized:
             value = self.node("QuantizeLinear", [value, *self.scale(f"{name}_q")], f"{name}_q")
-        dtype = TensorProto.UINT8 if quantized else TensorProto.FLOAT
-        self.outputs.append(helper.make_tensor_value_info(value, dtype, None))
+        self.read(name, value, quantized)
 
 
 def _sizes(kernel: Kernel, name: str) -> list[int]:
@@ -195,18 +207,15 @@ def _pool(operator: str) -> Callable[[_Branches, str, Kernel], None]:
 
 def _convert(model: _Branches, name: str, kernel: Kernel) -> None:
     """Formats, and for images layouts: integer convolutions take channels last."""
-    dtypes = (TensorProto.UINT8, TensorProto.FLOAT) if model.integer else (TensorProto.FLOAT, TensorProto.UINT8)
     shape = list(kernel.shapes[0])
-    model.inputs.append(helper.make_tensor_value_info(f"{name}_x", dtypes[0], shape))
-    model.feed[f"{name}_x"] = np.ones(shape, np.uint8 if model.integer else np.float32)
     operator = "DequantizeLinear" if model.integer else "QuantizeLinear"
-    found = f"{name}_x"
+    found = model.written(f"{name}_x", shape, model.integer)
     if len(shape) == 4 and model.integer:
         found = model.node("Transpose", [found], f"{name}_t", perm=[0, 3, 1, 2])
     found = model.node(operator, [found, *model.scale(name)], name)
     if len(shape) == 4 and not model.integer:
         found = model.node("Transpose", [found], f"{name}_t", perm=[0, 2, 3, 1])
-    model.outputs.append(helper.make_tensor_value_info(found, dtypes[1], None))
+    model.read(name, found, not model.integer)
 
 
 def _attention(model: _Branches, name: str, kernel: Kernel) -> None:

@@ -20,7 +20,8 @@ from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
 __all__ = ["CostTable"]
 
-_FORMAT = 1
+_FORMAT = 2
+"""Of a table; those of format 1 were measured with data that no cache held."""
 _PLAIN_CONVOLUTION = (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 1))
 _PACE = (
     Kernel("conv", ((1, 64, 28, 28), (64, 64, 3, 3)), _PLAIN_CONVOLUTION),
@@ -77,7 +78,7 @@ class CostTable:
                 if not all(0 <= time < math.inf for time in (cost.floating, cost.integer)):
                     raise ValueError(f"'{key}' costs {cost.floating} and {cost.integer} microseconds")
             if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']}")
+                raise ValueError(f"format {content['format']}, not {_FORMAT}")
             return cls(str(content["machine"]), costs, shipped=True)
         except OSError as error:
             raise InvalidInput(f"can't read the cost table {path}: {error.strerror}") from None

@@ -299,7 +299,7 @@ def test_a_table_is_kept_and_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '{"format": 1, "machine": "m", "costs": {"a": 1}}', '{"format": 9}']
+    "content", ["", "{}", "[]", '{"format": 2, "machine": "m", "costs": {"a": 1}}', '{"format": 9}']
 )
 def test_what_is_no_table_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text(content, encoding="utf-8")
@@ -315,7 +315,7 @@ def test_a_shipped_table_decides(floating: float, integer: float, kinds: set[str
     kernels = Choices.find(program().graph, REQUEST).priced
     costs = {k.key: [0.01, 0.01] if k.operator == "convert" else [floating, integer] for k in kernels}
     costs |= {k.key: [1.0, 50.0] for k in kernels if k.operator == "linear"}
-    content = {"format": 1, "machine": "another", "costs": costs}
+    content = {"format": 2, "machine": "another", "costs": costs}
     (tmp_path / "table.json").write_text(json.dumps(content), encoding="utf-8")
     pass_ = QuantizeStatic(costs=str(tmp_path / "table.json"))
     result = lobo_fx.compile(traced(), [pass_], calibration_data=[IMAGES], progress=False)
@@ -363,7 +363,7 @@ def test_targets_choose_the_integers(target: str, dtype: torch.dtype, limit: int
     result.export(tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("content", ["half a tab", "{}", '{"format": 1, "machine": "m", "costs": {"k": [NaN, 1]}}'])
+@pytest.mark.parametrize("content", ["half a tab", "{}", '{"format": 2, "machine": "m", "costs": {"k": [NaN, 1]}}'])
 def test_a_damaged_table_is_measured_again_and_replaced(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
