@@ -149,7 +149,7 @@ PASSES: dict[str, list[Any]] = {
 }
 
 
-SLOW = ("none", "prune", "weights", "mixed")
+SLOW = ("none", "prune", "weights", "mixed", "fuse")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in PASSES])

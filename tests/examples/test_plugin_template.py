@@ -80,6 +80,7 @@ print(json.dumps({"list": (listed.exit_code, listed.stdout), "tests": (status, t
     return {name: (status, told) for name, (status, told) in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
+@pytest.mark.slow
 def test_its_pass_is_listed_where_it_is_installed(used: dict[str, tuple[int, str]]) -> None:
     status, listed = used["list"]
     assert status == 0, listed
@@ -110,6 +111,7 @@ def test_a_saved_program_finds_its_operator(site: Path, tmp_path: Path) -> None:
         assert run(tmp_path, *again, site=found).returncode == code
 
 
+@pytest.mark.slow
 def test_some_of_its_own_tests_pass(used: dict[str, tuple[int, str]]) -> None:
     status, told = used["tests"]
     assert status == 0, told

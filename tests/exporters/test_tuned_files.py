@@ -135,7 +135,7 @@ def test_counts_of_threads_are_written_down_where_they_are_asked_for(
     assert read_options(artifact.path) == SavedOptions({"intra_op_num_threads": 1, "enable_cpu_mem_arena": False})
 
 
-@pytest.mark.parametrize("external_data", [False, True])
+@pytest.mark.parametrize("external_data", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_fused_files_keep_all_that_files_say(external_data: bool, tmp_path: Path, taken: Callable[[str], None]) -> None:
     taken("SkipLayerNormalization")
     result, exporter = block(), OnnxExporter(external_data=external_data)

@@ -678,6 +678,7 @@ def test_outputs_that_a_file_can_not_hold_are_refused(
     assert listing(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_installed_is_no_warning() -> None:
     script = """
         import importlib.util, sys

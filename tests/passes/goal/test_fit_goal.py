@@ -487,6 +487,7 @@ def of_low_rank(rank: int) -> nn.Module:
     return nn.Sequential(first, nn.Tanh(), middle, nn.Tanh(), last).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("formulas")
 def test_a_layer_of_low_rank_becomes_two_and_all_widths_stay(tmp_path: Path) -> None:
     rows = {"example_inputs": ROWS[:2], "calibration_data": [ROWS]}
