@@ -1,10 +1,10 @@
 """Measures operators as float and as integer kernels in ONNX Runtime.
 
-Operators to measure are branches of models, which run in turn under ONNX Runtime's profiler: a kernel's time is read
-apart from what changes layouts or formats around it, which neighbours in a real network share. As there, what a kernel
-reads was just written, and what it writes is memory that others used before it: inputs are expanded from single values,
-of outputs the first part is taken, and a model has no more branches than a network has layers. Where a model can't be
-built or run, half of the kernels are tried, down to those that are at fault: these have no cost.
+All operators to measure are branches of one model, which runs under ONNX Runtime's profiler: a kernel's time is
+read apart from what changes layouts or formats around it, which neighbours in a real network share. As there, what a
+kernel reads was just written, and what it writes is memory that others used before it: inputs are expanded from single
+values, and of outputs the first part is taken. Where such a model can't be built or run, its halves are tried, down to
+the kernels that are at fault: these have no cost.
 """
 
 from __future__ import annotations
@@ -29,11 +29,8 @@ from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
 __all__ = ["measure_kernels"]
 
-_TURNS, _ROUNDS = 3, 4
-"""How often each model has its turn, so that a slow moment is a part of every kernel's times, and its runs in each."""
-
-_BRANCHES = 64
-"""Of one model: the tensors of a thousand lie so far apart that a convolution takes up to twice as long."""
+_ROUNDS = 12
+"""Runs of each model; what fewer say differs from call to call."""
 
 _HOPELESS = 3.0
 """What takes so many times as long is not measured more closely."""
@@ -92,9 +89,7 @@ def _sessions(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
     calls = {str(index): functools.partial(s.run, None, models[0].feed) for index, s in enumerate(sessions)}
     floating, fused = (latency.cpu for latency in interleave(calls, rounds=3, warmup=1, rows=1).values())
     if fused < _HOPELESS * floating:
-        floating, fused = (
-            latency.cpu for latency in interleave(calls, rounds=_TURNS * _ROUNDS, warmup=0, rows=1).values()
-        )
+        floating, fused = (latency.cpu for latency in interleave(calls, rounds=_ROUNDS, warmup=0, rows=1).values())
     return {kernel: Cost(1e3 * floating, 1e3 * fused)}  # of one thread: what other processes take does not count
 
 
@@ -312,24 +307,18 @@ def _options() -> Any:
 
 def _times(kernels: Sequence[Kernel], integer: bool, folder: Path) -> list[float]:
     """Typical microseconds of each branch."""
-    sessions = []
-    for begin in range(0, len(kernels), _BRANCHES):
-        model = _Branches(integer)
-        for index, kernel in enumerate(kernels[begin : begin + _BRANCHES], begin):
-            _BUILDERS[kernel.operator](model, f"k{index}", kernel)
-        path = folder / f"{integer}-{begin}.onnx"
-        onnx.save(model.proto(), path)
-        options = _options()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(path.with_suffix(".profile"))
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        sessions.append((session, model.feed))
-    for _ in repeatedly(_TURNS):
-        for session, feed in sessions:
-            for _ in range(_ROUNDS):
-                session.run(None, feed)
-    ended = [Path(session.end_profiling()) for session, _ in sessions]
-    events = [event for path in ended for event in json.loads(path.read_text(encoding="utf-8"))]
+    model = _Branches(integer)
+    for index, kernel in enumerate(kernels):
+        _BUILDERS[kernel.operator](model, f"k{index}", kernel)
+    path = folder / f"{integer}.onnx"
+    onnx.save(model.proto(), path)
+    options = _options()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / f"profile-{integer}")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    for _ in repeatedly(_ROUNDS):
+        session.run(None, model.feed)
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     spent: dict[tuple[int, str], list[float]] = defaultdict(list)
     whole = {index for index, kernel in enumerate(kernels) if kernel.operator == "convert"}
     for event in events:
