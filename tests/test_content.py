@@ -307,7 +307,7 @@ def test_a_script_has_one_checksum_in_every_process(tmp_path: Path, capsys: pyte
         """),
         encoding="utf-8",
     )
-    command = [sys.executable, tmp_path / "script.py"]
+    command = [sys.executable, str(tmp_path / "script.py")]
     elsewhere = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     runpy.run_path(str(tmp_path / "script.py"), run_name="__main__")
     assert elsewhere.strip()
