@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch._dynamo.config
 from torch import nn
+from torch.fx import graph_module
 from torch_tables import tables_built_once
 
 from lobo_fx.capture import tracing
@@ -56,6 +57,20 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _tables_built_once() -> Iterator[None]:
     """Half of the time of the exports here goes to tables that PyTorch builds anew for each."""
     with tables_built_once():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _graphs_compiled_once() -> Iterator[None]:
+    """Six of seven graphs have the Python of an earlier one, of which they are copies."""
+    known: dict[str, Any] = {}
+
+    def compiled(source: str, *args: Any, **settings: Any) -> Any:
+        if source not in known:
+            known[source] = compile(source, *args, **settings)
+        return known[source]
+
+    with mock.patch.object(graph_module, "compile", compiled, create=True):
         yield
 
 

@@ -75,20 +75,38 @@ def _asked(active: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _replaced() -> Iterator[None]:
     # Fake tensors look for a Python kernel of the operator first, and for a decomposition then.
-    decompositions = {target: form for target, form in decomposition_table.items() if _may_be_known(target)}
+    _FORMS.read(decomposition_table)
     kernels = {target: dict(target.py_kernels) for target in RECURRENT}
-    for target, form in decompositions.items():
-        decomposition_table[target] = _shaped(target, form)
+    decomposition_table.update(_FORMS.shaped)
     for target, forms in kernels.items():
         target.py_kernels.update({key: _shaped(target, form) for key, form in forms.items()})
         target._dispatch_cache.clear()
     yield
-    decomposition_table.update(decompositions)
+    decomposition_table.update(_FORMS.own)
     for target, forms in kernels.items():
         target.py_kernels.update(forms)
         target._dispatch_cache.clear()
 
 
+class _Forms:
+    """The decompositions of operators whose shapes may be known, and what stands in for them.
+
+    They are looked for only where the table has changed: there are hundreds, and PyTorch hashes an operator in Python.
+    """
+
+    def __init__(self) -> None:
+        self.table: dict[Any, Callable[..., Any]] = {}
+        self.own: dict[Any, Callable[..., Any]] = {}
+        self.shaped: dict[Any, Callable[..., Any]] = {}
+
+    def read(self, table: dict[Any, Callable[..., Any]]) -> None:
+        if table != self.table:
+            self.table = table.copy()
+            self.own = {target: form for target, form in table.items() if _may_be_known(target)}
+            self.shaped = {target: _shaped(target, form) for target, form in self.own.items()}
+
+
+_FORMS = _Forms()
 _REPLACED = Shared(_replaced)
 
 
