@@ -58,19 +58,20 @@ def cheapest(cost: Sum, options: Options) -> Widths:
     """Each axis at what costs least, from the narrowest on: the two layers of a lower rank may cost more than one."""
     narrowest = {leaf: found[0] for leaf, found in options.items()}
     free: Losses = {leaf: dict.fromkeys(found, 0.0) for leaf, found in options.items()}
-    return _settled(cost, free, options, 1.0, narrowest)
+    return _settled(_Parts(cost, options), free, 1.0, narrowest)
 
 
 def _priced(budget: Budget, weights: Sequence[float], losses: Losses, options: Options, least: Widths) -> Widths:
     """Widths at the lowest price of the weighted limits at which all of them hold; `least` where no price is enough."""
     cost = budget.weighted(weights)
     widest = {leaf: found[-1] for leaf, found in options.items()}
+    parts = _Parts(cost, options)
     scale = sum(max(found.values()) for found in losses.values()) / cost(widest)
     low, high, best = 1e-9 * scale, 1e6 * scale, least
     for _ in range(_BISECTIONS):
         price = math.sqrt(low * high)
         found = min(
-            (_settled(cost, losses, options, price, start) for start in (widest, best)),
+            (_settled(parts, losses, price, start) for start in (widest, best)),
             key=lambda widths: _loss(losses, widths) + price * cost(widths),
         )
         if budget.fits(found):
@@ -127,13 +128,34 @@ def _exchanged(budget: Budget, losses: Losses, options: Options, widths: Widths)
     return widths
 
 
-def _settled(cost: Sum, losses: Losses, options: Options, price: float, start: Widths) -> Widths:
+class _Parts:
+    """The part of a cost that depends on one leaf, for each of its widths: the same at every price.
+
+    Args:
+        cost: of widths.
+        options: the widths that leaves may have.
+    """
+
+    def __init__(self, cost: Sum, options: Options) -> None:
+        self.cost, self.options = cost, options
+        self.others = {leaf: list({other: None for term in cost.of[leaf] for other in term.leaves}) for leaf in options}
+        self.known: dict[tuple[Axis, tuple[int, ...]], list[float]] = {}
+
+    def along(self, leaf: Axis, widths: Widths) -> list[float]:
+        """For each of its widths, the others as they are."""
+        key = leaf, tuple(widths[other] for other in self.others[leaf] if other is not leaf)
+        if key not in self.known:
+            self.known[key] = self.cost.along(leaf, self.options[leaf], widths)
+        return self.known[key]
+
+
+def _settled(parts: _Parts, losses: Losses, price: float, start: Widths) -> Widths:
     """Every axis at its best, given the others, at a price."""
     widths = dict(start)
     for _ in range(_SWEEPS):
         moved = False
-        for leaf, found in options.items():
-            costs = cost.along(leaf, found, widths)
+        for leaf, found in parts.options.items():
+            costs = parts.along(leaf, widths)
             totals = [losses[leaf][width] + price * part for width, part in zip(found, costs, strict=True)]
             width = found[min(range(len(found)), key=totals.__getitem__)]
             moved |= width != widths[leaf]

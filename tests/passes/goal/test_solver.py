@@ -64,8 +64,8 @@ class Problem:
 
 def test_widths_are_near_the_best_of_all_and_within_the_budget() -> None:
     excess = []
-    for seed, share in itertools.product(range(5), (0.8, 0.5, 0.3, 0.15)):
-        problem = Problem(seed)
+    problems = [Problem(seed) for seed in range(5)]
+    for problem, share in itertools.product(problems, (0.8, 0.5, 0.3, 0.15)):
         budget = share * problem.whole
         widths = solve(Budget.of(problem.cost, budget), problem.losses, problem.options)
         assert problem.cost(widths) <= budget
