@@ -128,6 +128,8 @@ class Network:
                 best = found | {"ratio": ratio}
             if abs(found["latency"] / budget - 1) < NEAR:
                 break
+        if not best:
+            raise lobo_fx.InvalidInput("no share fits: so few can't be kept")
         return best | {"seconds": spent}
 
 

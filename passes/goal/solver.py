@@ -28,7 +28,7 @@ Losses = Mapping[Axis, Mapping[int, float]]
 _SWEEPS = 20
 _BISECTIONS = 40
 _FEW = 12
-"""Axes among which pairs are exchanged; of more, a step of one is so small a part that filling leaves nothing."""
+"""Axes among which pairs are exchanged: of more there would be too many pairs, and filling leaves less."""
 _REWEIGHINGS = 8
 """Rounds in which limits that are full become dearer, and those with room cheaper."""
 
