@@ -157,7 +157,8 @@ class _Grid:
         for at, axis in enumerate(self.axes):
             if axis in self.uneven and sizes[at] % _REGISTER and sizes[at] < axis.size:
                 floating, integer = self._excess(table, axis)
-                share = self.uneven[axis][0][at] / sizes[at]  # it is about as much time at every size
+                empty = (-sizes[at] % _REGISTER) / (_REGISTER / 2)  # half of a register was, where it was measured
+                share = empty * self.uneven[axis][0][at] / sizes[at]  # it is about as much time at every size
                 found = Cost(found.floating * (1 + share * floating), found.integer * (1 + share * integer))
         return found
 

@@ -299,7 +299,8 @@ def test_a_table_is_kept_and_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '{"format": 2, "machine": "m", "costs": {"a": 1}}', '{"format": 9}']
+    "content",
+    ["", "{}", "[]", '{"format": 2, "machine": "m", "costs": {"a": 1}}', '{"format": 1, "machine": "m", "costs": {}}'],
 )
 def test_what_is_no_table_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text(content, encoding="utf-8")
