@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import os
 import re
@@ -122,17 +123,24 @@ HEAVY = (
 )
 
 
-def loaded(code: str) -> set[str]:
-    """Which of the heavy packages `code` imports; it must print nothing."""
+def loaded(*codes: str) -> list[set[str]]:
+    """Which of the heavy packages are imported after each of `codes`, one after the other; they must print nothing."""
     probe = f"import sys\nprint(*sorted(n for n in {HEAVY + LINKED} if n in sys.modules))"
-    done = python(f"{code}\n{probe}", ROOT)
+    done = python("\n".join(f"{code}\n{probe}" for code in codes), ROOT)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("\n") == 1, f"the import printed: {done.stdout}"
-    return set(done.stdout.split())
+    assert done.stdout.count("\n") == len(codes), f"the import printed: {done.stdout}"
+    return [set(line.split()) for line in done.stdout.splitlines()]
+
+
+@functools.cache
+def imported() -> list[set[str]]:
+    """What is there after PyTorch, after the package, and after passes and exporters."""
+    return loaded("import torch", "import lobo_fx", "import lobo_fx.passes, lobo_fx.exporters")
 
 
 def test_importing_the_package_imports_little_and_prints_nothing() -> None:
-    assert loaded("import lobo_fx") <= loaded("import torch")
+    torch, package, _ = imported()
+    assert package <= torch
 
 
 def test_a_runtime_needs_no_pytorch() -> None:
@@ -140,17 +148,18 @@ def test_a_runtime_needs_no_pytorch() -> None:
     code = (
         "import lobo_fx.exporters.onnxruntime.runtime, lobo_fx.measures.memory, sys; assert 'torch' not in sys.modules"
     )
-    assert "onnx" not in loaded(code)
+    assert "onnx" not in loaded(code)[0]
 
 
 def test_the_probe_notices_an_import_and_a_print() -> None:
-    assert "yaml" in loaded("import lobo_fx, yaml")
+    before, after = loaded("import lobo_fx", "import yaml")
+    assert after - before == {"yaml"}
     with pytest.raises(AssertionError, match="printed"):
         loaded("print('hello')")
 
 
 def test_importing_passes_and_exporters_prints_nothing_and_makes_one_module_of_each() -> None:
-    names = loaded("import lobo_fx.passes, lobo_fx.exporters")
+    names = imported()[-1]
     assert not names & {"passes", "exporters", "transformers", "timm", "torchvision", "rich"}
 
 
@@ -174,10 +183,17 @@ def test_every_public_name_is_there() -> None:
 # --- layers ----------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A file of the package, parsed once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Dotted names that a file imports, at its head or inside its functions."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -222,8 +238,9 @@ def test_the_layer_check_sees_imports_of_every_form(tmp_path: Path) -> None:
     path = tmp_path / "example.py"
     path.write_text("def f():\n    from lobo_fx import passes\n    import lobo_fx.exporters.onnx as o\n")
     assert under(imports(path), "lobo_fx.passes", "lobo_fx.exporters") == {"lobo_fx.passes", "lobo_fx.exporters.onnx"}
-    path.write_text("from lobo_fx.contracts.passbase import Pass\nimport onnx_graph\n")
-    assert not under(imports(path), "lobo_fx.passes", "onnx")
+    other = tmp_path / "other.py"
+    other.write_text("from lobo_fx.contracts.passbase import Pass\nimport onnx_graph\n")
+    assert not under(imports(other), "lobo_fx.passes", "onnx")
 
 
 # --- circles ---------------------------------------------------------------------------------------------
@@ -384,7 +401,7 @@ def test_every_module_says_what_is_public() -> None:
     for name, path in module_files().items():
         if path.name in ("__init__.py", "__main__.py"):
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         stated = [
             ast.literal_eval(node.value)
             for node in tree.body
