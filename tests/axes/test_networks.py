@@ -24,7 +24,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import has_free_dimension
 
 NETWORKS = int(os.environ.get("LOBO_FX_NETWORKS", "60"))
-QUICK = NETWORKS if "LOBO_FX_NETWORKS" in os.environ else 32
+QUICK = NETWORKS if "LOBO_FX_NETWORKS" in os.environ else 20
 """So many take every step at least once; the others run with the slow tests."""
 TOLERANCE = 1e-9
 """In double precision: far above rounding, far below anything wrong."""

@@ -46,7 +46,7 @@ def test_a_number_is_always_the_same_network_and_another_is_another() -> None:
 
 
 def test_networks_take_every_step() -> None:
-    taken = {kind for seed in range(150) for kind in WideNet(seed).kinds}
+    taken = {kind for seed in range(60) for kind in WideNet(seed).kinds}
     named = {name for kind in (RandomNet, WideNet) for name in vars(kind) if not name.startswith("_")}
     helpers = {"forward", "take", "own", "some_width", "conv", "activation", "features", "stored", "inputs", "flip"}
     assert named - taken == helpers

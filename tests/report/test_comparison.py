@@ -219,10 +219,17 @@ def test_runs_are_read_from_folders_and_written(tmp_path: Path) -> None:
     assert [run.name for run in alike.runs] == [str(tmp_path / "int8"), str(tmp_path / "other" / "int8")]
 
 
-@pytest.mark.parametrize("name", ["a|b", "<script>alert(1)</script>", "[red]x[/b]", "=1+1", "a\x1b[2J", "$x$"])
-def test_names_of_runs_are_names(name: str, tmp_path: Path) -> None:
+MARKUP = ("a|b", "<script>alert(1)</script>", "[red]x[/b]", "=1+1", "a\x1b[2J", "$x$")
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_names_of_runs_are_names(name: str) -> None:
     found = Comparison.of({name: THREE["int8"], "other": THREE["half"]})
     assert "<script>" not in found.to_markdown()
     assert "\x1b" not in str(found) + found.to_markdown() + found.charts()
     assert found.to_csv().splitlines()[1].startswith(f"'{name}" if name.startswith("=") else name)
+
+
+def test_names_of_runs_are_names_in_pictures_too(tmp_path: Path) -> None:
+    found = Comparison.of({**dict.fromkeys(MARKUP, THREE["int8"]), "other": THREE["half"]})
     assert len(found.save(tmp_path / "all")) == 6

@@ -129,7 +129,7 @@ def test_what_was_measured_says_by_what_losses_are_to_be_multiplied() -> None:
 def test_a_noise_of_nothing_or_without_end_is_no_hindrance() -> None:
     truth = Truth(0)
     values = iter([np.inf, 0.3, np.inf, *[0.2] * 50])
-    best = truth.repair(lambda widths: next(values)).run([truth.start], 20)
+    best = truth.repair(lambda widths: next(values)).run([truth.start], 8)
     assert truth.cost(best) <= 0.5
     nothing = truth.repair(lambda widths: 0.0)
     assert truth.cost(nothing.run([truth.start], 5)) <= 0.5
@@ -145,6 +145,6 @@ def test_the_same_seed_gives_the_same_candidates() -> None:
     runs = []
     for seed in (1, 1, 2):
         truth = Truth(5)
-        truth.repair(seed=seed).run([truth.start], 15)
+        truth.repair(seed=seed).run([truth.start], 8)
         runs.append([tuple(widths.values()) for widths in truth.asked])
     assert runs[0] == runs[1] != runs[2]

@@ -45,6 +45,12 @@ def compiled(*passes: Any) -> Result:
     return lobo_fx.compile(traced(), passes, calibration_data=[IMAGES], progress=False)
 
 
+@functools.cache
+def measure_costs(pruned: bool) -> None:
+    """Measures what costs the table must have, once a process: they stay in the cache of all tests."""
+    compiled(*[PruneChannels(0.5)] * pruned, QuantizeStatic())
+
+
 def test_weights_stay_int8_and_everything_else_is_float(tmp_path: Path) -> None:
     integers_everywhere = QuantizeStatic(kernels="all", correct_bias=False)
     result = compiled(integers_everywhere, ComputeInFloat())
@@ -92,7 +98,7 @@ def test_the_whole_file_confirms_or_takes_back(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled(QuantizeStatic())  # measures what costs the table must have
+    measure_costs(pruned=False)
     result = compiled(QuantizeStatic(costs=free_integers()))
     expected = result.module(IMAGES)
 
@@ -113,7 +119,7 @@ def test_the_whole_file_confirms_or_takes_back(
 def test_a_pruned_network_is_measured_beside_itself_in_float(
     floating: float, integer: bool, free_integers: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled(PruneChannels(0.5), QuantizeStatic())  # measures what costs the table must have
+    measure_costs(pruned=True)
     result = compiled(PruneChannels(0.5), QuantizeStatic(costs=free_integers()))
 
     def measured(files: Mapping[str, Path], *args: Any, **settings: Any) -> Benchmark:

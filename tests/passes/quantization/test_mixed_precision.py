@@ -51,6 +51,11 @@ def compiled(pass_: Any, **settings: Any) -> Result:
     return lobo_fx.compile(traced(), [pass_], calibration_data=[ROWS[:16], ROWS[16:]], progress=False, **settings)
 
 
+@functools.cache
+def within_25_decibels() -> Result:
+    return compiled(MixedPrecision(decibels=25, quantizer=ALL))
+
+
 def integer_layers(result: Result) -> set[str]:
     """Modules whose weight is dequantized for an integer kernel; the others' is stored as int8 at most."""
     dequantize = torch.ops.quantized_decomposed.dequantize_per_channel.default
@@ -59,14 +64,14 @@ def integer_layers(result: Result) -> set[str]:
 
 
 def test_the_sensitive_layer_stays_float() -> None:
-    result = compiled(MixedPrecision(decibels=25, quantizer=ALL))
+    result = within_25_decibels()
     assert integer_layers(result) == {"first", "third", "head"}
     assert result.report.rows[-1].snr >= 24
     assert compiled(ALL).report.rows[-1].snr < 20
 
 
 def test_the_sensitivities_are_those_of_the_layers_alone() -> None:
-    result = compiled(MixedPrecision(decibels=25, quantizer=ALL))
+    result = within_25_decibels()
     (sheet,) = result.report.sheets
     found = {row[0]: row[1] for row in sheet.rows}
     assert [row[1] for row in sheet.rows] == sorted(found.values(), reverse=True)
@@ -122,7 +127,7 @@ def test_the_score_is_the_budget() -> None:
 
 
 def test_the_table_is_saved_and_drawn(tmp_path: Path) -> None:
-    result = compiled(MixedPrecision(decibels=25, quantizer=ALL))
+    result = within_25_decibels()
     result.report.save(tmp_path / "report")
     assert (tmp_path / "report" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
     assert "| second |" in (tmp_path / "report" / "report.md").read_text()
