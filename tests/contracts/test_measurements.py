@@ -80,7 +80,7 @@ def facts(report: Report) -> list[Any]:
         {"seed": 1},
         {"calibration_data": [DATA[0]], "train_data": [LABELLED[0]]},
         {"loss_fn": functional.nll_loss},
-        {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.5)},
+        pytest.param({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.5)}, marks=pytest.mark.slow),
     ],
 )
 def test_what_it_depends_on_measures_it_anew(changed: dict[str, Any], tmp_path: Path, measured: list[str]) -> None:

@@ -219,7 +219,11 @@ def test_a_file_all_of_whose_outputs_are_random_has_no_parity(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "pass_", [QuantizeStatic(kernels="all"), MixedPrecision(quantizer=QuantizeStatic(kernels="all"))]
+    "pass_",
+    [
+        QuantizeStatic(kernels="all"),
+        pytest.param(MixedPrecision(quantizer=QuantizeStatic(kernels="all")), marks=pytest.mark.slow),
+    ],
 )
 def test_the_users_random_numbers_do_not_move(pass_: Pass, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))

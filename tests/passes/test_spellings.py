@@ -101,10 +101,14 @@ def _some(chosen: str) -> list[str]:
     return ["linear", others[at % len(others)], others[(at + 1) % len(others)]]
 
 
+LIKE_OTHERS = {"prune and refit", "static, compensated"}
+"""What they do beside pruning and rounding runs on layers that pruning and rounding found."""
+
+
 @pytest.mark.parametrize(
     ("chosen", "spellings"),
     [
-        *((chosen, _some(chosen)) for chosen in PASSES),
+        *(pytest.param(c, _some(c), marks=[pytest.mark.slow] * (c in LIKE_OTHERS)) for c in PASSES),
         *(pytest.param(chosen, list(SPELLINGS), marks=pytest.mark.slow) for chosen in PASSES),
     ],
 )

@@ -78,6 +78,7 @@ def together(folder: Path, count: int) -> Run:
     return run
 
 
+@pytest.mark.parametrize("storage", ["journal", pytest.param("database", marks=pytest.mark.slow)], indirect=True)
 def test_of_three_processes_one_is_killed_and_no_trial_is_lost_or_counted_twice(storage: str, tmp_path: Path) -> None:
     run = together(tmp_path, 3)
 

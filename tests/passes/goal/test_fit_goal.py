@@ -139,7 +139,7 @@ BYTES = HEADER + 4 * (27 * 32 + 32 + 288 * 48 + 48 + 48 * 36 * 64 + 64 + 64 * 5 
         pytest.param({"latency": f"{0.2 * ORIGINAL:.6f}ms"}, {"latency": 0.2}, marks=pytest.mark.slow),
         pytest.param({"size": f"{0.2 * BYTES:.0f}B"}, {"size": 0.2}, marks=pytest.mark.slow),
         pytest.param({"memory": "20%"}, {"memory": 0.2}, marks=pytest.mark.slow),
-        ({"latency": 0.35, "size": 0.1}, {"latency": 0.35, "size": 0.1}),
+        pytest.param({"latency": 0.35, "size": 0.1}, {"latency": 0.35, "size": 0.1}, marks=pytest.mark.slow),
     ],
 )
 def test_what_was_asked_for_holds_by_measurement(limits: dict[str, Any], shares: dict[str, float]) -> None:
@@ -227,6 +227,7 @@ def test_what_may_be_lost_of_a_score_is_not_lost() -> None:
 @pytest.mark.parametrize(("precision", "count"), [pytest.param("float", 0, marks=pytest.mark.slow), ("int8", 1)])
 def test_a_precision_leaves_no_choice(precision: Any, count: int) -> None:
     result = fitted(FitGoal(latency=0.6, precision=precision, **QUICK))
+    assert taken(result)["latency"] <= 0.6 * NEAR
     assert min(1, len(integers(result))) == count
     assert {alternative.candidate.name for alternative in result.front} == {precision}
     assert (result.plan.integers is not None) == bool(count)

@@ -447,7 +447,7 @@ AFTER: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", AFTER)
+@pytest.mark.parametrize("name", ["weights", "static", pytest.param("dynamic", marks=pytest.mark.slow)])
 def test_it_can_be_quantized_afterwards_and_exported(name: str, tmp_path: Path) -> None:
     model, data = mlp(64, 128, 64, 16), skewed(200, 64)
     settings: Any = {"example_inputs": data[:3], "calibration_data": [data], "progress": False}

@@ -372,7 +372,7 @@ def spectra(rows: int, seed: int) -> torch.Tensor:
     return SIZES * torch.randn(rows, 12, 40, generator=torch.Generator().manual_seed(seed)).square()
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("layer", [nn.LSTM, pytest.param(nn.GRU, marks=pytest.mark.slow)])
 def test_columns_are_evened_by_calibration_data(layer: Any, tmp_path: Path) -> None:
     model, data, fresh = seeded(lambda: Spectra(SIZES, layer)), [spectra(8, seed) for seed in range(4)], spectra(8, 9)
     found = {}
@@ -723,7 +723,7 @@ def test_a_small_resnet_keeps_its_convolutions(tmp_path: Path) -> None:
     assert stored_bytes(artifact) < 0.3 * 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["int4", "log2_6"])
+@pytest.mark.parametrize("name", ["int4", pytest.param("log2_6", marks=pytest.mark.slow)])
 def test_saved_and_loaded_it_is_the_same(name: Any, tmp_path: Path) -> None:
     model = seeded(lambda: nn.Sequential(nn.Embedding(20, 48), nn.Linear(48, 32), nn.Linear(32, 20)))
     result = quantize(model, TOKENS, QuantizeWeights(name))

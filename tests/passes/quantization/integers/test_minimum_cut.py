@@ -195,7 +195,10 @@ class Pools(nn.Module):
 
 @pytest.mark.parametrize(
     ("way", "crossed"),
-    [("plain", 1), ("flattened", 1), ("chain", 2), ("read as float", 0), ("joined", 0), ("shared", 0)],
+    [
+        *(("plain", 1), ("flattened", 1), ("joined", 0)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("chain", 2), ("read as float", 0), ("shared", 0))),
+    ],
 )
 def test_onnx_runtime_moves_a_conversion_across_pools(way: str, crossed: int, tmp_path: Path) -> None:
     """What the table calls crossed: pools of a float layer read integers, though values are quantized after them."""

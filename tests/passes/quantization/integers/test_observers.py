@@ -297,7 +297,7 @@ def test_zeros_throughout_have_a_scale() -> None:
         assert made_of(name, np.zeros((2, 10), np.float32)) == (2.0**-8, 0), name
 
 
-@pytest.mark.parametrize("factor", [1.0, 1e-16, 1e-30])
+@pytest.mark.parametrize("factor", [1.0, pytest.param(1e-16, marks=pytest.mark.slow), 1e-30])
 @pytest.mark.parametrize("rounding", ["nearest", "compensated"])
 def test_a_layer_of_tiny_weights_loses_nothing(factor: float, rounding: Any) -> None:
     model = network()
