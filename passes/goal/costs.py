@@ -120,7 +120,7 @@ class FileCosts:
         self.table = open_table(settings.costs)
         self.model = LatencyModel(inference, kernel_table(RUNTIMES.default), self.times)
         measure_missing(self.table, self.model.priced, context)
-        self.model.table = self.table
+        self.model.price(self.table)
         if settings.costs is not None:
             self.model.adopt()
         self.ranks = self._ranks(free)

@@ -1,0 +1,206 @@
+"""Kernels on a grid of sizes, and what they cost at sizes between.
+
+A kernel's time is interpolated between the nearest sizes that were measured, and is longer where a vector register is
+only filled in part.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from lobo_fx.axes import Axis, Inference
+from lobo_fx.axes.removal import size_with
+from lobo_fx.graph.operators import arguments
+from lobo_fx.measures.kernel_costs import CostTable
+from lobo_fx.passes.quantization.integers.kernels import Sizes, one_row
+from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
+
+__all__ = ["Grid", "PricedGrid"]
+
+_LEVELS = ((), (0.125, 0.25, 0.375, 0.5, 0.75, 1.0), (0.125, 0.25, 0.5, 0.75, 1.0), (0.25, 0.5, 1.0))
+"""By how many sizes a kernel depends on, the shares of each that are measured; of more, the last."""
+_MOST_AXES = 4
+"""Of more, a grid would have hundreds of kernels; a concatenation of many tensors grows with its elements anyway."""
+_UNIT, _REGISTER = 8, 16
+"""Sizes measured are multiples of 8, and of long axes of what the widest vector register holds in float."""
+_LONG = 4 * _REGISTER
+"""An axis as long as this is also measured once with a size that leaves part of a register empty."""
+_NOISE = 0.05
+"""What a register that isn't filled seems to cost may be noise of measuring below this share of a kernel's time."""
+
+Describe = Callable[[Sizes], object]
+"""A kernel, given sizes; where there is none, anything else."""
+
+
+@dataclasses.dataclass
+class _Resized(Sizes):
+    """Sizes of tensors where axes have other sizes; notes which axes were asked for, and if as tensors' dimensions."""
+
+    inference: Inference
+    sizes: Mapping[Axis, int] = dataclasses.field(default_factory=dict)
+    asked: dict[Axis, bool] = dataclasses.field(default_factory=dict)
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        traced, axes = one_row(node), self.inference.values.get(node)
+        if traced is None or not isinstance(axes, tuple):
+            return traced
+        return tuple(self._size(axis, size, True) for axis, size in zip(axes, traced, strict=True))
+
+    def argument(self, node: fx.Node, name: str) -> Any:
+        axis, traced = self.inference.findings.sizes.get(node, {}).get(name), arguments(node)[name]
+        return self._size(axis, traced, False) if isinstance(axis, Axis) else traced
+
+    def _size(self, axis: Axis, traced: int, is_dimension: bool) -> int:
+        root = axis.find()
+        if root.locked or not isinstance(root.size, int):
+            return traced
+        self.asked[root] = is_dimension or self.asked.get(root, False)
+        return self.sizes[root] if root in self.sizes else int(size_with(root, self.sizes))
+
+    def independent(self) -> Iterator[Axis]:
+        """What was asked for, in sizes that go together in any combination.
+
+        An axis that is a product or a concatenation, and shares a part with another (channels with their groups), is as
+        long as its parts make it.
+        """
+        readers = collections.Counter(leaf for axis in self.asked for leaf in axis.leaves())
+        for axis in self.asked:
+            parts = list(axis.leaves())
+            if all(readers[part] == 1 for part in parts):
+                yield axis
+            else:
+                yield from (part for part in parts if not part.locked)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A kernel at several sizes.
+
+    Attributes:
+        axes: which it depends on, of sizes that go together in any combination.
+        levels: sizes of each that are measured, in rising order.
+        kernels: by sizes.
+        uneven: by axis, the sizes with about a quarter of it, which leaves part of a register empty, and the kernel.
+    """
+
+    axes: tuple[Axis, ...]
+    levels: tuple[tuple[int, ...], ...]
+    kernels: Mapping[tuple[int, ...], Kernel]
+    uneven: Mapping[Axis, tuple[tuple[int, ...], Kernel]]
+
+    @classmethod
+    def of(cls, inference: Inference, describe: Describe) -> Grid | None:
+        """From what describes a kernel; None where it has no name, or too many axes."""
+        resized = _Resized(inference)
+        if not isinstance(describe(resized), Kernel):
+            return None
+        axes = tuple(dict.fromkeys(resized.independent()))
+        if len(axes) > _MOST_AXES:
+            return None
+        shares = _LEVELS[min(len(axes), len(_LEVELS) - 1)]
+        levels = tuple(tuple(sorted({_level(axis.size, share) for share in shares})) for axis in axes)
+
+        def resize(sizes: Sequence[int]) -> Any:
+            return describe(_Resized(inference, dict(zip(axes, sizes, strict=True))))
+
+        kernels = {sizes: resize(sizes) for sizes in itertools.product(*levels)}
+        uneven = {}
+        for at, axis in enumerate(axes):
+            if axis.size >= _LONG and resized.asked.get(axis):  # no register holds a number of groups
+                quarter = _level(axis.size, 0.25) + _REGISTER // 2
+                sizes = tuple(quarter if other == at else found[-1] for other, found in enumerate(levels))
+                uneven[axis] = sizes, resize(sizes)
+        return cls(axes, levels, kernels, uneven)
+
+    def leaves(self) -> Iterator[Axis]:
+        """The axes that can be cut on their own, of which its axes are made."""
+        for axis in self.axes:
+            yield from axis.leaves()
+
+    def all_kernels(self) -> Iterator[Kernel]:
+        """What is to be measured."""
+        yield from self.kernels.values()
+        yield from (kernel for _, kernel in self.uneven.values())
+
+    def price(self, table: CostTable) -> PricedGrid | None:
+        """With the costs of a table; None where a size has none, since a runtime may refuse a kernel at some."""
+        costs = {sizes: cost for sizes, k in self.kernels.items() if isinstance(cost := table.find(k), Cost)}
+        if len(costs) < len(self.kernels):
+            return None
+        plain = PricedGrid(self, costs, {})
+        return PricedGrid(self, costs, {axis: plain.excess(axis, table) for axis in self.uneven})
+
+
+@dataclasses.dataclass(frozen=True)
+class PricedGrid:
+    """A kernel's costs.
+
+    Attributes:
+        grid: the kernel at several sizes.
+        costs: by sizes.
+        empty: by axis, how much longer it takes at the uneven sizes, in float and in integers, as shares.
+    """
+
+    grid: Grid
+    costs: Mapping[tuple[int, ...], Cost]
+    empty: Mapping[Axis, Cost]
+
+    def at(self, widths: Mapping[Axis, int], instead: Mapping[Axis, int] | None = None) -> Cost:
+        """The cost at the widths of leaves, some axes of other sizes instead."""
+        return self.between(
+            [instead[axis] if instead and axis in instead else size_with(axis, widths) for axis in self.grid.axes]
+        )
+
+    def excess(self, axis: Axis, table: CostTable) -> Cost:
+        """How much longer than on the line between its neighbours a kernel takes at the uneven size, as shares."""
+        sizes, kernel = self.grid.uneven[axis]
+        measured, even = table.find(kernel), self.between(sizes)
+        if isinstance(measured, NoCost) or not (even.floating and even.integer):
+            return Cost(0.0, 0.0)
+        shares = measured.floating / even.floating - 1, measured.integer / even.integer - 1
+        return Cost(*(share if share > _NOISE else 0.0 for share in shares))
+
+    def between(self, sizes: Sequence[int]) -> Cost:
+        """The cost on the line through the nearest sizes that were measured, as if their registers were all full."""
+        corners: list[list[tuple[int, float]]] = []
+        for size, levels in zip(sizes, self.grid.levels, strict=True):
+            above = min(bisect.bisect_left(levels, size), len(levels) - 1)
+            if len(levels) == 1 or levels[above] == size:
+                corners.append([(levels[above], 1.0)])
+                continue
+            low, high = levels[max(0, above - 1)], levels[max(1, above)]  # the two lowest where it is below both
+            share = (size - low) / (high - low)
+            corners.append([(low, 1 - share), (high, share)])
+        floating = integer = 0.0
+        for corner in itertools.product(*corners):
+            at = tuple(size for size, _ in corner)
+            weight, longer = math.prod(share for _, share in corner), self._lengthened(at)
+            floating += weight * self.costs[at].floating / longer.floating
+            integer += weight * self.costs[at].integer / longer.integer
+        longer = self._lengthened(sizes)
+        return Cost(max(0.0, floating * longer.floating), max(0.0, integer * longer.integer))
+
+    def _lengthened(self, sizes: Sequence[int]) -> Cost:
+        """By what a kernel takes longer than one of the same sizes whose registers are all full."""
+        floating = integer = 1.0
+        for size, axis in zip(sizes, self.grid.axes, strict=True):
+            if size % _REGISTER and axis in self.empty:
+                measured = self.grid.uneven[axis][0][self.grid.axes.index(axis)]
+                padding = (-size % _REGISTER) / (_REGISTER / 2)  # half a register was empty where it was measured
+                share = padding * measured / size  # it is about as much time at every size
+                floating *= 1 + share * self.empty[axis].floating
+                integer *= 1 + share * self.empty[axis].integer
+        return Cost(floating, integer)
+
+
+def _level(size: int, share: float) -> int:
+    found, unit = round(size * share), _REGISTER if size >= _LONG else _UNIT
+    return max(unit, unit * round(found / unit)) if size >= 2 * _UNIT and share < 1 else max(1, found)
