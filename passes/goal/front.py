@@ -37,8 +37,8 @@ def candidates_of(programs: Programs, best: Built, context: Context) -> list[Can
                 built is best,
             )
         )
-        pruned = min((noise for _, widths, noise in programs.tried if widths == built.widths), default=0.0)
-        rounding[built.precision.name] = max(0.0, built.noise - pruned)
+        known = programs.rounding(built)
+        rounding |= {} if known is None else {built.precision.name: known}
     of_variance = decibels(1.0, best.noise)  # what noise is a share of, where decibels are of the energy
     shift = best.verdict.whole - of_variance if math.isfinite(of_variance + best.verdict.whole) else 0.0
     whole = {(built.precision.name, tuple(built.widths.values())) for built in programs.built}

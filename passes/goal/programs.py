@@ -153,6 +153,13 @@ class Programs:
         """Whether the whole program was made before."""
         return any(built.precision.name == precision.name and built.widths == widths for built in self.built)
 
+    def rounding(self, built: Built) -> float | None:
+        """The noise that pruning and refitting alone do not have; None where these were not compared."""
+        if built.widths == self.costs.whole:
+            return built.noise
+        pruned = [noise for _, widths, noise in self.tried if widths == built.widths]
+        return max(0.0, built.noise - min(pruned)) if pruned else None
+
     def build(self, precision: Precision, widths: Widths) -> Built:
         """The whole program of these widths: refitted to all data, quantized, written and measured."""
         _, pruning = self.cut(widths)

@@ -75,6 +75,7 @@ class GoalSearch:
         self.free = {leaf: found for leaf, found in members(self.inference).items() if self._may_go(leaf, found)}
         self.score = Score(context, context.original or self.start)
         self.starts: dict[str, Sequence[Widths]] = {}  # by precision, what its repair began with
+        self.learned: dict[str, Losses] = {}  # by precision, what its repair found widths to lose
 
     def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
         kinds, exclude = self.settings.kinds, self.settings.exclude
@@ -149,7 +150,7 @@ class GoalSearch:
                 f"{name} {near.measured[name]:.3f} of the original's, not {limits[name]:.3f}" for name in limits
             )
             raise InvalidInput(f"the goal was not met by measurement: the nearest file has {told}")
-        best = max(inside, key=_quality)
+        best = self._using_what_is_left(max(inside, key=_quality).precision, limits)
         return best if self.context.evaluate is None else self._by_score(best, limits)
 
     def _placed_anew(self, precision: Precision, limits: Mapping[str, float]) -> Precision:
@@ -189,11 +190,11 @@ class GoalSearch:
 
     def _rounding_hurts(self) -> bool:
         """Whether rounding is most of the noise of what was built last: then what is narrower may lose less."""
-        last = self.programs.built[-1]
-        if last.precision.name == "float":
-            return False
-        pruned = min((noise for precision, widths, noise in self.programs.tried if widths == last.widths), default=0.0)
-        return last.noise > 2 * pruned
+        for last in reversed(self.programs.built):
+            rounding = self.programs.rounding(last)
+            if rounding is not None:
+                return last.precision.name != "float" and rounding > last.noise / 2
+        return False
 
     def _fewer_integers(self) -> list[Precision]:
         """Precisions with ever fewer operators as integers, by what each of them alone does to the outputs."""
@@ -243,27 +244,24 @@ class GoalSearch:
             if not self._correct(precision, widths, built.measured, limits):
                 break
             over = any(built.measured[name] > limit for name, limit in limits.items())
-            budget = self._budget(precision, limits).times(1 - _LOWER * attempt * over)
+            budget = self._budget(precision, _times(limits, 1 - _LOWER * attempt * over))
             widths = solve(budget, repair.learned(), precision.options)
-        self.starts[precision.name] = starts
-        self._use_what_is_left(precision, limits, repair.learned())
+        self.starts[precision.name], self.learned[precision.name] = starts, repair.learned()
 
-    def _use_what_is_left(self, precision: Precision, limits: Mapping[str, float], losses: Losses) -> None:
-        """Where the best leaves room under every limit, builds what is expected a little above them and measured below.
+    def _using_what_is_left(self, precision: Precision, limits: Mapping[str, float]) -> Built:
+        """The best within limits, once what is expected a little above them, and measured below, is built too.
 
         A model that is right on average is some percent wrong about the one file.
         """
+        best = max(self._inside(limits), key=_quality)
         if self.settings.costs is not None and "latency" in limits:
-            return  # of another machine nothing is measured below what is expected
+            return best  # of another machine nothing is measured below what is expected
         for share in _HIGHER:
-            inside = [built for built in self._inside(limits) if built.precision.name == precision.name]
-            best = max(inside, key=_quality, default=None)
-            if best is None or best.widths == self.whole or time.monotonic() > self.until:
-                return
-            if any(best.measured[name] >= (1 - NEAR) * limit for name, limit in limits.items()):
-                return
-            budget = self._budget(precision, limits).times(1 + share)
-            widths = solve(budget, losses, precision.options)
+            full = any(best.measured[name] >= (1 - NEAR) * limit for name, limit in limits.items())
+            if full or best.widths == self.whole or time.monotonic() > self.until:
+                break
+            budget = self._budget(precision, _times(limits, 1 + share))
+            widths = solve(budget, self.learned[precision.name], precision.options)
             if self.programs.is_built(precision, widths):
                 continue
             measured = self.programs.measure_structure(precision, widths)
@@ -272,6 +270,8 @@ class GoalSearch:
             if all(expected[name] <= most(name, limit) for name, limit in limits.items()):
                 self.programs.compare(precision, widths)  # what pruning alone loses
                 self.costs.learn(precision, widths, self.programs.build(precision, widths).measured)
+                best = max(self._inside(limits), key=_quality)
+        return best
 
     def _by_score(self, best: Built, limits: Mapping[str, float]) -> Built:
         """The best by its score, once what the solver and other scopes began with is built: noise may mislead."""
@@ -386,6 +386,11 @@ class GoalSearch:
             widths = solve(budget, self.losses, precision.options)
             if budget.fits(widths) and all(widths != known for _, known, _ in self.programs.tried):
                 self.programs.compare(precision, widths)
+
+
+def _times(limits: Mapping[str, float], factor: float) -> dict[str, float]:
+    """What is aimed at; bytes are told exactly before they are written."""
+    return {name: limit if name == "size" else factor * limit for name, limit in limits.items()}
 
 
 def _quality(built: Built) -> tuple[float, float]:

@@ -50,8 +50,8 @@ def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
         found.append(_priced(budget, weights, losses, options, least))
         raised = [weight * share**2 for weight, share in zip(weights, budget.shares(found[-1]), strict=True)]
         weights = [weight / sum(raised) for weight in raised]
-    filled = [_exchanged(budget, losses, options, fill(budget, losses, options, widths)) for widths in found]
-    return min(filled, key=lambda widths: _loss(losses, widths))
+    filled = (fill(budget, losses, options, widths) for widths in found)
+    return _exchanged(budget, losses, options, min(filled, key=lambda widths: _loss(losses, widths)))
 
 
 def cheapest(cost: Sum, options: Options) -> Widths:
@@ -113,18 +113,20 @@ def _exchanged(budget: Budget, losses: Losses, options: Options, widths: Widths)
     if len(able) > _FEW:
         return widths
     for _ in range(_SWEEPS):
-        best, most = widths, 0.0
-        for wider, narrower in itertools.permutations(able, 2):
-            for width, less in itertools.product(options[wider], options[narrower]):
-                gain = losses[wider][widths[wider]] - losses[wider][width]
-                pain = losses[narrower][less] - losses[narrower][widths[narrower]]
-                if width > widths[wider] and less < widths[narrower] and gain - pain > most:
-                    moved = widths | {wider: width, narrower: less}
-                    if budget.fits(moved):
-                        best, most = moved, gain - pain
-        if best is widths:
+        gains = {
+            leaf: {width: losses[leaf][widths[leaf]] - losses[leaf][width] for width in options[leaf]} for leaf in able
+        }
+        pairs = [
+            (gains[wider][high] + gains[narrower][low], {wider: high, narrower: low})
+            for wider, narrower in itertools.permutations(able, 2)
+            for high, low in itertools.product(options[wider], options[narrower])
+            if high > widths[wider] and low < widths[narrower]
+        ]
+        pairs = sorted((pair for pair in pairs if pair[0] > 0), key=lambda pair: -pair[0])
+        better = next((moved for _, pair in pairs if budget.fits(moved := widths | pair)), None)
+        if better is None:
             break
-        widths = fill(budget, losses, options, best)
+        widths = fill(budget, losses, options, better)
     return widths
 
 

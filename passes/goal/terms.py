@@ -110,10 +110,6 @@ class Budget:
         ]
         return functools.reduce(operator.add, scaled)
 
-    def times(self, factor: float) -> Budget:
-        """Every limit times a factor."""
-        return Budget(tuple((cost, most * factor) for cost, most in self.limits))
-
 
 def macs(inference: Inference, leaves: Iterable[Axis]) -> Sum:
     """Multiply-accumulates of one row of the batch."""

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,8 +27,9 @@ from lobo_fx.graph.program import Program
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import FitGoal, QuantizeStatic
+from lobo_fx.passes.goal import search
 from lobo_fx.passes.goal.plan import GoalPlan
-from lobo_fx.passes.goal.search import GoalSearch
+from lobo_fx.passes.goal.programs import Programs
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.quantization.integers.targets import TARGETS, target_of_this_machine
 from lobo_fx.plugins.artifact import Artifact
@@ -170,10 +172,21 @@ def test_what_is_left_of_a_budget_is_used(monkeypatch: pytest.MonkeyPatch) -> No
     goal = FitGoal(latency=0.85, precision="float", **QUICK)
     found = fitted(goal)
     with monkeypatch.context() as without:
-        without.setattr(GoalSearch, "_use_what_is_left", lambda *given: None)
+        without.setattr(search, "_HIGHER", ())
         less = fitted(goal)
     assert taken(less)["latency"] < taken(found)["latency"] <= 0.85 * NEAR
     assert less.plan.expected["decibels"] < found.plan.expected["decibels"]
+
+
+def test_what_rounding_adds_is_known_where_pruning_alone_was_compared() -> None:
+    leaf, whole = object(), 8
+    known: Any = SimpleNamespace(costs=SimpleNamespace(whole={leaf: whole}), tried=[(None, {leaf: 4}, 0.2)])
+
+    def rounding(width: int, noise: float) -> float | None:
+        built: Any = SimpleNamespace(widths={leaf: width}, noise=noise)
+        return Programs.rounding(known, built)
+
+    assert [rounding(8, 0.1), rounding(4, 0.5), rounding(4, 0.1), rounding(2, 0.9)] == [0.1, 0.3, 0.0, None]
 
 
 @pytest.mark.slow
