@@ -14,6 +14,7 @@ quarter less lost accuracy than equal shares followed by int8, on at least four 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import math
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept_rows import KeptRows
+from kept_rows import KeptRows, Row
+from report_001 import NETWORKS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -36,7 +38,6 @@ from tasks.training import default_cache
 import lobo_fx
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.files import temporary_folder
-from lobo_fx.measures.machine import machine
 from lobo_fx.passes import FitGoal, PruneChannels, QuantizeStatic
 from lobo_fx.terminal.tables import new_table, to_markdown
 
@@ -46,10 +47,12 @@ TASKS: dict[str, tuple[Task, str]] = {
     "SmallViT": (glyphs.TASK, "SmallViT"),
     "SmallCNN": (digits.TASK, "SmallCNN"),
     "Demapper": (receiver.TASK, "Demapper"),
+    **{name: (dataclasses.replace(glyphs.TASK, models=NETWORKS), name) for name in ("LeNet-5", "SimpleCNN 6x2")},
 }
 CALIBRATION, LABELLED, TEST = 512, 1_024, 2_000
 BISECTIONS, ROUNDS, NEAR, OVER = 7, 50, 0.03, 0.015
 TRIES = 20
+EQUAL = "equal shares, int8"
 
 
 class Network:
@@ -136,7 +139,7 @@ class Network:
 METHODS: dict[str, Callable[[Network, float], dict[str, Any]]] = {
     "goal": lambda network, budget: network.run([FitGoal(latency=budget)]),
     "goal by score": lambda network, budget: network.by_score(budget),
-    "equal shares, int8": lambda network, budget: network.by_shares(budget, scope="axis"),
+    EQUAL: lambda network, budget: network.by_shares(budget, scope="axis"),
     "global, int8": lambda network, budget: network.by_shares(budget, scope="global"),
     "isomorphic, int8": lambda network, budget: network.by_shares(budget, scope="isomorphic"),
     "random search, int8": lambda network, budget: network.by_chance(budget),
@@ -144,21 +147,37 @@ METHODS: dict[str, Callable[[Network, float], dict[str, Any]]] = {
 }
 
 
-def table_of(rows: Sequence[dict[str, Any]]) -> str:
+def table_of(rows: Mapping[str, Row]) -> str:
     """Means over the seeds of a network, a budget and a method; what was refused once is said to be."""
-    names = ["network", "budget", "method", "seeds", "latency", "score", "lost", "CPU seconds"]
+    names = [
+        "network",
+        "budget",
+        "method",
+        "seeds",
+        "latency",
+        "score",
+        "lost",
+        "of what equal shares lose",
+        "CPU seconds",
+    ]
     table = new_table("", names)
-    for (network, budget, method), alike in grouped(rows, "network", "budget", "method").items():
-        found = [row for row in alike if "refused" not in row]
-        if len(found) < len(alike):
-            cells = ["", f"refused {len(alike) - len(found)} of {len(alike)}", "", ""]
+    lost: dict[tuple[Any, ...], float] = {}
+    runs = grouped(list(rows.values()), "network", "budget", "method")
+    for key, alike in runs.items():
+        if not any("refused" in row for row in alike):
+            lost[key] = statistics.fmean(row["original"] - row["score"] for row in alike)
+    for key, alike in runs.items():
+        network, budget, method = key
+        latencies = [row["latency"] for row in alike if "refused" not in row]
+        if key not in lost:
+            cells = ["", f"refused {len(alike) - len(latencies)} of {len(alike)}", "", "", ""]
         else:
-            score, original = (statistics.fmean(row[name] for row in found) for name in ("score", "original"))
-            latencies = [row["latency"] for row in found]
-            ends = f" ({min(latencies):.3f} to {max(latencies):.3f})" if len(found) > 1 else ""
-            seconds = statistics.fmean(row["seconds"] for row in found)
+            score, seconds = (statistics.fmean(row[name] for row in alike) for name in ("score", "seconds"))
+            ends = f" ({min(latencies):.3f} to {max(latencies):.3f})" if len(latencies) > 1 else ""
+            equal = lost.get((network, budget, EQUAL), 0.0)
+            share = f"{lost[key] / equal:.0%}" if equal > 0 else ""
             latency = f"{statistics.fmean(latencies):.3f}{ends}"
-            cells = [latency, f"{score:.4f}", f"{original - score:.4f}", f"{seconds:.0f}"]
+            cells = [latency, f"{score:.4f}", f"{lost[key]:.4f}", share, f"{seconds:.0f}"]
         table.add_row(network, f"{budget:g}", method, str(len(alike)), *cells)
     return to_markdown(table)
 
@@ -197,15 +216,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     kept = KeptRows(options.output)
-    here = str(machine())
     for seed, name in itertools.product(range(options.seeds), options.networks):
         for budget, (method, run) in itertools.product(options.budgets, METHODS.items()):
-            about = {"machine": here, "network": name, "budget": budget, "method": method, "seed": seed}
+            about = {"network": name, "budget": budget, "method": method, "seed": seed}
             kept.row(", ".join(map(str, about.values())), functools.partial(measure, about, run))
-    text = "# Accuracy at a measured latency\n\nOne thread, CPU time, no training step; means over seeds.\n"
-    for (name,), of_machine in grouped(list(kept.rows.values()), "machine").items():
-        text += f"\n## {name}\n\n{table_of(of_machine)}"
-    kept.tell(text)
+    kept.write_markdown(
+        "# Accuracy at a measured latency\n\nOne thread, CPU time, no training step; means over seeds.", table_of
+    )
 
 
 if __name__ == "__main__":

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lobo_fx.files import write_files
+from lobo_fx.measures.machine import machine
 
-__all__ = ["KeptRows"]
+__all__ = ["KeptRows", "Row"]
+
+Row = dict[str, Any]
 
 
 class KeptRows:
-    """Rows by name.
+    """Rows by name; those of other machines, or of other settings, stay beside them.
 
     Args:
         path: of the JSON file.
+        settings: what every row depends on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **settings: object) -> None:
         self.path = path
-        self.rows: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self.sections: dict[str, dict[str, Row]] = json.loads(path.read_text()) if path.is_file() else {}
+        own = ", ".join([machine(), *(f"{name} {value}" for name, value in settings.items())])
+        self.rows = self.sections.setdefault(own, {})
 
-    def row(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The row of this name; what the file lacks is measured, printed and written down."""
+    def row(self, name: str, measure: Callable[[], Row]) -> Row:
+        """The row of this name; what the file lacks is measured, and written down."""
         if name not in self.rows:
             self.rows[name] = measure()
-            print(f"{name}: {self.rows[name]}", flush=True)
-            write_files(self.path.parent, {self.path.name: json.dumps(self.rows, indent=1)})
-        found: dict[str, Any] = self.rows[name]
-        return found
+            told = {key: value for key, value in self.rows[name].items() if not isinstance(value, list)}
+            print(f"{name}: {told}", flush=True)
+            write_files(self.path.parent, {self.path.name: json.dumps(self.sections, indent=1)})
+        return self.rows[name]
 
-    def tell(self, text: str) -> None:
-        """Writes the markdown, and prints it."""
+    def write_markdown(self, about: str, table_of: Callable[[Mapping[str, Row]], str]) -> None:
+        """Writes and prints what the figures are, and a table of each machine and its settings."""
+        tables = [f"## {section}\n\n{table_of(rows)}" for section, rows in self.sections.items() if rows]
+        text = "\n".join([f"{about}\n", *tables])
         write_files(self.path.parent, {self.path.with_suffix(".md").name: text})
         print(text)

@@ -15,11 +15,12 @@ import argparse
 import dataclasses
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from kept_rows import KeptRows
+from kept_rows import KeptRows, Row
 
 from lobo_fx import sources
 from lobo_fx.axes import Inference
@@ -27,7 +28,6 @@ from lobo_fx.axes.members import members
 from lobo_fx.contracts.context import Context
 from lobo_fx.files import temporary_folder
 from lobo_fx.graph.shapes import propagate
-from lobo_fx.measures.machine import machine
 from lobo_fx.passes import FitGoal
 from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
 from lobo_fx.passes.pruning.widths import Widths
@@ -114,6 +114,24 @@ def errors(files: list[dict[str, Any]]) -> tuple[float, float]:
     return float(((predicted - measured).abs() / measured).mean()), float(torch.corrcoef(ranks)[0, 1])
 
 
+def table_of(rows: Mapping[str, Row]) -> str:
+    """Errors of each network, and of all together."""
+    table = new_table("", ["network", "files", "mean error", "largest", "rank correlation", "costs, seconds"])
+    for name, row in rows.items():
+        mean, rank = errors(row["files"])
+        largest = max(abs(file["predicted"] / file["measured"] - 1) for file in row["files"])
+        table.add_row(
+            name, str(len(row["files"])), f"{mean:.1%}", f"{largest:.1%}", f"{rank:.3f}", f"{row['seconds']:.0f}"
+        )
+    every = [file for row in rows.values() for file in row["files"]]
+    mean, rank = errors(every)
+    ranks = sum(errors(row["files"])[1] for row in rows.values()) / len(rows)
+    return (
+        f"{len(every)} files of {len(rows)} networks: mean error {mean:.1%}, rank correlation {rank:.3f} over all, "
+        f"{ranks:.3f} as the mean of the networks.\n\n{to_markdown(table)}"
+    )
+
+
 def main() -> None:
     """Measures what is missing, and writes JSON and markdown."""
     parser = argparse.ArgumentParser(description="Predicted against measured latency.")
@@ -123,25 +141,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/reports/latency_model.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    kept = KeptRows(options.output)
+    kept = KeptRows(options.output, files=options.files, seed=options.seed)
     for name in options.networks:
         kept.row(name, lambda n=name: measure(n, options.files, options.seed))  # type: ignore[misc]
-    table = new_table("", ["network", "files", "mean error", "largest", "rank correlation", "costs, seconds"])
-    for name, row in kept.rows.items():
-        mean, rank = errors(row["files"])
-        largest = max(abs(file["predicted"] / file["measured"] - 1) for file in row["files"])
-        table.add_row(
-            name, str(len(row["files"])), f"{mean:.1%}", f"{largest:.1%}", f"{rank:.3f}", f"{row['seconds']:.0f}"
-        )
-    every = [file for row in kept.rows.values() for file in row["files"]]
-    mean, rank = errors(every)
-    ranks = sum(errors(row["files"])[1] for row in kept.rows.values()) / len(kept.rows)
-    text = (
-        f"# Predicted against measured latency\n\nMeasured on {machine()}, one thread, CPU time. {len(every)} files of "
-        f"{len(kept.rows)} networks: mean error {mean:.1%}, rank correlation {rank:.3f} over all, {ranks:.3f} as the "
-        f"mean of the networks.\n\n{to_markdown(table)}"
-    )
-    kept.tell(text)
+    about = "# Predicted against measured latency\n\nOne thread, CPU time, random widths of each precision."
+    kept.write_markdown(about, table_of)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from kept_rows import KeptRows
+from kept_rows import KeptRows, Row
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -34,7 +34,6 @@ from lobo_fx.axes import Inference
 from lobo_fx.axes.members import members
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
-from lobo_fx.measures.machine import machine
 from lobo_fx.passes import PruneChannels
 from lobo_fx.passes.fitting.side_by_side import Pairs
 from lobo_fx.passes.goal.costs import narrowed
@@ -118,6 +117,16 @@ def measure(chosen: Chosen, name: str, keep: float, moves: int, test: Split) -> 
     return row
 
 
+def table_of(rows: Mapping[str, Row]) -> str:
+    """Accuracy by how widths were chosen."""
+    names = ("equal, L2", "global, L2", "equal, second order", "solved", "repaired")
+    table = new_table("", ["network", "kept", "float", *names, "CPU seconds of the repair"])
+    for row in rows.values():
+        cells = [f"{row[name]:.4f}" for name in ("float", *names)]
+        table.add_row(str(row["network"]), str(row["keep"]), *cells, f"{row['repaired, seconds']:.0f}")
+    return to_markdown(table)
+
+
 def main() -> None:
     """Measures what is missing, and writes JSON and markdown."""
     parser = argparse.ArgumentParser(description="Accuracy at equal multiply-accumulates, by how widths are chosen.")
@@ -128,20 +137,17 @@ def main() -> None:
     train, test = TASK.load(default_cache())
     calibration, compared = train.sample(IMAGES), train.sample(COMPARED, seed=3)
     network = functools.cache(lambda name: Chosen(TASK.trained(name), calibration, compared))
-    kept = KeptRows(options.output)
+    kept = KeptRows(options.output, moves=options.moves)
     for name, keep in itertools.product(("SmallViT", "SmallResNet"), KEEPS):
         kept.row(
             f"{name}, {keep:g}",
             lambda n=name, k=keep: measure(network(n), n, k, options.moves, test),  # type: ignore[misc]
         )
-    names = ("equal, L2", "global, L2", "equal, second order", "solved", "repaired")
-    table = new_table("", ["network", "kept", "float", *names, "CPU seconds of the repair"])
-    for row in kept.rows.values():
-        cells = [f"{row[name]:.4f}" for name in ("float", *names)]
-        table.add_row(str(row["network"]), str(row["keep"]), *cells, f"{row['repaired, seconds']:.0f}")
-    text = f"# Widths at equal multiply-accumulates\n\nTest accuracy on glyphs, no training step, {IMAGES:,} images to "
-    text += f"refit to, {options.moves} moves, one thread of {machine()}.\n\n{to_markdown(table)}"
-    kept.tell(text)
+    kept.write_markdown(
+        "# Widths at equal multiply-accumulates\n\nTest accuracy on glyphs, no training step, "
+        f"{IMAGES:,} images to refit to, one thread.",
+        table_of,
+    )
 
 
 if __name__ == "__main__":
