@@ -41,7 +41,8 @@ class CostTable:
         costs: by `Kernel.key`.
         path: where it is kept; None keeps it in memory only, as what was shipped from another machine is.
         shipped: whether it was read from a file of the user's.
-        damaged: whether what was kept at `path` is no table; it is measured again, and replaced.
+        unreadable: whether what was kept at `path` is no table, or one of another format; it is measured again, and
+            replaced.
         failures: why kernels could not be measured, by `Kernel.key`; not kept, since another version may measure them.
     """
 
@@ -49,7 +50,7 @@ class CostTable:
     costs: dict[str, Cost]
     path: Path | None = None
     shipped: bool = False
-    damaged: bool = False
+    unreadable: bool = False
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -61,25 +62,30 @@ class CostTable:
         try:
             return cls(machine, cls.load(path).costs if path.is_file() else {}, path)
         except InvalidInput:
-            return cls(machine, {}, path, damaged=True)
+            return cls(machine, {}, path, unreadable=True)
 
     @classmethod
     def load(cls, path: str | Path) -> CostTable:
         """Reads a table; what is measured beside it later is not written to it.
 
         Raises:
-            InvalidInput: no such file, or no table.
+            InvalidInput: no such file, no table, or one of another format.
         """
         path = Path(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise InvalidInput(
+                    f"the cost table {path} is of format {content['format']}; this version reads format {_FORMAT}. "
+                    "Measure it again on the machine that it is of: lobo-fx costs MODEL -o FILE"
+                )
             costs = {key: Cost(float(pair[0]), float(pair[1])) for key, pair in content["costs"].items()}
             for key, cost in costs.items():
                 if not all(0 <= time < math.inf for time in (cost.floating, cost.integer)):
                     raise ValueError(f"'{key}' costs {cost.floating} and {cost.integer} microseconds")
-            if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']}, not {_FORMAT}")
             return cls(str(content["machine"]), costs, shipped=True)
+        except InvalidInput:
+            raise
         except OSError as error:
             raise InvalidInput(f"can't read the cost table {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:

@@ -52,7 +52,7 @@ def measure_missing(table: CostTable, kernels: Iterable[Kernel], context: Contex
     runtime = RUNTIMES.ours(RUNTIMES.default)()
     if not isinstance(runtime, MeasuresKernels):
         raise InvalidInput(f"{runtime.version} measures no kernels; give costs=, or kernels='all'")
-    if table.damaged:
+    if table.unreadable:
         context.note(f"the cost table kept in {table.path} is damaged, or of an earlier version: measured again")
     if table.shipped:
         context.note(f"the cost table lacks {len(missing)} kernels, measured on this machine instead")
