@@ -33,8 +33,11 @@ _UNIT, _REGISTER = 8, 16
 """Sizes measured are multiples of 8, and of long axes of what the widest vector register holds in float."""
 _LONG = 4 * _REGISTER
 """An axis as long as this is also measured once with a size that leaves part of a register empty."""
-_NOISE = 0.05
-"""What a register that isn't filled seems to cost may be noise of measuring below this share of a kernel's time."""
+_FILLS_REGISTERS = ("conv", "linear", "matmul", "attention")
+"""What is a product of many columns; element by element, only the last of all elements may leave some empty."""
+_NOISE, _MOST = 0.05, 2.0
+"""What a register that isn't filled seems to cost is noise below this share of a kernel's time; and as far as its empty
+part would take longer than so many times what it would take if it were full."""
 
 Describe = Callable[[Sizes], object]
 """A kernel, given sizes; where there is none, anything else."""
@@ -100,7 +103,7 @@ class Grid:
     def of(cls, inference: Inference, describe: Describe) -> Grid | None:
         """From what describes a kernel; None where it has no name, or too many axes."""
         resized = _Resized(inference)
-        if not isinstance(describe(resized), Kernel):
+        if not isinstance(found := describe(resized), Kernel):
             return None
         axes = tuple(dict.fromkeys(resized.independent()))
         if len(axes) > _MOST_AXES:
@@ -113,10 +116,10 @@ class Grid:
 
         kernels = {sizes: resize(sizes) for sizes in itertools.product(*levels)}
         uneven = {}
-        for at, axis in enumerate(axes):
+        for at, axis in enumerate(axes if found.operator in _FILLS_REGISTERS else ()):
             if axis.size >= _LONG and resized.asked.get(axis):  # no register holds a number of groups
                 quarter = _level(axis.size, 0.25) + _REGISTER // 2
-                sizes = tuple(quarter if other == at else found[-1] for other, found in enumerate(levels))
+                sizes = tuple(quarter if other == at else level[-1] for other, level in enumerate(levels))
                 uneven[axis] = sizes, resize(sizes)
         return cls(axes, levels, kernels, uneven)
 
@@ -166,7 +169,8 @@ class PricedGrid:
         if isinstance(measured, NoCost) or not (even.floating and even.integer):
             return Cost(0.0, 0.0)
         shares = measured.floating / even.floating - 1, measured.integer / even.integer - 1
-        return Cost(*(share if share > _NOISE else 0.0 for share in shares))
+        most = _MOST * (_REGISTER / 2) / sizes[self.grid.axes.index(axis)]
+        return Cost(*(min(share, most) if share > _NOISE else 0.0 for share in shares))
 
     def between(self, sizes: Sequence[int]) -> Cost:
         """The cost on the line through the nearest sizes that were measured, as if their registers were all full."""

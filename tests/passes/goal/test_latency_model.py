@@ -253,18 +253,28 @@ def test_registers_filled_in_part_take_as_long_as_whole_ones(
 class AlmostEven(OfRegisters):
     """Takes 4 % longer where part of a register is empty, which is noise."""
 
+    longer = 1.04
+
     def find(self, kernel: Kernel) -> Cost | NoCost:
         if kernel.operator != "conv":
             return NoCost("it is not in the formula")
         (_, inputs, *_), (outputs, *_) = kernel.shapes
-        return Cost(inputs * outputs * (1.04 if outputs % 16 else 1), 1)
+        return Cost(inputs * outputs * (self.longer if outputs % 16 else 1), 1)
 
 
-def test_what_is_noise_is_no_register() -> None:
+class FarFromEven(AlmostEven):
+    """Takes nine times as long where part of a register is empty."""
+
+    longer = 9.0
+
+
+@pytest.mark.parametrize(("table", "factor"), [(AlmostEven(), 1.0), (FarFromEven(), 1 + 2 * 8 / 40)])
+def test_what_is_noise_is_no_register(table: CostTable, factor: float) -> None:
     inference, leaves = axes_of(Long(), torch.randn(2, 3, 8, 8))
     found = LatencyModel(inference, ONNX_RUNTIME, {})
-    found.price(AlmostEven())
-    assert found.sum(leaves)(dict(zip(leaves, (40, 40), strict=True))) == pytest.approx(3 * 40 + 40 * 40, rel=1e-9)
+    found.price(table)
+    expected = factor * (3 * 40 + 40 * 40)  # 8 of 16 in the last register are empty, and take at most twice as long
+    assert found.sum(leaves)(dict(zip(leaves, (40, 40), strict=True))) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_kernel_without_a_cost_takes_what_the_profile_says() -> None:
