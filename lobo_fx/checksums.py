@@ -1,4 +1,4 @@
-"""Checksums of programs and of code: whether two are the same, told without keeping either."""
+"""Checksums of programs and of code, to tell whether two are the same."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _DIGITS = 16
 
 
 def checksum_of_code(*given: object) -> str:
-    """Of the sources that these passes, classes and functions are from, and of lobo-fx's own.
+    """Checksum of the source files of passes, classes and functions, and of lobo-fx's own.
 
-    Of lobo-fx a whole package counts, such as its passes, for a pass calls many modules; of others the module alone.
-    What is in no file, such as a notebook's cells, is not known.
+    For code of lobo-fx, its whole package counts (such as all passes), as a pass calls many modules; for other code,
+    only its module. Code that is in no file, such as a notebook's cells, is not included.
     """
     found = {_checksum_of_sources(name) for name in (__name__, *map(_module_of, given))}
     return hashlib.sha256("".join(sorted(found)).encode()).hexdigest()[:_DIGITS]
@@ -34,7 +34,7 @@ def _module_of(value: object) -> str:
 
 
 def _checksum_of_sources(name: str) -> str:
-    """Of the file of a module, or of all files of the package of lobo-fx that holds it."""
+    """Checksum of a module's file, or of all files of the lobo-fx package that holds it."""
     first, *rest = name.split(".")
     package = sys.modules.get(".".join([first, *rest[:1]])) if first == __name__.partition(".")[0] else None
     if package is not None and not hasattr(package, "__path__"):
@@ -47,7 +47,7 @@ def _checksum_of_sources(name: str) -> str:
 
 @functools.cache
 def _checksum_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of files with their times and sizes: read again where one was edited."""
+    """Checksum of files, cached by their times and sizes."""
     checksum = hashlib.sha256()
     for path, _, _ in files:
         checksum.update(path.read_bytes())
@@ -55,11 +55,11 @@ def _checksum_of_files(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def checksum_of_program(program: Program) -> str:
-    """Of its graph, those of its branches, and all its tensors."""
+    """Checksum of a program's graph, the graphs of its branches, and all its tensors."""
     module = program.module
     graphs = [str(part.graph) for part in module.modules() if isinstance(part, fx.GraphModule)]
     checksum = hashlib.sha256(f"{graphs}{program.signature}".encode())
-    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):  # those of no state dict too
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):  # also non-persistent buffers
         checksum.update(name.encode())
         add_tensor(checksum, tensor)
     return checksum.hexdigest()[:_DIGITS]

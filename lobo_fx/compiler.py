@@ -1,4 +1,4 @@
-"""`compile`: trace, then pass by pass rewrite, verify and measure."""
+"""`compile`: traces a model, then rewrites it pass by pass, verifying and measuring after each pass."""
 
 from __future__ import annotations
 
@@ -53,32 +53,32 @@ def compile(
 
     Args:
         model: an `nn.Module` (in any mode), a `torch.export.ExportedProgram`, the path of a `.pt2` file, a `Program`
-            that was traced before, or a `Result`, whose rows the new ones follow.
+            that was traced before, or a `Result`; the report of a `Result` is continued.
         passes: pass objects, names (`"quantize_static"`), a recipe file or the name of a built-in recipe.
-        goal: limits of latency, size, memory or loss; what meets them is searched for after the passes
-            (`lobo_fx.passes.FitGoal`), and `Result.front` holds what else was found.
-        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. May be left
-            out where the model says what it takes (Hugging Face, timm).
-        dynamic_shapes: `"auto"` keeps the batch size and the lengths of sequences free, where the model allows it;
-            `"batch"` the batch size alone; `"all"` every size, of images too; None fixes every size; anything else is
-            `torch.export.export`'s own `dynamic_shapes`.
-        outputs: names of the outputs to keep, as files have them (`logits`, `output_0`; `hidden_states` for all of
-            them); None keeps every one. What only the others need goes before any pass runs. A dict or `ModelOutput`
-            then holds the chosen entries alone, a tuple or list None in place of the others.
-        names: what inputs, outputs and free dimensions are called in files, by the names that they would have
-            (`{"output_0": "boxes", "batch": "images"}`). How the module is called does not change.
+        goal: limits of latency, size, memory or loss. After the passes, a search looks for a model that meets them
+            (`lobo_fx.passes.FitGoal`); `Result.front` holds the other models that it found.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. May be left out where the
+            model describes its own inputs (Hugging Face, timm).
+        dynamic_shapes: `"auto"` keeps the batch size and the sequence lengths free, where the model allows it;
+            `"batch"` only the batch size; `"all"` every size, also of images; None fixes every size; anything else is
+            passed to `torch.export.export` as `dynamic_shapes`.
+        outputs: names of the outputs to keep, as exported files have them (`logits`, `output_0`; `hidden_states` for
+            all hidden states); None keeps all. Operators that only the other outputs need are removed before any pass
+            runs. A dict or `ModelOutput` then holds only the chosen entries; a tuple or list holds None for the others.
+        names: new names of inputs, outputs and free dimensions in exported files, keyed by their default names
+            (`{"output_0": "boxes", "batch": "images"}`). The module is still called as before.
         calibration_data: batches for the passes that calibrate: a DataLoader or a list. Labels are ignored.
         train_data: batches with labels, for the passes that train.
-        loss_fn: from outputs and labels to a scalar, for the passes that train.
-        evaluate: from a module to a score; measured before and after every pass, and of the files that `export` writes.
-        higher_is_better: False where `evaluate` is an error or a loss: scores are then negated. None takes the higher
-            score as the better one, and refuses an `evaluate` that is called like a loss.
-        seed: for whatever a pass draws at random.
-        workdir: a folder where the program is kept after every pass: the same call, interrupted, goes on after the last
-            whole pass, and with other passes at the end, from where they differ; what passes measured of a program
-            (moments, gradients, sensitivities) serves tries with other settings, where data is a list. Kept is named
-            by what it depends on: program, data, settings, functions and code. The rows of a loader are not looked at:
-            give another folder where they change, or where code of other modules that your functions call does.
+        loss_fn: a function from outputs and labels to a scalar, for the passes that train.
+        evaluate: a function from a module to a score; called before and after every pass, and on exported files.
+        higher_is_better: False where `evaluate` returns an error or a loss: scores are then negated. None takes a
+            higher score as better, and refuses an `evaluate` that is named like a loss.
+        seed: seeds every random draw of the passes.
+        workdir: a folder where the program is kept after every pass. An interrupted call goes on after the last
+            finished pass; a call with other passes goes on after the last pass that both share. Measurements (moments,
+            gradients, sensitivities) are reused under other settings, if the data is a list. All is keyed by checksums
+            of program, data, settings, functions and code, but neither the rows of a loader nor code that your
+            functions call in other modules is looked at: give another folder where these change.
         progress: whether to draw progress on the terminal.
 
     Returns:
@@ -159,7 +159,7 @@ def compile(
 
 
 def compile_again(original: Result, passes: Sequence[Pass]) -> Result:
-    """Runs other passes on a model that was compiled without any: it is neither traced nor measured again.
+    """Runs passes on a model that was compiled without any, without tracing or measuring the original again.
 
     Args:
         original: what `compile` returned with no passes; not changed.
@@ -182,7 +182,7 @@ def compile_again(original: Result, passes: Sequence[Pass]) -> Result:
 
 
 def _program(model: Model | Program | Result, example_inputs: object, dynamic_shapes: DynamicShapes) -> Program:
-    """What passes start from: a model as it is traced, a program as it is, a result's program.
+    """The program that the passes start from: a traced model, a given program, or the program of a result.
 
     Raises:
         InvalidInput: inputs are given where they are fixed already.
@@ -195,7 +195,7 @@ def _program(model: Model | Program | Result, example_inputs: object, dynamic_sh
 
 
 def _check_folders(chosen: Sequence[Pass]) -> None:
-    """Refuses two passes that keep checkpoints in one folder: the second would take those of the first for its own.
+    """Refuses two passes with the same checkpoint folder: the second would resume from the checkpoints of the first.
 
     Raises:
         InvalidInput: names both.

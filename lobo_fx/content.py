@@ -1,8 +1,8 @@
-"""Checksums of what values hold: whether two are the same, told without keeping either.
+"""Checksums of the contents of values, to tell whether two are the same.
 
-Values are taken apart as `pickle` does it, but nothing is pickled: any object is what it would be made anew from.
-Functions and classes of a script, a notebook or a module beside it are read by their code, with all that it refers to;
-those of libraries count by their names.
+Values are decomposed as `pickle` does, but nothing is pickled: an object is described by what it would be rebuilt from.
+Functions and classes of a script, a notebook or a module beside it are described by their code and all that it refers
+to; those of libraries by their names.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ __all__ = ["add_tensor", "checksum_of", "checksum_of_data", "holds_rows"]
 _DIGITS = 16
 _PLAIN = (type(None), type(...), type(NotImplemented), bool, int, float, complex, bytes, torch.dtype, torch.device)
 _NO_CONTENT = {"__dict__", "__weakref__", "__doc__", "__slotnames__", "_abc_impl"}
-"""Entries of a class that say nothing of what it does."""
+"""Entries of a class that do not affect its behaviour."""
 _SMALL = 1 << 20
-"""Files of more bytes count by their size and time."""
+"""Larger files (in bytes) count by their size and time."""
 _LIBRARIES = ("site-packages", "dist-packages")
 _OURS, _STANDARD = Path(__file__).parent.resolve(), Path(sysconfig.get_paths()["stdlib"])
 
 
 def checksum_of(*values: object) -> str:
-    """Of all that values hold: data, functions with what they refer to, modules, objects; empty where it is not known.
+    """Checksum of all that values hold: data, functions, modules, objects; empty where that is not known.
 
-    Functions count by their code, defaults, globals and what they close over, so that two of one name are told apart.
-    Text that names a file counts with the file. Of a module that is imported, its file counts, not what changed in it
+    Functions count by their code, defaults, globals and closures, so that two of the same name are told apart. Text
+    that names a file counts with the file's content. An imported module counts by its file, without changes made to it
     since.
     """
     try:
         return hashlib.sha256(repr(_Reader().read(values)).encode()).hexdigest()[:_DIGITS]
-    except Exception:  # objects may raise anything as they are taken apart
+    except Exception:  # objects may raise anything while they are decomposed
         return ""
 
 
 def checksum_of_data(data: object) -> str:
-    """Of the content of a list, tuple or dict; empty for a loader, which may read other rows each time."""
+    """Checksum of a list, tuple or dict; empty for a loader, which may read other rows each time."""
     return checksum_of(data) if holds_rows(data) else ""
 
 
@@ -56,10 +56,10 @@ def holds_rows(data: object) -> bool:
 
 
 class _Reader:
-    """Takes values apart into plain parts, whose text tells them apart from all others.
+    """Decomposes values into plain parts whose text identifies them.
 
-    What is met again, as a trainer that its own callbacks hold, is told by its place among those seen. Values are kept,
-    so that no other one gets the address of one that was made on the way.
+    A value that was seen before, as in a reference cycle, is described by its number. Seen values are kept alive, so
+    that no later value gets the address of a temporary one.
     """
 
     def __init__(self) -> None:
@@ -152,18 +152,18 @@ class _Reader:
 
 
 def _globals_of(code: types.CodeType) -> set[str]:
-    """The names that code, and code within it, looks up outside of functions."""
+    """The global names that code, and code within it, looks up."""
     found = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return found.union(*(_globals_of(inner) for inner in code.co_consts if isinstance(inner, types.CodeType)))
 
 
 def _file_of(kind: type) -> str:
-    """The file that a class is from; empty for those of a notebook."""
+    """The file of a class's module; empty in notebooks."""
     return getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
 
 
 def _is_someones(file: str) -> bool:
-    """Whether a file is neither ours nor of a library: of a script, a notebook or a module beside it."""
+    """Whether a file is neither ours nor a library's: a script, a notebook or a module beside it."""
     path = Path(file)
     within = path.parents
     return not (
@@ -172,7 +172,7 @@ def _is_someones(file: str) -> bool:
 
 
 def _of_file(name: str | PurePath) -> str:
-    """The content of a file of this name, of a large one its size and time; empty where there is none."""
+    """The checksum of the file of this name, or size and time of a large one; empty if there is no such file."""
     try:
         path = Path(name)
         facts = path.stat() if path.is_file() else None
@@ -181,12 +181,12 @@ def _of_file(name: str | PurePath) -> str:
         if facts.st_size > _SMALL:
             return f"{facts.st_size} {facts.st_mtime_ns}"
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError):  # no name of a file at all
+    except (OSError, ValueError):  # the text can't be the name of a file
         return ""
 
 
 def add_tensor(checksum: Any, tensor: torch.Tensor) -> None:
-    """Takes a tensor's dtype, shape and values into a checksum."""
+    """Adds a tensor's dtype, shape and values to a checksum."""
     checksum.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
     checksum.update(dense.view(torch.uint8).numpy().data)

@@ -1,4 +1,4 @@
-"""How a public name goes: it says so for a while, at the caller's line."""
+"""Deprecates public names: for some versions, calls warn at the caller's line."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def deprecated(since: str, instead: str, removed_in: str) -> Callable[[F], F]:
-    """Marks a function or a class that is going to be removed: it works on, and warns whoever calls it.
+    """Marks a function or a class that will be removed: it still works, and warns its callers.
 
     Args:
         since: the version that deprecates it.
-        instead: what to use, as a reader would write it.
+        instead: the replacement, as a reader would write it.
         removed_in: the first version without it.
 
     Example:

@@ -1,4 +1,4 @@
-"""What can go wrong, as types: one root, one subclass for each party that can act on it."""
+"""The exception types: one root, and a subclass for each party that can act on an error."""
 
 import difflib
 import re
@@ -8,7 +8,7 @@ __all__ = ["ContractError", "ExportError", "InvalidInput", "LoboError", "TraceEr
 
 
 _ALIKE, _SHOWN = 0.5, 20
-"""From which likeness on a name is suggested, and how many are listed where none is."""
+"""The least likeness at which a name is suggested; how many known names are listed where none is alike."""
 
 
 class LoboError(Exception):
@@ -32,9 +32,9 @@ class ExportError(LoboError):
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Words for a message about a name or pattern that is not known: the nearest known ones.
+    """The end of an error message about an unknown name or pattern: suggests the most similar known names.
 
-    Where none is near, it is `otherwise`, or what there is.
+    Where no known name is similar, returns `otherwise`, or a list of the known names if that is empty.
     """
     scored = ((_likeness(name, entry), entry) for entry in set(known) if entry)
     near = sorted(scored, key=lambda pair: (-pair[0], pair[1]))
@@ -49,6 +49,6 @@ def suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
 
 
 def _likeness(one: str, other: str) -> float:
-    """From 0 to 1; case, hyphens and underscores don't count."""
+    """Similarity of two names, from 0 to 1; ignores case, hyphens and underscores."""
     one, other = (re.sub(r"[\W_]", "", name).lower() for name in (one, other))
     return difflib.SequenceMatcher(None, one, other).ratio()

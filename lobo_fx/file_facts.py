@@ -1,4 +1,4 @@
-"""What an exported file says of itself: what was done, with which settings, to which weights, on which data, when."""
+"""Metadata of an exported file: what was done, with which settings, to which weights, on which data, when."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["all_settings", "file_facts"]
 def file_facts(
     report: Report, pipeline: Pipeline | None, passes: Sequence[tuple[str, Mapping[str, Any]]], original: bool
 ) -> dict[str, str]:
-    """Facts by name; to the original nothing was done.
+    """Facts by name; of the original's file, without passes.
 
     Args:
-        report: of the compilation.
-        pipeline: what ran; None of a result that was loaded, whose original and data are not known.
-        passes: name of every pass, and those of its settings that are not the default.
+        report: report of the compilation.
+        pipeline: the pipeline that ran; None for a loaded result, whose original and data are not known.
+        passes: name of every pass, and its settings that are not the default.
         original: whether the file is the original's.
     """
     done = [] if original else passes
@@ -57,7 +57,7 @@ def file_facts(
 
 
 def all_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a pass, those at their defaults too; what is given of a pass that is not registered any more."""
+    """All settings of a pass, also those at their defaults; the given ones if it is no longer registered."""
     try:
         made: Pass = PASSES.get(name)(**given)
     except (LoboError, TypeError):
@@ -66,7 +66,7 @@ def all_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _date() -> str:
-    """Today in UTC, or the day that SOURCE_DATE_EPOCH names, for builds that are to be the same again."""
+    """Today in UTC, or the day of SOURCE_DATE_EPOCH, for reproducible builds."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     zone = datetime.UTC
     day = datetime.datetime.fromtimestamp(int(epoch), zone) if epoch else datetime.datetime.now(zone)

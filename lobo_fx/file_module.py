@@ -1,4 +1,4 @@
-"""An exported file that is called as the module it was made of."""
+"""Calls an exported file as the module that it was made from."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["FileModule"]
 class FileModule(nn.Module):
     """A file in its runtime, with the inputs and outputs of the module that it was exported from.
 
-    Inputs go by position or by name; outputs nest as the module's do (a tuple, a dict, a `ModelOutput`). It has no
-    parameters, and its outputs no gradients.
+    Inputs are passed by position or by name; outputs nest as the module's do (a tuple, a dict, a `ModelOutput`). It has
+    no parameters, and its outputs no gradients.
 
     Args:
         session: the loaded file.
-        program: what it was exported from.
+        program: the program that was exported.
 
     Example:
         ```python
@@ -38,10 +38,10 @@ class FileModule(nn.Module):
 
     def __init__(self, session: Session, program: Program) -> None:
         super().__init__()
-        self.session, self.program = session, [program]  # in a list: the program's module is no part of this one
+        self.session, self.program = session, [program]  # in a list, so that it does not become a submodule
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the file gives for a call of the module."""
+        """The outputs of the file for a call of the module."""
         (program,) = self.program
         signature = program.signature
         found = iter(self.session.run(named_arrays(program, signature.bind(args, kwargs))))

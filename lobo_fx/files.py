@@ -1,8 +1,8 @@
-"""Files and folders: refused before work starts, written beside their place first, and never torn.
+"""Files and folders: refused before work starts, written to a temporary place first, and never half-written.
 
-What belongs together has one leader, the file that is opened first: a model, the manifest of a folder. The others are
-named by their content, and the leader names them. Moving the leader to its place is the one step that counts: before
-it the old files stand, after it the new ones, whatever is killed in between.
+Of files that belong together, one is the leader, which is opened first: a model, the manifest of a folder. The others
+are named by their content, and the leader refers to them. Moving the leader into place is the decisive step: before
+it, readers find the old files, and after it the new ones, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _UNPACKED_TIMES, _UNPACKED_BYTES = 20, 2**26
-"""How much larger than the file an archive may unpack, and what any may."""
+"""How many times larger than itself an archive may unpack, and how many bytes any archive may."""
 
 _LONGEST_NAME = 60
 _DRAFT, _DOUBTFUL = ".draft-", ".doubtful"
@@ -53,7 +53,7 @@ _NAMED_BY_CONTENT = re.compile(rf".+\.[0-9a-f]{{{_DIGITS}}}\.[^.]+", re.DOTALL)
 
 
 def followed(path: Path) -> Path:
-    """The file that is written where `path` is asked for: the target of a link, which stays a link."""
+    """The file that is written for `path`: the target of a link; the link itself stays."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path.absolute()
 
 
@@ -91,9 +91,9 @@ def _check_characters(path: Path) -> None:
 
 
 def file_name(title: str) -> str:
-    """A title as the name of a file: letters, digits, spaces, "-" and "_" stay, so that it leads nowhere else.
+    """Turns a title into a file name: letters, digits, spaces, "_" and "-" stay, so that it is no path.
 
-    Of a long one the first words stay, whole where they can.
+    Of a long title, the first words are kept whole, if possible.
     """
     name = "".join(character if character.isalnum() or character in " _" else "-" for character in title)
     if len(name) <= _LONGEST_NAME:
@@ -120,10 +120,10 @@ def check_unpacked_size(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder that can't be made or written to, before any work; makes nothing.
+    """Refuses a folder that can't be created or written to, before any work; creates nothing.
 
     Raises:
-        InvalidInput: something on the way is no folder or not writable.
+        InvalidInput: a file is in the way, or a folder is not writable.
     """
     _check_characters(folder)
     with _refused(f"can't make the folder {folder}"):
@@ -137,10 +137,10 @@ def check_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, where missing.
+    """Creates a folder and its parents, where missing.
 
     Raises:
-        InvalidInput: it can't be made.
+        InvalidInput: it can't be created.
     """
     check_folder(folder)
     with _refused(f"can't make the folder {folder}"):
@@ -149,15 +149,15 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def written_beside(path: Path, replaced: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder beside `path` whose files move there when all went well, and vanish when not.
+    """A temporary folder beside `path`; its files move there on success, and are deleted otherwise.
 
-    `path` moves last. Files named by their content that only the older `path` refers to are removed after that; where a
-    kill comes first, whoever writes `path` next removes them, and what the killed process had moved.
+    `path` moves last. After that, files named by content to which only the older `path` refers are removed. If the
+    process is killed before, the next one that writes `path` removes them, and files that the killed process had moved.
 
     Args:
         path: the leader.
-        replaced: names of files that belong to it and are not named by their content, which must say what `path` they
-            are meant for: a kill may leave them beside another. What the folder lacks of them is removed.
+        replaced: names of files that belong to it and are not named by their content. They must state which `path` they
+            are meant for, as a kill may leave them beside another one. Those that the folder lacks are removed.
 
     Raises:
         InvalidInput: the place can't be written to.
@@ -196,7 +196,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """Errors of the file system in our words."""
+    """Turns errors of the file system into our own."""
     try:
         yield
     except OSError as error:
@@ -205,7 +205,7 @@ def _refused(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _draft(leader: Path) -> Iterator[Path]:
-    """A hidden folder beside `leader`, locked while it is written to, so that what a killed process left is known."""
+    """A hidden folder beside `leader`, locked while it is in use, so that those of killed processes are recognised."""
     start = f".{leader.name}{_DRAFT}"
     with contextlib.ExitStack() as held:
         with _locked(leader.parent):
@@ -218,7 +218,7 @@ def _draft(leader: Path) -> Iterator[Path]:
 
 
 def _remove_left(leader: Path, draft: Path) -> None:
-    """Removes the draft of a killed process, and what that was about to remove, or moved in vain."""
+    """Removes the draft of a killed process, and files that it was about to remove or had moved in vain."""
     with contextlib.suppress(OSError), _locked(draft, wait=0) as dead:
         if dead:
             with contextlib.suppress(ValueError, TypeError, FileNotFoundError):
@@ -227,7 +227,7 @@ def _remove_left(leader: Path, draft: Path) -> None:
 
 
 def _remove_unnamed(leader: Path, doubtful: list[str]) -> None:
-    """Removes those of the files named by their content that neither `leader` nor a copy of it names."""
+    """Removes doubtful files named by content that neither `leader` nor a copy of it refers to."""
     unnamed = _named_by_content(leader.parent).intersection(doubtful) - named_by(leader)
     with contextlib.suppress(OSError):  # what can't be removed stays
         for copy in leader.parent.glob(f"*{glob.escape(leader.suffix)}") if unnamed else ():
@@ -238,11 +238,11 @@ def _remove_unnamed(leader: Path, doubtful: list[str]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: float = _LONGEST_WAIT) -> Iterator[bool]:
-    """Whether the folder is ours for the while; where a file system has no locks, or another holds it long, it is not.
+    """Locks a folder; yields False where the file system has no locks, or another holder keeps it too long.
 
     Args:
-        folder: a folder that processes and threads take in turn.
-        wait: seconds that another one may hold it.
+        folder: a folder that processes and threads use in turn.
+        wait: seconds to wait for another holder.
     """
     handle, until, ours = os.open(folder, os.O_RDONLY), time.monotonic() + wait, False
     try:
@@ -261,7 +261,7 @@ def _locked(folder: Path, wait: float = _LONGEST_WAIT) -> Iterator[bool]:
 
 
 def named_by(leader: Path) -> set[str]:
-    """The files beside `leader` that are named by their content and that it names."""
+    """The files beside `leader` that are named by their content and that it refers to."""
     names = _named_by_content(leader.parent)
     content = leader.read_bytes() if names and leader.is_file() else b""
     return {name for name in names if name.encode() in content}
@@ -272,19 +272,19 @@ def _named_by_content(folder: Path) -> set[str]:
 
 
 def name_by_content(file: Path) -> Path:
-    """Renames a file that another one is to refer to, "weights.data" to "weights.0123456789abcdef.data".
+    """Renames a file to which another one will refer, "weights.data" to "weights.0123456789abcdef.data".
 
-    Its old contents keep their name, so that an older file that refers to them still finds them.
+    Older versions keep their names, so that an older file that refers to them still finds them.
     """
     named = file.with_name(f"{file.stem}.{checksum(file)}{file.suffix}")
     return file.rename(named)
 
 
 def check_named_by_content(file: Path) -> None:
-    """Refuses a file that is not what its name says.
+    """Refuses a file whose content does not match its name.
 
     Raises:
-        InvalidInput: it is missing, or its content is another.
+        InvalidInput: the file is missing, or has another content.
     """
     if not file.is_file():
         raise InvalidInput(f"no file {file}")
@@ -293,7 +293,7 @@ def check_named_by_content(file: Path) -> None:
 
 
 def checksum(file: Path) -> str:
-    """Of a file's content, as it stands in the name of a file that is named by it."""
+    """The checksum of a file, as used in the names of files named by content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:_DIGITS]
 
@@ -307,23 +307,23 @@ def is_leftover(entry: Path, leader: str, companion: str) -> bool:
 
 
 def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> list[Path]:
-    """Writes files into a folder, which is made if missing; each is whole or not there.
+    """Writes files into a folder, which is created if missing; each is complete or absent.
 
-    All are written before the first moves to its place; the last one named moves last.
+    All are written before the first is moved into place; the last one named is moved last.
 
     Raises:
         InvalidInput: the folder can't be made or written to.
     """
     make_folder(folder)
     with contextlib.ExitStack() as drafts:
-        for name, content in reversed(list(contents.items())):  # what is entered first is left last
+        for name, content in reversed(list(contents.items())):  # contexts exit in reverse order
             draft = drafts.enter_context(written_beside(folder / name))
             (draft / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return [folder / name for name in contents]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Reads a JSON file that holds an object.
 
     Raises:
         InvalidInput: it can't be read, or holds something else.

@@ -1,4 +1,4 @@
-"""What is wanted of a compiled model, in words that a person uses: milliseconds, megabytes, points of a score."""
+"""Goals of a compilation, in units that a person uses: milliseconds, megabytes, points of a score."""
 
 from __future__ import annotations
 
@@ -31,24 +31,23 @@ class Limit:
     is_share: bool
 
     def of(self, original: float) -> float:
-        """The limit where the original has so much."""
+        """The limit as a value, given the original's."""
         return self.value * original if self.is_share else self.value
 
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """Limits; what they leave open is made as good as possible.
+    """Limits for a compiled model; what they leave open is optimised.
 
     With a limit of latency, size or memory, the loss is as small as it can be; with a limit of loss alone, the latency.
     What is measured of time and memory is noisy: up to 1.5 % above a limit counts as within it.
 
     Attributes:
-        latency: of one row on one thread: a share of the original's, as `0.25`, or a time, as `"20ms"`.
-        size: of the file: a share, or as `"5MB"` (a million bytes each; `MiB` for 2**20).
-        memory: peak memory of a process that loads and runs the file, above what it needs before; a share, or as
-            `"90MB"`.
-        drop: what may be lost of `evaluate`'s score, in its units.
-        decibels: the least signal-to-noise ratio of the outputs against the original's, on rows that no fit saw.
+        latency: latency of one row on one thread: a share of the original's, as `0.25`, or a time, as `"20ms"`.
+        size: size of the file: a share, or as `"5MB"` (a million bytes each; `MiB` for 2**20).
+        memory: peak memory that loading and running the file adds to a process; a share, or as `"90MB"`.
+        drop: largest loss of `evaluate`'s score, in its units.
+        decibels: least signal-to-noise ratio of the outputs against the original's, on held-out rows.
 
     Raises:
         InvalidInput: nothing is limited, a limit can't be read, or makes no sense.
@@ -77,7 +76,7 @@ class Goal:
 
     @property
     def limits(self) -> dict[str, Limit]:
-        """Of what a file costs, by name."""
+        """The limits of latency, size and memory, by name."""
         named = {name: getattr(self, name) for name in _UNITS}
         return {name: read_limit(name, value) for name, value in named.items() if value is not None}
 
@@ -90,7 +89,7 @@ def read_limit(name: str, value: float | str) -> Limit:
     """A limit from a share, a percentage, or a number with a unit.
 
     Raises:
-        InvalidInput: it is none of these, or not between nothing and all of the original.
+        InvalidInput: it is none of these, or a share that is not above 0 and at most 1.
     """
     units = _UNITS[name]
     example = "20ms" if name == "latency" else "5MB"

@@ -1,4 +1,4 @@
-"""The process's own state (random numbers, warnings, what torch.export keeps): threads take turns, or share it."""
+"""State of the whole process (random numbers, warnings, torch.export's) that threads take turns with, or share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable
 __all__ = ["CAPTURE", "Shared"]
 
 CAPTURE = threading.RLock()
-"""Held while a library captures a program, or follows its shapes: what torch.export keeps meanwhile, and what silences
-it, is the process's, and fails or stays behind where two threads are at it."""
+"""Held while a library captures a program or propagates shapes. The state of torch.export, and of what silences it, is
+the process's: with two threads at once, it would fail or not be restored."""
 
 
 class Shared(contextlib.ContextDecorator):
-    """A change of the process's state that threads, and calls within calls, share; a `with` block or a decorator.
+    """A change of the process's state that threads and nested calls share; a `with` block or a decorator.
 
-    The first to enter makes it, the last to leave takes it back. Made by each of two threads, the one that leaves last
-    would bring back what it had found, which is the change of the other.
+    The first to enter makes the change, and the last to leave reverts it. If two threads each made it, the last to
+    leave would restore the state that it found, which includes the change of the other thread.
     """
 
     def __init__(self, change: Callable[[], contextlib.AbstractContextManager[object]]) -> None:

@@ -70,7 +70,7 @@ def read_text(path: Path, what: str = "recipe") -> str:
     """The text of a file of YAML.
 
     Raises:
-        InvalidInput: there is no such file, or it is no text.
+        InvalidInput: there is no such file, or it is not UTF-8.
     """
     if not path.is_file():
         raise InvalidInput(f"no {what} file {path}")
@@ -85,12 +85,12 @@ def _folder() -> Any:
 
 
 def builtin_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Names of the built-in recipes."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe that comes with the package."""
+    """The YAML text of a built-in recipe."""
     text: str = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     return text
 
@@ -116,12 +116,12 @@ def read_recipe(text: str, source: str) -> list[Pass]:
 
 
 def entries(text: str, source: str, what: str = "recipe") -> list[yaml.Node]:
-    """The list under `passes`, as nodes that know their lines.
+    """The entries under `passes`, as YAML nodes that know their lines.
 
     Args:
         text: as `read_recipe` takes it.
         source: likewise.
-        what: what the text is, for messages.
+        what: kind of the text, for messages.
 
     Raises:
         InvalidInput: not YAML, or no such list; the message starts with `source:line`.
@@ -150,10 +150,10 @@ def entries(text: str, source: str, what: str = "recipe") -> list[yaml.Node]:
 
 
 def read_pass(text: str) -> Pass:
-    """Reads a pass as the command line has it: `name` or `name:setting=value,setting=value`.
+    """Reads a pass as it is written on the command line: `name` or `name:setting=value,setting=value`.
 
     Args:
-        text: values are YAML as in recipes, `{layer1.*: 0.3, layer2.*: 0.5}` and `[a, b]` included.
+        text: the pass; values are YAML as in recipes, including `{layer1.*: 0.3, layer2.*: 0.5}` and `[a, b]`.
 
     Raises:
         InvalidInput: an unknown name, or a setting that can't be read or is refused.
@@ -167,7 +167,7 @@ def read_pass(text: str) -> Pass:
         if key in settings:
             raise InvalidInput(f"'{text}': '{key}' is set twice")
         try:
-            # YAML reads 2:4 as a number to base 60
+            # YAML 1.1 reads 2:4 as a number in base 60
             settings[key] = value if _N_OF_M.fullmatch(value) else yaml.safe_load(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = getattr(error, "problem", error)
@@ -176,7 +176,7 @@ def read_pass(text: str) -> Pass:
 
 
 def _split(text: str) -> Iterator[str]:
-    """Cuts at commas that are not inside brackets or quotes."""
+    """Splits at commas that are not inside brackets or quotes."""
     pair, closing, quote = "", 0, ""
     for character in text:
         if character == "," and not closing and not quote:
@@ -193,7 +193,7 @@ def _split(text: str) -> Iterator[str]:
 
 
 def pass_of(node: yaml.Node, source: str) -> Pass:
-    """A pass as an entry of a recipe has it.
+    """Builds the pass of one entry of a recipe.
 
     Raises:
         InvalidInput: an unknown name or wrong settings; the message starts with `source:line`.
@@ -243,11 +243,11 @@ def build(kind: type[Pass], settings: dict[str, Any]) -> Pass:
 
 
 def read_value(value: object, setting: str) -> Pass:
-    """A pass that is the setting of another one.
+    """Reads a pass that is given as a setting of another pass.
 
     Args:
-        value: a pass, its name, or as recipes have it `{name: {setting: value}}`.
-        setting: its name, for messages.
+        value: a pass, its name, or `{name: {setting: value}}` as in recipes.
+        setting: name of the setting, for messages.
 
     Raises:
         InvalidInput: it is none of these, or the pass refuses its settings.
@@ -267,5 +267,5 @@ def _value(node: yaml.Node) -> Any:
 
 
 def line_of(node: yaml.Node) -> int:
-    """The line that a node starts at, from 1 on."""
+    """The line on which a node starts, counted from 1."""
     return int(node.start_mark.line) + 1

@@ -1,4 +1,4 @@
-"""What `compile` returns: the module, the report, and the ways out (file, measurement, folder)."""
+"""`Result`, which `compile` returns: holds the module and the report; exports, benchmarks and saves."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CARD, SAMPLE = "model_card.md", "sample.npz"
 _DRAWS = "draws random numbers, other ones in a file than in PyTorch: outputs made of them were not compared"
 
 _LOUD = 20.0
-"""Decibels below which a file that passed its checks is warned of: a tenth of its outputs' size is noise."""
+"""A file below this signal-to-noise ratio raises a warning: its error is then a tenth of its outputs or more."""
 
 
 @dataclasses.dataclass
@@ -64,9 +64,9 @@ class Result:
 
     Attributes:
         program: the compiled program.
-        pipeline: what ran the passes, with the original to compare with; None after `lobo_fx.load`.
-        report: what was done and what it brought; `print(result)` shows it.
-        passes: name and settings of every pass, in order; the report's own list of them.
+        pipeline: the pipeline that ran the passes; also holds the original. None after `lobo_fx.load`.
+        report: what was done and what it changed; `print(result)` shows it.
+        passes: name and settings of every pass, in order; the same list object as the report's `settings`.
         progress: whether to draw progress on the terminal.
     """
 
@@ -83,17 +83,17 @@ class Result:
 
     @property
     def front(self) -> list[Alternative]:
-        """What a search found and nothing else beats in latency, size and loss alike, fastest first; see `FitGoal`."""
+        """Candidates of the last search that no other beats in latency, size and loss, fastest first; see `FitGoal`."""
         return [Alternative(candidate, self) for candidate in pareto(self._candidates)]
 
     @property
     def plan(self) -> Any:
-        """What a search for a goal decided, as a file may hold it (`save`); None where there was no search."""
+        """The plan that the last search chose, which `save` can write to a file; None without a search."""
         return next((getattr(c.pass_, "plan", None) for c in self._candidates if c.chosen), None)
 
     @property
     def _candidates(self) -> list[Candidate]:
-        """Of the last search."""
+        """The candidates of the last search."""
         found = [] if self.pipeline is None else self.pipeline.context.candidates
         return [candidate for candidate in found if candidate.start is found[-1].start]
 
@@ -107,7 +107,7 @@ class Result:
 
     @property
     def kept_indices(self) -> KeptIndices:
-        """By parameter and dimension, the original indices of what structured pruning left; others are whole."""
+        """By parameter and dimension, the original indices that structured pruning kept; uncut ones are left out."""
         return kept_indices(self.module)
 
     def __str__(self) -> str:
@@ -124,21 +124,21 @@ class Result:
         values: str | None = None,
         tune: bool | Tuning = False,
     ) -> Artifact:
-        """Writes the compiled model, compared with PyTorch in the runtime before the file is called done.
+        """Writes the compiled model; the file is compared with PyTorch in the runtime before the call returns.
 
         Args:
             path: the file to write; nothing is left there when anything goes wrong.
             exporter: name of the format, or an exporter with settings of its own.
-            confirm: measure the file in turn with the original's where integer kernels were chosen by what they are
-                estimated to cost, and with the same in float where the network was pruned; if it is slower, it computes
-                in float instead, weights still int8, and the report says so.
-            storage: `packed` stores pruned weights as a bit mask and what is not zero, where that is smaller; the file
-                computes the same as fast, and loads a little later. None is what the exporter does: `dense`.
-            values: `float16` or `bfloat16`: packed weights are rounded to it, and widened when the file is loaded.
-            tune: try what the runtime offers, one after the other, and keep what is measured faster and still agrees;
-                `Tuning` says for how many threads and rows. The report names all that was tried. Options of the
-                runtime come in a file beside the model (`lobo_fx.exporters.onnxruntime.session_options` shows how to
-                load both). Takes a minute or more, and the file may run in that runtime only.
+            confirm: where integer kernels were chosen by estimated costs, measure the file in turn with the original's,
+                and with a float version of itself if the network was pruned or the file is slower than the original's.
+                If the float version is faster, it is written instead, with weights still int8, and the report says so.
+            storage: `packed` stores a pruned weight as a bit mask and its nonzero values, where that is smaller; the
+                file runs as fast, and loads a little later. None is the exporter's default: `dense`.
+            values: `float16` or `bfloat16`: packed weights are rounded to this type, and widened on loading.
+            tune: try the choices of the runtime one after the other, and keep those that are measured faster and still
+                agree with PyTorch. `Tuning` sets the counts of threads and rows. The report names every trial. Options
+                of the runtime are written beside the model (`lobo_fx.exporters.onnxruntime.session_options` shows how
+                to load both). Takes a minute or more, and the file may run in that runtime only.
 
         Raises:
             InvalidInput: the path is not writable, the exporter has no such storage, or the runtime can't tune.
@@ -159,7 +159,7 @@ class Result:
         return artifact
 
     def _scored(self, program: Program, artifact: Artifact, exporter: str | Exporter) -> Artifact:
-        """With what `evaluate` says of the file, where the default runtime reads it."""
+        """The artifact with the score that `evaluate` gives the file, where the default runtime can read it."""
         context = None if self.pipeline is None else self.pipeline.context
         writer = exporter_of(exporter)
         if context is None or context.evaluate is None or not isinstance(writer, EXPORTERS.ours(EXPORTERS.default)):
@@ -173,7 +173,7 @@ class Result:
             return artifact
 
     def _confirmed(self, artifact: Artifact, exporter: str | Exporter) -> Artifact:
-        """The file, or one that computes in float where that is faster: then the result is what a pass more made."""
+        """Keeps the file, or writes a float version where that is faster; the result then has one more pass."""
         assert self.pipeline is not None
         trial = dataclasses.replace(self.pipeline, program=self.program).fork()
         pass_ = PASSES.ours("compute_in_float")()
@@ -206,7 +206,7 @@ class Result:
         return artifact
 
     def _tuned(self, artifact: Artifact, exporter: Exporter, tuning: Tuning) -> Artifact:
-        """The file with what makes it faster; where nothing does, as it is."""
+        """The artifact of the tuned file, or the given one where no choice is faster."""
         assert isinstance(exporter, ChecksFiles)
         arrays = named_arrays(self.program, with_rows(self.program, tuning.batch))
         with temporary_folder() as folder:
@@ -237,7 +237,7 @@ class Result:
 
     @random_state_kept
     def export_original(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
-        """Writes the model as it was before compilation, to compare with.
+        """Writes the model as it was before compilation, for comparison.
 
         Raises:
             InvalidInput: the path is not writable, or the result was loaded and has no original.
@@ -270,14 +270,14 @@ class Result:
         return artifact
 
     def metadata(self, original: bool = False) -> dict[str, str]:
-        """What was done to the model, for the file's own metadata; to the original nothing was."""
+        """The metadata of the exported file: what was done to the model; nothing was to the original."""
         return file_facts(self.report, self.pipeline, self.passes, original)
 
     @random_state_kept
     def save_card(self, folder: str | Path) -> list[Path]:
-        """Writes `model_card.md` and `sample.npz`: what the exported file is and how it is run, and one call of it.
+        """Writes `model_card.md`, which says what the exported file is and how to run it, and `sample.npz`, one call.
 
-        The sample holds a row of each example input under `input:NAME`, and what the file gives for it under
+        The sample holds one row of each example input under `input:NAME`, and the outputs of the file under
         `output:NAME`.
 
         Raises:
@@ -311,12 +311,12 @@ class Result:
     ) -> Benchmark:
         """Measures the original and the compiled file in turn, in one run, on CPU.
 
-        Files that `export` and `export_original` wrote are used; what is missing goes to a temporary folder.
+        Uses the files that `export` and `export_original` wrote; writes missing ones to a temporary folder.
 
         Args:
             threads: threads of the runtime.
             batch: rows of the input, where the batch is free.
-            rounds: how often each file runs.
+            rounds: how many times each file runs.
             warmup: calls that are not counted.
             runtime: name of the runtime.
             exporter: format to measure, where files are missing.
@@ -346,7 +346,7 @@ class Result:
 
     @contextlib.contextmanager
     def _files(self, exporter: str | Exporter) -> Iterator[dict[str, Path]]:
-        """The original's file and the compiled one; what was not exported is written for a while."""
+        """The files of the original and of the compiled model; missing ones are written to a temporary folder."""
         writer = exporter_of(exporter)
         with temporary_folder() as folder:
             files = {}
@@ -360,14 +360,14 @@ class Result:
 
     @random_state_kept
     def save_node_data(self, folder: str | Path, *, rounds: int = 5) -> list[Path]:
-        """Writes what Model Explorer lays over the files' graphs: microseconds, bytes, precision and decibels by node.
+        """Writes node data for Model Explorer to overlay on the graphs: microseconds, bytes, precision and decibels.
 
-        Both files run on one row, one thread, under the runtime's profile; the report's modules get their times too.
-        Files are named `compiled.microseconds.json` and so on; for the original likewise.
+        Both files run on one row and one thread under the runtime's profiler; the report's modules also get the times.
+        Files are named `compiled.microseconds.json` and so on, and `original.microseconds.json` for the original.
 
         Args:
             folder: to write into; made if missing.
-            rounds: how often each file runs under the profile.
+            rounds: how many times each file runs under the profiler.
 
         Raises:
             InvalidInput: the folder can't be made or written to, or `rounds` is less than one.
@@ -391,7 +391,7 @@ class Result:
 
     @random_state_kept
     def save(self, folder: str | Path) -> Path:
-        """Saves program and report; `lobo_fx.load` reads them without ever running a pickle.
+        """Saves the program and the report; `lobo_fx.load` reads them without unpickling.
 
         Raises:
             InvalidInput: the folder holds something else, or can't be written.
@@ -401,11 +401,11 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Alternative:
-    """A candidate of a search, made only when it is asked for.
+    """A candidate of a search, compiled only on request.
 
     Attributes:
-        candidate: what is known of it.
-        result: of the search.
+        candidate: what the search knows of it.
+        result: the result of the search.
     """
 
     candidate: Candidate
@@ -413,12 +413,12 @@ class Alternative:
 
     @property
     def plan(self) -> Any:
-        """What it does, as a file may hold it (`save`)."""
+        """The plan of the candidate, which `save` can write to a file."""
         return getattr(self.candidate.pass_, "plan", None)
 
     @random_state_kept
     def compile(self) -> Result:
-        """The result of it, without searching again."""
+        """Compiles the candidate, without searching again."""
         pipeline, pass_ = self.result.pipeline, self.candidate.pass_
         assert pipeline is not None
         names = [name for name, _ in self.result.passes]
@@ -434,7 +434,7 @@ class Alternative:
         return Result(trial.program, trial, report, done, self.result.progress)
 
     def export(self, path: str | Path, exporter: str | Exporter = EXPORTERS.default) -> Artifact:
-        """Makes it and writes its file, as `Result.export` does.
+        """Compiles the candidate and writes its file, as `Result.export` does.
 
         Raises:
             InvalidInput: the path is not writable.
@@ -446,7 +446,7 @@ class Alternative:
 
 @random_state_kept
 def load(folder: str | Path) -> Result:
-    """Loads what `Result.save` wrote: a module that runs, trains and exports, without the model's class.
+    """Loads what `Result.save` wrote as a module that runs, trains and exports, without the model's class.
 
     Args:
         folder: the saved folder.

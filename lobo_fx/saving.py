@@ -1,4 +1,4 @@
-"""A compiled program in a folder, without pickles: `torch.export`'s archive for the graph, JSON for the rest."""
+"""Saves a compiled program in a folder, without pickles: `torch.export`'s archive for the graph, JSON for the rest."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _FORMAT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What a folder holds.
+    """The contents of a saved folder.
 
     Attributes:
         program: the compiled program.
-        report: what was done and what it brought.
+        report: what was done and what it changed.
         passes: name and settings of every pass, in order.
     """
 
@@ -55,9 +55,9 @@ class Saved:
 
 
 def write(saved: Saved, folder: Path) -> Path:
-    """Writes the program, named by its content, and `lobo_fx.json`, which names it, into `folder`.
+    """Writes the program and `lobo_fx.json` into `folder`; the program's file is named by its content.
 
-    The folder is made if missing. A folder saved before holds the old result until the moment it holds the new one.
+    The folder is created if missing. A folder that holds an older result keeps it until the new one is complete.
 
     Raises:
         InvalidInput: the folder holds something else, or can't be made or written to; or the outputs are of a type
@@ -107,7 +107,7 @@ def read(folder: Path) -> Saved:
     """Reads what `write` wrote.
 
     Raises:
-        InvalidInput: the folder is not one, its files hold more than data, or they are damaged.
+        InvalidInput: `write` did not write the folder, its files hold more than data, or they are damaged.
     """
     file = folder / MANIFEST_FILE
     if not file.is_file():
@@ -138,7 +138,7 @@ def read(folder: Path) -> Saved:
 
 
 def _types(structure: pytree.TreeSpec) -> set[str]:
-    """Output types that a library must register before they can be rebuilt; of one inside another, the outer one."""
+    """Output types that a library must register before they can be rebuilt; of nested classes, the outermost."""
     own = structure.type
     plain = own is None or own in (tuple, list, dict)
     found = set() if plain else {f"{own.__module__}.{own.__qualname__.partition('.')[0]}"}

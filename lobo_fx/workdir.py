@@ -1,10 +1,10 @@
-"""Programs between passes, kept in a folder: a compilation that was interrupted goes on after its last whole pass.
+"""Keeps programs between passes in a folder, so that an interrupted compilation goes on after the last finished pass.
 
-What passes measure is kept beside them, for tries with other settings.
+Measurements of passes are kept beside them, for runs with other settings.
 
-A state is named by all that it depends on: the program that passes began with, the passes so far with all their
-settings and their code, the seed, the data, loss and score, the machine. So nothing has to be compared when a state is
-looked for, and passes may be changed from any place on.
+The name of a state is a checksum of all that it depends on: the program that passes began with, the passes so far with
+all their settings and their code, the seed, the data, loss and score, the machine. So nothing has to be compared when a
+state is looked up, and passes may be changed from any point on.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Workdir:
     """States of one compilation.
 
     Args:
-        folder: made if missing.
-        pipeline: before any pass has run.
+        folder: created if missing.
+        pipeline: the pipeline before any pass has run.
 
     Raises:
-        InvalidInput: the folder can't be made or written to.
+        InvalidInput: the folder can't be created or written to.
     """
 
     def __init__(self, folder: Path, pipeline: Pipeline) -> None:
@@ -66,9 +66,9 @@ class Workdir:
         pipeline.context = dataclasses.replace(context, measurements=Measurements(folder / "measured", depends))
 
     def run(self, passes: Sequence[Pass]) -> None:
-        """Runs passes, those that were run before aside, and keeps what each leaves."""
+        """Runs passes, except those whose states are kept, and keeps the state after each."""
         found = self.pipeline.context.candidates
-        # All are named before any runs: a pass may write down in its class what it did.
+        # All places are computed before any pass runs, as a pass may record in its class what it did.
         places = self._places(passes)
         for count in range(self._take_up(passes, places) + 1, len(passes) + 1):
             place, before = places[count], len(found)
@@ -83,7 +83,7 @@ class Workdir:
             saving.write(saving.Saved(self.pipeline.program, self.pipeline.report("", []), []), place)
 
     def _take_up(self, passes: Sequence[Pass], places: Sequence[Path | None]) -> int:
-        """Takes up the state after as many passes as there is one for; gives how many."""
+        """Loads the state after as many passes as possible; returns how many."""
         context, damaged, done = self.pipeline.context, list[Note](), 0
         for count in range(len(passes), 0, -1):
             place = places[count]
@@ -104,7 +104,7 @@ class Workdir:
         return done
 
     def _take_up_plan(self, passes: Sequence[Pass], places: Sequence[Path | None]) -> None:
-        """Makes known again what the last search chose; other candidates of it are lost."""
+        """Restores the candidate that the last search chose; its other candidates are lost."""
         for count in range(len(passes), 0, -1):
             pass_, place = passes[count - 1], places[count]
             file = place.with_name(place.name + _PLAN) if place else None
@@ -120,7 +120,7 @@ class Workdir:
                 return
 
     def _places(self, passes: Sequence[Pass]) -> list[Path | None]:
-        """Where the state before and after each pass is kept; None where it is not known what it depends on."""
+        """Where the state before and after each pass is kept; None where its dependencies are not known."""
         settings = [checksum_of(type(pass_), pass_.all_settings) for pass_ in passes]
         places: list[Path | None] = [None]
         for count, pass_ in enumerate(passes, 1):

@@ -1,10 +1,10 @@
 """Axes: which dimensions of which tensors mean the same, and what can be removed from them.
 
 `Inference(program).run()` finds the axes of a traced program; with `strict=True` an operator without a rule is an
-error instead of a lock. `kind` says what a leaf is used as. A rule for an operator of one's own is registered with
-`axis_rule`; it gets a `Call`, unifies axes of its arguments, and returns the output's. `zeros=` says where the
-output is zero if channels of its operands are; what a rule does not say is taken as not known. `call.multiplies` says
-how many multiply-accumulates it takes:
+error instead of a lock. `kind` says what a leaf is used as. A rule for an operator of your own is registered with
+`axis_rule`; it gets a `Call`, unifies axes of its arguments, and returns the axes of the output. `zeros=` says where
+the output is zero if channels of its operands are; if left out, that counts as unknown. `call.multiplies` states the
+number of multiply-accumulates:
 
     @axis_rule(torch.ops.mylib.scale.default, zeros=any_of("x", "weight"))
     def scale(call: Call) -> tuple[Axis, ...]:

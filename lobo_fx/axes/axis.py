@@ -40,8 +40,8 @@ class Axis:
         parts: factors of a product (outermost first) or pieces of a concatenation.
         locks: why no position may be removed; a leaf without locks is free.
         inexact: why removing positions is more than zeroing them (statistics over the axis).
-        roles: what rules know of a leaf: "heads", "head_dim", "groups", "residual", "channels", "hidden", and
-            "written" or "read" by a linear layer; `lobo_fx.axes.kind` makes one word of them.
+        roles: how operators use a leaf: "heads", "head_dim", "groups", "residual", "channels", "hidden", and
+            "written" or "read" by a linear layer; `lobo_fx.axes.kind` reduces them to one word.
     """
 
     size: Size

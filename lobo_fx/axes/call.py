@@ -36,12 +36,12 @@ Axes = tuple[Axis, ...]
 
 @dataclasses.dataclass
 class Findings:
-    """What rules state beside the axes of outputs.
+    """Statements of rules other than the axes of outputs.
 
     Attributes:
-        sizes: arguments that hold sizes of axes, by node and name.
-        frozen: arguments to be written out before sizes change, by node and name.
-        sums: where values are summed over an axis.
+        sizes: by node and argument name, the axes whose sizes the argument holds.
+        frozen: by node and argument name, values to write out before sizes change.
+        sums: sums over an axis: the node, the axis, and the operands whose product is summed.
         products: axes whose sizes, multiplied, count the multiply-accumulates of a node; a node may have several.
     """
 
@@ -60,7 +60,7 @@ class Call:
         given: its arguments by schema name, defaults filled in.
         known: the axes of all values before it, by node.
         findings: where the rule's statements are kept.
-        seen: operands that the rule looked at; what it does not look at is locked.
+        seen: operands that the rule read; the axes of all others are locked.
     """
 
     node: fx.Node
@@ -76,7 +76,7 @@ class Call:
         return axes
 
     def ignores(self, name: str) -> None:
-        """Declares that a tensor argument lends only its dtype or its shape: positions of it may go."""
+        """Declares that only the dtype or shape of a tensor argument matters, so its positions may be removed."""
         if isinstance(node := self.given.get(name), fx.Node):
             self.seen.add(node)
 
@@ -84,7 +84,7 @@ class Call:
         """An argument that must be a number here.
 
         Raises:
-            AxisError: it is a size that is computed, or left out.
+            AxisError: it is a computed size, or it was left out.
         """
         value = self.given[name]
         if not isinstance(value, int):
@@ -125,7 +125,7 @@ class Call:
         return tuple(output)
 
     def counts(self, name: str, axes: Axis | Sequence[Axis]) -> None:
-        """Declares that an argument holds the size of an axis (or a list of sizes), to be kept true."""
+        """Declares that an argument holds the size of an axis (or a list of sizes), which surgery must update."""
         self.findings.sizes.setdefault(self.node, {})[name] = axes
 
     def sums(self, axis: Axis, *operands: fx.Node) -> None:
@@ -155,7 +155,7 @@ Rule = Callable[[Call], Any]
 
 
 class Entry(NamedTuple):
-    """What is registered of an operator: its rule, and where its output is zero; None where that is not known."""
+    """The registered rule of an operator, and its statement about zeros; None where it makes none."""
 
     rule: Rule
     zeros: Zeros | None
@@ -223,7 +223,7 @@ def rule_of(node: fx.Node) -> Rule | None:
 
 
 def zeros_of(node: fx.Node) -> Zeros | None:
-    """What an operator says of zeros: its own statement, or its family's."""
+    """The statement about zeros of an operator: its own, or its family's."""
     entry = _entry(node)
     return entry.zeros if entry else None
 

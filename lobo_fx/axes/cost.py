@@ -44,7 +44,7 @@ def macs_after(inference: Inference, removal: Removal) -> int:
 
 
 def file_size_after(inference: Inference, removal: Removal) -> int:
-    """Bytes of the parameters and buffers that the graph reads: what a file of it holds, but for some kilobytes."""
+    """Bytes of the parameters and buffers that the graph reads: the size of its file, up to some kilobytes."""
     count = 0
     for tensor in stored_tensors(inference):
         axes = inference.stored.get(id(tensor))
@@ -83,7 +83,7 @@ def count_positions(
 
 
 def one_row_sizes(program: Program) -> dict[sympy.Symbol, int]:
-    """What the free sizes are in the example inputs, but for the batch, of which one row counts."""
+    """The free sizes in the example inputs, with one row as the batch."""
     names = dimension_names(program.graph, program.module.program_facts.free_dimensions)
     batch = program.signature.batch
     return {

@@ -1,4 +1,4 @@
-"""Axis inference: one pass over the graph, one rule per operator; what has no rule is locked, with the reason."""
+"""Axis inference: one pass over the graph, one rule per operator; axes around one without a rule are locked."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Inference:
     """Axes of every value, parameter and buffer of a program.
 
     Attributes:
-        program: what was inferred.
+        program: the inferred program.
         values: by node; a tuple of axes, or a list of tuples where the node gives several tensors.
         stored: axes of parameters and buffers, by tensor identity, so that tied weights share them.
         unknown: operators without a rule, with where they are called.
-        findings: what rules state beside the axes.
+        findings: statements of rules other than the axes.
     """
 
     def __init__(self, program: Program, strict: bool = False) -> None:
@@ -120,7 +120,7 @@ class Inference:
 
 
 def _check_sizes(axes: Axes, value: torch.Tensor) -> None:
-    """Holds the output's axes against its sizes, and locks what has a free size.
+    """Checks the output's axes against its sizes, and locks leaves with a free size.
 
     Raises:
         AxisError: a rule gives an axis of another size.

@@ -1,4 +1,4 @@
-"""What surgery took, in terms of the original model: which indices of each parameter are still there."""
+"""Records which indices of each original parameter are left after surgery."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["kept_indices", "names_of_tensors", "record", "restore"]
 
 
 def record(module: ProgramModule, names: Iterable[str], dim: int, mask: torch.Tensor) -> None:
-    """Notes that only the positions where `mask` is True stay along `dim` of a stored tensor.
+    """Records that only the positions where `mask` is True stay along `dim` of a stored tensor.
 
     Args:
-        module: whose tensor it is.
+        module: the module that holds the tensor.
         names: all names of the tensor, see `names_of_tensors`.
         dim: the dimension that is cut.
         mask: boolean, over the positions before the cut.
@@ -30,7 +30,7 @@ def record(module: ProgramModule, names: Iterable[str], dim: int, mask: torch.Te
 
 
 def names_of_tensors(module: ProgramModule) -> dict[int, list[str]]:
-    """By identity of a stored tensor: all its names."""
+    """All names of each stored tensor, by its identity."""
     found: dict[int, list[str]] = {}
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     for name, tensor in named:
@@ -39,7 +39,7 @@ def names_of_tensors(module: ProgramModule) -> dict[int, list[str]]:
 
 
 def kept_indices(module: ProgramModule) -> KeptIndices:
-    """For every tensor that was cut, the original indices of what is left; others are whole.
+    """The original indices that are left of each cut tensor; uncut ones are not listed.
 
     Example:
         `original.conv1.weight[kept["conv1.weight"][0]]` are the filters that the compiled model still has.
@@ -48,5 +48,5 @@ def kept_indices(module: ProgramModule) -> KeptIndices:
 
 
 def restore(module: ProgramModule, kept: dict[str, dict[str, list[int]]]) -> None:
-    """Reads back what JSON made of `kept_indices`."""
+    """Restores `kept_indices` from JSON, whose keys are text."""
     module.set_facts(kept={name: {int(dim): at for dim, at in dims.items()} for name, dims in kept.items()})

@@ -13,7 +13,7 @@ from lobo_fx.axes.zeros import Sum
 __all__ = ["KINDS", "is_stored", "kind", "mark_linear_layers"]
 
 KINDS = ("heads", "head_dim", "groups", "residual", "channels", "hidden", "width")
-"""The most telling first: a leaf with several roles is of the first kind among them."""
+"""Most specific first: a leaf with several roles is of the first kind among them."""
 
 _LINEAR = {"written", "read"}
 
@@ -34,7 +34,7 @@ def kind(leaf: Axis) -> str:
 
 
 def mark_linear_layers(values: Mapping[fx.Node, Any], sums: list[Sum]) -> None:
-    """Marks what is summed with a stored matrix ("read"), and what comes of it ("written")."""
+    """Marks axes that are summed with a stored matrix as "read", and the matrix's other axes as "written"."""
     for _, summed, operands in sums:
         for matrix in operands if len(operands) > 1 else ():
             if is_stored(matrix):

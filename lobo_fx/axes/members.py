@@ -1,4 +1,4 @@
-"""What hangs on a leaf: the parameters it runs through, by name, and the leaves that can be pruned."""
+"""The members of a leaf: the parameters that it runs through. Lists the leaves that can be pruned."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Member:
     Attributes:
         name: dotted name of the parameter or buffer.
         tensor: its values.
-        axes: its axes.
-        dim: which of its dimensions.
+        axes: the axes of the tensor.
+        dim: the dimension that the leaf runs through.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Member:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The values, outside any gradient."""
+        """The values, detached from gradients."""
         return self.tensor.detach()
 
     def along(self, leaf: Axis, elements: torch.Tensor) -> torch.Tensor:
-        """Scores of all elements, shaped as the tensor, summed for each position of the leaf."""
+        """Sums scores of the tensor's elements into one score for each position of the leaf."""
         others = [dim for dim in range(elements.dim()) if dim != self.dim]
         summed = elements.sum(others) if others else elements
         return project(self.axes[self.dim], leaf, summed.double())

@@ -17,11 +17,11 @@ AXIS_RULES: Registry[ModuleType] = Registry(
     must_be="a module",
     fits=lambda plugin: isinstance(plugin, ModuleType),
 )
-"""Modules that register rules with `axis_rule` as they are imported."""
+"""Modules that register axis rules with `axis_rule` when they are imported."""
 
 
 @functools.cache
 def load_plugged_rules() -> None:
-    """Imports the rules of all packages, once; a module that can't be imported is warned about, with its package."""
+    """Imports the axis rules of all packages, once; warns of modules that can't be imported, naming the package."""
     for failure in AXIS_RULES.loadable()[1]:
         warnings.warn(failure, stacklevel=2)

@@ -1,4 +1,4 @@
-"""What the removal of positions from leaves does to the axes that are made of them."""
+"""Computes how removing positions from leaves changes the axes that are made of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def kept_size(axis: Axis, removal: Removal) -> Any:
 
 
 def size_with(axis: Axis, widths: Mapping[Axis, int]) -> Any:
-    """How many positions an axis has where its leaves have these widths, and those not named their own."""
+    """How many positions an axis has when its leaves have these widths; leaves not named keep their size."""
     root = axis.find()
     if root.form is Form.LEAF:
         return widths.get(root, root.size)

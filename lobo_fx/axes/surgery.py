@@ -1,4 +1,4 @@
-"""Surgery: positions leave the leaves; every tensor and every size constant follows."""
+"""Surgery: removes positions from leaves, and updates every tensor and every size constant."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def remove(inference: Inference, removal: Removal) -> None:
 
 
 def _touched(inference: Inference, removal: Removal) -> list[tuple[torch.Tensor, tuple[Axis, ...]]]:
-    """Stored tensors that lose positions, with their axes; tied ones once."""
+    """Stored tensors that lose positions, with their axes; tied tensors once."""
     found: dict[int, tuple[torch.Tensor, tuple[Axis, ...]]] = {}
     for node in inference.program.graph.find_nodes(op="get_attr"):
         tensor = inference.program.parameter(node)
@@ -69,7 +69,7 @@ def _touched(inference: Inference, removal: Removal) -> list[tuple[torch.Tensor,
 
 
 def _resize(node: fx.Node, name: str, axes: Axis | Sequence[Axis], removal: Removal) -> None:
-    """Writes the new size of an axis (or sizes) into an argument, where it changed."""
+    """Writes the new size of an axis, or a list of sizes, into an argument, where it changed."""
     given = arguments(node)
     everything = [axes] if isinstance(axes, Axis) else list(axes)
     if not any(leaf in removal for axis in everything for leaf in axis.leaves()):
@@ -87,7 +87,7 @@ def _resize(node: fx.Node, name: str, axes: Axis | Sequence[Axis], removal: Remo
 
 
 def _resized(node: fx.Node, value: Any, axis: Axis, removal: Removal) -> Any:
-    """A size in a list: -1 stays, a number is replaced, a computed size is scaled."""
+    """The new value of a size in a list: -1 stays, a number is replaced, a computed size is scaled."""
     if isinstance(value, int):
         return value if value == -1 else kept_size(axis, removal)
     before, after = 1, 1
@@ -104,7 +104,7 @@ def _resized(node: fx.Node, value: Any, axis: Axis, removal: Removal) -> Any:
 
 
 def _resplit(node: fx.Node, sizes: list[int]) -> None:
-    """Splits into the pieces' own new sizes, which need not be equal any more."""
+    """Gives a split the new sizes of its pieces, which need no longer be equal."""
     assert node.target in SPLITS
     given = arguments(node)
     node.target = aten.split_with_sizes.default

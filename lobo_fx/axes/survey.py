@@ -1,4 +1,4 @@
-"""A survey of a program's axes for people: what can be pruned, what can't and why, and how much each covers."""
+"""A survey of a program's axes for users: what can be pruned, what can't and why, and how many parameters that is."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AxisSummary:
         kind: what it is used as, one of `KINDS`.
         members: parameters and dimensions that it runs through, as `name[dim]`.
         parameters: how many parameters lie along it.
-        spread: largest over smallest L2 importance of its positions; 1 where all matter alike.
+        spread: largest over smallest L2 norm of its positions; 1 where all are equal.
         inexact: why removing positions is more than zeroing them.
     """
 
@@ -46,10 +46,10 @@ class Survey:
     """All axes of a program.
 
     Attributes:
-        axes: the free ones, widest coverage first.
-        locks: parameters that no free axis covers, by reason.
-        half_locks: parameters that a free axis covers along some dimensions, by the reason that locks another.
-        free_share: share of the parameters under a free axis.
+        axes: the free axes, those with most parameters first.
+        locks: numbers of parameters that no free axis covers, by the reasons of their locks.
+        half_locks: numbers of parameters that have both a free and a locked axis, by the reason of the lock.
+        free_share: share of the parameters that a free axis covers.
         unknown: operators without a rule, with where they are called.
     """
 
@@ -88,7 +88,7 @@ def survey(inference: Inference) -> Survey:
 
 
 def _ranked(reasons: dict[str, int]) -> dict[str, int]:
-    """The reasons that hold for most parameters first."""
+    """Sorts reasons by the number of parameters, largest first."""
     return dict(sorted(reasons.items(), key=lambda entry: -entry[1]))
 
 

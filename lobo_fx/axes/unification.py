@@ -1,4 +1,4 @@
-"""Unification: when two axes must mean the same, and the common refinement of their decompositions."""
+"""Unification of two axes that must mean the same, by finding the common refinement of their decompositions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["split_at", "unify"]
 
 
 def unify(first: Axis, second: Axis) -> Axis:
-    """Makes two axes the same, in their common refinement.
+    """Makes two axes the same, as their common refinement.
 
     Raises:
-        AxisError: they have none; what was already unified on the way stays so, and the caller locks both.
+        AxisError: they have none; parts that were already unified stay so, and the caller locks both axes.
     """
     a, b = first.find(), second.find()
     if a is b:
@@ -41,7 +41,7 @@ def unify(first: Axis, second: Axis) -> Axis:
 
 
 def _merge(gone: Axis, kept: Axis) -> Axis:
-    """Lets `kept` stand for `gone`; what was known of a leaf holds for the leaves that it turns out to be."""
+    """Replaces `gone` by `kept`; locks and roles of a leaf pass to all leaves of the axis that replaces it."""
     if gone is kept:
         return kept
     if any(part.find() is gone for part in _descendants(kept)):
@@ -112,7 +112,7 @@ def _divide(size: Size, by: Size) -> Size | None:
 
 
 def _flatten(axis: Axis) -> None:
-    """Replaces factors that were split by their own factors."""
+    """Replaces parts that were themselves split by their own parts."""
     parts = [part.find() for part in axis.parts]
     while any(part.form is axis.form for part in parts):
         parts = [q.find() for p in parts for q in (p.parts if p.form is axis.form else (p,))]
@@ -157,7 +157,7 @@ def split_at(axis: Axis, at: Size) -> tuple[Axis, Axis]:
     """The first `at` positions, and the others.
 
     Raises:
-        AxisError: it runs through a product.
+        AxisError: the cut does not fall between positions of the outermost factor of a product.
     """
     root = axis.find()
     if not isinstance(root.size, int) or not isinstance(at, int) or not 0 < at < root.size:

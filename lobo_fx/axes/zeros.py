@@ -1,9 +1,8 @@
-"""Where zeroed channels stay zero: what tells a removal that equals zeroing from one that does not.
+"""Finds where zeroed channels stay zero, to tell removals that equal zeroing from those that do not.
 
-Zeroing a channel zeroes every weight that makes or reads it. Where its values are summed with weights, that is
-the same as removing it. Where values are summed without weights (attention, a plain sum), it is the same only
-if they are still zero there: `relu(0)` is, `sigmoid(0)` is not, and neither is a sum with a value that the
-channel does not run through.
+Zeroing a channel zeroes every weight that produces or reads it. Where its values are summed with weights, that equals
+removing it. Where values are summed without weights (attention, a plain sum), it does so only if they are still zero
+there: `relu(0)` is zero, but `sigmoid(0)` is not, nor is the sum with a value that the channel does not run through.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ _NO_LEAVES: Leaves = frozenset()
 
 @dataclasses.dataclass(frozen=True)
 class Operands:
-    """An operator call, as a statement about zeros sees it.
+    """An operator call, as passed to a statement about zeros.
 
     Attributes:
         node: the call.
         given: its arguments by schema name.
-        zeros: by node before it, the leaves at whose zeroed positions its values are zero.
-        carried: by node, the leaves that its axes are made of; the call's own among them.
+        zeros: by node, the leaves at whose zeroed positions its values are zero.
+        carried: by node, including the call, the leaves that its axes are made of.
     """
 
     node: fx.Node
@@ -58,7 +57,7 @@ class Operands:
     carried: Mapping[fx.Node, Leaves]
 
     def zero_in(self, name: str) -> Leaves:
-        """The leaves at which an argument is zero: a number is zero at all of them, or at none."""
+        """The leaves at which an argument is zero; for a number, all leaves of the call if it is 0, else none."""
         value = self.given.get(name)
         if isinstance(value, fx.Node):
             return self.zeros[value]
@@ -66,16 +65,16 @@ class Operands:
 
 
 Zeros = Callable[[Operands], Leaves]
-"""A statement of an operator: the leaves at whose zeroed positions its output is zero."""
+"""An operator's statement about zeros: the leaves at whose zeroed positions its output is zero."""
 
 
 def any_of(*parts: str | Zeros) -> Zeros:
-    """Zero wherever one of these arguments (or statements) is: a product. Of nothing: nowhere."""
+    """Zero wherever any of these arguments (or statements) is, as in a product; without arguments, nowhere."""
     return lambda call: _NO_LEAVES.union(*(_zero_in(call, part) for part in parts))
 
 
 def all_of(*parts: str | Zeros) -> Zeros:
-    """Zero wherever each of these arguments (or statements) is: a sum; one left out adds nothing."""
+    """Zero wherever all of these arguments (or statements) are, as in a sum; arguments left out don't count."""
 
     def zeros(call: Operands) -> Leaves:
         given = [part for part in parts if not isinstance(part, str) or call.given.get(part) is not None]
@@ -85,7 +84,7 @@ def all_of(*parts: str | Zeros) -> Zeros:
 
 
 def through(*names: str) -> Zeros:
-    """Zero wherever each of these operands that the leaf runs through is; no names stand for all of them."""
+    """Zero wherever all of these operands that carry the leaf are zero; without names, all operands count."""
 
     def zeros(call: Operands) -> Leaves:
         given = [call.given[name] for name in names] if names else call.node.all_input_nodes
@@ -97,16 +96,16 @@ def through(*names: str) -> Zeros:
 
 
 MOVED = through()
-"""Values only move: zero wherever every operand that the leaf runs through is."""
+"""For operators that only move values: zero wherever all operands that carry the leaf are."""
 NOWHERE = any_of()
-"""Whatever zeroed channels make of it, the output is finite, and not known to be zero."""
+"""The output is finite for zeroed channels, but not known to be zero."""
 
 
 def elementwise(call: Operands) -> Leaves:
-    """Each element is made of one element of each operand: the operator itself is asked what it makes of zeros.
+    """For pointwise operators: runs the operator itself on zeros to find whether its output is zero.
 
-    It is run on a handful of numbers, with zeros for the operands that are zero at a leaf. Where that is not
-    finite (`log(0)`, `1 / 0`), or can't be run, zeroing a channel does not stand for removing it.
+    It is run on a few numbers, with zeros for the operands that are zero at a leaf. If the result is not finite
+    (`log(0)`, `1 / 0`) or the operator can't be run, the leaf is marked inexact.
     """
     operands = [node for node in call.node.all_input_nodes if isinstance(node.meta.get("val"), torch.Tensor)]
     leaves_of: dict[frozenset[fx.Node], set[Axis]] = defaultdict(set)
@@ -115,7 +114,7 @@ def elementwise(call: Operands) -> Leaves:
     found: set[Axis] = set()
     for zeroed, leaves in leaves_of.items():
         if not zeroed:
-            continue  # some numbers say nothing of all others
+            continue  # sample numbers prove nothing for all others
         gives = _on_zeros(call.node, zeroed)
         if gives is _Gives.ZEROS:
             found |= leaves
@@ -128,13 +127,13 @@ def elementwise(call: Operands) -> Leaves:
 def mark_inexact_zeros(
     graph: fx.Graph, values: Mapping[fx.Node, Any], sums: list[Sum], statement_of: Callable[[fx.Node], Zeros | None]
 ) -> None:
-    """Marks axes inexact that are summed where zeroed positions are not zero, or where nobody knows.
+    """Marks leaves inexact that are summed where their zeroed positions are not zero, or not known to be.
 
     Args:
-        graph: in order.
+        graph: the graph, in execution order.
         values: the axes of every node.
         sums: where values are summed.
-        statement_of: where a call's outputs are zero; None where its operator does not say.
+        statement_of: the statement of a call's operator about zeros; None where it makes none.
     """
     zeros: dict[fx.Node, Leaves] = {}
     carried: dict[fx.Node, Leaves] = {}
@@ -142,7 +141,7 @@ def mark_inexact_zeros(
         carried[node] = frozenset(_leaves(values.get(node)))
         zeros[node] = carried[node] if node.op == "get_attr" else _NO_LEAVES
         if is_call(node, aten.sym_size.int):
-            continue  # a size says nothing of values
+            continue  # a size does not depend on values
         if node.op != "call_function" or not any(carried[operand] for operand in (node, *node.all_input_nodes)):
             continue
         if statement := statement_of(node):
@@ -171,11 +170,11 @@ def _leaves(axes: Any) -> Iterator[Axis]:
 
 
 _NUMBERS = (-2.5, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0, 7.0)
-"""What an operand may hold where it is not zeroed: of both signs, on both sides of one. Zero is tried apart."""
+"""Values of an operand that is not zeroed: both signs, below and above one. Zero is tried separately."""
 
 
 class _Gives(enum.Enum):
-    """What an operator makes of zeros."""
+    """The output of an operator on zeros."""
 
     ZEROS = enum.auto()
     NUMBERS = enum.auto()
@@ -184,7 +183,7 @@ class _Gives(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class _Stand:
-    """What stands for an operand: numbers, or zeros; one after the other for an operand of no dimensions."""
+    """A placeholder for an operand: sample numbers, or zeros; a scalar operand takes one number per run."""
 
     place: int
     dtype: torch.dtype
@@ -192,7 +191,7 @@ class _Stand:
     zeroed: bool
 
     def values(self, number: int, all_zero: bool, none_zero: bool) -> torch.Tensor:
-        numbers = torch.tensor(_NUMBERS).roll(self.place)  # no two operands are alike
+        numbers = torch.tensor(_NUMBERS).roll(self.place)  # so that no two operands are equal
         numbers = (numbers > 0) if self.dtype == torch.bool else numbers.to(self.dtype)
         if all_zero or (self.zeroed and not none_zero):
             numbers = torch.zeros_like(numbers)
@@ -200,7 +199,7 @@ class _Stand:
 
 
 def _on_zeros(node: fx.Node, zeroed: frozenset[fx.Node]) -> _Gives:
-    """What an operator gives where some of its operands are zero and the others are any numbers."""
+    """Whether an operator gives zeros when some operands are zero and the others are sample numbers."""
     places = {operand: place for place, operand in enumerate(node.all_input_nodes)}
 
     def stand(operand: fx.Node) -> Any:
@@ -218,7 +217,7 @@ def _on_zeros(node: fx.Node, zeroed: frozenset[fx.Node]) -> _Gives:
 
 
 def _plain_layout(argument: Any) -> Any:
-    """Numbers in a row have no other layout."""
+    """Replaces memory formats: the sample numbers are a vector, which has no other."""
     return torch.contiguous_format if isinstance(argument, torch.memory_format) else argument
 
 
@@ -237,8 +236,8 @@ def _probed(target: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tup
     is_zero = True
     for number in range(len(_NUMBERS) if any(stand.alone for stand in stands) else 1):
         on_zeros, on_numbers = run(number), run(number, none_zero=True)
-        if bool((~on_zeros.isfinite() & on_numbers.isfinite()).any()):  # infinite anyway is not the zeros' doing
+        if bool((~on_zeros.isfinite() & on_numbers.isfinite()).any()):  # only if the zeros made it infinite
             return _Gives.UNKNOWN
-        # Where all operands happen to be zero, `0 / 0` is the data's own fault, but `0 == 0` is one.
+        # With all operands zero, `0 / 0` is the fault of the data, but `0 == 0` gives one.
         is_zero = is_zero and not on_zeros.any() and not run(number, all_zero=True).nan_to_num().any()
     return _Gives.ZEROS if is_zero else _Gives.NUMBERS

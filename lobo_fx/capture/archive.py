@@ -1,7 +1,7 @@
 """Reads `.pt2` archives of `torch.export` after making sure that they hold data only.
 
-`torch.export.load` itself can fall back to unpickling and can resolve any attribute of torch; a file is
-therefore inspected first and refused unless it holds data only.
+`torch.export.load` can fall back to unpickling, and can resolve any attribute of torch. Therefore a file is inspected
+first, and refused unless it holds only data.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _TARGET = re.compile(
     r"|_?operator\.\w+|math\.\w+|torch\._?sym_\w+"
 )
 
-# Contexts of output types that make torch import a module by name.
+# Keys in the contexts of output types that make torch import a module by name.
 _IMPORTING = ("default_factory", "__enum__")
 
 _NUMBERS = frozenset({"Integer", "Rational", "Float"})
 
-# Names that torch's size expressions call, and the syntax they are made of.
+# Functions that torch's size expressions call, and the syntax that they consist of.
 _FUNCTIONS = frozenset(
     {"Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "PythonMod", "Max", "Min"}
 )
@@ -56,14 +56,14 @@ _SYNTAX = (
     *(ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.UAdd, ast.USub, ast.cmpop, ast.Load),
 )
 _SIZE_BITS, _MOST_BITS = 64, 4096
-"""What a free size may need, and what the value of a size expression may: computing it takes no time."""
+"""Assumed bits of a free size, and most bits of the value of a size expression, so that it is computed at once."""
 
 
 def read_pt2(path: Path) -> ExportedProgram:
-    """Loads an exported program after making sure that the file holds data only.
+    """Loads an exported program after making sure that the file holds only data.
 
-    Torch reads a copy of the entries that were inspected, not the file: readers of zip files disagree about what
-    is in one that was made to deceive them.
+    Torch reads a copy of the inspected entries instead of the file, since zip readers can disagree about the entries of
+    a maliciously crafted file.
 
     Raises:
         InvalidInput: no such file, not an archive of `torch.export.save`, or one that would run code.
@@ -88,7 +88,7 @@ def read_pt2(path: Path) -> ExportedProgram:
 
 
 def _tie(program: ExportedProgram) -> None:
-    """Makes parameters that share all their memory one object again, as they were when they were saved."""
+    """Makes parameters that share all their memory one object again, as before they were saved."""
     known: dict[object, torch.Tensor] = {}
     for name, tensor in program.state_dict.items():
         if isinstance(tensor, torch.nn.Parameter) and tensor.numel():
@@ -110,8 +110,8 @@ def _copy_inspected(path: Path, copy: Path) -> None:
 def _inspect(path: Path, archive: zipfile.ZipFile) -> None:
     """Refuses an archive that would unpickle objects, import modules, or call anything but operators.
 
-    Only the entries that `torch.export.save` writes for one program are let through, by exact name: torch's own
-    reader ignores case and falls back to older formats that unpickle.
+    Only entries that `torch.export.save` writes for one program are accepted, by exact name: torch's reader
+    ignores case and falls back to older formats that unpickle.
 
     Raises:
         InvalidInput: says what was found in the file.
@@ -174,7 +174,7 @@ def _is_arithmetic(expression: str) -> bool:
 
 
 def _bits(node: ast.AST) -> float:
-    """No fewer than the bits that the value of a size expression needs."""
+    """An upper bound on the bits that the value of a size expression needs."""
     if isinstance(node, ast.Constant):
         return 4 * len(str(node.value)) if isinstance(node.value, (int, str)) else _SIZE_BITS
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -187,7 +187,7 @@ def _bits(node: ast.AST) -> float:
 
 
 def _largest(exponent: ast.AST) -> float:
-    """The largest number in an exponent; one that is computed has no bound."""
+    """The largest number in an exponent; infinite if the exponent is computed."""
     called = [node.func for node in ast.walk(exponent) if isinstance(node, ast.Call)]
     computed = any(isinstance(node, ast.BinOp) for node in ast.walk(exponent))
     if computed or any(not isinstance(name, ast.Name) or name.id not in _NUMBERS for name in called):
@@ -196,7 +196,7 @@ def _largest(exponent: ast.AST) -> float:
 
 
 def _items(value: Any, inside_strings: bool = False) -> Iterator[tuple[str, Any]]:
-    """All key-value pairs of nested JSON, if asked for of JSON inside strings too."""
+    """All key-value pairs of nested JSON; on request also of JSON inside strings."""
     if inside_strings and isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
         with contextlib.suppress(ValueError):
             yield from _items(json.loads(value), inside_strings)

@@ -41,9 +41,9 @@ def in_order(model: nn.Module, inputs: Inputs) -> Inputs:
 
 @contextlib.contextmanager
 def gathered_named(model: nn.Module, inputs: Inputs) -> Iterator[None]:
-    """Has a model with `forward(**kwargs)` state the names it is given, for a while.
+    """Makes `forward(**kwargs)` name the given inputs in its signature within this context.
 
-    `torch.export` frees no dimension of an input that the signature of `forward` does not name.
+    `torch.export` leaves no dimension free for inputs that the signature of `forward` does not name.
     """
     forward, before = model.forward, vars(model).get("forward")
     signature = inspect.signature(forward)

@@ -1,4 +1,4 @@
-"""Where `torch.export` makes a free size a constant: it keeps no trace of the user's line, so we look as it happens."""
+"""Finds where `torch.export` makes a free size a constant: it does not record the line, so it is watched meanwhile."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Constants:
     """The sizes of one export that became constants.
 
     Attributes:
-        lines: by symbol, the user's line that it happened at; empty where no line is the user's.
-        environment: torch's own, which knows symbols by the inputs' sizes.
+        lines: by symbol, the user's line where it became a constant; empty if no frame is the user's.
+        environment: torch's shape environment, which maps the inputs' sizes to symbols.
     """
 
     lines: dict[sympy.Symbol, str] = dataclasses.field(default_factory=dict)
     environment: Any = None
 
     def line(self, source: str) -> str:
-        """The user's line that made a size a constant, or another one that equals it; empty where none is known.
+        """The user's line that made a size, or one equal to it, a constant; empty if not known.
 
         Args:
-            source: as torch calls the size, `L['x'].size()[1]`.
+            source: torch's name of the size, `L['x'].size()[1]`.
         """
         symbol = getattr(self.environment, "source_to_var", {}).get(source)
         while symbol is not None and symbol not in self.lines:
@@ -45,7 +45,7 @@ class Constants:
 
 @contextlib.contextmanager
 def constants_located(found: Constants | None = None) -> Iterator[Constants]:
-    """Collects, of this thread, which sizes become constants, and where. One thread at a time."""
+    """Collects which sizes become constants in this thread, and where; one thread at a time."""
     found = Constants() if found is None else found
     thread, replace = threading.get_ident(), ShapeEnv._set_replacement
     depth = len(traceback.extract_stack())

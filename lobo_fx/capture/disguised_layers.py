@@ -1,15 +1,15 @@
-"""Products with stored weights, however they are spelled, become the operators of the table of layers.
+"""Rewrites products with stored weights, in whatever form, to the operators of the table of layers.
 
-Passes then meet one linear layer and one product with a matrix per group; `lobo_fx.graph.layers` lists both. What is
-multiplied with a value that depends on an input (attention) stays as it is. Parameters keep their names and shapes:
-a weight that is stored as inputs × outputs is read through a permute.
+Passes then have to know only one linear layer and one product with a matrix per group (`lobo_fx.graph.layers` lists
+them). Products of two values that depend on inputs (attention) stay as they are. Parameters keep their names and
+shapes: a weight that is stored as inputs × outputs is read through a permute.
 
-Cases, `W` and `b` stored or computed from stored tensors alone:
+Cases, where `W` and `b` are stored or computed from stored tensors alone:
 
-1. `addmm(b, x, W)`, `mm(x, W)`, `x @ W` → `linear(x, Wᵀ, b)`; factors of `addmm` become products of their own;
-2. `mm(W, x)`, `mv(W, x)`, `W @ x` → `linear(xᵀ, W)ᵀ`, and two transposes in a row vanish;
-3. `einsum` of an input with a weight → a linear layer over the letters that both have and the output lacks, or a
-   product per group where the output has one of them too;
+1. `addmm(b, x, W)`, `mm(x, W)`, `x @ W` → `linear(x, Wᵀ, b)`; alpha and beta of `addmm` become separate products;
+2. `mm(W, x)`, `mv(W, x)`, `W @ x` → `linear(xᵀ, W)ᵀ`; two transposes in a row cancel;
+3. `einsum` of an input with a weight → a linear layer that sums over the letters that both have and the output lacks,
+   or a product per group if the output also has a letter that both have;
 4. `baddbmm(b, x, W)`, `x @ W` over three dimensions → `bmm(x, W)`, one matrix per group;
 5. `linear(x, W) + b` → `linear(x, W, b)`;
 6. `_convolution(x, W, …)` → `conv2d(x, W, …)` or another by its number of dimensions.
@@ -39,7 +39,7 @@ def reveal_layers(module: ProgramModule) -> bool:
         module: shapes propagated.
 
     Returns:
-        Whether anything changed; shapes are then to be propagated again.
+        Whether anything changed; shapes must then be propagated again.
     """
     graph, changed = module.graph, False
     for node in list(graph.nodes):
@@ -63,12 +63,12 @@ def reveal_layers(module: ProgramModule) -> bool:
 
 
 def _rank(value: object) -> int:
-    """Number of dimensions of a tensor; -1 of anything else."""
+    """Number of dimensions of a tensor; -1 for anything else."""
     return int(value.meta["val"].dim()) if isinstance(value, fx.Node) and hasattr(value.meta.get("val"), "dim") else -1
 
 
 def _order(node: fx.Node) -> list[int] | None:
-    """Where each dimension of a permute's output comes from; None for another operator."""
+    """The order of a permute's input dimensions in its output; None for other operators."""
     rank, given = _rank(node), arguments(node)
     order = list(range(rank))
     if is_call(node, aten.permute.default):
@@ -81,7 +81,7 @@ def _order(node: fx.Node) -> list[int] | None:
 
 
 def _permuted(graph: fx.Graph, value: fx.Node, order: Sequence[int]) -> fx.Node:
-    """`value` with its dimensions in another order; permutes in a row are one, or none."""
+    """`value` with its dimensions in another order; consecutive permutes are merged, or cancel."""
     before = _order(value) if value.op == "call_function" else None
     if before is not None:
         source = value.args[0]
@@ -91,7 +91,7 @@ def _permuted(graph: fx.Graph, value: fx.Node, order: Sequence[int]) -> fx.Node:
 
 
 def _without_double_permute(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """A permute of a permute, where one of them is ours or they undo each other."""
+    """Removes a permute of a permute if they cancel."""
     source, order = node.args[0], _order(node)
     before = _order(source) if isinstance(source, fx.Node) and source.op == "call_function" else None
     if order is None or before is None or [before[dim] for dim in order] != sorted(order):
@@ -151,25 +151,25 @@ def _baddbmm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _multiplies(value: fx.Node, weight: fx.Node) -> bool:
-    """Whether an input is multiplied with a weight: one depends on inputs, the other on stored tensors alone."""
+    """Whether the product is of an input with a weight: one depends on inputs, the other only on stored tensors."""
     return is_constant(weight) and not is_constant(value)
 
 
 def _same(left: fx.Node, right: fx.Node, dim: int) -> bool:
-    """Whether both tensors have one constant size along a dimension."""
+    """Whether both tensors have the same constant size along a dimension."""
     sizes = left.meta["val"].shape[dim], right.meta["val"].shape[dim]
     return all(isinstance(size, int) for size in sizes) and sizes[0] == sizes[1]
 
 
 def _with_bias(graph: fx.Graph, x: fx.Node, weight: fx.Node, bias: fx.Node) -> fx.Node:
-    """A linear layer that adds `bias` itself where that is a vector of its outputs."""
+    """A linear layer with `bias`, if that is a vector over its outputs; else a linear layer and an addition."""
     if _rank(bias) == 1 and is_constant(bias) and bias.meta["val"].shape[0] == weight.meta["val"].shape[0]:
         return call(graph, aten.linear.default, x, weight, bias)
     return call(graph, aten.add.Tensor, call(graph, aten.linear.default, x, weight), bias)
 
 
 def _bias(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """Case 5: a vector that is added to a linear layer without a bias, whose result nothing else reads."""
+    """Case 5: a vector is added to a linear layer without a bias whose result nothing else reads."""
     given = arguments(node)
     for layer, bias in ((given["self"], given["other"]), (given["other"], given["self"])):
         if given["alpha"] != 1 or not is_call(layer, aten.linear.default) or len(layer.users) > 1:
@@ -184,7 +184,7 @@ def _bias(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _einsum(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """Case 3: letters tell which dimensions are summed, which are groups, and which are outputs."""
+    """Case 3: the letters tell which dimensions are summed, groups, or outputs."""
     given = arguments(node)
     terms, output = _letters(str(given["equation"]), [_rank(tensor) for tensor in given["tensors"]])
     if len(terms) != 2 or any(len(set(term)) < len(term) for term in (*terms, output)):
@@ -197,10 +197,10 @@ def _einsum(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The letters of each operand and of the output; an ellipsis as letters of its own, aligned at its end."""
+    """The letters of each operand and of the output; an ellipsis becomes extra letters, aligned at its end."""
     left, arrow, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    spare = [chr(code) for code in range(0x100, 0x120)]  # no equation has these
+    spare = [chr(code) for code in range(0x100, 0x120)]  # not used in equations
     widths = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
     ellipses = ["".join(spare[len(spare) - width :]) if width else "" for width in widths]
     widest = max((e for e, term in zip(ellipses, terms, strict=True) if "..." in term), key=len, default="")
@@ -237,12 +237,12 @@ def _contracted(graph: fx.Graph, x: fx.Node, in_x: str, weight: fx.Node, in_weig
 
 
 def _joined(graph: fx.Graph, value: fx.Node, first: int, count: int) -> fx.Node:
-    """`value` with `count` dimensions from `first` on as one."""
+    """`value` with `count` dimensions flattened into one, from `first` on."""
     return value if count == 1 else call(graph, aten.flatten.using_ints, value, first, first + count - 1)
 
 
 def _convolution(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """Case 6: the general form, as traced submodules have it, is one of the convolutions by name."""
+    """Case 6: the general form of traced submodules becomes the convolution for its number of dimensions."""
     given = arguments(node)
     rank = _rank(given["input"]) - 2
     if rank not in (1, 2, 3) or rank != _rank(given["weight"]) - 2:

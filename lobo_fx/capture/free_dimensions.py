@@ -1,4 +1,4 @@
-"""Names and bounds of free dimensions: read off an exported program, written into it, and given to `torch.export`."""
+"""Names and bounds of free dimensions: reads them from and writes them to exported programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_free_dimensions(exported: ExportedProgram, graph: fx.Graph) -> tuple[Fr
     """What is known of the free dimensions of a program's inputs, in the order of `free_symbols`.
 
     Args:
-        exported: the program; of one that came from a file torch knows the bounds, we wrote the names.
+        exported: the program; from a file, torch restores the bounds, and our metadata the names.
         graph: its graph, as traced.
     """
     symbols = free_symbols(graph)
@@ -45,14 +45,14 @@ def read_free_dimensions(exported: ExportedProgram, graph: fx.Graph) -> tuple[Fr
 
 
 def write_free_dimensions(exported: ExportedProgram, dimensions: tuple[FreeDimension, ...]) -> None:
-    """Has names and steps saved with the program, of which torch saves the bounds alone."""
+    """Stores names and steps in the program's metadata, as torch saves only the bounds."""
     custom = exported.graph_module.meta.setdefault("custom", {})
     custom[_KEY] = [dimension.name for dimension in dimensions]
     custom[_STEPS] = [[dimension.step, dimension.offset] for dimension in dimensions]
 
 
 def as_dim(size: sympy.Expr, dims: dict[sympy.Symbol, Any]) -> Any:
-    """A size as `torch.export` takes it: a dimension, or a multiple of one; what it can't say, it is to find out."""
+    """A size for `torch.export`: a dimension or a linear expression of one; else `Dim.AUTO`, which torch infers."""
     if len(size.free_symbols) != 1 or not size.is_polynomial() or sympy.degree(size) != 1:
         return Dim.AUTO
     (symbol,) = size.free_symbols
@@ -62,7 +62,7 @@ def as_dim(size: sympy.Expr, dims: dict[sympy.Symbol, Any]) -> Any:
 
 
 def _given_name(symbol: sympy.Symbol, size: torch.SymInt) -> str:
-    """The name of the `Dim` that the user gave; a `Dim` that only multiples of it are used of is a source itself."""
+    """Name of the user's `Dim`; if inputs only hold multiples of it, the `Dim` is itself a source of the symbol."""
     environment = size.node.shape_env
     sources = [source.name for source in environment.var_to_sources.get(symbol, [])]
     names = [environment.source_name_to_debug_name.get(source, source) for source in sources]
@@ -70,10 +70,10 @@ def _given_name(symbol: sympy.Symbol, size: torch.SymInt) -> str:
 
 
 def _step(symbol: sympy.Symbol, environment: Any) -> tuple[int, int]:
-    """How far apart sizes are that take the same way through the model's code as the example, and where they start.
+    """The step between sizes that take the same branches of the model's code as the example, and their offset.
 
-    Torch recorded what it decided by sizes (`height % 32 == 0`); the nearest other size of which all of that holds too
-    is a step away. Where there is none near, the step is the example's size.
+    Torch recorded its decisions on sizes as guards (`height % 32 == 0`); the step is the distance to the nearest other
+    size that fulfils all of them. If there is none within `_LONGEST_STEP`, the step is the size of the example.
     """
     hints = environment.backed_var_to_val
     size = hints.get(symbol)
@@ -93,7 +93,7 @@ def _step(symbol: sympy.Symbol, environment: Any) -> tuple[int, int]:
 
 
 def _bounded(name: str, bounds: Any) -> FreeDimension:
-    """The bounds that hold in the program; a lower one of 0, or of 2 for a size without a name, is torch's own."""
+    """The bounds in the program; a lower bound of 0, or of 2 for a size without a name, is torch's default."""
     if bounds is None:
         return FreeDimension(name)
     lowest, highest = (int(bound) if bound.is_Integer else None for bound in (bounds.lower, bounds.upper))

@@ -1,4 +1,4 @@
-"""Which sizes of the inputs stay free: what `torch.export` is asked for, and what the user should know of the rest."""
+"""Which sizes of the inputs stay free: the request to `torch.export`, and notes about sizes that became constants."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Asked", "ask", "constant_notes", "step_notes"]
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """An input with sizes beside the batch that are to stay free where the model allows.
+    """An input with sizes other than the batch that should stay free where the model allows it.
 
     Attributes:
-        path: where it stands among the inputs as `forward` binds them.
-        place: which one it is of the flattened inputs.
-        sizes: by dimension, in the example.
-        may_be_features: whether it holds nothing but rows of numbers, whose count a weight may fix.
+        path: its place among the inputs as `forward` binds them.
+        place: its index among the flattened inputs.
+        sizes: the requested sizes in the example, by dimension.
+        may_be_features: whether it is a float matrix, whose columns may be features that a weight fixes.
     """
 
     path: pytree.KeyPath
@@ -39,20 +39,20 @@ class Asked:
         return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in self.path)
 
     def source(self, dim: int) -> str:
-        """What `torch.export` calls the size."""
+        """The name of a size in `torch.export`."""
         return f"L{pytree.keystr(self.path)}.size()[{dim}]"
 
 
 def ask(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple[Inputs, Any, list[Asked]]:
-    """Inputs with at least two rows, a specification for `torch.export`, and what it asks for beside the batch.
+    """Inputs with at least two rows, a specification for `torch.export`, and the sizes requested besides the batch.
 
-    `torch.export` treats a size of 1 as a constant, so a single row is repeated. Only tensors whose
-    first dimension equals that of the first tensor carry the batch. The batch must stay free, other sizes may:
-    torch finds out. Sequences are inputs of two or three dimensions, and masks as long as one of them.
+    `torch.export` treats a size of 1 as a constant, so a single row is repeated. Only tensors whose first dimension
+    equals that of the first tensor have a batch. The batch must stay free; other sizes may, and torch finds out.
+    Sequences are inputs of two or three dimensions, and masks of the same length as one.
 
     Args:
-        inputs: as the model takes them.
-        forward: the model's.
+        inputs: inputs of the model.
+        forward: the model's `forward`.
         which: a word of `FREED`; or "lengths", which is "auto" without the batch.
     """
     rows = next((tensor.shape[0] for tensor in inputs.tensors if tensor.dim()), 0)
@@ -85,12 +85,12 @@ def ask(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple[Inputs
 
 
 def constant_notes(asked: Sequence[Asked], signature: Signature, constants: Constants, sequence: object) -> list[str]:
-    """What to know of inputs of which nothing but the batch is free: where their sizes became constants.
+    """Notes about inputs of which only the batch is free: where their sizes became constants.
 
     Args:
-        asked: what was to be free.
-        signature: of the program that came out.
-        constants: of its capture.
+        asked: the inputs whose sizes were requested to stay free.
+        signature: signature of the traced program.
+        constants: constants that the capture located.
         sequence: name of an input that is known to be a sequence.
     """
     notes = []
@@ -115,7 +115,7 @@ def _why(size: int, line: str) -> str:
 
 
 def step_notes(signature: Signature) -> list[str]:
-    """What to know of free sizes that are not free to be any."""
+    """Notes about free sizes that may only take some values."""
     return [
         f"'{dimension.name}' is free {dimension}: for sizes between, the model's code goes another way"
         for dimension in signature.free

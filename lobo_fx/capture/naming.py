@@ -16,14 +16,14 @@ _NAME = re.compile(r"[A-Za-z_][\w.\-/]*")
 
 
 def name_values(program: Program, names: Mapping[str, str]) -> Program:
-    """A program whose inputs, outputs and free dimensions have other names in files; `forward` takes what it took.
+    """Renames inputs, outputs and free dimensions in exported files; `forward` is still called as before.
 
     Args:
-        program: is not changed; what is returned shares its weights.
-        names: new names by those that files would have (`input`, `output_0`, `logits`, `batch`).
+        program: not changed; the returned program shares its weights.
+        names: new names, by the default names in files (`input`, `output_0`, `logits`, `batch`).
 
     Raises:
-        InvalidInput: there is nothing of such a name, a name can't be one, or two would be the same.
+        InvalidInput: nothing has such a name, a new name is invalid, or two names would be the same.
     """
     if not isinstance(names, Mapping) or not all(isinstance(text, str) for pair in names.items() for text in pair):
         raise InvalidInput(f"names is {names!r}; expected new names by old ones, as {{'output_0': 'boxes'}}")

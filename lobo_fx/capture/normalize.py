@@ -1,6 +1,6 @@
-"""Normalisation, once, right after tracing: no autograd wrappers, no writes in place, no asserts, no aliases.
+"""Normalises a graph once, right after tracing: no autograd wrappers, no writes in place, no asserts, no aliases.
 
-Later stages may then take every node for a pure function of its arguments.
+After that, every node is a pure function of its arguments.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def normalize(module: ProgramModule) -> list[Note]:
     """Normalises a freshly traced graph in place.
 
     Returns:
-        What had to be left as it was.
+        Notes about what had to be left as it was.
     """
     notes = inline_modes(module)
     drop_asserts(module.graph)
@@ -53,7 +53,7 @@ def normalize(module: ProgramModule) -> list[Note]:
 
 
 def name_squeezed(graph: fx.Graph) -> None:
-    """`squeeze()` names the dimensions it drops: one that a pass makes 1 long is not meant."""
+    """Makes `squeeze()` name its dimensions, so that it does not drop others that a pass makes 1 long."""
     for node in graph.find_nodes(op="call_function", target=aten.squeeze.default):
         source = node.args[0].meta.get("val")
         if isinstance(source, torch.Tensor):
@@ -65,7 +65,7 @@ def name_squeezed(graph: fx.Graph) -> None:
 
 
 def choose_by_mask(graph: fx.Graph) -> None:
-    """`x[mask] = number` is `where(mask, number, x)`: element by element, instead of an index that is not known."""
+    """Rewrites `x[mask] = number` to the pointwise `where(mask, number, x)`, which needs no index of unknown size."""
     for node in graph.find_nodes(op="call_function", target=aten.index_put.default):
         given = arguments(node)
         x, value = given["self"], given["values"]
@@ -83,18 +83,19 @@ def choose_by_mask(graph: fx.Graph) -> None:
                     inherit(aligned, node)
                 chosen = graph.call_function(aten.where.self, (aligned, value, x))
             inherit(chosen, node)
-            chosen.meta["val"] = kept  # a mask assigned to after this one looks at it
+            chosen.meta["val"] = kept  # read where another mask is assigned to after this one
             node.replace_all_uses_with(chosen)
 
 
 def inline_modes(module: ProgramModule) -> list[Note]:
-    """Regions under a mode become plain nodes.
+    """Inlines regions under a mode as plain nodes.
 
-    Cases: (1) `with torch.no_grad():`; what leaves it stays cut off from gradients. (2) `with torch.autocast(...)`
-    that is switched off, or for another device. One that is on stays: it decides the dtypes inside.
+    Cases: (1) `with torch.no_grad():`; its results stay detached. (2) `with torch.autocast(...)` that is disabled, or
+        for
+    another device than the CPU. An active one stays, as it decides the dtypes inside.
 
     Returns:
-        A note for each write without gradients to a value that trains: its gradient is not eager's.
+        A note for each write under `no_grad` to a value that trains: its gradient differs from eager mode's.
     """
     notes: list[Note] = []
     while wrappers := [node for node in module.graph.nodes if is_call(node, _SET_GRAD) or _idle_autocast(node)]:
@@ -142,7 +143,7 @@ def _writes_without_gradient(module: ProgramModule, body_node: fx.Node, operands
 
 
 def _idle_autocast(node: fx.Node) -> bool:
-    """Whether `node` is a region under an autocast that does nothing on CPU."""
+    """Whether `node` is an autocast region that has no effect on CPU."""
     if not is_call(node, _AUTOCAST):
         return False
     device, _, enabled, *_ = node.args
@@ -169,18 +170,18 @@ def _inline(module: ProgramModule, node: fx.Node, body_node: fx.Node, operands: 
 
 
 def drop_asserts(graph: fx.Graph) -> None:
-    """Removes run-time checks: the program checks its inputs itself."""
+    """Removes run-time assertions; the program checks its inputs itself."""
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and node.target in _ASSERTS and not node.users:
             graph.erase_node(node)
 
 
 def drop_aliases(graph: fx.Graph) -> None:
-    """Removes nodes that only rename a value."""
+    """Removes nodes that only alias a value."""
     writes = any(is_inplace(node) and not _saves_buffer(node) for node in graph.nodes)
     for node in list(graph.nodes):
         if writes and is_call(node, aten.lift_fresh_copy.default):
-            node.target = aten.clone.default  # what is written to must not be the constant itself
+            node.target = aten.clone.default  # writes must not change the constant itself
         elif is_call(node, *_ALIASES):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

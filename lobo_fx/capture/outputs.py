@@ -1,4 +1,4 @@
-"""Which outputs a program keeps: the others go, with all that is computed for them alone."""
+"""Selects which outputs a program keeps; operators that only the others need are removed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["keep_outputs"]
 
 
 def keep_outputs(program: Program, names: str | Sequence[str]) -> Program:
-    """A program that gives some of the outputs and computes nothing for the others.
+    """A program that returns some of the outputs and does not compute the others.
 
-    Containers stay what they are. Of a dict (a `ModelOutput` is one) the chosen entries alone are left; in tuples,
-    lists and other types the others are None, so that every output keeps its place and its name. Inputs stay.
+    Containers keep their types. A dict (such as a `ModelOutput`) holds only the chosen entries; in tuples, lists and
+    other types the others are None, so that every output keeps its place and its name. Inputs stay.
 
     Args:
-        program: is not changed; what is returned shares its weights.
-        names: of outputs, as `program.signature.outputs` and exported files have them (`logits`, `output_0`), or of
-            what holds several (`hidden_states` stands for `hidden_states.0`, `hidden_states.1` and so on).
+        program: not changed; the returned program shares its weights.
+        names: names of outputs, as in `program.signature.outputs` and exported files (`logits`, `output_0`), or of
+            containers of outputs (`hidden_states` stands for `hidden_states.0`, `hidden_states.1` and so on).
 
     Raises:
-        InvalidInput: no name is given, or one that no output has, or the container needs another one.
+        InvalidInput: no name is given, no output has one of the names, or the container requires another output.
     """
     known = [spec.name if spec else "" for spec in program.signature.outputs]
     chosen = _chosen([names] if isinstance(names, str) else names, known)
@@ -47,10 +47,10 @@ def keep_outputs(program: Program, names: str | Sequence[str]) -> Program:
 
 
 def _chosen(names: Sequence[str], known: Sequence[str]) -> set[int]:
-    """The places of the outputs that are named.
+    """Indices of the named outputs.
 
     Raises:
-        InvalidInput: no name is given, or one that no output has.
+        InvalidInput: no name is given, or no output has one of the names.
     """
     if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
         raise InvalidInput(f"outputs is {names!r}; expected names of outputs: {', '.join(filter(None, known))}")
@@ -64,9 +64,9 @@ def _chosen(names: Sequence[str], known: Sequence[str]) -> set[int]:
 
 
 def _shrunk(leaves: list[Any], structure: pytree.TreeSpec) -> tuple[list[Any], pytree.TreeSpec]:
-    """Leaves, None where not chosen, and their structure, without the entries of dicts that hold nothing chosen.
+    """Leaves (None where not chosen) and their structure, without dict entries that hold nothing chosen.
 
-    What holds nothing chosen is a single None where a dict does not hold it.
+    A container that holds nothing chosen becomes a single None, unless a dict holds it.
     """
     if structure.is_leaf():
         return leaves, structure
@@ -85,10 +85,10 @@ def _shrunk(leaves: list[Any], structure: pytree.TreeSpec) -> tuple[list[Any], p
 
 
 def _check_builds(structure: pytree.TreeSpec) -> None:
-    """Refuses to leave out an entry that its container asks for.
+    """Refuses to leave out an entry that its container requires.
 
     Raises:
-        InvalidInput: says what the container's type says.
+        InvalidInput: quotes the error of the container's type.
     """
     try:
         pytree.tree_unflatten([0] * structure.num_leaves, structure)

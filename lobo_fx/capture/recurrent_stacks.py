@@ -1,4 +1,4 @@
-"""Stacks of recurrent layers become one call a layer, so that each layer has a hidden width of its own."""
+"""Splits recurrent calls of several layers into one call per layer, so that each layer has its own hidden width."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["separate_layers"]
 
 
 def separate_layers(graph: fx.Graph) -> bool:
-    """Takes apart every recurrent call of several layers; returns whether there was one.
+    """Splits every recurrent call of several layers; returns whether there was one.
 
-    Before: `lstm(x, [h, c], params of n layers)`. After: n calls, each on what the one before gave, with its slice of
-    `h` and `c`, and the dropout between layers as a node. States that start as zeros are made for each layer alone:
-    slices of one tensor would all have its width. Projected layers stay as they are.
+    `lstm(x, [h, c], params of n layers)` becomes n calls: each runs on the outputs of the one before, with its slice of
+    `h` and `c`, and with dropout between layers as a node. Initial states of zeros are created for each layer, as
+    slices of one tensor would all have the same width. Projected layers stay as they are.
     """
     stacks = [node for node in graph.nodes if is_call(node, *RECURRENT) and _is_plain_stack(node)]
     for node in stacks:
@@ -30,7 +30,7 @@ def separate_layers(graph: fx.Graph) -> bool:
 
 
 def _is_plain_stack(node: fx.Node) -> bool:
-    """Whether it has several layers of two weights a direction, and its results are taken one by one."""
+    """Whether a call has several layers without projection, and its results are read one by one."""
     given = Recurrent.of(node)
     return (
         not given.is_projected and not given.is_single and all(is_call(user, operator.getitem) for user in node.users)
@@ -55,7 +55,7 @@ class _Stack:
         self.graph.erase_node(self.node)
 
     def _calls(self) -> tuple[fx.Node, list[list[fx.Node]]]:
-        """The last layer's outputs, and by state the last ones of all layers."""
+        """The last layer's outputs, and for each state the final states of all layers."""
         given, directions = self.given, self.given.directions
         x, finals = given.input, [[] for _ in given.states]  # type: ignore[var-annotated]
         for layer in range(given.num_layers):
@@ -78,7 +78,7 @@ class _Stack:
         return x, finals
 
     def _state(self, state: fx.Node, layer: int) -> fx.Node:
-        """Where one layer starts: `[directions, rows, hidden]`."""
+        """The initial state of one layer: `[directions, rows, hidden]`."""
         if is_call(state, aten.zeros.default):
             sizes = list(arguments(state)["size"])[1:]
             return self.graph.call_function(aten.zeros.default, ([self.given.directions, *sizes],), dict(state.kwargs))

@@ -1,4 +1,4 @@
-"""A program on its way out: re-captured by `torch.export`, and its inputs by name and with any batch size."""
+"""Exports a program again with `torch.export`, and prepares its inputs, by name and with other sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["exported_program", "named_arrays", "other_lengths", "with_rows", "wi
 
 
 def exported_program(program: Program) -> ExportedProgram:
-    """The program as `torch.export` has it, in inference mode, free dimensions kept free.
+    """The program as an `ExportedProgram`, in inference mode, with free dimensions kept free.
 
     Raises:
         ExportError: `torch.export` refuses the rewritten graph.
@@ -30,7 +30,7 @@ def exported_program(program: Program) -> ExportedProgram:
     dims = {
         symbol: Dim(str(name), min=dimension.lowest, max=dimension.highest)
         if dimension.step == 1
-        else Dim.AUTO(min=dimension.lowest, max=dimension.highest)  # a named one must take every size
+        else Dim.AUTO(min=dimension.lowest, max=dimension.highest)  # a named Dim would have to allow every size
         for (symbol, name), dimension in zip(dimension_names(program.graph, known).items(), known, strict=True)
     }
     values = iter(node.meta["val"] for node in program.graph.find_nodes(op="placeholder"))
@@ -52,7 +52,7 @@ def exported_program(program: Program) -> ExportedProgram:
                 dict(inputs.kwargs),
                 dynamic_shapes=shapes,
                 strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,  # a single size that does not fit is no error
+                prefer_deferred_runtime_asserts_over_guards=True,  # guards on single sizes are no errors
             )
         except Exception as error:
             raise ExportError(f"torch.export refuses the rewritten graph: {error}") from error
@@ -61,12 +61,12 @@ def exported_program(program: Program) -> ExportedProgram:
 
 
 def with_rows(program: Program, count: int) -> Inputs:
-    """The example inputs with `count` rows, repeated or cut, where the batch is free."""
+    """The example inputs with `count` rows, by repeating or cutting, if the batch is free."""
     return with_sizes(program, program.example_inputs, {program.signature.batch or "": count})
 
 
 def with_sizes(program: Program, inputs: Inputs, sizes: Mapping[str, int]) -> Inputs:
-    """Inputs with other sizes of free dimensions, by name, repeated or cut along them."""
+    """Inputs with other sizes of the named free dimensions, by repeating or cutting."""
     specs = iter(spec for spec in program.signature.inputs if spec is not None)
 
     def resize(tensor: torch.Tensor) -> torch.Tensor:
@@ -81,14 +81,14 @@ def with_sizes(program: Program, inputs: Inputs, sizes: Mapping[str, int]) -> In
 
 
 def other_lengths(program: Program, share: float = 0.0) -> list[dict[str, int]]:
-    """Sizes that free dimensions but the batch may have beside those of the example: all shorter, and all longer.
+    """Other sizes to test of all free dimensions but the batch: once all shorter, once all longer than in the example.
 
     Args:
-        program: whose example is the measure.
-        share: how far away, as a share of the example's size; at least a step.
+        program: the program with its example.
+        share: distance as a share of the example's size; at least one step.
 
     Returns:
-        Sizes by name. Where one can't be shorter, or longer, it is as in the example; nothing if that holds for all.
+        Sizes by name. A dimension that can't be shorter (or longer) is left out; empty ones are dropped.
     """
     signature = program.signature
     shapes = [spec.shape for spec in signature.inputs if spec is not None]
@@ -109,6 +109,6 @@ def other_lengths(program: Program, share: float = 0.0) -> list[dict[str, int]]:
 
 
 def named_arrays(program: Program, inputs: Inputs) -> dict[str, Any]:
-    """Inputs by the names that an exported file gives them, as numpy arrays."""
+    """Inputs as numpy arrays, by their names in an exported file."""
     pairs = zip(program.signature.inputs, inputs.leaves, strict=True)
     return {spec.name: leaf.detach().cpu().numpy() for spec, leaf in pairs if spec is not None}

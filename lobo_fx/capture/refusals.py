@@ -1,4 +1,4 @@
-"""Models that can't be traced whatever the inputs are: named for what they are, before any work."""
+"""Refuses models that can't be traced with any inputs, with the reason, before any work."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SIZES = "a Dim, Dim.AUTO, Dim.DYNAMIC, Dim.STATIC, the example's size or None"
 
 
 def check_traceable(model: nn.Module, inputs: Inputs) -> None:
-    """Refuses what `torch.export` can't capture, and says what to pass instead.
+    """Refuses models that `torch.export` can't capture, and says what to pass instead.
 
     Raises:
-        InvalidInput: a module is scripted or quantized, a weight holds no plain numbers, a name is a word of Python's.
+        InvalidInput: a module is scripted or quantized, a weight is no plain tensor, or a name is a Python keyword.
     """
     for name, module in model.named_modules():
         kind = type(module)
@@ -50,10 +50,10 @@ def check_traceable(model: nn.Module, inputs: Inputs) -> None:
 
 
 def check_dynamic_shapes(model: nn.Module, inputs: Inputs, given: DynamicShapes) -> None:
-    """Refuses what says nothing of the model's inputs, before any work.
+    """Refuses dynamic shapes that don't fit the model's inputs, before any work.
 
     Raises:
-        InvalidInput: a word that is none of ours, or a specification that doesn't fit the inputs.
+        InvalidInput: an unknown word, or a specification that doesn't fit the inputs.
     """
     words = ", ".join(map(repr, FREED))
     if isinstance(given, str) and given not in FREED:
@@ -71,7 +71,7 @@ def check_dynamic_shapes(model: nn.Module, inputs: Inputs, given: DynamicShapes)
 
 
 def _check_entries(place: str, given: Any, inputs: Any) -> None:
-    """Refuses a specification, or a part of one, that doesn't fit the inputs that it is about."""
+    """Refuses a specification, or a part of one, that doesn't fit the inputs it describes."""
     if isinstance(inputs, torch.Tensor):
         _check_sizes(place, given, inputs)
     elif given is not None and isinstance(inputs, Mapping):
@@ -95,7 +95,7 @@ def _check_entries(place: str, given: Any, inputs: Any) -> None:
 
 
 def _check_sizes(place: str, given: Any, tensor: torch.Tensor) -> None:
-    """Refuses what can't be said of the sizes of a tensor."""
+    """Refuses a specification of sizes that doesn't fit a tensor."""
     shape = list(tensor.shape)
     if given is None:
         return

@@ -50,10 +50,10 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
     Args:
         model: a module (its mode, device and weights are left as they were), an exported program, or the
             path of a `.pt2` file.
-        example_inputs: a tensor, tuple or dict; None where the model says itself what it takes.
-        dynamic_shapes: `"auto"` keeps the first dimension and the lengths of sequences free where the model allows
-            it, `"batch"` the first alone, `"all"` every size, of images too; None fixes every size; anything else
-            goes to `torch.export.export` as it is.
+        example_inputs: a tensor, tuple or dict; None where the model describes its own inputs.
+        dynamic_shapes: `"auto"` keeps the first dimension and the sequence lengths free where the model allows it,
+            `"batch"` only the first dimension, `"all"` every size, also of images; None fixes every size; anything
+            else is passed to `torch.export.export`.
 
     Raises:
         InvalidInput: the inputs can't be found or don't fit `forward`, or `dynamic_shapes` is no specification.
@@ -83,9 +83,9 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
 
 
 def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
-    """A program with as many of the sizes free that are asked for as the model allows; notes say why others are not.
+    """A program with as many of the requested sizes free as the model allows; notes say why others are not.
 
-    Where the batch or all of them together can't be free, fewer are asked for.
+    If the batch, or all requested sizes together, can't be free, fewer are requested.
     """
     reasons: dict[str, str] = {}
     wanted = bool(ask(inputs, model.forward, which)[2])
@@ -115,7 +115,7 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
 
 
 def _why_fixed(error: TraceError) -> str:
-    """The user's line that takes no free batch, and torch's reason, unless that is all it says."""
+    """The user's line that fixes the batch, and torch's reason unless it only says that the size became a constant."""
     told, *reasons = str(error).split("\n")
     reasons = reasons[:-1]  # the last line says what to do
     line, reason = told.partition(_AT)[2], " ".join(" ".join(reasons).split())
@@ -125,7 +125,7 @@ def _why_fixed(error: TraceError) -> str:
 
 
 def _lengths_chosen(program: Program) -> list[Note]:
-    """What to know of text and audio whose length no user gave: the program takes that length alone."""
+    """Notes about inputs whose length was chosen without example inputs, and is fixed."""
     return [
         Note(
             f"'{spec.name}' has a fixed length of {spec.shape[1]}, chosen for want of example inputs: for another one "
@@ -139,7 +139,7 @@ def _lengths_chosen(program: Program) -> list[Note]:
 def _export(
     model: nn.Module, inputs: Inputs, dynamic_shapes: Any, doubled: bool = False, constants: Constants | None = None
 ) -> ExportedProgram:
-    """Runs `torch.export` in inference mode and says what went wrong in the user's terms."""
+    """Runs `torch.export` in inference mode, and reports errors in the user's terms."""
     with (
         _inference_mode(model),
         gathered_named(model, inputs),
@@ -167,7 +167,7 @@ def _export(
 
 
 def _reason(error: Exception) -> str:
-    """What torch complains of; of free dimensions all that it says, with the fixes that it suggests."""
+    """Torch's complaint; for free dimensions in full, with the fixes that it suggests."""
     text = str(error).strip().partition("\n\nThe error above occurred")[0]
     return text if "Constraints violated" in text else text.split("\n")[0] or type(error).__name__
 
@@ -186,7 +186,7 @@ def _check_runs(model: nn.Module, inputs: Inputs) -> None:
 
 
 def _hint(error: Exception, inputs: Inputs) -> str:
-    """What to look at: the control flow where a value decided it, the inputs otherwise."""
+    """Advice for an error: to change data-dependent control flow, or else to check the inputs."""
     if "DataDependent" in type(error).__name__ or "data-dependent" in str(error).lower():
         return (
             "The code depends on values, which a graph can't follow: use torch.where or torch.cond; see "
@@ -198,10 +198,10 @@ def _hint(error: Exception, inputs: Inputs) -> str:
 
 @contextlib.contextmanager
 def _inference_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; whatever `forward` sets, and every submodule's own mode, is then as it was."""
+    """Eval mode within the context; afterwards restores attributes that `forward` set, and every submodule's mode."""
     with contextlib.ExitStack() as stack:
         for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)  # a scripted module has it elsewhere
+            stack.callback(setattr, module, "training", module.training)  # not among the attributes of scripted modules
             for attribute in [vars(module), *vars(module).values()]:
                 if type(attribute) in _CONTAINERS:
                     stack.callback(_put_back, attribute, copy.copy(attribute))
@@ -210,12 +210,12 @@ def _inference_mode(model: nn.Module) -> Iterator[None]:
         for config in configs:
             if getattr(config, "use_cache", None) is True:
                 stack.callback(setattr, config, "use_cache", True)
-                config.use_cache = False  # past keys and values are no part of one call
+                config.use_cache = False  # a cache of keys and values is not part of a single call
         yield
 
 
 def _put_back(container: Any, before: Any) -> None:
-    """Gives a dictionary, list or set the entries that it had."""
+    """Restores the entries of a dictionary, list or set."""
     container.clear()
     (container.extend if isinstance(container, list) else container.update)(before)
 
@@ -242,7 +242,7 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
     torch.nn.Module.train(module, False)
     for name, buffer in module.named_buffers(remove_duplicate=False):
         buffers.setdefault(id(buffer), buffer.detach().clone())
-        # running it must not change the user's; what was no buffer there (`self.scale = tensor`) is in no state dict
+        # running it must not change the user's buffers; a plain attribute (`self.scale = tensor`) is in no state dict
         register(module, name, buffers[id(buffer)], persistent=name in exported.state_dict)
     module.set_facts(free_dimensions=read_free_dimensions(exported, module.graph))
     module.set_facts(notes=tuple(normalize(module)))

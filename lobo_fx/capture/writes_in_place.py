@@ -1,4 +1,4 @@
-"""Writes in place become new values, so that every node is a pure function of its arguments."""
+"""Replaces writes in place by new values, so that every node is a pure function of its arguments."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _select_back(graph: fx.Graph, parent: fx.Node, child: fx.Node, view: fx.Node
     return graph.call_function(aten.select_scatter.default, (parent, child, at["dim"], at["index"]))
 
 
-# How a changed view is put back into what it is a view of. A view not listed here can't be undone.
+# How a changed view is written back into the value it is a view of. Views not listed here can't be undone.
 _INVERSES: dict[object, Inverse] = {
     aten.view.default: _reshape_back,
     aten.reshape.default: _reshape_back,
@@ -69,7 +69,7 @@ _INVERSES: dict[object, Inverse] = {
 
 
 def remove_inplace(module: ProgramModule) -> list[Note]:
-    """Every write in place becomes a new value; later readers of it, and of any view of it, are rewired.
+    """Replaces every write in place by a new value; later readers of the target, and of any view of it, are rewired.
 
     Cases: (1) `y = relu_(x)`: later readers of `x` read `relu(x)`. (2) `x` is a view of `b`: the new
     value is scattered into a new `b`. (3) another view `v` of `b` is read later: it is taken again from
@@ -95,7 +95,7 @@ def remove_inplace(module: ProgramModule) -> list[Note]:
 class _Write:
     """One write in place, and the values that share its memory.
 
-    What is made in its stead takes over the memory's identity; `owners` are the new values that are no view.
+    The new value takes over the identity of the memory; `owners` are the new values that are no view.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class _Write:
         owners: set[fx.Node],
         saved: dict[fx.Node, fx.Node],
     ) -> None:
-        self.saved = saved  # by buffer, the node that keeps its last value
+        self.saved = saved  # by buffer, the node that stores its last value
         self.graph, self.node, self.storages, self.order, self.owners = graph, node, storages, order, owners
         self.refreshed: dict[fx.Node, fx.Node] = {}
 
@@ -150,17 +150,17 @@ class _Write:
         return self.storages.get(node) == self.memory and self.order[node] < self.order[self.node]
 
     def _readers(self, node: fx.Node) -> list[fx.Node]:
-        """Users that come after the write."""
+        """Users of a node that come after the write."""
         return [user for user in node.users if self.order.get(user, -1) > self.order[self.node]]
 
     def _parent(self, node: fx.Node) -> fx.Node | None:
-        """What `node` is a view of: its first argument, where they share memory."""
+        """The value that `node` is a view of: its first argument, if they share memory."""
         first = node.args[0] if node.op == "call_function" and node.args else None
         shares = isinstance(first, fx.Node) and self.storages.get(first) == self.memory
         return first if shares and node not in self.owners and not is_inplace(node) else None  # type: ignore[return-value]
 
     def _chain(self, node: fx.Node) -> list[fx.Node]:
-        """`node`, what it is a view of, and so on to the value that owns the memory."""
+        """`node`, the value that it is a view of, and so on up to the owner of the memory."""
         chain = [node]
         while (parent := self._parent(chain[-1])) is not None:
             chain.append(parent)
@@ -173,7 +173,7 @@ class _Write:
         return new
 
     def _keep_dtype(self, value: fx.Node, written: fx.Node, target: Any) -> fx.Node:
-        """A write keeps the dtype of what it writes to; the functional form may promote it."""
+        """Casts the new value to the dtype of the write's target, if the functional form promotes it."""
         old = written.meta["val"].dtype
         args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), lambda n: n.meta["val"])
         with written.meta["val"].fake_mode:
@@ -185,7 +185,7 @@ class _Write:
         return cast
 
     def _scatter(self, chain: list[fx.Node], value: fx.Node, stale: list[fx.Node]) -> fx.Node:
-        """Puts the new value back through `chain` into its owner, and takes every stale view again."""
+        """Writes the new value back through `chain` into its owner, and takes every stale view again."""
         point, owner = value, chain[-1]
         for view, parent in itertools.pairwise(chain):
             with self.graph.inserting_after(point):
@@ -208,7 +208,7 @@ class _Write:
         return self.refreshed[chain[0]]
 
     def _refresh(self, node: fx.Node) -> fx.Node:
-        """The same view of the new owner."""
+        """The same view, taken of the new owner."""
         if node not in self.refreshed:
             parent = self._parent(node)
             assert parent is not None
@@ -225,11 +225,11 @@ class _Write:
 
 
 def _functional(node: fx.Node) -> Any:
-    """The overload that computes what `node` writes: `relu_` → `relu`, `__ior__` → `__or__`."""
+    """The functional overload of an in-place operator: `relu_` → `relu`, `__ior__` → `__or__`."""
     assert isinstance(node.target, torch._ops.OpOverload)
     schema = node.target._schema
     if torch.Tag.inplace_view in node.target.tags and node.target is not aten.detach_.default:
-        return None  # it changes the shape of what it writes to, not its values
+        return None  # it changes the shape of its target, not its values
     written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     namespace, _, name = schema.name.partition("::")
     functional = name.replace("__i", "__", 1) if name.startswith("__i") else name.removesuffix("_")

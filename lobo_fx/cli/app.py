@@ -1,4 +1,4 @@
-"""The application that commands are added to, what every command has, and the arguments that several share."""
+"""The application that commands are added to, the options of every command, and arguments that several share."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def _main(
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a command found.
+    """The result of a command.
 
     Attributes:
-        text: for people; takes whether all details are asked for.
-        data: for programs, as plain data; takes nothing, since it may take a while to gather.
+        text: makes the text for users; takes whether all details are asked for.
+        data: makes plain data for programs; a function, since gathering it may take a while.
         status: the exit status.
     """
 
@@ -155,9 +155,9 @@ _SHARED = {
 
 
 def command(function: Command) -> Command:
-    """Adds a command, with what every one has: `--quiet`, `--verbose`, `--json`.
+    """Registers a command with the options of every command: `--quiet`, `--verbose`, `--json`.
 
-    Our errors become one message and exit status 2; anything else is a bug and shows its trace.
+    Our errors become one message and exit status 2; any other error is a bug and shows its traceback.
     """
     signature = inspect.signature(function, eval_str=True)
 

@@ -1,4 +1,4 @@
-"""What the shell is told when a user presses tab; nothing here may take long, so no model library is asked."""
+"""Shell completion. It must be fast, so no model library is imported."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_pass(incomplete: str) -> list[str]:
-    """Names of passes, and what else they are called."""
+    """Names and aliases of passes."""
     return complete_plugin("PASSES")(incomplete)
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Recipes that come with the package, and files."""
+    """Built-in recipes, and YAML files."""
     from lobo_fx.recipe import builtin_recipes
 
     known = [name for name in builtin_recipes() if name.startswith(incomplete)]
@@ -30,7 +30,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 
 def complete_plugin(registry: str) -> Callable[[str], list[str]]:
-    """What completes the names in one of the registries of `lobo_fx.plugins.registry`."""
+    """A function that completes the names in one of the registries of `lobo_fx.plugins.registry`."""
 
     def complete(incomplete: str) -> list[str]:
         from lobo_fx.plugins import registry as registries
@@ -43,7 +43,7 @@ def complete_plugin(registry: str) -> Callable[[str], list[str]]:
 
 
 def _files(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Files and folders whose paths begin so; a function of a Python file is named after a colon."""
+    """Files and folders whose paths begin with the text; Python files get a colon, for the name of a function."""
     folder, _, start = incomplete.rpartition("/")
     try:
         entries = sorted(Path(f"{folder}/" if "/" in incomplete else ".").iterdir())

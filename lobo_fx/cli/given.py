@@ -1,4 +1,4 @@
-"""The model and the data that a command line names, read and traced: what several commands share."""
+"""Reads the model and the data that a command line names; shared by several commands."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ _HOW_TO_GIVE = (
 
 _GIVE_WHICH = "give --lower-is-better, or --higher-is-better"
 _OPTIONS = {"train_data": "--train-data", "loss_fn": "--loss", "evaluate": "--evaluate"}
-"""What a pass may need and no random data stand in for, and how it is given here."""
+"""Inputs of passes that random data can't replace, with their options on the command line."""
 
 
 def read_passes(recipe: str | None, passes: Sequence[str] | None) -> list[Pass]:
     """The passes of `--recipe`, or of several `--pass`.
 
     Raises:
-        InvalidInput: both are given, or a name is unknown: near recipes are suggested for a recipe, and passes for a
-            pass.
+        InvalidInput: both are given, or a name is unknown; similar recipes, or similar passes, are suggested.
     """
     if recipe is not None and passes:
         raise InvalidInput("give --recipe, or one or more --pass, not both")
@@ -53,10 +52,10 @@ def read_passes(recipe: str | None, passes: Sequence[str] | None) -> list[Pass]:
 
 
 def read_tracing(example_inputs: str | None, dynamic: str) -> tuple[Inputs | None, DynamicShapes]:
-    """What a model is traced with, and which sizes stay free.
+    """The inputs to trace a model with, and which sizes stay free.
 
     Raises:
-        InvalidInput: a file or function is missing or holds no inputs; or sizes are not written as they must be.
+        InvalidInput: a file or function is missing or holds no inputs, or the syntax of sizes is wrong.
     """
     sizes = read_dynamic(dynamic)
     return None if example_inputs is None else read_example_inputs(example_inputs), sizes
@@ -74,7 +73,7 @@ def read_given(
     """Data, loss and score by the names of `lobo_fx.compile`; None where nothing is given.
 
     Raises:
-        InvalidInput: a file or function is missing, or can't be read; or it is not said which scores are better.
+        InvalidInput: a file or function is missing or can't be read, or it is unclear whether higher scores are better.
     """
     if higher_is_better is not None and evaluate is None:
         raise InvalidInput("--higher-is-better and --lower-is-better are said of --evaluate's scores; give --evaluate")
@@ -100,7 +99,7 @@ def read_model(
     outputs: Sequence[str] | None = None,
     float32: bool = False,
 ) -> Program:
-    """The model, traced.
+    """Builds or reads a model, and traces it.
 
     Raises:
         InvalidInput: no such model.
@@ -131,12 +130,12 @@ def read_program(
     given: dict[str, Any],
     batches: int,
 ) -> tuple[Program, list[str]]:
-    """The model, traced, and what a reader of the report must know of it.
+    """Builds or reads a model and traces it; also returns notes for the report.
 
-    Random batches become the calibration data where a pass needs some and none are given.
+    If a pass needs calibration data and none is given, random batches are used.
 
     Raises:
-        InvalidInput: a pass needs what is not given, there is no such model, or its weights are of a type that no
+        InvalidInput: a pass lacks something that it needs, there is no such model, or its weights are of a type that no
             runtime computes in.
         TraceError: the model can't be traced.
     """

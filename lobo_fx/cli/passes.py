@@ -51,10 +51,10 @@ def passes(
 
 
 def _facts(name: str) -> dict[str, Any]:
-    """What there is to know of a pass, as plain data; of one whose settings have no defaults it needs them.
+    """The facts of a pass as plain data; if settings have no defaults, without what it needs.
 
     Raises:
-        InvalidInput: there is no such pass, or it can't be imported or shown: names it and its package.
+        InvalidInput: there is no such pass, or it can't be imported or shown; names it and its package.
     """
     import dataclasses
 
@@ -68,7 +68,7 @@ def _facts(name: str) -> dict[str, Any]:
         except TypeError:
             needs = []
         settings, example = settings_of(kind), example_of(name, kind)
-    except Exception as error:  # whatever a package does as its pass is made
+    except Exception as error:  # a pass of another package may raise anything
         raise InvalidInput(
             f"the pass '{name}' ({PASSES.origin(name)}) can't be made at its defaults: {error}"
         ) from error
@@ -87,7 +87,7 @@ def _facts(name: str) -> dict[str, Any]:
 
 
 def _one(entry: dict[str, Any]) -> str:
-    """A pass with its settings, one below the other: their meanings are sentences, which no column holds."""
+    """A pass with its settings, one below the other, as their meanings are too long for columns."""
     from lobo_fx.terminal.tables import folded, printable, records
 
     head = {

@@ -1,4 +1,4 @@
-"""What a search found beside what it took: other ways to the same model, each to be had without searching again."""
+"""The candidates of a search: other models that it found, each of which can be compiled without searching again."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from lobo_fx.graph.program import Program
 __all__ = ["CANDIDATES", "Candidate", "Plans", "pareto"]
 
 CANDIDATES = "candidates"
-"""Title of the sheet of all that a search looked at."""
+"""Title of the sheet that lists all candidates of a search."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way, and what it brings.
+    """One candidate: how it is made, and what it costs and loses.
 
     Attributes:
-        name: what proposed it.
-        pass_: the `Pass` that makes it of `start`, without a search; its module imports this one.
+        name: the method that proposed it.
+        pass_: the `Pass` that makes it from `start` without a search; not typed, as its module imports this one.
         made_by: name of the pass that searched.
         start: the program that the search began with.
-        predicted: latency as a share of the original's, by the model.
-        measured: the same, of files that ran in turn; None where it was not measured.
-        bytes: size of the file, as expected or, where it was written, as it was, with room for metadata.
+        predicted: predicted latency, as a share of the original's.
+        measured: measured latency as a share of the original's, from files that ran in turn; None if not measured.
+        bytes: size of the file, metadata included; the real size if it was written, else an estimate.
         decibels: signal-to-noise ratio of the outputs against the original's, on rows that no fit saw.
-        score: `evaluate`'s; None where it was not asked.
-        chosen: whether the search took it.
+        score: what `evaluate` gave; None where it was not called.
+        chosen: whether the search chose it.
     """
 
     name: str
@@ -45,22 +45,23 @@ class Candidate:
 
     @property
     def latency(self) -> float:
-        """As measured, else as predicted."""
+        """The measured latency, else the predicted one."""
         return self.predicted if self.measured is None else self.measured
 
 
 @runtime_checkable
 class Plans(Protocol):
-    """A pass that searches, and can do without a search what a saved plan says."""
+    """A pass that searches, and can apply a saved plan without a search."""
 
     def planned(self, file: Path) -> Any:
-        """The `Pass` that does what the plan in a file says."""
+        """The `Pass` that applies the plan in a file."""
 
 
 def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no other one beats in latency, size and loss alike, fastest first.
+    """The candidates that no other beats in latency, size and loss alike, fastest first.
 
-    The loss is the score where both have one, else decibels. One that has no score never beats one that has.
+    The loss is the score where both have one, else the decibels. A candidate without a score never beats one with a
+    score.
     """
 
     def beats(a: Candidate, b: Candidate) -> bool:

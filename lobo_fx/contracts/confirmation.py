@@ -1,4 +1,4 @@
-"""Whether integer kernels that were chosen by estimated times are faster in the whole file."""
+"""Confirms by measuring whole files that integer kernels, chosen by estimated times, are faster than float."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lobo_fx.plugins.protocols import Arrays, Runtime
 __all__ = ["Confirmation", "confirm"]
 
 _FIRST_ROUNDS, _LAST_ROUNDS = 8, 20
-"""A file that is clearly faster needs few rounds; where the choice hangs on it, more are measured."""
+"""Rounds of the first comparison, which settles clear cases, and of the last, which decides between the files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Confirmation:
     """Median latencies of one run, as ratios to the original's.
 
     Attributes:
-        compiled: of the file with integer kernels.
-        floating: of the same in float; None where it was not measured, since the original's is as good as that.
+        compiled: latency of the file with integer kernels.
+        floating: latency of the float version; None where it was not measured, as the compiled file is fast enough.
     """
 
     compiled: float
@@ -29,7 +29,7 @@ class Confirmation:
 
     @property
     def takes_back(self) -> bool:
-        """Whether the file in float is to take the place of the compiled one: by a difference that can be shown."""
+        """Whether the float file is to replace the compiled one: only where the rounded ratio shows it faster."""
         return self.floating is not None and round(self.compiled / self.floating, 2) > 1
 
 
@@ -43,17 +43,17 @@ def confirm(
     *,
     alike: bool,
 ) -> Confirmation:
-    """Measures the compiled file in turn with the original, and with the same in float where that may be faster.
+    """Measures the compiled file in turn with the original, and with a float version where that may be faster.
 
     Args:
         original: the original's file.
         compiled: the file to confirm.
-        floating: writes the file in float; called only where it is needed.
-        runtime: what runs them.
+        floating: writes the float version; called only where it is needed.
+        runtime: the runtime that runs the files.
         arrays: one row of inputs.
         progress: whether to draw a progress bar.
-        alike: whether the original computes as much as the file in float would: one that is faster than it is then
-            faster than that. Of a pruned network it says nothing.
+        alike: whether the original does the same arithmetic as the float version: a file that is faster than the
+            original is then faster than the float version too. False for pruned networks.
     """
     files = {"original": original, "compiled": compiled}
 

@@ -1,4 +1,4 @@
-"""What a pass may use beside the program: data, loss, metric, seed, progress, and a place for notes."""
+"""The context of a pass: data, loss, score, seed, progress, and a place for notes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Evaluate = Callable[[nn.Module], float]
 
 @contextlib.contextmanager
 def users_code(name: str) -> Iterator[None]:
-    """Says of an error in what the user passed to the compiler whose code failed, and where.
+    """Turns any error in a function or data that the user passed into an `InvalidInput` that says where it happened.
 
     Raises:
         InvalidInput: names the argument, and the line of the user's file.
@@ -56,15 +56,15 @@ _LOSSES = {
     *("loss", "losses", "error", "errors", "perplexity", "nll", "mse", "mae", "rmse", "wer", "cer", "ber"),
     *("distance", "divergence"),
 }
-"""Words in the name of a function of which lower is better."""
+"""Words in the names of functions whose lower values are better."""
 
 
 SAY_WHICH = "say higher_is_better=False, or True"
-"""What to do in Python; the command line has options for it."""
+"""What the message tells a user of Python to do; the command line replaces it with its own options."""
 
 
 def _is_loss(name: str) -> bool:
-    """Whether a function is called like what is to be low; a score of losses is a score."""
+    """Whether the name of a function says that it returns a loss; `..._score` and negated losses do not count."""
     words = set(snake_case(name).split("_"))
     return bool(_LOSSES & words) and not words & {"score", "accuracy", "negative", "neg", "minus"}
 
@@ -80,7 +80,7 @@ def direction_of(evaluate: Evaluate | None, loss_fn: LossFunction | None, higher
     if higher_is_better is not None or evaluate is None:
         return higher_is_better is not False
     name = getattr(evaluate, "__name__", type(evaluate).__name__)
-    given: object = evaluate  # of another type than a loss, but that is what it may be
+    given: object = evaluate  # declared with another type than loss_fn, but it may be the same function
     if given is loss_fn or _is_loss(name):
         raise InvalidInput(
             f"evaluate is '{name}', which sounds like a loss, and a higher score counts as better: "
@@ -95,22 +95,22 @@ class Context:
 
     Attributes:
         signature: inputs of the program; batches are checked against it.
-        calibration_data: batches for observers; read as often as passes ask, so not a one-shot iterator.
+        calibration_data: batches for observers; may be read several times, so not a one-shot iterator.
         train_data: batches with labels.
-        loss_fn: from outputs and labels to a scalar.
-        evaluate: from a module to a score.
-        higher_is_better: whether of two scores the higher is the better one; else scores are negated wherever they are
-            read, so that everywhere in this package the higher one is.
+        loss_fn: a function from outputs and labels to a scalar.
+        evaluate: a function from a module to a score.
+        higher_is_better: whether a higher score is better; if not, scores are negated as they are computed, so that
+            a higher one is better everywhere in this package.
         original: the program before all passes; not to be changed.
-        device: where the program's tensors are, and batches are brought to; the compiler works on CPU.
-        seed: for whatever a pass draws at random.
+        device: where the program's tensors are and where batches are moved to; the compiler works on CPU.
+        seed: seeds every random draw of the passes.
         show_progress: whether long work draws a progress bar.
         made_by: name of the running pass.
-        notes: for the report; passes add to them with `note`.
+        notes: notes for the report; passes add to them with `note`.
         expected: what the outputs must be after the running pass; set with `expect`.
         sheets: tables for the report; passes append to them.
-        candidates: what a search found beside what it took; passes append to them.
-        split: which rows of the calibration data are held out, in all reads of one compilation.
+        candidates: the candidates of searches; passes append to them.
+        split: which rows of the calibration data are held out, the same in every read of one compilation.
         measurements: what earlier compilations in the same `workdir` measured; None without one.
     """
 
@@ -136,16 +136,16 @@ class Context:
         """Adds a note to the report, once.
 
         Args:
-            reason: what is to be said of the operator or the parameter ("stays float: …"), or a whole sentence.
-            node: the operator that it is about.
-            parameter: name of the parameter that it is about.
+            reason: a predicate about the operator or the parameter ("stays float: …"), or a whole sentence.
+            node: the operator that the note is about.
+            parameter: name of the parameter that the note is about.
         """
         note = Note(reason, self.made_by, parameter=parameter) if node is None else note_of(node, reason, self.made_by)
         if note not in self.notes:
             self.notes.append(note)
 
     def expect(self, outputs: Any) -> None:
-        """States what the program's outputs on the example inputs must be once the running pass is done."""
+        """States the outputs that the program must have on the example inputs once the running pass is done."""
         self.expected.append(outputs)
 
     def measured(
@@ -156,14 +156,14 @@ class Context:
         settings: object = None,
         over: str = "calibration_data",
     ) -> Tensors:
-        """What `measure` returns, or returned in an earlier compilation in the same `workdir`.
+        """The result of `measure`, reused from an earlier compilation in the same `workdir` if there is one.
 
         Args:
-            what: says what is measured, in letters.
-            program: what it is measured of; its graph and weights count.
+            what: name of the measurement, in letters.
+            program: the measured program; its graph and weights are part of the key.
             measure: reads data of this context and returns tensors by name.
-            settings: all else that `measure` reads, such as settings of the pass.
-            over: which data is read: "calibration_data" or "train_data", and with it `loss_fn`.
+            settings: everything else that `measure` depends on, such as settings of the pass.
+            over: the data that is read: "calibration_data", or "train_data" together with `loss_fn`.
         """
         if self.measurements is None:
             return measure()
@@ -192,11 +192,11 @@ class Context:
             raise InvalidInput("calibration_data is empty: it must yield at least one batch")
 
     def split_batches(self, description: str = "calibrate") -> Iterator[tuple[Inputs, bool]]:
-        """Calibration data in two parts: what a fit may see, and what judges it; one batch in memory at a time.
+        """Calibration data split into rows for fitting and held-out rows; one batch in memory at a time.
 
-        Every fourth row is held out, of those after the first 64 every eighth, in the order in which they were first
-        met; a row is the same in every read, wherever a loader that shuffles puts it, and rows that are equal are one.
-        Where the batch of the program is not free, a batch counts as a row.
+        Every fourth of the first 64 rows is held out, then every eighth, in the order in which rows are first read.
+        Rows are recognised by their content, so a row stays on its side in every read, even if a loader shuffles, and
+        equal rows are one row. Where the batch of the program is not free, a batch counts as a row.
 
         Returns:
             Batches, each with whether it is held out.
@@ -217,7 +217,7 @@ class Context:
         return (inputs for inputs, held_out in self.split_batches(description) if not held_out)
 
     def held_out_batches(self, rows: int = 32) -> list[Inputs]:
-        """The first rows of the calibration data that no fit sees, as batches; none where no row can be held out."""
+        """The first held-out rows of the calibration data, as batches; empty where no row can be held out."""
         found: list[Inputs] = []
         quiet = dataclasses.replace(self, show_progress=False)
         for inputs, held_out in quiet.split_batches():
@@ -227,7 +227,7 @@ class Context:
         return found
 
     def training_batches(self, description: str = "train") -> Iterator[tuple[Inputs, Any]]:
-        """Training data as inputs of the program, and the rest of each batch: its label, all there is, or None.
+        """Training data as inputs of the program, each with the rest of its batch: the label, all labels, or None.
 
         Raises:
             InvalidInput: there is no data, or a batch does not fit the program.
@@ -242,7 +242,7 @@ class Context:
             raise InvalidInput("train_data is empty: it must yield at least one batch")
 
     def _labels(self, batch: object) -> Any:
-        """What a batch holds beside the inputs; None where that is nothing."""
+        """The labels of a batch: everything beside the inputs; None where there is nothing else."""
         if isinstance(batch, Mapping):
             rest = [value for name, value in batch.items() if name not in self.signature.names]
         else:
@@ -251,7 +251,7 @@ class Context:
         return rest[0] if len(rest) == 1 else rest or None
 
     def require(self, needs: Iterable[str], user: str) -> None:
-        """Refuses to start when something `user` (a pass) needs is missing or of the wrong shape.
+        """Refuses to start when data or a function that a pass needs is missing or does not fit.
 
         Raises:
             InvalidInput: names what is missing and who needs it.
@@ -282,7 +282,7 @@ class Context:
                 raise InvalidInput("train_data, batch 0 holds no label beside the inputs")
 
     def _read(self, source: str, description: str) -> Iterator[tuple[int, object]]:
-        """The user's batches, numbered; what goes wrong in the user's loader is said to be the loader's."""
+        """The user's batches, numbered; errors of the user's loader are reported as such."""
         batches = enumerate(track(getattr(self, source), description, self.show_progress))
         while True:
             with users_code(source):
@@ -292,7 +292,7 @@ class Context:
             yield found
 
     def loss(self, outputs: Any, labels: object) -> torch.Tensor:
-        """The user's loss, or the one that the model itself returns; it can be differentiated.
+        """The loss of `loss_fn`, or the model's own without one; differentiable.
 
         Raises:
             InvalidInput: `loss_fn` fails, or gives no scalar that depends on the outputs.
@@ -309,7 +309,7 @@ class Context:
         return loss.reshape(())
 
     def score(self, program: Program) -> float | None:
-        """The user's score of a copy, which `evaluate` may switch to training or change at will; None without one.
+        """The user's score of a copy of the program, which `evaluate` may change freely; None without `evaluate`.
 
         Raises:
             InvalidInput: `evaluate` fails, or returns no number.
@@ -317,7 +317,7 @@ class Context:
         return None if self.evaluate is None else self.score_of(program.clone().module)
 
     def score_of(self, module: nn.Module) -> float:
-        """The user's score of a module, which may be changed by it; negated where lower is better.
+        """The user's score of a module, which `evaluate` may change; negated where lower is better.
 
         Raises:
             InvalidInput: `evaluate` fails, or returns no number.
@@ -327,7 +327,7 @@ class Context:
             score: object = self.evaluate(module)
         if isinstance(score, torch.Tensor) and score.numel() == 1:
             score = score.item()
-        if not isinstance(score, numbers.Real):  # NumPy's are
+        if not isinstance(score, numbers.Real):  # NumPy's scalars are, too
             raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")
         if math.isnan(score):
             raise InvalidInput("evaluate returned NaN, which is no better or worse than any score")

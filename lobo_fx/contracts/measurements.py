@@ -1,7 +1,7 @@
-"""What passes measured of a program over data, kept in a folder, so that another try of the model need not measure it.
+"""Measurements of programs over data, kept in a folder so that another compilation of the model can reuse them.
 
-A measurement is named by all that it depends on, as a state is: the program's weights and graph, the data, and the
-code. Those used longest ago go where the folder grows too large.
+The key of a measurement is a checksum of all that it depends on: the program's weights and graph, the data, and the
+code. Where the folder grows too large, the files used longest ago are deleted.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ __all__ = ["Measurements", "Tensors"]
 Tensors = dict[str, torch.Tensor]
 _DIGITS = 24
 _LARGEST = 4 << 30
-"""Bytes of all files together."""
+"""Most bytes of all files together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-    """Files of tensors, by what they depend on.
+    """Files of tensors, keyed by what they depend on.
 
     Attributes:
-        folder: made when the first is kept.
-        depends: by name of the data, what all of them depend on beside program and code; empty for data that may
-            differ at every read: it is then measured every time.
-        largest: how many bytes the files take together at most.
+        folder: created when the first measurement is kept.
+        depends: by name of the data, the checksum of all that its measurements share; empty where the data may
+            differ at every read, so that nothing can be reused.
+        largest: the most bytes that all files may take together.
     """
 
     folder: Path
@@ -47,17 +47,17 @@ class Measurements:
     def take(
         self, what: str, program: Program, over: str, settings: object, measure: Callable[[], Tensors]
     ) -> tuple[Tensors, str]:
-        """What `measure` returns now, or did before.
+        """The result of `measure`, from a kept file if there is one.
 
         Args:
-            what: says what is measured.
-            program: what it is measured of.
-            over: names the data.
-            settings: what else it depends on.
-            measure: called where it is not known.
+            what: name of the measurement.
+            program: the measured program.
+            over: name of the data.
+            settings: what else the measurement depends on.
+            measure: called where no file holds the result.
 
         Returns:
-            The tensors, and why they could not be kept; empty where they are.
+            The tensors, and why they could not be kept; empty where they were.
         """
         told = checksum_of(what, settings, measure.__qualname__)
         if not (told and self.depends.get(over)):
@@ -73,7 +73,7 @@ class Measurements:
         try:
             make_folder(self.folder)
             write_files(self.folder, {name: save({key: value.contiguous() for key, value in found.items()})})
-        except Exception as error:  # a full disk, tensors that share memory: what was measured serves all the same
+        except Exception as error:  # a full disk, or tensors that share memory: the measurement itself is still valid
             return found, " ".join(str(error).split()) or type(error).__name__
         self._make_room(file)
         return found, ""

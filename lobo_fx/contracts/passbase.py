@@ -1,4 +1,4 @@
-"""What a pass is: settings, a promise about numbers, and `run(program, context) -> program`."""
+"""The base class of passes: settings, a promise about the outputs, and `run(program, context) -> program`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ EXACT_TOLERANCE = 1e-4
 
 
 def exact_tolerance(outputs: Any) -> float:
-    """`EXACT_TOLERANCE`, or two steps of rounding where an output is of a coarser type (half, bfloat16)."""
+    """`EXACT_TOLERANCE`, or twice the machine epsilon of the outputs' dtype if that is coarser (half, bfloat16)."""
     steps = [torch.finfo(tensor.dtype).eps for tensor in float_outputs(outputs)]
     return max(EXACT_TOLERANCE, *(2 * step for step in steps), 0.0)
 
 
 class Promise(enum.Enum):
-    """What a pass promises about the program's outputs; the compiler holds it to that.
+    """What a pass promises about the program's outputs; the compiler checks it.
 
     Attributes:
-        EXACT: they stay what they were, to rounding (a fold).
-        MASKED: they equal those of the program before with channels zeroed, which the pass hands to
-            `context.expect` where that holds.
-        APPROXIMATE: they may move; the signal-to-noise ratio is reported.
+        EXACT: they stay the same, up to rounding (as when batch norm is folded).
+        MASKED: they equal those of the program with the removed channels zeroed, which the pass hands to
+            `context.expect`.
+        APPROXIMATE: they may change; the signal-to-noise ratio is reported.
     """
 
     EXACT = "exact"
@@ -49,14 +49,14 @@ class Promise(enum.Enum):
 class Pass(abc.ABC):
     """A rewrite. Subclass it as a frozen dataclass whose fields are the settings.
 
-    Settings are held against their types as a pass is made (`lobo_fx.plugins.settings`): `Literal["row", "column"]`,
-    `Annotated[float, Range(above=0, most=1)]`. A `__post_init__` of its own calls `super().__post_init__()` first.
+    Settings are checked against their types on construction (`lobo_fx.plugins.settings`): `Literal["row", "column"]`,
+    `Annotated[float, Range(above=0, most=1)]`. A subclass with its own `__post_init__` calls `super().__post_init__()`.
 
     A pass gets the compiler's own copy of the model and may change it freely. What it returns is
     verified before the next pass sees it: shapes, inputs, outputs, and the promise.
 
     Attributes:
-        promise: what the pass promises about numbers.
+        promise: what the pass promises about the outputs.
 
     Example:
         See `examples/write_a_pass.py`.
@@ -73,10 +73,10 @@ class Pass(abc.ABC):
         return ()
 
     def check(self, program: Program) -> None:  # noqa: B027  most passes have nothing to refuse
-        """Refuses settings that the model can't take, such as a pattern that matches nothing.
+        """Refuses settings that don't fit the model, such as a pattern that matches nothing.
 
-        Called for every pass before the first one runs, with the model as it came. Changes nothing, and leaves to
-        `run` what the passes before may still change.
+        Called for every pass before the first one runs, with the model as traced. Must not change it, and must accept
+        what an earlier pass may still make fit; `run` can refuse that later.
 
         Raises:
             InvalidInput: says what does not fit, and what would.
@@ -93,7 +93,7 @@ class Pass(abc.ABC):
 
     @property
     def all_settings(self) -> dict[str, Any]:
-        """The settings, those at their defaults too."""
+        """All settings, also those at their defaults."""
         return {field.name: getattr(self, field.name) for field in _fields(self)}
 
     @property
@@ -112,16 +112,16 @@ def _is_pass(plugin: object) -> bool:
     return isinstance(plugin, type) and issubclass(plugin, Pass)
 
 
-PASSES.fits = _is_pass  # the registry stands below
+PASSES.fits = _is_pass  # set here, since the registry can't import this module
 
 
 def _fields(pass_: Pass) -> tuple[dataclasses.Field[Any], ...]:
-    """Of its settings; none of a pass that is no dataclass."""
+    """The fields of the settings; empty for a pass that is no dataclass."""
     return dataclasses.fields(pass_) if dataclasses.is_dataclass(pass_) else ()
 
 
 def shown(value: object) -> str:
-    """A setting in one line, the same in every run: of a pass, what differs from its defaults; of code, its name."""
+    """A setting in one line, the same in every process; a pass by its changed settings, a function by its name."""
     if isinstance(value, (Pass, str, Path)):
         return str(value) if isinstance(value, Pass) else repr(str(value))
     if isinstance(value, functools.partial):
@@ -131,6 +131,6 @@ def shown(value: object) -> str:
         return f"{{{', '.join(f'{key!r}: {shown(entry)}' for key, entry in value.items())}}}"
     if type(value) in (list, tuple):
         return f"[{', '.join(map(shown, value))}]"  # type: ignore[call-overload]
-    if isinstance(value, nn.Module) or type(value).__repr__ is object.__repr__:  # which shows an address
+    if isinstance(value, nn.Module) or type(value).__repr__ is object.__repr__:  # the default repr holds an address
         return type(value).__name__
     return getattr(value, "__qualname__", None) or repr(value)

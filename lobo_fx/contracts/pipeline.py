@@ -1,4 +1,4 @@
-"""Passes on a program, one at a time: run, verify, measure; the part of `compile` that needs no model and no file."""
+"""Runs passes on a program one at a time: run, verify, measure. Needs no model and no file, unlike `compile`."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ __all__ = ["Pipeline"]
 
 @dataclasses.dataclass
 class Pipeline:
-    """A program under compilation, with what it is compared with and what was measured so far.
+    """A program under compilation, with the original that it is compared with and all measurements so far.
 
     Attributes:
         original: the program that everything is compared with.
-        context: what passes may use; its notes and sheets gather what they have to say.
+        context: what passes may use; collects their notes and sheets.
         program: the program as the last pass left it.
-        rows: a row for the original, then one for every pass.
-        judge: measures decibels, on held-out rows of the calibration data, or the example inputs where there are none.
-        first: the original's outputs on the example inputs.
-        last: likewise of `program`.
+        rows: a row of the report for the original, then one for every pass.
+        judge: measures decibels on held-out rows of the calibration data, or on the example inputs if there are none.
+        first: the snapshot of the original: its outputs on the example inputs.
+        last: the snapshot of `program`.
 
     Example:
         ```python
@@ -80,16 +80,16 @@ class Pipeline:
 
     @functools.cached_property
     def source_checksum(self) -> str:
-        """Of the original's weights and code."""
+        """Checksum of the original's weights and code."""
         return checksum_of_program(self.original)
 
     @random_state_kept
     def go_on_from(self, program: Program, rows: Sequence[Row]) -> None:
-        """Takes up a program that earlier passes made of the original, with the rows that it has so far."""
+        """Continues from a program that earlier passes made of the original, and the rows they added."""
         self.program, self.last, self.rows = program.clone(), snapshot(program), list(rows)
 
     def fork(self) -> Pipeline:
-        """A copy that may run passes on trial: its program, rows, notes and sheets are its own."""
+        """A copy on which passes can be tried: it has its own program, rows, notes, sheets and candidates."""
         own = self.context
         context = dataclasses.replace(
             own, notes=list(own.notes), sheets=list(own.sheets), candidates=list(own.candidates)
@@ -102,7 +102,7 @@ class Pipeline:
 
         Raises:
             InvalidInput: the pass lacks something that it needs.
-            ContractError: it broke its promise, or failed. It may have changed `program` by then: `fork` before, to
+            ContractError: the pass broke its promise, or failed. It may have changed `program` by then: `fork` first to
                 keep it.
         """
         start = time.perf_counter()
@@ -118,7 +118,7 @@ class Pipeline:
         return program
 
     def report(self, model: str, settings: list[tuple[str, dict[str, Any]]]) -> Report:
-        """What there is to say of a model of that name, to which passes of these settings were done."""
+        """The report, for a model of that name and passes with these settings."""
         candidates = [
             CandidateRow(c.name, c.latency, c.measured is not None, c.bytes, c.decibels, c.score, c.chosen)
             for c in self.context.candidates
@@ -137,7 +137,7 @@ class Pipeline:
         )
 
     def modules(self) -> list[ModuleRow]:
-        """What each module holds, before and after; and what a pass measured of each layer alone."""
+        """Figures of each module before and after; and its sensitivity, where a pass measured it."""
         before = measure_modules(self.original)
         after = measure_modules(self.program, self.original)
         alone = [sheet for sheet in self.context.sheets if sheet.title == SENSITIVITY]
@@ -147,7 +147,7 @@ class Pipeline:
 
 
 def _axes(original: Program, program: Program) -> list[AxisRow]:
-    """The axes that were cut: dimensions as large as each other that kept the same positions are one."""
+    """The cut axes; dimensions of the same size that kept the same positions are listed as one axis."""
     tensors = {**dict(original.module.named_parameters()), **dict(original.module.named_buffers())}
     members: dict[tuple[int, tuple[int, ...]], list[tuple[str, int]]] = {}
     for name, dims in kept_indices(program.module).items():

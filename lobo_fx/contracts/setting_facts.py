@@ -1,4 +1,4 @@
-"""The settings of a pass (or an exporter) for people: read from its dataclass and its docstring, in one place."""
+"""Describes the settings of a pass or an exporter for users, from its dataclass and its docstring."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _NO_VALUE = "no such value"
 
 @dataclasses.dataclass(frozen=True)
 class SettingFacts:
-    """What there is to know of one setting.
+    """The facts of one setting.
 
     Attributes:
-        name: as Python, recipes and the command line have it.
-        type: its annotation, words and ranges written as they are: `float | 'auto'`, `int in [1, 8]`.
-        values: words that it may be; empty where it is not one of a few.
-        default: as Python writes it; empty where it must be given.
-        meaning: what the docstring says of it, in one line.
+        name: its name in Python, recipes and on the command line.
+        type: its annotation, with literals and ranges spelled out: `float | 'auto'`, `int in [1, 8]`.
+        values: the words that it may be; empty where it is not a choice of words.
+        default: as Python writes it; empty where the setting is required.
+        meaning: its description from the docstring, in one line.
     """
 
     name: str
@@ -43,13 +43,13 @@ class SettingFacts:
 
 
 def settings_of(kind: type[Any]) -> list[SettingFacts]:
-    """The settings of a dataclass, as its constructor takes them: what many share comes last.
+    """The settings of a dataclass in the order of its constructor; keyword-only settings, which many share, come last.
 
-    The words that a setting may be stand in its `Literal`; of one that has none, they are those in backticks in its
-    docstring that the class takes, if it refuses others.
+    The words that a setting may be come from its `Literal`. Without one, they are the words in backticks in its
+    docstring that the class accepts, provided that it refuses other words.
 
     Args:
-        kind: a pass, an exporter, or any other dataclass whose docstring has a section `Attributes:`; meanings of
+        kind: a pass, an exporter, or any other dataclass whose docstring has a section `Attributes:`; inherited
             inherited fields are looked up where they come from.
     """
     hints = types_of(kind) if dataclasses.is_dataclass(kind) else {}
@@ -64,13 +64,13 @@ def settings_of(kind: type[Any]) -> list[SettingFacts]:
 
 
 def description_of(kind: type[Any]) -> str:
-    """What a class's own docstring says before its first section; a dataclass without one gets its signature there."""
+    """The class's own docstring up to its first section; the signature that `dataclass` generates does not count."""
     text = _SECTION.split(inspect.cleandoc(kind.__doc__ or ""))[0].strip()
     return "no description" if not text or text.startswith(f"{kind.__name__}(") else text
 
 
 def example_of(name: str, kind: type[Any]) -> str:
-    """A pass as `--pass` takes it, with a setting that is not as it stands by default, if there is one to choose."""
+    """A pass as `--pass` takes it, with one setting changed from its default if possible."""
     for setting in settings_of(kind):
         for value in setting.values:
             if repr(value) != setting.default and _takes(kind, setting.name, value):
@@ -115,7 +115,7 @@ def _takes(kind: type[Any], name: str, value: object) -> bool:
 
 
 def _type(hint: Any) -> str:
-    """An annotation for people; one that can't be resolved as it is written."""
+    """An annotation as users read it; unresolved ones as they are written."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, (str, list)):
         return hint if isinstance(hint, str) else f"[{', '.join(map(_type, hint))}]"

@@ -1,4 +1,4 @@
-"""Which rows of the calibration data are held out: decided when a row is first met, and known again by its content."""
+"""Splits the rows of the calibration data: which are held out is decided when a row is first read, and remembered."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import torch
 __all__ = ["Split", "is_held_out"]
 
 _MANY = 64
-"""Rows of which a quarter is held out; a quarter of more would be missed by the fit and judge no better."""
+"""First rows, of which a quarter is held out; of later ones an eighth is, as more would not judge any better."""
 _BYTES = 16
 
 
 def is_held_out(row: int) -> bool:
-    """Whether a row of the calibration data, counted as rows are first met, is kept from fits, to judge them."""
+    """Whether a row is held out from fits to judge them; rows are numbered as they are first read."""
     return row % (4 if row < _MANY else 8) == 1
 
 
 @dataclasses.dataclass
 class Split:
-    """The rows met so far, by a hash of their content.
+    """The rows read so far, by a hash of their content.
 
-    A loader that shuffles gives its rows in another order at every read: by their place, rows held out in one read
-    would be fitted in the next. By content, no generator of the user's need be known or moved, and equal rows are never
-    on both sides. Rows made anew at every read (augmentation) are new rows.
+    A loader that shuffles yields rows in another order at every read: split by position, rows held out in one read
+    would be fitted in the next. Split by content, the random generators of the user need not be touched, and equal rows
+    are always on the same side. Rows changed at every read (augmentation) count as new rows.
 
     Attributes:
-        held_out: by hash, whether the row is held out; a few bytes a row, whatever its size.
+        held_out: by hash, whether the row is held out; 16 bytes a row, whatever its size.
     """
 
     held_out: dict[bytes, bool] = dataclasses.field(default_factory=dict)
@@ -38,7 +38,7 @@ class Split:
         """Whether a row is held out.
 
         Args:
-            row: its tensors.
+            row: the tensors of the row.
         """
         content = hashlib.blake2b(digest_size=_BYTES)
         for tensor in row:

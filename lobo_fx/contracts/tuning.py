@@ -1,8 +1,8 @@
-"""Tuning: what a runtime offers for a file is tried in turn, and kept where it was measured faster and agrees.
+"""Tuning: tries the choices that a runtime offers for a file, and keeps those that are measured faster and agree.
 
-A difference that is due to chance must not pass, and there are many chances. How far two copies of the same file differ
-is measured first: a choice must do better than that in most rounds, and by a share that is worth it. What was kept must
-show it once more, together, against the file as it was.
+Many choices are tried, so some would look faster by chance. Therefore two copies of the same file are compared first:
+a choice must beat the difference between them in most rounds, and by at least `LEAST_GAIN`. In the end, all kept
+choices together are measured once more against the untuned file.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from lobo_fx.terminal.progress import track
 __all__ = ["LEAST_GAIN", "Trial", "Tuned", "read_tuning", "runtime_of", "tune"]
 
 LEAST_GAIN = 0.02
-"""By what share of the latency a choice must be faster, at least."""
+"""Least share of the latency that a choice must save."""
 _ROUNDS, _LAST_ROUNDS = 3, 5
 
 Check = Callable[[Path, Session], tuple[float, dict[str, Any]]]
 
 
 def read_tuning(tune: bool | Tuning, exporter: Exporter) -> Tuning | None:
-    """What is to be tuned for; None for nothing.
+    """Reads the `tune` argument of `export`; None for no tuning.
 
     Raises:
-        InvalidInput: it is neither, or the runtime can't tune, or the exporter can't check what was tuned.
+        InvalidInput: it is no bool or `Tuning`, the runtime can't tune, or the exporter can't check a tuned file.
     """
     if not isinstance(tune, (bool, Tuning)):
         raise InvalidInput(f"tune is {tune!r}; it must be True, False, or lobo_fx.Tuning(...)")
@@ -66,9 +66,9 @@ class Trial:
 
     Attributes:
         name: of the choice.
-        ratio: latency with it over that without, both with what was kept before; None where it was not measured.
-        kept: whether it is in the file.
-        reason: why it is not, where that is not its latency.
+        ratio: latency with the choice over that without it, both with the choices kept before; None if not measured.
+        kept: whether the choice is in the file.
+        reason: why it was not kept, if not for its latency.
     """
 
     name: str
@@ -79,17 +79,16 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What tuning found.
+    """The result of tuning.
 
     Attributes:
-        trials: in order.
+        trials: all trials, in order.
         kept: the choices that are in the file.
-        ratio: latency of the file with all that was kept over that of the untuned one, measured once more; None where
-            nothing was kept.
-        path: the tuned file, in a folder with what belongs to it; None where the untuned one stays.
-        parity: of the tuned file.
-        details: what the exporter's check says of it.
-        noise: by what share copies of one file differed, at most.
+        ratio: latency of the tuned file over the untuned one's, measured again at the end; None if nothing was kept.
+        path: the tuned file, in a folder with the files that belong to it; None where the untuned one stays.
+        parity: parity of the tuned file.
+        details: details of the exporter's check.
+        noise: largest difference between copies of the same file, as a share.
     """
 
     trials: tuple[Trial, ...]
@@ -102,11 +101,11 @@ class Tuned:
 
     @property
     def gain(self) -> float:
-        """By what share of the latency a choice must be faster: by more than copies of one file are."""
+        """Least share of the latency that a choice had to save: more than copies of one file differ."""
         return max(LEAST_GAIN, self.noise)
 
     def as_json(self) -> dict[str, Any]:
-        """For an artifact's details."""
+        """Plain data, for the details of an artifact."""
         return {
             "ratio": self.ratio,
             "noise": self.noise,
@@ -133,14 +132,14 @@ def _said(trial: Trial) -> str:
 def tune(
     path: Path, tuning: Tuning, runtime: TunesFiles, arrays: Arrays, check: Check, folder: Path, progress: bool
 ) -> Tuned:
-    """Tries the choices of a runtime one after the other, each on top of what was kept.
+    """Tries the choices of a runtime one after the other, each on top of those that were kept.
 
     Args:
-        path: the file as an exporter wrote it; it stays as it is.
-        tuning: what it is tuned for.
-        runtime: what offers the choices.
-        arrays: what it is measured on.
-        check: compares a file, run by a session, with PyTorch: its parity, and what is to be said of it.
+        path: the file as an exporter wrote it; not changed.
+        tuning: counts of threads and rows.
+        runtime: the runtime that offers the choices.
+        arrays: the inputs that are measured on.
+        check: compares a file, run by a session, with PyTorch; returns its parity and details.
         folder: an empty folder for the files that are tried.
         progress: whether to draw a progress bar.
     """
@@ -151,7 +150,7 @@ def tune(
 
 
 class _Tuner:
-    """Tries choices, and keeps what is faster. Arguments are those of `tune`."""
+    """Tries choices, and keeps those that are faster. Arguments are those of `tune`."""
 
     def __init__(
         self, path: Path, tuning: Tuning, runtime: TunesFiles, arrays: Arrays, check: Check, folder: Path
@@ -168,13 +167,13 @@ class _Tuner:
         self.checked: tuple[float, dict[str, Any]] = (0.0, {})  # of the best
 
     def try_one(self, choice: Choice) -> None:
-        """Measures a choice on top of what was kept; one of the same kind it replaces."""
+        """Measures a choice on top of those kept before; it replaces one of the same kind."""
         ratio = None
         try:
             others = [other for kind, (other, _) in self.kept.items() if kind != choice.kind]
             candidate = self._written([*others, choice], "other" if self.best.parent.name == "one" else "one")
             if (content := _content(candidate)) in self.seen:
-                return  # it changes nothing, or what was tried before
+                return  # the file is the same as one tried before
             self.seen.add(content)
             ratio = self.stand.compare(self.best, candidate, _ROUNDS, self.limit).ratio
             if ratio < self.limit:
@@ -187,7 +186,7 @@ class _Tuner:
             self.trials.append(Trial(choice.name, ratio, ratio < self.limit))
 
     def found(self) -> Tuned:
-        """What was kept, if together it is faster once more."""
+        """The kept choices, if the file with all of them is faster when measured again."""
         if not self.kept:
             return Tuned(tuple(self.trials), self.noise)
         ratio = self.stand.compare(self.start, self.best, _LAST_ROUNDS).ratio
@@ -214,5 +213,5 @@ class _Tuner:
 
 
 def _content(path: Path) -> tuple[str, ...]:
-    """What tells files with all that belongs to them apart."""
+    """Checksums of a file and all files that belong to it, to recognise equal ones."""
     return tuple(checksum(file) for file in sorted(path.parent.iterdir()))

@@ -1,4 +1,4 @@
-"""The verifier: what must hold after every pass, as a table of checks, and the error when it doesn't."""
+"""The verifier: a table of checks that must hold after every pass, and the error where one does not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """What is remembered of a program to compare the next one with."""
+    """What is kept of a program to compare the next one with."""
 
     signature: Signature
     outputs: Any
@@ -50,7 +50,7 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """A rewritten program and what it was before."""
+    """A rewritten program, with a snapshot of the program before."""
 
     pass_: Pass
     before: Snapshot
@@ -60,7 +60,7 @@ class Evidence:
 
 
 def snapshot(program: Program) -> Snapshot:
-    """Runs the program on its example inputs."""
+    """Runs the program on its example inputs, and records the outputs."""
     outputs, macs = run_counted(program)
     return Snapshot(program.signature, outputs, macs, drawn(program.module))
 
@@ -95,9 +95,9 @@ def check_finite(evidence: Evidence) -> str | None:
 
 
 def check_promise(evidence: Evidence) -> str | None:
-    """An exact pass leaves the outputs as they were, a masked one as it said, to rounding.
+    """The outputs after an exact pass are those before; after a masked pass, those it expected; up to rounding.
 
-    Outputs made of other random numbers say nothing of the pass.
+    Skipped where the programs draw different random numbers, as their outputs can't be compared.
     """
     if evidence.before.drawn != evidence.after.drawn:
         return None
@@ -149,12 +149,12 @@ def verify(pass_: Pass, before: Snapshot, program: Program, context: Context) ->
 
 
 def check_expected(pass_: Pass, program: Program, context: Context) -> None:
-    """Compares a program with what it was said to compute now, before a pass moves it on purpose.
+    """Compares a program with the outputs that a pass expected, before the pass changes them on purpose.
 
     Args:
-        pass_: for messages.
-        program: as it is now.
-        context: what was said with `expect`, which is done with then.
+        pass_: the pass, for messages.
+        program: the program as it is now.
+        context: holds the expected outputs, which are cleared.
 
     Raises:
         ContractError: removing differs from zeroing.
@@ -168,7 +168,7 @@ def check_expected(pass_: Pass, program: Program, context: Context) -> None:
 
 
 def _note_other_draws(program: Program, context: Context) -> None:
-    """Says that outputs before and after the pass can't be compared."""
+    """Notes that outputs before and after the pass can't be compared."""
     reason = (
         "draws other random numbers than before this pass, so the outputs could not be compared with those before, "
         "and the signal-to-noise ratio counts the difference of the draws"
@@ -180,7 +180,7 @@ def _note_other_draws(program: Program, context: Context) -> None:
 
 
 def tag(graph: fx.Graph, pass_: str) -> None:
-    """Notes on every new node which pass made it, and gives it the module of what it replaced or reads."""
+    """Marks every new node with the pass that made it, and gives it the module of a neighbour."""
     for node in graph.nodes:
         if facts_of(node).made_by is None:
             mark(node, made_by=pass_)

@@ -1,1 +1,1 @@
-"""Graphs: operators and layers, shapes, the `Program`, masks, and how it is rewritten and run."""
+"""Graphs: operators and layers, shapes, the `Program`, masks, and how a graph is rewritten and run."""

@@ -1,4 +1,4 @@
-"""What is known of a program beside its graph, as fields of one record."""
+"""Facts of a program that its graph does not hold, as fields of one record."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lobo_fx.graph.signature import Signature
 __all__ = ["KeptIndices", "ProgramFacts"]
 
 KeptIndices = Mapping[str, Mapping[int, list[int]]]
-"""By parameter name and dimension: the original index of each position that is left."""
+"""By parameter name and dimension: the original indices of the positions that are left."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramFacts:
-    """Facts of a program; a change makes a new record, so copies of a module may share one.
+    """Facts of a program. A change makes a new record, so copies of a module may share one.
 
     Attributes:
-        signature: what calls are checked against; None until tracing is done.
+        signature: the signature that calls are checked against; None until tracing is done.
         free_dimensions: names and bounds, in the order of `lobo_fx.graph.shapes.free_symbols`.
-        notes: what tracing left as it was.
-        weight_names: names under which the original had its parameters.
-        kept: what structured pruning left of each tensor that it cut.
-        names: names that the user gave to inputs and outputs, by those that they would have.
-        estimated: whether a pass chose by estimated times, so that the whole file is to confirm the choice.
+        notes: notes of tracing about what it left as it was.
+        weight_names: names of the original's parameters.
+        kept: the positions that structured pruning kept, of each tensor that it cut.
+        names: names that the user gave to inputs and outputs, by their default names.
+        estimated: whether a pass chose by estimated times, so that `export` confirms the choice on whole files.
     """
 
     signature: Signature | None = None

@@ -1,4 +1,4 @@
-"""Example inputs: what a user may pass, what can be found from the model, and the batch dimension."""
+"""Example inputs: what a user may pass, how they bind to `forward`, and which sizes stay free."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DynamicShapes = Any
 """A word of `FREED`, None, or a specification as `torch.export.export(dynamic_shapes=...)` takes it."""
 
 FREED = ("auto", "batch", "all")
-"""Which sizes stay free where the model allows: the batch and the lengths of sequences, the batch alone, every size."""
+"""Which sizes stay free where the model allows: batch and sequence lengths; only the batch; all sizes."""
 
 HOW_TO_PASS = (
     "Pass example_inputs= a tensor, a tuple of positional inputs, or a dict of keyword inputs, "
@@ -35,7 +35,7 @@ class Inputs:
 
     @property
     def leaves(self) -> list[Any]:
-        """Tensors and constants in the order the traced graph takes them."""
+        """Tensors and constants in the order in which the traced graph takes them."""
         return list(pytree.tree_leaves((self.args, dict(self.kwargs))))
 
     @property
@@ -55,7 +55,7 @@ def as_inputs(value: object) -> Inputs:
     """Reads a tensor, a tuple or list, or a dict of keyword inputs.
 
     Raises:
-        InvalidInput: `value` is anything else, or holds no tensor, or one that can't be computed with.
+        InvalidInput: `value` is anything else, holds no tensor, or a tensor that `check_tensors` refuses.
     """
     if isinstance(value, Inputs):
         inputs = value
@@ -74,7 +74,7 @@ def as_inputs(value: object) -> Inputs:
 
 
 def check_tensors(inputs: Inputs, source: str) -> None:
-    """Refuses tensors that hold no values to compute with, or not as an array.
+    """Refuses tensors that hold no values to compute with, or are not dense arrays.
 
     Raises:
         InvalidInput: a tensor is on the meta device, sparse or nested, or has no rows.
@@ -92,9 +92,9 @@ def check_tensors(inputs: Inputs, source: str) -> None:
 
 
 def dynamic_shapes_of(inputs: Inputs, forward: Callable[..., Any], describe: Callable[[Any], Any]) -> dict[str, Any]:
-    """A `torch.export` specification: what `describe` says of each leaf, nested as `forward` binds the inputs.
+    """A `torch.export` specification with the result of `describe` for each leaf, nested as `forward` binds the inputs.
 
-    What `*args` gathers is a tuple under that name; what `**kwargs` gathers keeps its own names.
+    Inputs gathered by `*args` are a tuple under that name; those gathered by `**kwargs` keep their own names.
     """
     args, kwargs = pytree.tree_map(describe, (inputs.args, dict(inputs.kwargs)))
     signature = inspect.signature(forward)

@@ -1,8 +1,8 @@
-"""Results whose shapes are known without running an operator, or its Python form, on fake tensors.
+"""Shapes of results that are known without running an operator, or its decomposition, on fake tensors.
 
-PyTorch follows shapes through an operator by its Python form: `relu` becomes a comparison and a choice, a layer norm a
-dozen operators, and a recurrent layer is unrolled, 48 s for a bidirectional LSTM of two layers over 160 steps. What
-works element by element on one tensor gives its sizes back, whatever it computes; the others are told here.
+PyTorch propagates shapes through an operator's decomposition: `relu` becomes a comparison and a choice, a layer norm a
+dozen operators, and a recurrent layer is unrolled, 48 s for a bidirectional LSTM of two layers over 160 steps. A
+pointwise operator on one tensor keeps its shape, whatever it computes; the shapes of other operators are stated here.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = ["known_result", "shapes_known"]
 
 
 def known_result(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Empty results of the call, on fake tensors; None where the operator has to be asked.
+    """Empty fake tensors in the shapes of the call's results; None where the operator has to be run.
 
     Args:
-        target: what is called.
-        args: with fake tensors in the place of tensors.
+        target: the operator.
+        args: its arguments, with fake tensors in place of tensors.
         kwargs: likewise.
 
     Raises:
-        RuntimeError: what is given does not fit together.
+        RuntimeError: shapes of the arguments do not fit together.
     """
     if target in _KNOWN:
         return _KNOWN[target](*args, **kwargs)
@@ -54,9 +54,9 @@ _OF_THREAD = threading.local()
 
 @contextlib.contextmanager
 def shapes_known() -> Iterator[None]:
-    """Within it, PyTorch's own fake tensors take the shapes that are known here.
+    """Within this context, PyTorch's own fake tensors use the shapes that are known here.
 
-    Other threads that enter wait; those that don't see nothing of it.
+    Other threads that enter it wait; those that don't are not affected.
     """
     with CAPTURE, _REPLACED, _asked(True):
         yield
@@ -74,7 +74,7 @@ def _asked(active: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced() -> Iterator[None]:
-    # Fake tensors look for a Python kernel of the operator first, and for a decomposition then.
+    # Fake tensors look for a Python kernel of the operator first, then for a decomposition.
     _FORMS.read(decomposition_table)
     kernels = {target: dict(target.py_kernels) for target in RECURRENT}
     decomposition_table.update(_FORMS.shaped)
@@ -89,9 +89,9 @@ def _replaced() -> Iterator[None]:
 
 
 class _Forms:
-    """The decompositions of operators whose shapes may be known, and what stands in for them.
+    """The decompositions of operators whose shapes may be known, and their replacements.
 
-    They are looked for only where the table has changed: there are hundreds, and PyTorch hashes an operator in Python.
+    Both are collected anew only if the table has changed: there are hundreds, and PyTorch hashes operators in Python.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ _REPLACED = Shared(_replaced)
 
 
 def _shaped(target: Any, form: Callable[..., Any]) -> Callable[..., Any]:
-    """What gives shapes in a thread that asked for it; in others, and where the form itself is recorded, the form."""
+    """Wraps a decomposition: known shapes in threads that asked for them, unless it is being recorded; else itself."""
 
     @functools.wraps(form)
     def shaped(*args: Any, **kwargs: Any) -> Any:
@@ -129,9 +129,9 @@ def _may_be_known(target: Any) -> bool:
 
 @functools.cache
 def _is_pointwise(target: Any) -> bool:
-    """Whether PyTorch itself says that an operator works element by element, and it gives one new tensor.
+    """Whether PyTorch tags an operator as pointwise, and it returns one new tensor.
 
-    What draws random numbers has layouts of its own.
+    Operators that draw random numbers are excluded, as their outputs have other memory layouts.
     """
     tags = target.tags if isinstance(target, torch._ops.OpOverload) else ()
     if torch.Tag.pointwise not in tags or torch.Tag.nondeterministic_seeded in tags:
@@ -143,13 +143,13 @@ def _is_pointwise(target: Any) -> bool:
 
 @functools.lru_cache(maxsize=None, typed=True)  # by type: 2 and 2.0 are equal, and give other dtypes
 def _dtype(default: torch.dtype, target: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> torch.dtype:
-    """Of what the operator makes of a tensor of a dtype, where the default of PyTorch is as given."""
+    """Dtype of the operator's result on a tensor of this dtype, under this default dtype of PyTorch."""
     with _asked(False):
         return target(torch.empty(1, dtype=dtype, device="meta"), *args, **kwargs).dtype  # type: ignore[no-any-return]
 
 
 def _batch_norm(input: torch.Tensor, *parameters: torch.Tensor | None, **settings: Any) -> torch.Tensor:
-    """`[rows, channels, …]`, and up to four parameters of as many numbers as there are channels."""
+    """Input `[rows, channels, …]`, and up to four parameters with one number per channel."""
     for parameter in parameters[:4]:
         if isinstance(parameter, torch.Tensor):
             require(parameter.numel() == input.shape[1], "its parameters are not of as many channels as its input")
@@ -164,7 +164,7 @@ def _layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> torch.Tensor:
-    """`[…, *normalized_shape]`, as are its parameters without what stands before."""
+    """Input `[…, *normalized_shape]`; the parameters have the shape `normalized_shape`."""
     sizes = list(normalized_shape)
     shapes = [input.shape[input.dim() - len(sizes) :], *(p.shape for p in (weight, bias) if p is not None)]
     require(all(list(shape) == sizes for shape in shapes), "it normalises other sizes than those of its input")
@@ -172,9 +172,9 @@ def _layer_norm(
 
 
 def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
-    """`[…, inputs]` and a weight `[outputs, inputs]`, or one of a single output, which then is no dimension.
+    """Input `[…, inputs]`, weight `[outputs, inputs]`, or `[inputs]` for one output, which the result then drops.
 
-    Biases of other shapes are broadcast, which is left to the operator.
+    Biases of other shapes broadcast; they are left to the operator.
     """
     require(input.shape[-1] == weight.shape[-1], "its input is not as wide as its weight")
     if input.dtype != weight.dtype or (bias is not None and bias.shape != weight.shape[:-1]):
@@ -185,7 +185,7 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 def _addmm(
     bias: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor | None:
-    """`[rows, inputs]` times `[inputs, outputs]`, and a bias of as many outputs; others are left to the operator."""
+    """Input `[rows, inputs]`, weight `[inputs, outputs]`, bias `[outputs]`; others are left to the operator."""
     if (
         not input.dim() == weight.dim() == 2
         or not bias.dtype == input.dtype == weight.dtype
@@ -203,7 +203,7 @@ def _native_layer_norm(
     bias: torch.Tensor | None,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    """The same, with the mean and the inverse deviation of every row, which inference does not read."""
+    """As `_layer_norm`, with the mean and the inverse deviation of every row, which inference does not read."""
     rows = (*input.shape[: input.dim() - len(normalized_shape)], *[1] * len(normalized_shape))
     statistics = (input if weight is None else weight).dtype
     told = (input.new_empty(rows, dtype=statistics) for _ in range(2))
@@ -213,7 +213,7 @@ def _native_layer_norm(
 def _native_batch_norm(
     input: torch.Tensor, *parameters: torch.Tensor | None, **settings: Any
 ) -> tuple[torch.Tensor, ...]:
-    """The same, with two tensors that inference leaves empty."""
+    """As `_batch_norm`, with two tensors that inference leaves empty."""
     return _batch_norm(input, *parameters), input.new_empty(0), input.new_empty(0)
 
 

@@ -1,7 +1,7 @@
-"""The table of layers: every operator that multiplies its input by a weight, and where its parts stand.
+"""The table of layers: every operator that multiplies its input by a weight, and where its arguments are.
 
-This is the only place that says which operators have weights. Tracing writes other spellings of the same product
-(`addmm`, `x @ w`, `einsum`, …) as one of them (`lobo_fx.capture.disguised_layers`).
+This is the only place that lists operators with weights. Tracing rewrites other forms of the same product
+(`addmm`, `x @ w`, `einsum`, …) to one of these (`lobo_fx.capture.disguised_layers`).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-    """Where the parts of one layer operator stand.
+    """Arguments and dimensions of one layer operator.
 
     Attributes:
-        word: what users call it.
+        word: its name in messages.
         input: name of the argument that is multiplied.
-        weight: name of the argument that it is multiplied with.
+        weight: name of the argument that the input is multiplied by.
         bias: name of the argument that is added; empty where there is none.
         output_dim: the weight's dimension of outputs.
         input_dim: the weight's dimension of inputs (of one group).
         group_dim: the weight's dimension of groups; None where groups share `output_dim` or there are none.
-        places: how many dimensions a convolution's window slides over, after the channels; 0 of other layers.
-        mirrored: whether every input spreads over a window of outputs (a transposed convolution).
+        places: number of spatial dimensions, which a convolution's window slides over; 0 for other layers.
+        mirrored: whether each input spreads over a window of outputs (a transposed convolution).
     """
 
     word: str
@@ -56,12 +56,12 @@ class LayerKind:
 
     @property
     def convolves(self) -> bool:
-        """Whether the weight slides over places."""
+        """Whether it is a convolution, whose weight slides over spatial dimensions."""
         return self.places > 0
 
     @property
     def channel_dim(self) -> int:
-        """The dimension of channels in input and output: 1 of images, -1 of rows."""
+        """The channel dimension of input and output: 1 for convolutions, -1 for other layers."""
         return 1 if self.convolves else -1
 
 
@@ -94,7 +94,7 @@ LAYERS: dict[object, LayerKind] = {
 """By operator; a call is a layer only where its weight depends on no input."""
 
 LOOKUPS = frozenset({aten.embedding.default, aten.embedding_bag.padding_idx})
-"""Operators that take rows of a weight by number; nothing is multiplied."""
+"""Operators that look up rows of a weight by index; nothing is multiplied."""
 
 _SWAPS = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
 
@@ -106,13 +106,13 @@ class Layer:
     Attributes:
         node: the call.
         kind: its row in the table.
-        input: what is multiplied.
-        weight: what it is multiplied with, as the call reads it.
-        bias: what is added; None for nothing.
-        groups: into how many parts channels are divided, each multiplied with a part of the weight.
-        read: the `get_attr` of the stored weight, seen through its mask and through swapped dimensions; None where
+        input: the node that is multiplied.
+        weight: the node that it is multiplied by, as the call reads it.
+        bias: the node that is added; None without a bias.
+        groups: number of groups that channels are divided into, each multiplied by its own part of the weight.
+        read: the `get_attr` node of the stored weight, before its mask and before dimensions are swapped; None where
             the weight is computed.
-        swapped: whether the stored weight has its two dimensions the other way round, as inputs × outputs.
+        swapped: whether the stored weight is transposed, as inputs × outputs.
     """
 
     node: fx.Node
@@ -141,13 +141,13 @@ class Layer:
 
     @property
     def is_batched(self) -> bool:
-        """Whether the input has rows: a convolution's batch, a linear layer's dimensions before the last."""
+        """Whether the input has rows: a convolution's batch, or a linear layer's dimensions before the last."""
         dims = int(self.node.meta["val"].dim())
         return dims == self.kind.places + 2 if self.kind.convolves else dims > 1
 
 
 def layer_of(node: object) -> Layer | None:
-    """A call as a layer; None for any other operator, and for a product of two values that depend on inputs."""
+    """The layer that a node calls; None for other operators, and for a product of two values that depend on inputs."""
     if not isinstance(node, fx.Node) or node.op != "call_function" or node.target not in LAYERS:
         return None
     kind, given = LAYERS[node.target], arguments(node)
@@ -167,7 +167,7 @@ def layers(graph: fx.Graph) -> Iterator[Layer]:
 
 
 def _stored(weight: object) -> tuple[fx.Node | None, bool]:
-    """The read of a stored weight, and whether its two dimensions are swapped on the way."""
+    """The `get_attr` node of a stored weight, and whether its two dimensions are swapped on the way to the call."""
     swapped = False
     while isinstance(weight, fx.Node) and weight_node(weight) is None and is_call(weight, *_SWAPS):
         if weight.meta["val"].dim() != 2:
@@ -179,7 +179,7 @@ def _stored(weight: object) -> tuple[fx.Node | None, bool]:
 
 @dataclasses.dataclass(frozen=True)
 class WeightUse:
-    """A stored weight as one call multiplies with it.
+    """A stored weight that one call multiplies by.
 
     Attributes:
         node: the call.
@@ -206,7 +206,7 @@ def weight_uses(node: fx.Node) -> list[WeightUse]:
 
 
 def is_constant(node: object) -> bool:
-    """Whether a value depends on stored tensors alone: on no input, and on nothing random."""
+    """Whether a value depends only on stored tensors: neither on an input, nor on random numbers."""
     seen: set[fx.Node] = set()
     ahead = [node]
     while ahead:

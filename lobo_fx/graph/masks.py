@@ -30,14 +30,14 @@ def mask_weight(program: Program, name: str, mask: torch.Tensor) -> None:
     Args:
         program: changed in place.
         name: dotted name of the parameter.
-        mask: boolean, of the parameter's shape; False removes. Entries masked before stay so.
+        mask: boolean, in the parameter's shape; False removes. Entries that were masked before stay masked.
     """
     weight = fetch(program.module, name)
     known = masks(program)
     if name in known:
         mask = known[name].logical_and_(mask)
     with torch.no_grad():
-        weight.masked_fill_(~mask, 0)  # a product would leave negative zeros
+        weight.masked_fill_(~mask, 0)  # multiplying by the mask would leave negative zeros
     if name in known:
         return
     tied = [n for n, p in program.module.named_parameters(remove_duplicate=False) if p is weight]
@@ -65,7 +65,7 @@ def masks(program: Program) -> dict[str, torch.Tensor]:
 
 
 def restore_masks(program: Program) -> None:
-    """Marks the masks of a program that was saved, or traced anew: boolean buffers named after their weights."""
+    """Marks the masks of a program that was loaded or traced again: boolean buffers named after their weights."""
     for node in program.graph.find_nodes(op="call_function", target=aten.mul.Tensor):
         weight, mask = node.args[:2]
         if all(isinstance(n, fx.Node) and n.op == "get_attr" for n in (weight, mask)):
@@ -74,7 +74,7 @@ def restore_masks(program: Program) -> None:
 
 
 def strip_masks(program: Program) -> None:
-    """Takes all masks off; the zeros stay in the weights, nothing keeps them there any more."""
+    """Removes all masks. The zeros stay in the weights, but nothing keeps them zero any more."""
     for node in list(program.graph.nodes):
         if not _is_masked(node):
             continue
@@ -93,7 +93,7 @@ def strip_masks(program: Program) -> None:
 
 
 def without_masks(program: Program) -> Program:
-    """The program without masks, sharing the weights; the program itself keeps them."""
+    """A copy of the program without masks that shares its weights; the program itself keeps its masks."""
     if not masks(program):
         return program
     bare = dataclasses.replace(program, module=copy.copy(program.module))
@@ -102,7 +102,7 @@ def without_masks(program: Program) -> Program:
 
 
 def weight_node(value: object) -> fx.Node | None:
-    """The `get_attr` node of a weight, seen through its mask; None where `value` is computed otherwise."""
+    """The `get_attr` node of a weight, before its mask; None where `value` is computed in another way."""
     if isinstance(value, fx.Node) and _is_masked(value):
         value = value.args[0]
     return value if isinstance(value, fx.Node) and value.op == "get_attr" else None

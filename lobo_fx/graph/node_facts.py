@@ -1,4 +1,4 @@
-"""What is known of a node beside what torch keeps on it, as fields of one record."""
+"""Facts of a node that torch does not keep, as fields of one record."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class NodeFacts:
     """Facts of a node.
 
     Attributes:
-        made_by: name of the pass that made it, empty where tracing did; None until the compiler has tagged it.
-        always_training: whether it stays in training mode in `eval()`, as it was traced (Monte-Carlo dropout).
-        masked: whether it multiplies a weight with its mask.
-        tied: on a read of codes: the parameter that others still read as float.
+        made_by: name of the pass that made the node, empty if tracing did; None until the compiler has tagged it.
+        always_training: whether it stays in training mode under `eval()`, as it was traced (Monte-Carlo dropout).
+        masked: whether it multiplies a weight by its mask.
+        tied: for a node that reads codes: the parameter that other nodes still read as float.
     """
 
     made_by: str | None = None

@@ -61,7 +61,7 @@ def note_of(node: fx.Node, reason: str, made_by: str = "") -> Note:
 
 
 def gathered(notes: Iterable[str]) -> list[str]:
-    """Sentences for people: notes that differ only in the module or the parameter (a layer of many) are one."""
+    """Sentences for users; notes that differ only in the module or the parameter are joined into one."""
     alike: dict[tuple[object, ...], list[Note]] = {}
     for note in (entry if isinstance(entry, Note) else Note(entry) for entry in notes):
         key = (note.reason, note.operator, note.line, bool(note.module), bool(note.parameter))
@@ -70,7 +70,7 @@ def gathered(notes: Iterable[str]) -> list[str]:
 
 
 def brief(notes: Iterable[str]) -> list[str]:
-    """A line for each thing said: the user's modules (or parameters) first, without operators and source lines."""
+    """One line for each reason: the user's modules (or parameters) first, without operators and source lines."""
     subjects: dict[str, dict[str, None]] = {}
     for note in (entry if isinstance(entry, Note) else Note(entry) for entry in notes):
         subject = note.module or note.parameter or note.operator
@@ -90,7 +90,7 @@ def _line(subjects: Sequence[str], reason: str) -> str:
 
 
 def _together(notes: Sequence[Note]) -> str:
-    """One sentence for notes that say the same of several modules or parameters."""
+    """Joins notes with the same reason about several modules or parameters into one sentence."""
     first = notes[0]
     modules = list(dict.fromkeys(note.module for note in notes if note.module))
     parameters = list(dict.fromkeys(note.parameter for note in notes if note.parameter))

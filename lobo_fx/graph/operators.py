@@ -26,7 +26,7 @@ __all__ = [
 
 aten = torch.ops.aten
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
-"""Convolutions, however their padding is written."""
+"""Convolutions, with explicit padding or with padding by name."""
 CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 TRANSPOSED_CONVOLUTIONS = frozenset(
     {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
@@ -42,7 +42,7 @@ SPLITS = frozenset(
         aten.tensor_split.sections,
     }
 )
-"""Operators that give parts of a tensor."""
+"""Operators that split a tensor into parts."""
 
 RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 """Recurrent layers."""
@@ -65,7 +65,7 @@ VALUE_PRESERVING = frozenset(
         aten.dropout.default,
     }
 )
-"""Values that move without changing: a quantized input gives an output of the same scale and zero point."""
+"""Operators that move values without changing them: a quantized output keeps the scale and zero point of the input."""
 
 _ON_CODES = ("quantized_decomposed", "lobo_fx")
 
@@ -92,19 +92,19 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def named_values(node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of an operator's arguments by schema name, as it is run; those left out are not there."""
+    """Values of an operator's arguments by schema name, while it is run; arguments left out are missing."""
     assert isinstance(node.target, torch._ops.OpOverload)
     names = [argument.name for argument in node.target._schema.arguments]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def works_on_codes(node: fx.Node) -> bool:
-    """Whether an operator quantizes, dequantizes, or reads weights as codes: torch's own or ours."""
+    """Whether an operator quantizes, dequantizes, or reads weights as codes: torch's or our own."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in _ON_CODES
 
 
 def set_argument(node: fx.Node, name: str, value: Any) -> None:
-    """Sets one argument of an operator call by schema name, wherever it stands."""
+    """Sets one argument of an operator call by schema name, positional or keyword."""
     assert isinstance(node.target, torch._ops.OpOverload)
     schema = node.target._schema.arguments
     index = next(i for i, argument in enumerate(schema) if argument.name == name)
@@ -120,7 +120,7 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
 def training_flag(node: fx.Node) -> str | None:
     """Name of the argument that switches `node` between training and inference, if it has one.
 
-    A norm without running statistics uses its batch in both modes, so it has none.
+    None for norms without running statistics, which use the batch's in both modes.
     """
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None

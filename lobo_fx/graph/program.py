@@ -29,11 +29,11 @@ __all__ = ["Program", "ProgramModule", "mark_always_training", "seal"]
 class ProgramModule(fx.GraphModule):
     """A graph as an `nn.Module`: trains, deep-copies, and takes inputs by position or by name.
 
-    `train()` and `eval()` switch the dropout and batch-norm nodes of the graph; a node that was in
-    training mode although the model was traced for inference (Monte-Carlo dropout) stays in it.
+    `train()` and `eval()` switch the dropout and batch-norm nodes of the graph. A node that was traced in training mode
+    although the model was in inference mode (Monte-Carlo dropout) stays in it.
 
     Attributes:
-        program_facts: what is known beside the graph; copies have the same.
+        program_facts: facts that the graph does not hold; copies share them.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "ProgramModule") -> None:
@@ -54,12 +54,12 @@ class ProgramModule(fx.GraphModule):
             return cast("ProgramModule", super().__deepcopy__(memo))
 
     def __copy__(self) -> ProgramModule:
-        """The same tensors under a graph of its own: a mode switched in one is not switched in the other."""
+        """Shares the tensors, but has its own graph: switching the mode of one does not switch the other."""
         with no_warnings():  # torch warns of its own pytree specifications
             return ProgramModule(self, copy.deepcopy(self.graph))
 
     def __reduce__(self) -> NoReturn:
-        """Refuses: torch pickles the code of a graph alone, without what is known of its nodes, and can't read it back.
+        """Refuses pickling: torch pickles only the code of a graph, without facts of its nodes, and can't read it back.
 
         Raises:
             InvalidInput: says what saves a program.
@@ -73,7 +73,7 @@ class ProgramModule(fx.GraphModule):
         return ProgramModule.__init__
 
     def train(self, mode: bool = True) -> ProgramModule:
-        """Switches to training (or inference) as `nn.Module.train` does, the graph's nodes included."""
+        """Switches to training (or inference) mode as `nn.Module.train` does, including the graph's nodes."""
         super().train(mode)
         changed = False
         for node in self.graph.nodes:
@@ -92,12 +92,12 @@ class ProgramModule(fx.GraphModule):
 
     @property
     def signature(self) -> Signature | None:
-        """What calls are checked against; None until tracing is done."""
+        """The signature that calls are checked against; None until tracing is done."""
         return self.program_facts.signature
 
 
 def mark_always_training(module: nn.Module) -> None:
-    """Notes which nodes train even in a graph traced for inference, so that `eval()` leaves them alone."""
+    """Marks nodes that were traced in training mode, so that `eval()` leaves them alone."""
     graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
     for node in [node for graph in graphs for node in graph.nodes]:
         flag = training_flag(node)
@@ -129,7 +129,7 @@ class Program:
 
     @property
     def notes(self) -> list[Note]:
-        """What tracing left as it was, one sentence each."""
+        """What tracing left as it was, one note each."""
         return list(self.module.program_facts.notes)
 
     @property
@@ -147,13 +147,13 @@ class Program:
         return Program(copy.deepcopy(self.module), self.example_inputs)
 
     def with_graph_module(self, module: fx.GraphModule) -> Program:
-        """This program with another graph, for instance what a library's transform returned."""
+        """This program with another graph, for instance the result of a library's transform."""
         if not isinstance(module, ProgramModule):
             module = ProgramModule(module, module.graph)
         lasting = self.module.state_dict(keep_vars=True).keys()
         outside = {name for name, _ in self.module.named_buffers(remove_duplicate=False)} - lasting
         for name, buffer in module.named_buffers(remove_duplicate=False):
-            if name in outside:  # a plain GraphModule forgets what is outside the state dict
+            if name in outside:  # a plain GraphModule does not keep which buffers are non-persistent
                 register(module, name, buffer, persistent=False)
         module.program_facts = self.module.program_facts
         return dataclasses.replace(self, module=module)
@@ -173,7 +173,7 @@ class Program:
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """Eval mode for a while."""
+        """Switches to eval mode within the context."""
         if not self.module.training:
             yield
             return

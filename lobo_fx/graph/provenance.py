@@ -1,4 +1,4 @@
-"""Where a node comes from, in the user's terms: module name, source line, and the pass that made it."""
+"""Where a node comes from, in the user's terms: the module, the source line, and the pass that made it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def module_name(node: fx.Node) -> str:
 
 
 def check_patterns(patterns: Iterable[str], graph: fx.Graph) -> None:
-    """Refuses patterns of module names that match none.
+    """Refuses patterns that match no module name.
 
     Raises:
         InvalidInput: names the pattern, and modules that are near.
@@ -43,12 +43,12 @@ def check_patterns(patterns: Iterable[str], graph: fx.Graph) -> None:
 
 
 def check_named(setting: str, patterns: Iterable[str], module: fx.GraphModule) -> None:
-    """Refuses patterns of names of modules or parameters that match neither.
+    """Refuses patterns that match no module or parameter name.
 
     Args:
-        setting: what the patterns are given as, for the message.
-        patterns: of names.
-        module: whose modules and parameters they are to match.
+        setting: the setting that holds the patterns, for messages.
+        patterns: patterns of names.
+        module: the graph whose modules and parameters must match.
 
     Raises:
         InvalidInput: names the pattern, and names that are near.
@@ -66,7 +66,7 @@ def source_line(node: fx.Node) -> str:
 
 
 def user_line(stack_trace: str) -> str:
-    """The innermost frame of a formatted stack trace that is no library's, as `file.py:12: code`."""
+    """The innermost frame of a formatted stack trace outside of libraries, as `file.py:12: code`."""
     frames = [match for match in _FRAME.finditer(stack_trace) if not _is_library(match["file"])]
     return "{file}:{line}: {code}".format(**frames[-1].groupdict()) if frames else ""
 
@@ -83,7 +83,7 @@ def describe(node: fx.Node) -> str:
 
 
 def place(node: fx.Node) -> str:
-    """`describe` without the operator, for sentences that name it before."""
+    """`describe` without the operator, for sentences that already name it."""
     name, line = module_name(node), source_line(node)
     found = phrase("", name, line).strip() if name else line
     return (found or "its line is not known") + _maker(node)

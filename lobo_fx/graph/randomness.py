@@ -1,7 +1,7 @@
-"""Operators that draw random numbers: which do, what they draw, and runs that draw the same.
+"""Operators that draw random numbers: finds them, says what they draw, and makes runs draw the same numbers.
 
-Two runs of a program that draws can only be compared if both draw the same numbers. The user's own random numbers are
-none of the compiler's business, so what a run draws never moves the global generator.
+Two runs of a program that draws can only be compared if both draw the same numbers. The compiler must not affect the
+user's own random numbers, so its runs never advance the global generators.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = [
 ]
 
 Draw = tuple[str, ...]
-"""What decides how many numbers a call draws, and in which order: its operator, and the shapes it reads and gives."""
+"""What determines how many numbers a call draws, and in which order: its operator, and the shapes around it."""
 
 _SHARES = ("dropout", "dropout_p")
-"""Arguments that say what share of an operator's values it drops."""
+"""Arguments that hold the share of values that an operator drops."""
 _LOCK = threading.RLock()
 
 
@@ -57,11 +57,11 @@ def _global_generators_kept() -> Iterator[None]:
 
 
 random_state_kept = Shared(_global_generators_kept)
-"""The global generators of torch, numpy and Python are left as they were found, whatever is drawn within."""
+"""A context that restores the global generators of torch, numpy and Python when it is left."""
 
 
 def own_generators(data: object) -> list[torch.Generator]:
-    """The generators that a DataLoader draws the order of its rows from, where it has its own."""
+    """The generators from which a DataLoader draws the order of its rows, where it has its own."""
     holders = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
     found = [getattr(holder, "generator", None) for holder in holders]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
@@ -69,7 +69,7 @@ def own_generators(data: object) -> list[torch.Generator]:
 
 @contextlib.contextmanager
 def own_generators_kept(data: object) -> Iterator[None]:
-    """Those generators are left as they were found, whatever is read within."""
+    """Restores these generators when the context is left."""
     generators = own_generators(data)
     states = [generator.get_state() for generator in generators]
     try:
@@ -85,7 +85,7 @@ def may_draw(node: fx.Node) -> bool:
 
 
 def draws(node: fx.Node) -> bool:
-    """Whether an operator draws in inference: dropout does not, unless it always trains."""
+    """Whether an operator draws in inference; dropout does so only if it is always in training mode."""
     if not may_draw(node) or (training_flag(node) is not None and not facts_of(node).always_training):
         return False
     return all(arguments(node).get(share) != 0 for share in _SHARES)
@@ -97,7 +97,7 @@ def drawing(module: fx.GraphModule) -> list[fx.Node]:
 
 
 def made_of_draws(module: fx.GraphModule) -> set[fx.Node]:
-    """The nodes of a graph whose values depend on what is drawn."""
+    """The nodes of a graph whose values depend on random numbers."""
     found = set(_calls(module))
     for node in module.graph.nodes:
         if not found.isdisjoint(node.all_input_nodes):
@@ -106,7 +106,7 @@ def made_of_draws(module: fx.GraphModule) -> set[fx.Node]:
 
 
 def _calls(module: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
-    """By call that draws, the operators that do: the call itself, or those of a branch."""
+    """By call that draws, the operators that draw: the call itself, or operators of its branch."""
     found = {}
     for node in module.graph.nodes:
         stored = [fetch(module, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
@@ -117,7 +117,7 @@ def _calls(module: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
 
 
 def drawn(module: fx.GraphModule) -> tuple[Draw, ...]:
-    """What a run in inference draws, from shapes as they were last propagated; equal where two graphs draw alike."""
+    """What a run in inference draws, by the shapes last propagated; equal for graphs that draw the same numbers."""
     names = dimension_names(module.graph)
 
     def draw(call: fx.Node) -> Draw:
@@ -129,19 +129,19 @@ def drawn(module: fx.GraphModule) -> tuple[Draw, ...]:
 
 @contextlib.contextmanager
 def seeded(module: fx.GraphModule) -> Iterator[None]:
-    """Every run of a module in inference draws the same numbers, and the global generator does not move."""
+    """Within this context, runs of a module in inference draw the same numbers and leave the global generator alone."""
     with seeded_by(0) if _calls(module) else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def seeded_by(seed: int) -> Iterator[None]:
-    """What is drawn within follows from the seed, and the global generator does not move."""
+    """Within this context, random numbers follow from the seed, and the global generator is restored."""
     with _LOCK, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def calls_that_draw(module: fx.GraphModule) -> set[fx.Node]:
-    """The calls of a graph that draw in inference, themselves or in a branch."""
+    """The calls of a graph that draw in inference, directly or in a branch."""
     return set(_calls(module))

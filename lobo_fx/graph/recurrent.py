@@ -1,4 +1,4 @@
-"""Recurrent layers: what a call of one is given, and their shapes, which are known without unrolling them."""
+"""Recurrent layers: the arguments of a call, and its output shapes, computed without unrolling it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ __all__ = ["Recurrent", "empty_outputs"]
 
 @dataclasses.dataclass(frozen=True)
 class Recurrent:
-    """The arguments of a recurrent call, named and in order as ATen has them.
+    """The arguments of a recurrent call, with ATen's names and order.
 
-    Parameters lie by layer, by direction, then w_ih, w_hh, both biases or none, and where states are projected w_hr.
+    Parameters are ordered by layer, then direction; each has w_ih, w_hh, both biases or none, and w_hr if it is
+    projected.
     """
 
     input: Any
@@ -34,17 +35,17 @@ class Recurrent:
 
     @classmethod
     def of(cls, node: fx.Node) -> Recurrent:
-        """From a call in a graph."""
+        """Reads the arguments of a call in a graph."""
         return cls(**arguments(node))
 
     @property
     def states(self) -> list[Any]:
-        """Where it starts: two of an LSTM, else one; each `[layers × directions, rows, hidden]`."""
+        """The initial states: two for an LSTM, else one; each `[layers × directions, rows, hidden]`."""
         return list(self.hx) if isinstance(self.hx, Sequence) else [self.hx]
 
     @property
     def directions(self) -> int:
-        """2 where a layer also runs backwards."""
+        """2 for bidirectional layers, else 1."""
         return 2 if self.bidirectional else 1
 
     @property
@@ -60,15 +61,15 @@ class Recurrent:
 
     @property
     def is_single(self) -> bool:
-        """Whether it is one layer without a projection; tracing leaves others only where states are projected."""
+        """Whether it is one layer without a projection; after tracing, only projected ones are not."""
         return self.num_layers == 1 and not self.is_projected
 
 
 def empty_outputs(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-    """Of a call of `aten.lstm.input` or its like: `[steps, rows, directions × hidden]`, and the last states.
+    """Empty outputs of `aten.lstm.input` and its like: `[steps, rows, directions × hidden]`, and the last states.
 
     Raises:
-        RuntimeError: what is given does not fit together.
+        RuntimeError: shapes of the arguments do not fit together.
     """
     call = Recurrent(*args, **kwargs)
     x, states, directions = call.input, call.states, call.directions
@@ -79,6 +80,6 @@ def empty_outputs(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
     require(call.params[0].shape[1] == x.shape[-1], "its input is not as wide as its weight")
     require(call.params[1].shape[1] == states[0].shape[2], "its states are not as wide as their weight")
     every = x.new_empty((steps, rows, directions * states[0].shape[2]))
-    if call.batch_first:  # as PyTorch lays it out: `contiguous` after it is no no-op
+    if call.batch_first:  # PyTorch returns a transposed tensor here, so a `contiguous` after it copies
         every = every.transpose(0, 1)
     return every, *(state.new_empty(state.shape) for state in states)

@@ -41,7 +41,7 @@ class Op:
     Args:
         targets: an operator overload, or several.
         *inputs: patterns for the leading arguments; None matches anything.
-        name: under which the match gives the node.
+        name: the key of the node in the match.
         shared: whether the node may have users outside the pattern (its result is then still needed).
     """
 
@@ -52,7 +52,7 @@ class Op:
 
 @dataclasses.dataclass
 class Match:
-    """Where a pattern was found.
+    """A place where a pattern was found.
 
     Attributes:
         root: the node whose value the replacement gives.
@@ -72,7 +72,7 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """Why a rule left a match alone, and where."""
+    """A match that a rule left alone, and why."""
 
     node: fx.Node
     reason: str
@@ -82,7 +82,7 @@ class Rejected:
 
 
 Rule = Callable[[Match], "fx.Node | Rejected"]
-"""From a match to what stands in its place, or why nothing does."""
+"""From a match to the node that replaces its root, or the reason for leaving it alone."""
 
 
 def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:
@@ -92,7 +92,7 @@ def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:
     place of the root, or `Rejected`. New nodes inherit module and source line; dead nodes are removed.
 
     Returns:
-        The matches that the rule turned down.
+        The matches that the rule rejected.
     """
     graph, rejected = program.graph, []
     live = set(graph.nodes)
@@ -121,7 +121,7 @@ def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:
 
 
 def erase_dead(graph: fx.Graph, node: fx.Node) -> None:
-    """Removes a node without users, and what only it read: dead users must not stop the next match."""
+    """Removes a node without users, and inputs that only it read, as dead users would prevent later matches."""
     if node.users or node.op == "placeholder" or node._erased:
         return
     sources = node.all_input_nodes
@@ -148,7 +148,7 @@ def _matches(pattern: Op, node: object, match: Match, is_root: bool = False) -> 
 
 
 def call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
-    """A call at the graph's insertion point whose shape is known at once, for the rules that come after."""
+    """Inserts a call at the graph's insertion point, with its shape set at once, so that later rules can use it."""
     node = graph.call_function(target, args)
     node.meta["val"] = target(*fx.map_arg(args, lambda source: source.meta["val"]))
     return node
@@ -164,7 +164,7 @@ def add_parameter(program: Program, name: str, value: Any) -> fx.Node:
 
 
 def free_name(program: Program, name: str) -> str:
-    """`name`, or with a number after it where the module has something of that name."""
+    """`name`, or `name` with a number appended where the module already has something of that name."""
     module = program.module
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     taken = {known for known, _ in [*named, *module.named_modules()]}
@@ -173,7 +173,7 @@ def free_name(program: Program, name: str) -> str:
 
 
 def rename(program: Program, read: fx.Node, name: str) -> str:
-    """Gives the tensor that a `get_attr` node reads another dotted name, which must be free; returns that name."""
+    """Renames the tensor that a `get_attr` node reads; the new dotted name must be free. Returns that name."""
     old = str(read.target)
     tensor = program.parameter(read)
     path, _, leaf = old.rpartition(".")

@@ -1,4 +1,4 @@
-"""Graphs run node by node: the one way to see values as data runs through a program, or to replace some of them."""
+"""Runs graphs node by node, to observe values as data runs through a program, or to replace some of them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ See = Callable[[fx.Node, Any], None]
 Instead = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 
 AS_IT_IS = object()
-"""What a replacement returns for a node that is computed as the graph says."""
+"""Returned by a replacement where the node is to be computed as the graph says."""
 
 
 class Runner(fx.Interpreter):
-    """Runs a graph without gradients; values are let go once they were read for the last time.
+    """Runs a graph without gradients; values are freed after their last use.
 
     Args:
         module: holds the graph and its tensors.
         see: called with every node and its value, in order.
-        instead: called with every node and its arguments before it is computed; gives the node's value, or `AS_IT_IS`.
+        instead: called with every node and its arguments before it is computed; returns its value, or `AS_IT_IS`.
     """
 
     def __init__(self, module: fx.GraphModule, see: See | None = None, instead: Instead | None = None) -> None:
@@ -38,7 +38,7 @@ class Runner(fx.Interpreter):
     def __call__(self, inputs: Inputs) -> Any:
         """The outputs for one batch, flat.
 
-        What the graph draws at random is the same in every run, and buffers that it writes to keep their values.
+        Random numbers are the same in every run, and buffers that the graph writes to are restored.
         """
         assert isinstance(self.module, fx.GraphModule)
         with torch.no_grad(), kept_buffers(self.module), seeded(self.module):
@@ -52,7 +52,7 @@ class Runner(fx.Interpreter):
         return value
 
     def evaluate(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-        """The value of one node from given values of its inputs; of a placeholder, the next input of the call."""
+        """Computes one node from given values of its inputs; a placeholder takes the next input of the call."""
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
         found = AS_IT_IS if self.instead is None else self.instead(node, args, kwargs)
         return getattr(self, node.op)(node.target, args, kwargs) if found is AS_IT_IS else found
@@ -60,7 +60,7 @@ class Runner(fx.Interpreter):
 
 @contextlib.contextmanager
 def kept_buffers(module: fx.GraphModule) -> Iterator[None]:
-    """Gives buffers that the graph writes to their values back."""
+    """Restores buffers that the graph writes to when the context is left."""
     buffers = list(module.buffers()) if any(map(is_inplace, module.graph.nodes)) else []
     before = [buffer.clone() for buffer in buffers]
     try:
@@ -85,7 +85,7 @@ def watch(
     Args:
         module: holds the graph and its tensors.
         batches: inputs of the program.
-        watchers: by node, what is called with its value.
+        watchers: by node, a function that is called with its value.
     """
 
     def see(node: fx.Node, value: Any) -> None:

@@ -1,7 +1,7 @@
-"""Shape propagation: every node's dtype and shape from the inputs', free dimensions kept as symbols.
+"""Shape propagation: computes every node's dtype and shape from the inputs', with free dimensions as symbols.
 
-Runs the graph on fake tensors (no data, no arithmetic). A graph and its copies share the symbols of their free
-dimensions; a pass that hard-codes one is refused where it does, before the copies have that size too.
+Runs the graph on fake tensors (no data, no arithmetic). A graph and its copies share the symbols of free dimensions, so
+a pass that makes one a constant is refused at once, before the constant reaches the copies.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 Dimension = int | str
 
 SEQUENCES = (2, 3)
-"""How many dimensions sequences have: rows of numbers or tokens, and rows of them with channels."""
+"""Numbers of dimensions that sequences may have: rows of numbers or tokens, or such rows with channels."""
 
 
 class PropagationError(Exception):
@@ -57,14 +57,14 @@ class PropagationError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class FreeDimension:
-    """What is known of a free dimension beside its place.
+    """What is known of a free dimension besides its position.
 
     Attributes:
-        name: as the user gave it, empty where none was given.
-        lowest: the smallest size allowed; None where nothing is known to be too small.
-        highest: the largest one, likewise.
-        step: how far apart sizes are that the program was traced for: its code took one way of several.
-        offset: what is left of them when they are divided by `step`.
+        name: the name that the user gave; empty if none.
+        lowest: the smallest allowed size; None without a known limit.
+        highest: the largest allowed size, likewise.
+        step: the program was traced for sizes this far apart only, as its code branched on the size.
+        offset: remainder of the allowed sizes divided by `step`.
     """
 
     name: str = ""
@@ -79,7 +79,7 @@ class FreeDimension:
         return above and below and size % self.step == self.offset
 
     def __str__(self) -> str:
-        """What sizes are allowed, in words."""
+        """The allowed sizes, in words."""
         bounds = [f"from {self.lowest}"] * (self.lowest is not None) + [f"to {self.highest}"] * (
             self.highest is not None
         )
@@ -89,7 +89,7 @@ class FreeDimension:
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype and shape of one input or output; a free dimension is a string such as "batch"."""
+    """Name, dtype and shape of one input or output; a free dimension is text such as "batch"."""
 
     name: str
     dtype: torch.dtype
@@ -101,12 +101,12 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Computed:
-    """What a node's value was computed from, and the value.
+    """The value of a node, and what it was computed from.
 
     Attributes:
-        mode: the fake mode, to which the symbols belong too.
-        call: what is called, with its arguments spelled out.
-        stored: shape, dtype, strides and the like of the stored tensor that it reads.
+        mode: the fake mode, which also holds the symbols.
+        call: the operator and its arguments.
+        stored: shape, dtype, strides and so on of the stored tensor that the node reads.
         inputs: values of the nodes that it reads.
         value: the result.
     """
@@ -118,20 +118,20 @@ class _Computed:
     value: Any = None
 
     def holds(self, now: _Computed, value: Any) -> bool:
-        """Whether the same would be computed now, and `value` still is what was."""
+        """Whether the same would be computed now, and `value` is still the result."""
         same = self.mode is now.mode and self.call == now.call and self.stored == now.stored
         inputs = len(self.inputs) == len(now.inputs) and all(map(operator.is_, self.inputs, now.inputs))
         return same and inputs and self.value is value
 
 
 _COMPUTED = "lobo_fx_computed"
-"""Where a node's metadata keeps that; copies of a graph keep it, as they keep the values."""
+"""Metadata key of a node's `_Computed`; copies of a graph keep it, as they keep the values."""
 
 
 class _FakeInterpreter(fx.Interpreter):
     """Runs a graph on fake tensors and keeps each node's value in its metadata.
 
-    A node whose call and inputs are as they were keeps its value. Passes change a part of a graph, and an operator on
+    A node whose call and inputs are unchanged keeps its value: passes change only parts of a graph, and an operator on
     fake tensors takes as long as a small layer on real ones.
     """
 
@@ -147,18 +147,18 @@ class _FakeInterpreter(fx.Interpreter):
         try:
             value = super().run_node(n)
             if is_call(n, torch.ops.aten.dropout.default) and not arguments(n)["train"]:
-                value = self.map_nodes_to_values(n.args[0], n)  # the operator gives its input; its Python form a copy
+                value = self.map_nodes_to_values(n.args[0], n)  # it returns its input, but its decomposition copies
         except Exception as error:
             raise PropagationError(n, str(error).split("\n\n")[0]) from error
         if self.on_node:
             self.on_node(n, value)
         elif _alike(known, value, self.mode):
-            value = known  # so that what reads it keeps its value too
+            value = known  # the same object, so that nodes that read it keep their values too
         n.meta["val"], n.meta[_COMPUTED] = value, now and dataclasses.replace(now, value=value)
         return value
 
     def _computed(self, node: fx.Node) -> _Computed | None:
-        """What the node's value depends on; None where that is a graph of a branch, which may change within."""
+        """What the node's value depends on; None for a subgraph of a branch, which may change inside."""
         inputs = tuple(source.meta["val"] for source in node.all_input_nodes)
         value = fetch(self.module, str(node.target)) if node.op == "get_attr" else None
         if any(isinstance(each, fx.GraphModule) for each in (value, *inputs)):
@@ -177,7 +177,7 @@ class _FakeInterpreter(fx.Interpreter):
         value = self.fetch_attr(target)
         if not isinstance(value, torch.Tensor):
             return value
-        if id(value) not in self.stored:  # not `from_tensor`, which remembers a parameter whose data was exchanged
+        if id(value) not in self.stored:  # not `from_tensor`, which caches parameters even if their data is replaced
             fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
             self.stored[id(value)] = fake.requires_grad_(value.requires_grad)
         return self.stored[id(value)]
@@ -187,18 +187,18 @@ class _FakeInterpreter(fx.Interpreter):
         return super().call_function(target, args, kwargs) if known is None else known
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Observers hand their input through, and must not see fake tensors."""
+        """Observers return their input, and must not see fake tensors."""
         return args[0]
 
 
 def _alike(known: Any, value: Any, mode: FakeTensorMode) -> bool:
-    """Whether a value is all that it was: the same structure of numbers and of tensors of this mode."""
+    """Whether two values are equal: the same structure of numbers and of fake tensors of this mode."""
     (before, structure), (after, expected) = pytree.tree_flatten(known), pytree.tree_flatten(value)
     return structure == expected and all(_facts(a, mode) == _facts(b, mode) for a, b in zip(before, after, strict=True))
 
 
 def _facts(value: Any, mode: FakeTensorMode) -> Any:
-    """What can be told of a value without asking its symbols anything, which would fix them."""
+    """Facts of a value, read without evaluating its symbols, which would make them constants."""
     if isinstance(value, torch.Tensor):
         sizes = tuple(map(expression, (*value.shape, *value.stride())))
         ours = isinstance(value, FakeTensor) and value.fake_mode is mode
@@ -209,10 +209,10 @@ def _facts(value: Any, mode: FakeTensorMode) -> Any:
 
 
 class _Symbols(ShapeEnv):
-    """The free dimensions of a graph and of its copies: none may become a constant, or a formula of others."""
+    """The free dimensions of a graph and its copies: none may become a constant, or an expression of others."""
 
     def _set_replacement(self, a: sympy.Symbol, tgt: sympy.Expr, msg: str) -> None:
-        """What PyTorch calls where an operator allows some sizes only; the copies would have those sizes too."""
+        """Called by PyTorch where an operator allows only some sizes; refused, as it would hold for copies too."""
         if a in self.backed_var_to_val and a not in tgt.free_symbols:
             raise ValueError(f"a free dimension became {tgt}")
         super()._set_replacement(a, tgt, msg)
@@ -226,7 +226,7 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
 
     Args:
         module: its placeholders must carry a `val` (as traced), whose symbols stay free.
-        on_node: called with each node and its value; everything is computed anew then.
+        on_node: called with each node and its value; every node is then computed anew.
 
     Raises:
         PropagationError: an operator refused its inputs, or a free dimension was made a constant.
@@ -243,7 +243,7 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
 
 
 def _last_mode(placeholders: Sequence[fx.Node]) -> FakeTensorMode | None:
-    """The mode in which all inputs still are as they were; None where there is none."""
+    """The mode in which all inputs are unchanged since the last propagation; None without one."""
     known = [node.meta.get(_COMPUTED) for node in placeholders]
     same = all(last and last.value is node.meta["val"] for last, node in zip(known, placeholders, strict=True))
     modes = {last.mode for last in known if last}
@@ -251,7 +251,7 @@ def _last_mode(placeholders: Sequence[fx.Node]) -> FakeTensorMode | None:
 
 
 def _refresh(value: Any, mode: FakeTensorMode, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Any:
-    """The placeholder's value again, in a new fake mode and with new symbols for the free dimensions."""
+    """The placeholder's value in a new fake mode, with new symbols for the free dimensions."""
     environment = mode.shape_env
     assert environment is not None
     if not isinstance(value, torch.Tensor):
@@ -263,7 +263,7 @@ def _refresh(value: Any, mode: FakeTensorMode, symbols: dict[sympy.Symbol, sympy
         formula = expression(size)
         for symbol in sorted(formula.free_symbols - set(symbols), key=str):
             hint = size.node.shape_env.backed_var_to_val.get(symbol)
-            if hint is None:  # of a program from a file, where an input holds nothing but multiples of it
+            if hint is None:  # in a program from a file, whose inputs hold only multiples of the symbol
                 (hint,) = sympy.solve(formula - size.node.hint, symbol)
             source = ConstantSource(f"dimension_{len(symbols)}")
             symbols[symbol] = environment.create_symbol(int(hint), source, DimDynamic.DYNAMIC, None)
@@ -284,7 +284,7 @@ def has_free_dimension(value: object) -> bool:
 
 
 def free_symbols(graph: fx.Graph) -> dict[sympy.Symbol, torch.SymInt]:
-    """The symbols of the inputs' free dimensions, in order, each with the size that it stands in first."""
+    """The symbols of the inputs' free dimensions, in order, each with the first size that holds it."""
     values = [node.meta.get("val") for node in graph.find_nodes(op="placeholder")]
     sizes: list[Any] = [size for value in values if isinstance(value, torch.Tensor) for size in value.shape]
     found: dict[sympy.Symbol, torch.SymInt] = {}
@@ -295,11 +295,11 @@ def free_symbols(graph: fx.Graph) -> dict[sympy.Symbol, torch.SymInt]:
 
 
 def dimension_names(graph: fx.Graph, known: Sequence[FreeDimension] = ()) -> dict[sympy.Symbol, sympy.Symbol]:
-    """Readable names of the free dimensions: as given; else the first at position 0 is `batch`, of a sequence `length`.
+    """Names of the free dimensions: the given one, else `batch` for the first at position 0 and `length` for sequences.
 
     Args:
-        graph: shapes propagated.
-        known: what is known of each of its `free_symbols`; names of their own are then kept.
+        graph: a graph with shapes propagated.
+        known: what is known of each of its `free_symbols`; their names are kept.
     """
     free = free_symbols(graph)
     names = {symbol: dimension.name for symbol, dimension in zip(free, known, strict=False) if dimension.name}
@@ -328,7 +328,7 @@ def tensor_specs(
 
 
 def expression(size: int | torch.SymInt) -> Any:
-    """A size as sympy has it."""
+    """A size as a sympy expression."""
     return sympy.Integer(size) if isinstance(size, int) else size.node.expr
 
 

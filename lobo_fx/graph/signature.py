@@ -1,4 +1,4 @@
-"""What a program takes and gives: the part of it that no pass may change."""
+"""The inputs and outputs of a program: the part that no pass may change."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["Signature", "signature_of"]
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What a program takes and gives: the part of it that no pass may change.
+    """The inputs and outputs of a program: the part that no pass may change.
 
     Attributes:
-        names: top-level input names as the user's `forward` has them, positional ones first.
+        names: top-level input names of the user's `forward`, positional ones first.
         positional: how many of them were traced as positional.
         inputs: a specification for each flattened input, None for one that is no tensor.
         outputs: likewise for each flattened output.
         structure: how the outputs nest (tuple, dict, `ModelOutput`, ...).
         nesting: how positional and keyword inputs nest.
-        constants: for each flattened input that is no tensor, the value it was traced with.
-        free: what is known of the free dimensions, by the names that they have here.
+        constants: the traced value of each flattened input that is no tensor; None for tensors.
+        free: what is known of the free dimensions, with the names that they have here.
     """
 
     names: tuple[str, ...]
@@ -42,7 +42,7 @@ class Signature:
     free: tuple[FreeDimension, ...] = ()
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
-        """Arranges a call's inputs as they were traced, whether passed by position or by name.
+        """Arranges the inputs of a call as they were traced, whether passed by position or by name.
 
         Raises:
             InvalidInput: an input is missing, unknown, given twice, or of another rank, size or dtype.
@@ -64,7 +64,7 @@ class Signature:
         return inputs
 
     def bind_batch(self, batch: object) -> Inputs:
-        """Arranges what a data loader yields: a tensor, a tuple (inputs first, labels after) or a dict.
+        """Arranges a batch of a data loader: a tensor, a tuple (inputs first, labels after) or a dict.
 
         A tuple may hold the inputs nested as its first entry: `((image, mask), label)`, `({"ids": ...}, label)`.
 
@@ -85,7 +85,7 @@ class Signature:
 
     @property
     def batch(self) -> str | None:
-        """Name of the free dimension that counts rows; None where there is none, or rows can't be taken out."""
+        """Name of the free dimension that counts rows; None if there is none, or rows can't be separated."""
         shapes = [spec.shape for spec in self.inputs if spec is not None]
         name = next((str(shape[0]) for shape in shapes if shape and isinstance(shape[0], str)), "")
         computed = [str(size) for shape in shapes for size in shape if not str(size).isidentifier()]
@@ -93,18 +93,18 @@ class Signature:
 
     @property
     def gives_loss(self) -> bool:
-        """Whether one of the outputs is a loss, as Hugging Face models give it where their inputs hold labels."""
+        """Whether one of the outputs is a loss, as in Hugging Face models whose inputs hold labels."""
         return any(spec is not None and spec.name == "loss" for spec in self.outputs)
 
     def count_rows(self, inputs: Inputs) -> int:
-        """How many rows a batch has; one that rows can't be taken out of counts as one."""
+        """Number of rows in a batch; 1 for a batch whose rows can't be separated."""
         for leaf, spec in zip(inputs.leaves, self.inputs, strict=True):
             if spec is not None and self.batch in spec.shape:
                 return int(leaf.shape[spec.shape.index(self.batch)])
         return 1
 
     def rows(self, inputs: Inputs) -> Iterator[list[torch.Tensor]]:
-        """The rows of a batch, each the part of every tensor that is its own; views, one at a time."""
+        """The rows of a batch one by one, each as its part of every tensor; views."""
         batched = [(leaf, spec) for leaf, spec in zip(inputs.leaves, self.inputs, strict=True) if spec is not None]
         own = [(leaf, spec.shape.index(self.batch)) for leaf, spec in batched if self.batch in spec.shape]
         if not own:
@@ -114,7 +114,7 @@ class Signature:
             yield [leaf.select(dim, row) for leaf, dim in own]
 
     def take_rows(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
-        """Some rows of a batch whose rows `count_rows` counts."""
+        """Selects rows of a batch by number."""
         chosen = torch.tensor(rows, dtype=torch.long)
         leaves, nesting = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
         for index, spec in enumerate(self.inputs):
@@ -123,7 +123,7 @@ class Signature:
         return Inputs(*pytree.tree_unflatten(leaves, nesting))
 
     def is_nested(self, batch: object) -> bool:
-        """Whether a batch holds the inputs nested as its first entry, which is no nested input itself."""
+        """Whether a batch holds the inputs nested in its first entry, while the first input itself is not nested."""
         if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], (tuple, list, Mapping)):
             return False
         first = self.nesting.child(0).children() + self.nesting.child(1).children()
@@ -157,7 +157,7 @@ class Signature:
 
 
 def _fits(size: int, dimension: Dimension, free: dict[str, int]) -> bool:
-    """Whether `size` agrees with a constant, or with what a free dimension was elsewhere in the call."""
+    """Whether `size` equals a constant, or the size of this free dimension elsewhere in the call."""
     if isinstance(dimension, int):
         return size == dimension
     return not dimension.isidentifier() or free.setdefault(dimension, size) == size
@@ -166,12 +166,12 @@ def _fits(size: int, dimension: Dimension, free: dict[str, int]) -> bool:
 def signature_of(
     module: fx.GraphModule, known: Sequence[FreeDimension] = (), names: Mapping[str, str] | None = None
 ) -> Signature:
-    """Reads the signature off a graph whose shapes are propagated.
+    """Reads the signature of a graph whose shapes are propagated.
 
     Args:
-        module: of the graph.
-        known: what is known of its free dimensions, their names among it.
-        names: names of inputs and outputs, by those that they have of themselves.
+        module: holds the graph.
+        known: what is known of its free dimensions, including their names.
+        names: names of inputs and outputs, by their default names.
     """
     graph = module.graph
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -205,7 +205,7 @@ def _named(names: Sequence[str], given: Mapping[str, str]) -> list[str]:
 def _output_names(structure: pytree.TreeSpec, count: int, taken: Iterable[str]) -> list[str]:
     """Names of flattened outputs: the keys of a dict or ModelOutput, joined by dots; else `output_0`, ...
 
-    A name that an input or an earlier output has gets `_out` after it: a file needs them to differ.
+    A name that an input or an earlier output already has gets the suffix `_out`, as names in a file must differ.
     """
     tree = pytree.tree_unflatten(list(range(count)), structure)
     names = [".".join(path) for path in _paths(tree, structure)]
@@ -221,7 +221,7 @@ def _output_names(structure: pytree.TreeSpec, count: int, taken: Iterable[str]) 
 
 
 def _paths(tree: Any, structure: pytree.TreeSpec) -> list[tuple[str, ...]]:
-    """The keys that lead to each leaf; of a type that was registered without them, its context if that has them."""
+    """The keys that lead to each leaf; for a type registered without keys, its context if that is a list of keys."""
     if structure.is_leaf():
         return [()]
     node = pytree.SUPPORTED_NODES[structure.type]

@@ -11,7 +11,7 @@ __all__ = ["fetch", "register", "require", "unusual_weight"]
 
 
 def register(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
-    """Registers a parameter or buffer under its dotted name, making plain modules on the way."""
+    """Registers a parameter or buffer under its dotted name, creating plain modules on the way."""
     *path, leaf = name.split(".")
     for part in path:
         if not hasattr(module, part):
@@ -26,16 +26,16 @@ def register(module: nn.Module, name: str, tensor: torch.Tensor, persistent: boo
 
 
 def require(holds: bool | torch.SymBool, message: str) -> None:
-    """Refuses sizes, free ones too, of which something does not hold; the message says what is wrong.
+    """Checks a condition on sizes, which may be symbolic; the message says what is wrong.
 
     Raises:
-        RuntimeError: it does not hold, as PyTorch's operators say it.
+        RuntimeError: the condition does not hold; the type of error that PyTorch's operators raise.
     """
     torch._check(holds, lambda: message)  # type: ignore[no-untyped-call]
 
 
 def unusual_weight(module: nn.Module) -> str:
-    """Words for the first weight of a precision that runtimes on CPU hardly compute in; empty where there is none."""
+    """A phrase about the first weight in bfloat16 or float64, which CPU runtimes don't compute in; empty if none."""
     for name, parameter in module.named_parameters():
         if parameter.dtype in (torch.bfloat16, torch.float64):
             return f"'{name}' is {str(parameter.dtype).removeprefix('torch.')}, which runtimes do not compute in on CPU"

@@ -1,4 +1,4 @@
-"""Operators, modules and lines in words."""
+"""Phrases that name operators, modules and source lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["phrase"]
 
 
 def phrase(operator: str, modules: str | Sequence[str], line: str) -> str:
-    """`aten.linear.default in module 'head' (model.py:12: …)`; of many modules the first two are named."""
+    """`aten.linear.default in module 'head' (model.py:12: …)`; of three or more modules, the first two are named."""
     names = [f"'{name}'" for name in ([modules] if isinstance(modules, str) else modules) if name]
     where = f" in module{'s' * (len(names) - 1)} {' and '.join(names)}" if names else ""
     if len(names) > 2:

@@ -1,1 +1,1 @@
-"""What programs and files weigh, cost and give: counts, fidelity, latency, memory, kernel costs."""
+"""Measures of programs and files: counts, fidelity, latency, memory, kernel costs."""

@@ -1,7 +1,7 @@
 """A session in a process of its own.
 
-Some options hold for the whole process (ONNX Runtime's denormals are what its first session says), and where a session
-lies in memory sways its times: what is to be compared is loaded afresh, each in a process of its own.
+Some options hold for a whole process (ONNX Runtime takes the denormals setting of its first session), and the position
+of a session in memory affects its times. Therefore files to compare are each loaded in a fresh process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SessionApart:
         return list(_arrays(self._ask(_packed(arrays))).values())
 
     def seconds(self, calls: int, cpu: bool = False) -> float:
-        """Times calls with the arrays of the last `run`, and gives the mean of one: of the clock, or of the CPU."""
+        """Times calls with the arrays of the last `run`; returns the mean wall time of a call, or its CPU time."""
         return float(json.loads(self._ask(str(calls).encode()))[cpu])
 
     def _ask(self, message: bytes) -> bytes:
@@ -66,9 +66,9 @@ def session_apart(path: Path, runtime: object, core: int | None = None) -> Itera
 
     Args:
         path: the file.
-        runtime: what runs it (`lobo_fx.plugins.tuning.TunesFiles`); made anew in that process.
-        core: a core that the process keeps to, counted among those that this one may use, where the system can do it;
-            other work slows down all that run on the same one.
+        runtime: the runtime (`lobo_fx.plugins.tuning.TunesFiles`); created anew in that process.
+        core: index among the cores that this process may use, to which the new process is pinned where the system
+            supports it; other work on that core then slows all processes pinned to it alike.
 
     Raises:
         InvalidInput: the file can't be loaded.
@@ -115,7 +115,7 @@ def _receive(stream: IO[bytes]) -> bytes:
 
 
 def _packed(arrays: Mapping[str, np.ndarray[Any, Any]] | Sequence[np.ndarray[Any, Any]]) -> bytes:
-    """Arrays, and their names in front; without names, by number."""
+    """Serialises arrays with their names in front; without names, they are numbered."""
     named = arrays if isinstance(arrays, Mapping) else {str(place): array for place, array in enumerate(arrays)}
     stream = io.BytesIO()
     stream.write(json.dumps(list(named)).encode() + b"\n")
@@ -130,11 +130,11 @@ def _arrays(message: bytes) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _serve(path: str, runtime: str) -> None:
-    """Loads a file, says what it takes, and answers: arrays with outputs, a number of calls with seconds."""
+    """Loads a file, sends its input specifications, and answers arrays with outputs, counts of calls with times."""
     import importlib
 
     answers, questions = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # so that output that a library prints does not mix with answers
     module, _, name = runtime.partition(":")
     session = getattr(importlib.import_module(module), name)().load(Path(path), None)
     _send(answers, json.dumps([[spec.name, spec.dtype, spec.shape] for spec in session.inputs]).encode())

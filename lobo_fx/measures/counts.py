@@ -1,4 +1,4 @@
-"""What a program weighs and how far its outputs moved: counted on the program itself, never estimated."""
+"""Counts of a program: parameters, memory and multiply-accumulates, counted on the program itself, never estimated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Measures:
         parameters: weights and biases, quantized or not; shared ones counted once.
         nonzero: how many of them are not zero.
         macs: multiply-accumulates of one row of the batch, None where they were not counted.
-        bytes: memory of all parameters and buffers; masks, which no artifact has, are left out.
+        bytes: memory of all parameters and buffers, without masks, which no artifact has.
     """
 
     parameters: int
@@ -42,12 +42,12 @@ class Measures:
 
 
 def weights(module: ProgramModule) -> Iterator[torch.Tensor]:
-    """Parameters, and buffers that stand for a quantized parameter, decoded if packed; each tensor once."""
+    """Parameters, and buffers that replace a quantized parameter, decoded if packed; each tensor once."""
     return (weight for _, weight in named_weights(module))
 
 
 def named_weights(module: ProgramModule) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same with their names."""
+    """As `weights`, with names."""
     names, packed = set(weight_names(module)), packed_weights(module)
     yield from module.named_parameters()
     for name, buffer in module.named_buffers():
@@ -76,7 +76,7 @@ def _tensors(module: ProgramModule) -> Iterator[torch.Tensor]:
 def run_counted(program: Program) -> tuple[Any, int | None]:
     """Runs the example inputs; returns the outputs and the multiply-accumulates of one row.
 
-    Counts convolutions, matrix products and attention (`torch.utils.flop_counter`), as executed; None under
+    Counts convolutions, matrix products and attention as they run (`torch.utils.flop_counter`); None for graphs with
     `torch.cond`, which the counter can't follow.
     """
     if program.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):

@@ -1,4 +1,4 @@
-"""How far outputs moved: signal-to-noise ratio and largest error."""
+"""Differences of outputs: signal-to-noise ratio and largest error."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def float_outputs(outputs: Any) -> list[torch.Tensor]:
 def signal_to_noise(reference: Any, outputs: Any) -> float:
     """Signal-to-noise ratio in decibels over all floating-point outputs; infinite where they are equal.
 
-    10·log10(Σ r² / Σ (r - o)²), each output tensor weighted by its own energy. Where the reference is infinite or
-    NaN the outputs must be too; anything else counts as no signal at all.
+    10·log10(Σ r² / Σ (r - o)²), each output tensor weighted by its own energy. The outputs must be infinite or NaN
+    exactly where the reference is; otherwise the ratio is minus infinity.
     """
     ratio = Ratio()
     ratio.add(reference, outputs)
@@ -30,7 +30,7 @@ def signal_to_noise(reference: Any, outputs: Any) -> float:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10·log10(signal / noise) of two energies; infinite without noise, minus infinite where there is nothing else."""
+    """10·log10(signal / noise) of two energies; infinite without noise, minus infinite without signal."""
     if noise <= 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal / noise > 0 else -math.inf
@@ -63,7 +63,7 @@ class Ratio:
 def largest_error(reference: Any, outputs: Any) -> float:
     """Largest difference over all outputs, as a share of the reference's largest magnitude.
 
-    Integers and booleans count with the share of them that differ; a NaN or infinity that only one side has is an
+    For integers and booleans, the error is the share of them that differ. A NaN or infinity on only one side is an
     infinite error.
     """
     worst = 0.0
@@ -84,13 +84,13 @@ def largest_error(reference: Any, outputs: Any) -> float:
 
 
 def stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One output over several batches, rows behind each other; of batches whose sizes differ, all elements as rows."""
+    """One output over several batches, concatenated as rows; flattened if the shapes of rows differ."""
     same = parts[0].dim() > 0 and len({part.shape[1:] for part in parts}) == 1
     return torch.cat([part if same else part.flatten() for part in parts]).double()
 
 
 def variation(outputs: Iterable[torch.Tensor]) -> float:
-    """Sum of squares about the mean of the rows; about zero where all rows are alike; one where all are zeros."""
+    """Sum of squares about the mean row; if all rows are equal, sum of squares about zero; if all are zero, 1."""
     outputs = list(outputs)
     about_mean = sum(float((y - y.mean(0)).square().sum()) for y in outputs)
     return about_mean or sum(float(y.square().sum()) for y in outputs) or 1.0
@@ -102,6 +102,6 @@ def tensor_leaves(outputs: Any) -> list[torch.Tensor]:
 
 
 def _same_nonfinite(r: torch.Tensor, o: torch.Tensor) -> bool:
-    """Whether NaN and infinities stand at the same places."""
+    """Whether NaN and infinities are at the same positions."""
     places = ~r.isfinite()
     return bool((places == ~o.isfinite()).all()) and bool((r[places].nan_to_num() == o[places].nan_to_num()).all())

@@ -1,4 +1,4 @@
-"""Which of two files is faster, where chance must not decide: each loaded afresh in every round, and called in turn."""
+"""Compares the times of two files without leaving it to chance: each round loads both anew and runs them in turn."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lobo_fx.plugins.tuning import TunesFiles
 __all__ = ["Comparison", "Stand"]
 
 _SECONDS = 0.4
-"""How long a file runs in a round; longer where that is fewer than `_LEAST_TURNS`."""
+"""Seconds that a file runs in a round; more if that is fewer than `_LEAST_TURNS` turns."""
 _TURN = 4e-3
-"""How long a file runs, at least, before the other one does: waking a process takes some microseconds."""
+"""Least seconds of a turn, before the other file runs: waking a process takes some microseconds."""
 _LEAST_TURNS = 8
 _WARMUP = 2
 
@@ -27,31 +27,31 @@ class Comparison:
     """Two files measured in turn.
 
     Attributes:
-        rounds: median time of the second file over that of the first, of each round.
+        rounds: by round, median time of the second file over that of the first.
     """
 
     rounds: tuple[float, ...]
 
     @property
     def ratio(self) -> float:
-        """The median of the rounds: where it is below a limit, so are most of them."""
+        """The median of the rounds: if it is below a limit, so are most of them."""
         return statistics.median(self.rounds)
 
     @property
     def spread(self) -> float:
-        """How far a round is from equal times, at most."""
+        """The largest deviation of a round from equal times."""
         return max(abs(1 - ratio) for ratio in self.rounds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stand:
-    """Where files are compared.
+    """Settings of comparisons.
 
     Attributes:
-        runtime: what runs them, as the options beside them say.
-        arrays: what they run on.
-        on_one_thread: whether all run on one thread: then times are the CPU's, on a core that both files share, and
-            other work on the machine adds little to them. Else they are the clock's.
+        runtime: the runtime, which applies the options beside the files.
+        arrays: the inputs.
+        on_one_thread: whether all files run on one thread: then CPU time is measured, on a core that both files
+            share, so that other work on the machine has little effect. Else wall time is measured.
     """
 
     runtime: TunesFiles
@@ -59,13 +59,13 @@ class Stand:
     on_one_thread: bool = True
 
     def compare(self, before: Path, after: Path, rounds: int, limit: float = 0.0) -> Comparison:
-        """Measures two files.
+        """Compares the times of two files.
 
         Args:
             before: the file to beat.
-            after: the file that may.
-            rounds: how often both are loaded.
-            limit: of the ratio; where so many rounds reach it that it can't be below it, the others are left out.
+            after: the other file.
+            rounds: how many times both are loaded.
+            limit: stops early when so many rounds are at or above this ratio that the median can't be below it.
 
         Raises:
             InvalidInput: a file can't be loaded, or does not run on the arrays.
@@ -79,7 +79,7 @@ class Stand:
         return Comparison(tuple(found))
 
     def _round(self, files: tuple[Path, Path], index: int) -> list[float]:
-        """Median seconds of one call of each."""
+        """Median seconds of one call of each file."""
         core = index if self.on_one_thread else None
         with contextlib.ExitStack() as held:
             order = (0, 1) if index % 2 == 0 else (1, 0)

@@ -1,4 +1,4 @@
-"""How far a program's outputs are from the original's: as a whole, and in the part that is furthest."""
+"""Compares a program's outputs with the original's: as a whole, and in the worst part."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class Verdict:
 
     Attributes:
         whole: over all outputs.
-        worst: of the worst part.
-        part: its name: an output, with the module whose values are concatenated into it; empty where there is one part.
+        worst: over the worst part.
+        part: name of that part: an output, and the module whose values are concatenated into it; empty if there is only
+            one part.
     """
 
     whole: float
@@ -37,18 +38,18 @@ class Verdict:
 class Judge:
     """Compares programs with the original on the same rows.
 
-    Every output is a part, and so is what is concatenated into one (boxes and scores): in the whole, large values hide
-    small ones.
+    Every output is a part; of a concatenated output (boxes and scores), so is every piece. Over all outputs together,
+    large values would hide errors of small ones.
 
     Args:
-        original: what others are compared with; not changed afterwards.
-        batches: what they run on.
+        original: the program to compare with; not changed afterwards.
+        batches: the inputs to run on.
     """
 
     def __init__(self, original: Program, batches: Sequence[Inputs]) -> None:
         self.batches = batches
         self.reference: list[Any] = []
-        self.parts: list[list[Mapping[str, torch.Tensor]]] = []  # by batch and output: by name, which elements
+        self.parts: list[list[Mapping[str, torch.Tensor]]] = []  # by batch and output: a mask of elements by part
         for inputs in batches:
             values: dict[fx.Node, Any] = {}
             self.reference.append(tensor_leaves(Runner(original.module, values.__setitem__)(inputs)))
@@ -59,7 +60,7 @@ class Judge:
         return self.verdict(Runner(program.module))
 
     def verdict(self, runner: Runner) -> Verdict:
-        """Compares the outputs of what runs in the program's place."""
+        """Compares the outputs of a runner."""
         found = [tensor_leaves(runner(inputs)) for inputs in self.batches]
         whole = signal_to_noise(self.reference, found)
         parts = self.split(found)
@@ -71,7 +72,7 @@ class Judge:
         return Verdict(whole, by_part[worst], worst)
 
     def split(self, outputs: Sequence[Sequence[torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
-        """Outputs, flat, of every batch, as the elements of each part by its name."""
+        """Splits the flat outputs of every batch into the elements of each part, by its name."""
         found: dict[str, list[torch.Tensor]] = {}
         for batch, known in zip(outputs, self.parts, strict=True):
             for tensor, parts in zip(batch, known, strict=True):
@@ -88,11 +89,11 @@ def _outputs(program: Program) -> list[tuple[fx.Node, Any]]:
 
 
 def _parts(node: fx.Node, name: str, values: Mapping[fx.Node, Any]) -> dict[str, torch.Tensor]:
-    """By name, which elements of an output are whose: boolean tensors of its shape."""
+    """Boolean masks over an output that mark the elements of each part, by its name."""
     sources: list[fx.Node] = []
 
     def labels(of: fx.Node) -> torch.Tensor:
-        """For every element of a value, the number of the source that it comes from."""
+        """The index of the source that each element of a value comes from."""
         if is_call(of, aten.cat.default):
             given = arguments(of)
             return torch.cat([labels(source) for source in given["tensors"]], given["dim"])
@@ -107,7 +108,7 @@ def _parts(node: fx.Node, name: str, values: Mapping[fx.Node, Any]) -> dict[str,
     if len(sources) == 1:
         return {name: torch.ones_like(found, dtype=torch.bool)}
     modules = [module_name(source) for source in sources]
-    named = [  # two values of one module are two parts
+    named = [  # by module where that is unique, else by node
         module if module and modules.count(module) == 1 else source.name
         for source, module in zip(sources, modules, strict=True)
     ]

@@ -21,7 +21,7 @@ from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 __all__ = ["CostTable"]
 
 _FORMAT = 2
-"""Of a table; those of format 1 were measured with data that no cache held."""
+"""Format of a table; those of format 1 were measured with data that was in no cache."""
 _PLAIN_CONVOLUTION = (("stride", (1, 1)), ("padding", (1, 1)), ("dilation", (1, 1)), ("groups", 1))
 _PACE = (
     Kernel("conv", ((1, 64, 28, 28), (64, 64, 3, 3)), _PLAIN_CONVOLUTION),
@@ -29,21 +29,21 @@ _PACE = (
     Kernel("add", ((1, 64, 56, 56), (1, 64, 56, 56))),
     Kernel("convert", ((1, 64, 56, 56),)),
 )
-"""Kernels that are measured each time: what they take tells how fast the machine is just then."""
+"""Kernels that are measured every time; their times show how fast the machine is at the moment."""
 
 
 @dataclasses.dataclass
 class CostTable:
-    """Costs by kernel, of one machine and runtime.
+    """Costs of kernels on one machine and runtime.
 
     Attributes:
         machine: CPU and runtime that the costs were measured on.
         costs: by `Kernel.key`.
-        path: where it is kept; None keeps it in memory only, as what was shipped from another machine is.
-        shipped: whether it was read from a file of the user's.
-        unreadable: whether what was kept at `path` is no table, or one of another format; it is measured again, and
+        path: the file that keeps the table; None for tables in memory only, such as shipped ones.
+        shipped: whether it was read from a file that the user gave.
+        unreadable: whether the file at `path` holds no table, or one of another format; it is then measured again and
             replaced.
-        failures: why kernels could not be measured, by `Kernel.key`; not kept, since another version may measure them.
+        failures: why kernels could not be measured, by `Kernel.key`; not kept, as another version may measure them.
     """
 
     machine: str
@@ -55,7 +55,7 @@ class CostTable:
 
     @classmethod
     def of_this_machine(cls, runtime: str) -> CostTable:
-        """The table kept for this CPU and runtime, empty at first."""
+        """The table kept for this CPU and runtime; empty at first."""
         machine = f"{cpu_name()}, {runtime}"
         folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lobo-fx" / "costs"
         path = folder / ("".join(c if c.isalnum() else "-" for c in machine) + ".json")
@@ -66,7 +66,7 @@ class CostTable:
 
     @classmethod
     def load(cls, path: str | Path) -> CostTable:
-        """Reads a table; what is measured beside it later is not written to it.
+        """Reads a shipped table; costs that are measured later are not written to its file.
 
         Raises:
             InvalidInput: no such file, no table, or one of another format.
@@ -92,7 +92,7 @@ class CostTable:
             raise InvalidInput(f"{path} is no cost table ({error}); measure one with CostTable.save") from None
 
     def save(self, path: str | Path) -> None:
-        """Writes the table as JSON, beside its place first.
+        """Writes the table as JSON, to a temporary file first.
 
         Raises:
             InvalidInput: the path can't be written to.
@@ -106,15 +106,15 @@ class CostTable:
             (folder / path.name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     def missing(self, kernels: Iterable[Kernel]) -> list[Kernel]:
-        """Those that were not measured yet, each once."""
+        """Kernels that were not measured yet, each once."""
         known = self.costs.keys() | self.failures.keys()
         return list({kernel.key: kernel for kernel in kernels if kernel.key not in known}.values())
 
     def add(self, measured: Mapping[Kernel, Cost | NoCost]) -> None:
-        """Takes in what was measured, and keeps it where the table has a place."""
+        """Adds measured costs, and writes the table if it has a file."""
         for kernel, found in measured.items():
             if isinstance(found, Cost):
-                # As the file has it: choices and reports of the process that measured are those of later ones.
+                # Rounded as in the file, so that this process and later ones decide alike.
                 self.costs[kernel.key] = Cost(round(found.floating, 3), round(found.integer, 3))
             else:
                 self.failures[kernel.key] = found.reason
@@ -123,18 +123,18 @@ class CostTable:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.save(self.path)
             except (OSError, InvalidInput):
-                self.path = None  # it can't be kept here, and serves this once
+                self.path = None  # it can't be written, and is only used in this process
 
     def measure(
         self, kernels: Iterable[Kernel], with_runtime: Callable[[Sequence[Kernel]], Mapping[Kernel, Cost | NoCost]]
     ) -> None:
-        """Measures what the table lacks, and adds it at the pace of what it has.
+        """Measures the kernels that the table lacks, scaled to the speed at which the others were measured.
 
-        Costs are compared with one another, and other work or a slow clock make a machine half as fast as it was.
+        Costs are compared with one another, but other work or a slow clock can halve the speed of a machine.
 
         Args:
-            kernels: whose costs will be asked.
-            with_runtime: measures on this machine.
+            kernels: kernels whose costs will be needed.
+            with_runtime: measures kernels on this machine.
         """
         kernels = list(kernels)
         missing = self.missing(kernels)
@@ -172,5 +172,5 @@ class CostTable:
 
 
 def _pace(pairs: Iterable[tuple[float, float]]) -> float:
-    """By what new times are multiplied, from known kernels' times before and now."""
+    """Factor for new times: the median ratio of known kernels' earlier times to their times now."""
     return statistics.median([before / now for before, now in pairs if now > 0] or [1.0])

@@ -1,4 +1,4 @@
-"""Latency: sessions of any runtime, run in turn in one process, so that a ratio means something."""
+"""Latency: sessions of any runtime run in turn in one process, so that ratios are meaningful."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ __all__ = [
 MEGABYTE = 1e6
 
 _OWN_SHARE = 0.8
-"""Of the wall time that a call may take, the least that is spent on the processor: kernels compute and wait for
-nothing, so what is missing went to other programs; clocks and the scheduler explain a few hundredths."""
+"""Least share of the wall time that is CPU time on a quiet machine. Kernels compute and never wait, so the rest went to
+other programs; clocks and the scheduler explain a few hundredths."""
 _TURN, _MOST_CALLS = 1e-3, 100
-"""Seconds that a function runs before the next one does, and how often at most."""
+"""Seconds that a function runs before the next one does, and most calls in that time."""
 _SPREAD = 2.0
-"""How far p95 may lie over p5: every call computes the same, and clocks that rise and fall explain less than half."""
+"""Largest ratio of p95 to p5 on a quiet machine: every call computes the same, and clock changes explain less."""
 
 
 def benchmark_table(benchmark: Benchmark) -> Table:
@@ -110,7 +110,7 @@ class Benchmark:
     def ratio(self, label: str, measure: str = "cpu") -> float:
         """`label` divided by the reference, in one measure of `Latency`; under 1 is faster.
 
-        Wall time is compared where the reference has no time on the processor, of which the clock was too slow.
+        Wall time is compared if the reference's CPU time is 0, as calls are shorter than a tick of the CPU clock.
         """
         reference = next(iter(self.latencies.values()))
         measure = measure if getattr(reference, measure) else "p50"
@@ -118,7 +118,7 @@ class Benchmark:
 
     @property
     def busy(self) -> list[str]:
-        """Signs that the machine did other work meanwhile, a sentence each; none where it was quiet."""
+        """Signs that the machine did other work meanwhile, one sentence each; empty if it was quiet."""
         said = []
         for label, latency in self.latencies.items():
             signs = []
@@ -151,15 +151,15 @@ def benchmark(
     memory: bool = True,
     progress: bool = True,
 ) -> Benchmark:
-    """Measures files in turn: a call of each, or a millisecond of short ones, then again: a slow moment hits all alike.
+    """Measures files in turn: one call of each, or a millisecond of short ones, so that a slow moment hits all alike.
 
     Args:
         files: by label, the reference first.
-        runtime: what runs them.
+        runtime: the runtime that runs them.
         arrays: inputs, the same for all; random data of the first file's input shapes by default.
         threads: threads of the runtime.
-        batch: rows of the inputs, where the batch is free; the result says how many there were.
-        rounds: how often each file has its turn.
+        batch: rows of the inputs, where the batch is free; the result holds the actual number.
+        rounds: how many turns each file has.
         warmup: turns of each file that are not counted.
         memory: also measure peak memory, in a fresh process for each file.
         progress: whether to draw a progress bar.
@@ -224,7 +224,7 @@ def _check_arrays(specs: list[ArraySpec], arrays: Arrays) -> None:
 
 
 def _rows(specs: list[ArraySpec], arrays: Arrays) -> int:
-    """Rows of one call: of the first input whose rows are free, else of the first that has any."""
+    """Rows of one call: of the first input with free rows, else of the first input with dimensions."""
     ranked = [spec for spec in specs if spec.shape]
     chosen = next((spec for spec in ranked if spec.shape[0] is None), ranked[0] if ranked else None)
     return len(arrays[chosen.name]) if chosen else 1
@@ -239,8 +239,8 @@ def interleave(
 ) -> dict[str, Latency]:
     """Times functions in turn, `rounds` turns each after `warmup` uncounted ones.
 
-    A turn is one call, or as many as fill a millisecond: else a short function would find the others' data in the
-    caches in place of its own. Every call is timed on its own.
+    A turn is one call, or as many as fill a millisecond: otherwise a short function would find the data of the others
+    in the caches instead of its own. Every call is timed separately.
     """
     wall: dict[str, list[float]] = {label: [] for label in calls}
     cpu: dict[str, list[float]] = {label: [] for label in calls}
@@ -259,7 +259,7 @@ def interleave(
     found = {}
     for label in calls:
         p5, p50, p95 = (float(value) for value in np.percentile(wall[label], [5, 50, 95]))
-        # A processor's clock that ticks more slowly than a call takes says 0 of most; on average it is right.
+        # If the CPU clock ticks more slowly than a call takes, most times are 0, but their mean is right.
         on_cpu = statistics.median(cpu[label]) or statistics.fmean(cpu[label])
         found[label] = Latency(p5, p50, p95, on_cpu, 1e3 * rows / p50)
     return found

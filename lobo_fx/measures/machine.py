@@ -13,7 +13,7 @@ __all__ = ["cpu_name", "machine", "versions"]
 
 
 def cpu_name() -> str:
-    """The CPU's model name, as far as the system tells it."""
+    """The CPU's model name, if the system provides it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -27,7 +27,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of lobo_fx, and of what it stands on, where that is installed."""
+    """Versions of lobo_fx, and of the packages that it runs on, if installed."""
     found = {"lobo_fx": __version__}
     for package in ("torch", "onnxruntime"):
         with contextlib.suppress(PackageNotFoundError):

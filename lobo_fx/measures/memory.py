@@ -24,7 +24,7 @@ def peak_memory(path: Path, runtime: str, threads: int, arrays: Arrays) -> tuple
         path: the file.
         runtime: `module:class` of the runtime.
         threads: threads of the runtime.
-        arrays: what it runs on; the process holds them before it loads the file.
+        arrays: the inputs; the process holds them before it loads the file.
 
     Raises:
         InvalidInput: the process failed; its last line is quoted.
@@ -65,7 +65,7 @@ def _measure_memory(path: str, runtime: str, threads: str, stored: str, *names: 
 
 
 def peak_memory_now() -> int:
-    """Peak memory of this process in bytes; `ru_maxrss` would include the parent's from before the exec."""
+    """Peak memory of this process in bytes; `ru_maxrss` would include the parent's peak from before the exec."""
     status = Path("/proc/self/status")
     if status.is_file():
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""What is known of a module of a program; reading it needs no PyTorch."""
+"""Figures of a module of a program; reading them needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ModuleFigures:
 
 
 def is_inside(name: str, module: str) -> bool:
-    """Whether a module or tensor is another module, or inside of it, by its dotted name; all are in the model, empty.
+    """Whether a module or tensor is another module or inside of it, by dotted names; the model's name is empty.
 
-    What a weight that is a part of its own is decoded with (`w1_scale`) is inside of it.
+    Scale and zero point of a weight that is a module of its own here (`w1_scale`) count as inside of it.
     """
     return not module or name == module or name.startswith((f"{module}.", f"{module}_scale", f"{module}_zero_point"))

@@ -1,4 +1,4 @@
-"""What each module of a program holds: widths, weights, bytes, and in which numbers it computes."""
+"""Figures of each module of a program: width, parameters, bytes, and number formats."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["measure_modules"]
 
 _RECURRENT = (*RECURRENT, DYNAMIC_LSTM)
 _CODED: dict[object, int] = {DECODE: 3, PRODUCT: 5}
-"""By operator, which argument is the number format of its codes."""
+"""By operator, the index of the argument that holds the number format of its codes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +43,14 @@ class _Call:
 
 
 def measure_modules(program: Program, original: Program | None = None) -> dict[str, ModuleFigures]:
-    """By dotted name, in the order of calls: the model itself (an empty name) and the modules that hold a layer.
+    """Figures by dotted name, in the order of calls: of the model itself (an empty name) and of modules with layers.
 
-    A module that calls several layers itself has each as a part of its own, named by its weight. A weight that modules
-    share counts in the first of them.
+    Of a module that calls several layers itself, each layer is listed separately, named by its weight. A weight that
+    several modules share counts for the first.
 
     Args:
-        program: whose modules are measured.
-        original: what the program was made of: parts of its modules are parts here too.
+        program: the program to measure.
+        original: the program that it was made from; its modules are listed separately here too.
     """
     tied = _tied(original or program)
     known = set() if original is None else set(measure_modules(original))
@@ -82,24 +82,24 @@ def measure_modules(program: Program, original: Program | None = None) -> dict[s
 
 
 def _around(part: str) -> Iterator[str]:
-    """A module and those that it is in, the outermost first."""
+    """A module and the modules around it, the outermost first."""
     pieces = part.split(".")
     return (".".join(pieces[:count]) for count in range(1, len(pieces) + 1)) if part else iter(())
 
 
 def _owner(name: str, modules: Iterable[str]) -> str:
-    """The innermost module that a tensor is in; else the model itself."""
+    """The innermost module that holds a tensor; else the model itself."""
     return max((module for module in modules if is_inside(name, module)), key=len, default="")
 
 
 def _tied(program: Program) -> dict[str, list[str]]:
-    """By name of a stored tensor, all its names, the first one first."""
+    """All names of each stored tensor, by each of its names."""
     groups = names_of_tensors(program.module).values()
     return {name: names for names in groups for name in names}
 
 
 def _names(name: str, tied: Mapping[str, list[str]]) -> list[str]:
-    """All names of a stored tensor, or of the weight whose codes it is, or decodes (`fc.weight_scale`)."""
+    """All names of a stored tensor; of codes, scales and zero points (`fc.weight_scale`), those of the weight."""
     whole = max((whole for whole in tied if name == whole or name.startswith(f"{whole}_")), key=len, default=name)
     return tied.get(whole, [name])
 
@@ -114,7 +114,7 @@ def _common(values: Iterable[str]) -> str:
 
 
 def _held(program: Program, names: Mapping[str, Any], tied: Mapping[str, list[str]]) -> dict[str, tuple[int, int, int]]:
-    """By innermost module: parameters, those that are not zero, and bytes of all tensors; each tensor once."""
+    """By innermost module: number of parameters, of nonzero ones, and bytes of all tensors; each tensor once."""
     found: dict[str, list[int]] = {name: [0, 0, 0] for name in {"": None, **names}}
     for name, weight in named_weights(program.module):
         counts = found[_owner(_names(name, tied)[0], names)]
@@ -129,7 +129,7 @@ def _held(program: Program, names: Mapping[str, Any], tied: Mapping[str, list[st
 
 
 def _call(program: Program, node: fx.Node, tied: Mapping[str, list[str]]) -> _Call | None:
-    """A call of a layer, a recurrent layer or a lookup; None for any other node."""
+    """A call of a layer, a recurrent layer or a lookup; None for other nodes."""
     if node.op != "call_function":
         return None
     layer = layer_of(node)
@@ -147,13 +147,13 @@ def _call(program: Program, node: fx.Node, tied: Mapping[str, list[str]]) -> _Ca
     coded = [source for source in (node, *_sources(node)) if source.target in _CODED]
     stored = str(coded[0].args[_CODED[coded[0].target]]) if coded else str(tensor.dtype).removeprefix("torch.")
     names = _names(weight, tied)
-    module = module_name(node)  # of several that share the weight
+    module = module_name(node)  # one of the modules that share the weight
     home = module if any(_home(name) == module for name in names) else _home(names[0])
     return _Call(names[0], home, kind, _width(node, layer), stored, _computed(node, layer))
 
 
 def _sources(node: fx.Node) -> Iterator[fx.Node]:
-    """Nodes of stored tensors alone that a call reads, the nearest first."""
+    """Nodes that a call reads and that depend only on stored tensors, the nearest first."""
     ahead = [source for source in node.all_input_nodes if is_constant(source)]
     while ahead:
         source = ahead.pop(0)
@@ -162,7 +162,7 @@ def _sources(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _stored(program: Program, values: Iterable[fx.Node]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The matrices and kernels that values are computed of, if they depend on no input."""
+    """The stored matrices and kernels that values are computed from, if they depend on no input."""
     for value in values:
         for source in (value, *_sources(value)) if is_constant(value) else ():
             tensor = fetch(program.module, str(source.target)) if source.op == "get_attr" else None

@@ -24,11 +24,11 @@ def attention(
     Args:
         query: `[batch, queries, heads × head_dim]`.
         key: `[batch, keys, heads × head_dim]`.
-        value: `[batch, keys, heads × head_dim]`; the head dimension may be another, and is the output's.
+        value: `[batch, keys, heads × head_dim]`; its head dimension may differ, and is the output's.
         bias: added to the scores before softmax, `[batch or 1, heads or 1, queries, keys]`.
-        heads: how many.
-        scale: of the scores.
-        is_causal: whether a query sees no key after its own place; then there are as many keys as queries.
+        heads: number of heads.
+        scale: factor of the scores.
+        is_causal: whether a query attends to no key after its own position; requires as many keys as queries.
     """
     return _attention(query, key, value, bias, heads, scale, is_causal).contiguous()
 
@@ -58,7 +58,7 @@ def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> 
 
 
 def _attention_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """Computed anew, as PyTorch differentiates it."""
+    """The gradient, by running the attention again under PyTorch's autograd."""
     with torch.enable_grad():
         query, key, value, *bias = (t.detach().requires_grad_() for t in ctx.saved_tensors if t is not None)
         output = _attention(query, key, value, bias[0] if bias else None, *ctx.settings)

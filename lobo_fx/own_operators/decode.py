@@ -1,4 +1,4 @@
-"""A weight from its codes."""
+"""Decodes a weight from its codes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def decode(
     """A float weight from its codes: `(value(code) − zero point) × scale`.
 
     Args:
-        codes: the weight's rows (first dimension), the rest of it flattened; packed as `formats.pack` does.
+        codes: the weight's rows (first dimension), each flattened and packed by `formats.pack`.
         scale: `[rows, blocks]`.
-        zero_point: of int4 only, packed like codes, `[rows, blocks]` of them.
+        zero_point: for int4 only; `[rows, blocks]` codes, packed like those of the weight.
         format: a key of `formats.FORMATS`.
-        shape: of the weight.
+        shape: shape of the weight.
         block_size: neighbours in a row that share a scale; the last block of a row may be shorter.
     """
     rows, columns = shape[0], math.prod(shape[1:])
@@ -41,7 +41,7 @@ def decode(
 
 
 def _spread(per_block: torch.Tensor, block_size: int, columns: int) -> torch.Tensor:
-    """One entry a column from one entry a block."""
+    """Repeats the entry of each block for each of its columns."""
     return per_block if per_block.shape[1] == 1 else per_block.repeat_interleave(block_size, 1)[:, :columns]
 
 

@@ -19,7 +19,7 @@ __all__ = ["FORMATS", "Format", "pack", "unit", "unpack"]
 
 
 _BITS = (2, 3, 4, 6, 8)
-"""Widths that can be packed: so many codes as fill whole bytes fit a word."""
+"""Widths of codes that can be packed; the codes that fill whole bytes together fit in an int32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Format:
     """A set of numbers and a code for each.
 
     Attributes:
-        name: as passes and files call it.
-        bits: width of a code, 2, 3, 4, 6 or 8.
-        magnitudes: for a sign-magnitude format, what the codes without a sign stand for, zero first, ascending and
-            finite; empty for integers, whose values are the codes less a zero point.
+        name: its name in passes and files.
+        bits: width of a code: 2, 3, 4, 6 or 8.
+        magnitudes: for a sign-magnitude format, the values of the codes without a sign: zero first, ascending and
+            finite. Empty for integers, whose values are the codes minus a zero point.
         limits: smallest and largest code of an integer format; int8 is symmetric.
     """
 
@@ -56,16 +56,16 @@ class Format:
 
     @property
     def zero_point(self) -> int:
-        """The code of zero where none is stored: int8 codes are signed, int4 codes are not."""
+        """The code of zero where no zero point is stored: int8 codes are signed, int4 codes are not."""
         return 8 if self.name == "int4" else 0
 
     @property
     def largest(self) -> float:
-        """The largest magnitude that is held with either sign."""
+        """The largest magnitude that can have either sign."""
         return self.magnitudes[-1] if self.magnitudes else float(self.limits[1] - self.zero_point)
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
-        """The code nearest to each value; a tie goes to the even code, what is too large to the largest."""
+        """The code nearest to each value; ties go to the even code, and values out of range to the largest."""
         if self.is_integer:
             low, high = self.limits
             rounded = (values.round() + self.zero_point).clamp(low, high)
@@ -97,7 +97,7 @@ class Format:
 
 
 def _minifloat(exponent_bits: int, mantissa_bits: int, codes_left_out: int) -> tuple[float, ...]:
-    """Magnitudes of a sign, exponent and mantissa format with subnormals; the last codes are infinity and NaN.
+    """Magnitudes of a format with sign, exponent, mantissa and subnormals, without the last codes (infinity and NaN).
 
     Source: Micikevicius et al., "FP8 Formats for Deep Learning", 2022.
     """
@@ -111,9 +111,9 @@ def _minifloat(exponent_bits: int, mantissa_bits: int, codes_left_out: int) -> t
 
 
 def _logarithmic(bits: int) -> tuple[float, ...]:
-    """Zero, and powers of two down from 1: whole ones in 4 bits, quarters of an octave in 6, sixteenths in 8.
+    """Zero, and powers of two down from 1, in steps of an octave (4 bits), a quarter (6) or a sixteenth of one (8).
 
-    More bits buy resolution, since weights below a hundredth of the largest hardly count.
+    More bits add resolution instead of range, as weights below a hundredth of the largest hardly matter.
 
     Source: Miyashita et al., "Convolutional Neural Networks using Logarithmic Data Representation", 2016.
     """
@@ -139,8 +139,8 @@ FORMATS: Registry[Format] = Registry(
     must_be="a lobo_fx.own_operators.formats.Format",
     fits=lambda plugin: isinstance(plugin, Format),
 )
-"""By name, as `QuantizeWeights(format=...)` takes them. One of another package has magnitudes, and is called as it
-is registered."""
+"""Number formats by name, as `QuantizeWeights(format=...)` takes them. Those of other packages must have magnitudes,
+and the name that they are registered under."""
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -148,7 +148,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
     Args:
         codes: unsigned, `[rows, columns]`.
-        bits: of a code; 8 returns the codes as they are.
+        bits: width of a code; 8 returns the codes as they are.
     """
     if bits == 8:
         return codes

@@ -8,7 +8,7 @@ __all__ = ["dynamic_range", "integer_product", "round_blocks"]
 
 
 def round_blocks(x: torch.Tensor, block_size: int) -> torch.Tensor:
-    """`x` as symmetric int8 with a scale for every `block_size` neighbours, and back to float."""
+    """Rounds `x` to symmetric int8 with a scale for every `block_size` neighbours, and returns it as float."""
     columns = x.shape[-1]
     padded = torch.nn.functional.pad(x, (0, -columns % block_size))
     blocks = padded.reshape(*padded.shape[:-1], -1, block_size)
@@ -29,7 +29,7 @@ def integer_product(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -
 
 
 def dynamic_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero point of uint8 over the range of `x` and zero, as ONNX defines DynamicQuantizeLinear."""
+    """Scale and zero point of uint8 over the range of `x`, including zero, as in ONNX's DynamicQuantizeLinear."""
     low, high = x.aminmax()
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     step = (high - low) / 255

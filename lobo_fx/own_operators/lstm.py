@@ -17,18 +17,18 @@ __all__ = ["DYNAMIC_LSTM", "dynamic_lstm", "lstm_flops"]
 def dynamic_lstm(
     x: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor, params: Sequence[torch.Tensor], directions: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A layer of an LSTM, its products in integers: `x` quantized to uint8 as a whole, hidden states step by step.
+    """A layer of an LSTM with integer products: `x` is quantized to uint8 as a whole, hidden states in every step.
 
     Args:
         x: `[steps, rows, inputs]`.
-        hidden: `[directions, rows, hidden]`; in each step the rows share one range.
+        hidden: `[directions, rows, hidden]`; in each step, all rows share one range.
         cell: `[directions, rows, hidden]`.
         params: per direction: codes `[4 × hidden, inputs]` of the inputs' weight and their scale `[4 × hidden, 1]`,
             codes and scale of the states' weight, and both biases or none; gates in PyTorch's order.
-        directions: 2 where one more runs backwards.
+        directions: 2 if bidirectional, else 1.
 
     Returns:
-        As `torch.nn.LSTM` does: all hidden states `[steps, rows, directions × hidden]`, the last, the last cells.
+        As `torch.nn.LSTM`: all hidden states `[steps, rows, directions × hidden]`, the last hidden and cell states.
     """
     outputs, finals = [], []
     for direction, (codes, scale, state_codes, state_scale, *biases) in enumerate(_by_direction(params, directions)):
@@ -66,7 +66,7 @@ def _keep_lstm(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _lstm_gradient(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-    """That of a float LSTM with the decoded weights: rounding of inputs and states is passed straight through."""
+    """The gradient of a float LSTM with the decoded weights, straight through the rounding of inputs and states."""
     tensors = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in ctx.saved_tensors]
     x, hidden, cell, *params = tensors
     with torch.enable_grad():

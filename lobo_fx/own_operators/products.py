@@ -14,7 +14,7 @@ from lobo_fx.own_operators.integers import integer_product, round_blocks
 __all__ = ["ACCURACY_LEVELS", "DYNAMIC_PRODUCT", "PRODUCT", "dynamic_product", "product", "product_flops"]
 
 ACCURACY_LEVELS = {"float32": 1, "int8": 4}
-"""By what `product` computes activations in, what ONNX Runtime's MatMulNBits calls it."""
+"""ONNX Runtime's accuracy level of MatMulNBits, by the type in which `product` computes activations."""
 
 
 @torch.library.custom_op("lobo_fx::product", mutates_args=())
@@ -33,12 +33,12 @@ def product(
 
     Args:
         x: `[…, shape[1]]`.
-        codes: as for `decode`, like all that follows but
+        codes: see `decode`.
         scale: see `decode`.
         zero_point: see `decode`.
         bias: `[shape[0]]`.
         format: see `decode`.
-        shape: of the weight, outputs × inputs.
+        shape: shape of the weight, outputs × inputs.
         block_size: see `decode`.
         compute: `float32` or `int8`.
     """
@@ -66,7 +66,7 @@ def _(
 def dynamic_product(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """A linear layer in integers, `x` quantized to uint8 by its own range at run time.
+    """A linear layer in integers; `x` is quantized to uint8 by its own range at run time.
 
     Args:
         x: `[…, inputs]`.
@@ -84,7 +84,7 @@ def _(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Ten
 
 
 def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    """What the gradient of a product needs: the weight's codes, and of the bias only that it is there."""
+    """Saves what the gradient of a product needs: the weight's codes, and whether there is a bias."""
     if len(inputs) == 4:
         _, codes, scale, bias = inputs
         inputs = (None, codes, scale, None, bias, "int8", [*codes.shape], codes.shape[1], "int8")
@@ -94,7 +94,7 @@ def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
 
 
 def _linear_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """That of a linear layer: rounding of the inputs is passed straight through."""
+    """The gradient of a linear layer; rounding of the inputs is passed straight through."""
     weight = decode(*ctx.saved_tensors, *ctx.layout)
     bias = gradient.flatten(0, -2).sum(0) if ctx.has_bias else None
     at, count = (3, 4) if len(ctx.needs_input_grad) == 4 else (4, 9)

@@ -1,4 +1,4 @@
-"""The table of our own operators, what they cost, and what they store."""
+"""The table of our own operators, their costs, and the weights that they store."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ FLOPS: dict[Any, Any] = {
     torch.ops.lobo_fx.dynamic_lstm: lstm_flops,
     torch.ops.lobo_fx.attention: attention_flops,
 }
-"""What `torch.utils.flop_counter` can't know of them."""
+"""Floating-point operations of our operators, for `torch.utils.flop_counter`."""
 
 
 def quantizes_inputs(target: object, args: Sequence[Any]) -> bool:
-    """Whether a call rounds its activations, so that a rounding difference before it may grow into a step."""
+    """Whether a call rounds its activations, so that a tiny difference before it may grow to a whole step."""
     return target in (DYNAMIC_PRODUCT, DYNAMIC_LSTM) or (target is PRODUCT and args[-1] == "int8")
 
 
 def packed_weights(module: fx.GraphModule) -> dict[str, Callable[[], torch.Tensor]]:
-    """By the name of the codes, what gives the weights that they stand for."""
+    """Functions that decode the packed weights of a graph, by the name of the codes."""
     found: dict[str, Callable[[], torch.Tensor]] = {}
     for node in module.graph.nodes:
         if node.op != "call_function" or node.target not in (DECODE, PRODUCT):

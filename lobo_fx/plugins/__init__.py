@@ -1,1 +1,1 @@
-"""What other packages may add, and how it is found."""
+"""The kinds of plug-ins that other packages may add, and how they are found."""

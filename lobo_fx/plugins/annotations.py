@@ -1,4 +1,4 @@
-"""How the settings of a plug-in are written in its class."""
+"""Reads the annotations that declare a plug-in's settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["types_of", "unread"]
 
 
 def unread(kind: type, name: str) -> str:
-    """Words for a setting that a class is written with and does not take; empty where it is not written with it."""
+    """The error for a setting that a class annotates but does not take, as it is no dataclass; else an empty string."""
     for base in kind.__mro__:
         written = vars(base).get("__annotations__", {}).get(name)
         if written is not None and "ClassVar" not in str(written) and "__dataclass_fields__" not in vars(base):
@@ -23,7 +23,7 @@ def unread(kind: type, name: str) -> str:
 
 @functools.cache
 def types_of(kind: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields by name; each is resolved where its class is written, or else left out."""
+    """Types of a dataclass's fields by name, each resolved in its class's module; unresolvable ones are left out."""
     found: dict[str, Any] = {}
     names = {field.name for field in dataclasses.fields(kind)}
     for base in reversed(kind.__mro__):

@@ -1,4 +1,4 @@
-"""What an exporter writes, and what every exporter is."""
+"""An artifact: the file that an exporter wrote, with its size and parity."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Artifact:
 
     @property
     def known_gzip_bytes(self) -> int | None:
-        """`gzip_bytes` if it was asked for before, else None."""
+        """`gzip_bytes` if it was computed before, else None."""
         size: int | None = self.__dict__.get("gzip_bytes")
         return size
 
@@ -61,4 +61,4 @@ class _Counter:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing: no data is buffered."""

@@ -1,4 +1,4 @@
-"""An exporter from its name and settings."""
+"""Makes an exporter from its name and settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["exporter_of"]
 
 
 def exporter_of(exporter: str | Exporter, **settings: str | None) -> Exporter:
-    """An exporter by its name, or the one given, with those settings that are not None.
+    """The exporter of that name, or the given one, with the settings that are not None.
 
     Raises:
         InvalidInput: no such exporter, or it has no such setting.

@@ -1,4 +1,4 @@
-"""The nodes of a file, and what an exporter that can list them must offer."""
+"""The nodes of a file, and the protocol of an exporter that can list them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class FileNode:
     """One node.
 
     Attributes:
-        name: of it in the file, unlike all others.
-        module: the user's module that it belongs to, dotted; empty for the model itself.
-        outputs: names of the values that it gives.
-        bytes: of stored tensors that it reads; what several nodes read is the first one's.
-        precision: what it computes in (`float32`, `int8`), and after a comma what its weight is stored in, where that
-            is another; empty where the file does not say.
-        is_layer: whether it multiplies with a stored weight.
+        name: name in the file; unique.
+        module: dotted name of the user's module that it belongs to; empty for the model itself.
+        outputs: names of its outputs.
+        bytes: size of the stored tensors that it reads; a tensor that several nodes read counts for the first.
+        precision: the type it computes in (`float32`, `int8`); if its weight is stored in another type, that follows
+            after a comma. Empty where the file does not say.
+        is_layer: whether it multiplies by a stored weight.
     """
 
     name: str
@@ -36,8 +36,8 @@ class FileGraph:
     """A file's graph.
 
     Attributes:
-        name: of the graph in the file.
-        nodes: in order.
+        name: name of the graph in the file.
+        nodes: its nodes, in order.
     """
 
     name: str
@@ -46,7 +46,7 @@ class FileGraph:
 
 @runtime_checkable
 class ListsNodes(Protocol):
-    """An exporter whose files have nodes that can be told apart."""
+    """An exporter that can list the nodes of its files."""
 
     def nodes(self, path: Path) -> FileGraph:
-        """The nodes of a file that it wrote."""
+        """The nodes of a file that this exporter wrote."""

@@ -1,4 +1,4 @@
-"""What a kernel is called, what it costs, and what a runtime that measures kernels must offer."""
+"""Names and costs of kernels, and the protocols of runtimes that measure them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lobo_fx.plugins.protocols import Arrays
 __all__ = ["Cost", "Kernel", "MeasuresKernels", "NoCost", "ProfilesNodes", "Setting"]
 
 Setting = int | tuple[int, ...]
-"""A number that a kernel's cost depends on beside its shapes, or one for each dimension."""
+"""A number beside the shapes that a kernel's cost depends on, or one number for each dimension."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Kernel:
         operator: `conv`, `linear`, `matmul`, `add`, `mul`, `concat`, `average_pool`, `global_average_pool`,
             `max_pool`, `sigmoid`, `leaky_relu`, `attention`, `product` (with a weight in codes of few bits), or
             `convert` (float to integer and back).
-        shapes: of the inputs, one row of the batch; the weight's after them. Of `product`: rows × inputs, outputs ×
-            inputs.
-        settings: what else the cost depends on (strides, groups; of `product` the bits of a code, the block that shares
-            a scale, and ONNX Runtime's accuracy level: 1 for float activations, 4 for int8).
+        shapes: shapes of the inputs, for one row of the batch, then of the weight. For `product`: rows × inputs,
+            outputs × inputs.
+        settings: what else the cost depends on (strides, groups; for `product`: bits of a code, size of a block that
+            shares a scale, and ONNX Runtime's accuracy level: 1 for float activations, 4 for int8).
     """
 
     operator: str
@@ -35,7 +35,7 @@ class Kernel:
 
     @property
     def key(self) -> str:
-        """A line that names it in a table."""
+        """The kernel's key in a cost table."""
         shapes = " ".join("x".join(map(str, shape)) for shape in self.shapes)
         return " ".join([self.operator, shapes, *(f"{name}={_flat(value)}" for name, value in self.settings)])
 
@@ -46,12 +46,12 @@ def _flat(value: Setting) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Microseconds of one call, one thread.
+    """Microseconds of one call on one thread.
 
     Attributes:
-        floating: as a float32 kernel; of `convert`, from float to integers; of `attention`, as several.
-        integer: as an 8-bit integer kernel; of `convert`, from integers to float; of `attention`, as one fused
-            float kernel; of `product`, with the codes.
+        floating: as a float32 kernel. For `convert`: float to integer; for `attention`: as separate operators.
+        integer: as an 8-bit integer kernel. For `convert`: integer to float; for `attention`: as one fused float
+            kernel; for `product`: with packed codes.
     """
 
     floating: float
@@ -67,31 +67,31 @@ class NoCost:
 
 @runtime_checkable
 class MeasuresKernels(Protocol):
-    """A runtime that can tell what its kernels cost."""
+    """A runtime that can measure the costs of kernels."""
 
     def measure_kernels(self, kernels: Sequence[Kernel]) -> Mapping[Kernel, Cost | NoCost]:
-        """Times operators as float and as integer kernels, one thread.
+        """Times operators as float and as integer kernels, on one thread.
 
-        A kernel that the runtime can't build or run has no cost, and does not keep the others from theirs.
+        A kernel that the runtime can't build or run gets a `NoCost`; the others are still measured.
         """
 
 
 @runtime_checkable
 class ProfilesNodes(Protocol):
-    """A runtime that can tell where the time of a file goes."""
+    """A runtime that can profile the nodes of a file."""
 
     def node_times(
         self, path: Path, arrays: Arrays, names: Mapping[str, str], rounds: int = 20
     ) -> Mapping[str, list[float]]:
-        """Times the nodes of a file, one thread.
+        """Times the nodes of a file, on one thread.
 
         Args:
             path: a file that an exporter wrote.
             arrays: its inputs.
-            names: by name of a value of the file, the node of the program that gives it: nodes' own, and outputs'.
-            rounds: how often the file runs.
+            names: from names of nodes and outputs in the file to the name that their time is counted under.
+            rounds: how many times the file runs.
 
         Returns:
-            By node, microseconds of each node of the file that belongs to it, the longest first; under an empty name
-            those that belong to none, such as changes of layout.
+            By that name, microseconds of each node that is counted under it, longest first; the empty name holds
+            nodes that have none, such as changes of layout.
         """

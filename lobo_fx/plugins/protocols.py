@@ -1,4 +1,4 @@
-"""What an exporter, a runtime and a session must offer."""
+"""The protocols of exporters, runtimes and sessions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-if TYPE_CHECKING:  # a process that only runs a file needs no PyTorch
+if TYPE_CHECKING:  # so that a process that only runs a file does not import PyTorch
     from lobo_fx.graph.program import Program
     from lobo_fx.plugins.artifact import Artifact
 
@@ -21,10 +21,10 @@ class Exporter(Protocol):
 
     @property
     def suffix(self) -> str:
-        """How names of its files end (".onnx")."""
+        """Extension of its files (".onnx")."""
 
     def export(self, program: Program, path: Path, metadata: Mapping[str, str]) -> Artifact:
-        """Writes the file, compares it with PyTorch, and only then puts it at `path`.
+        """Writes the file, compares it with PyTorch, and moves it to `path` only if they agree.
 
         Raises:
             ExportError: the program can't be written, or the file disagrees with PyTorch; nothing is left.
@@ -33,13 +33,13 @@ class Exporter(Protocol):
 
 @runtime_checkable
 class ChecksPrograms(Protocol):
-    """An exporter that can tell what it will refuse, before passes run."""
+    """An exporter that can refuse a program before passes run."""
 
     def check_program(self, program: Program) -> None:
         """Refuses a program that can't be written.
 
         Raises:
-            ExportError: names what has no form in the format, where the user has it, and what to do.
+            ExportError: names the operator that the format can't express, its place in the user's code, and what to do.
         """
 
 
@@ -56,7 +56,7 @@ class ArraySpec:
     shape: tuple[int | None, ...]
 
     def __str__(self) -> str:
-        """As messages name it."""
+        """The input as messages show it."""
         shape = ", ".join("any" if size is None else str(size) for size in self.shape)
         return f"{self.name}: {self.dtype}[{shape}]"
 
@@ -66,7 +66,7 @@ class Session(Protocol):
 
     @property
     def inputs(self) -> list[ArraySpec]:
-        """What it takes."""
+        """Its inputs."""
 
     def run(self, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
         """Runs it once."""

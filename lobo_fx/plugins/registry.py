@@ -1,4 +1,4 @@
-"""Plug-ins by name, ours and those of other packages alike (entry points)."""
+"""Registries of plug-ins by name: built-in ones, and those that other packages offer through entry points."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Names of one kind of plug-in.
 
-    A package offers a plug-in through an entry point; it is imported when it is asked for. Several entry points with
+    A package offers a plug-in through an entry point, which is imported on first use. Several entry points with
     the same value are one plug-in: the class name in snake case is its name, the others are aliases.
 
     Attributes:
         kind: what is registered, for messages ("pass").
         group: the entry-point group.
-        default: the name taken where the user gives none.
-        named: whether users call plug-ins by their names; where all are taken, any name will do, and goes unread.
-        own: what comes with lobo-fx and stands in a table of its code; an `EntryPoint` is imported when it is asked
-            for.
+        default: the name used where the user gives none.
+        named: whether users choose plug-ins by name; if not, all plug-ins are loaded, and names are ignored.
+        own: built-in plug-ins from a table in the code; an `EntryPoint` is imported on first use.
         added: plug-ins registered at run time.
         must_be: what an entry point must name, for messages.
-        fits: whether something is that.
+        fits: checks whether an imported object is a plug-in of this kind.
     """
 
     kind: str
@@ -47,7 +46,7 @@ class Registry(Generic[T]):
 
     @functools.cached_property
     def _points(self) -> dict[str, list[EntryPoint]]:
-        """By name; several of one name are different plug-ins."""
+        """Entry points by name; those of the same name but another value are different plug-ins."""
         points: dict[str, list[EntryPoint]] = defaultdict(list)
         for point in entry_points(group=self.group):
             known = points[point.name if self.named else point.value]
@@ -56,7 +55,7 @@ class Registry(Generic[T]):
         return dict(points)
 
     def _clash(self, name: str) -> str:
-        """Why a name can't be taken that several offer; empty where one does."""
+        """Why a name that several plug-ins share can't be used; empty where there is no clash."""
         points = self._points.get(name, [])
         others = [point for point in points if not _is_ours(point)]
         is_ours = name in self.own or len(others) < len(points)
@@ -68,7 +67,7 @@ class Registry(Generic[T]):
         return f"two packages offer a {self.kind} called '{name}': {origins}; uninstall one"
 
     def names(self) -> dict[str, list[str]]:
-        """Each plug-in's name with its aliases; a name that several offer stands alone."""
+        """Each plug-in's name with its aliases; a name that several plug-ins share has no aliases."""
         by_value: dict[str, list[str]] = defaultdict(list)
         found: dict[str, list[str]] = {name: [] for name in self.own}
         for name, points in self._points.items():
@@ -95,7 +94,7 @@ class Registry(Generic[T]):
         return self.get(name)
 
     def loadable(self) -> tuple[dict[str, T], list[str]]:
-        """Every plug-in that can be imported by its name, and for each that can't be, why."""
+        """All plug-ins that can be imported, by name, and the errors of those that can't."""
         found: dict[str, T] = {}
         failures = []
         for name in self:
@@ -118,7 +117,7 @@ class Registry(Generic[T]):
         self.added[name] = plugin
 
     def unregister(self, name: str) -> None:
-        """Takes a plug-in that was added for this process away again.
+        """Removes a plug-in that was registered in this process.
 
         Raises:
             InvalidInput: none was added under this name.
@@ -133,8 +132,8 @@ class Registry(Generic[T]):
         """The plug-in called `name`.
 
         Args:
-            name: its name or an alias; hyphens are underscores.
-            others: names of another kind, to be suggested too.
+            name: its name or an alias; hyphens count as underscores.
+            others: further names to suggest in the error message.
 
         Raises:
             InvalidInput: there is none (the message suggests the nearest names), several packages offer it, it can't
@@ -147,22 +146,22 @@ class Registry(Generic[T]):
         return self.ours(key) if key in self.own else self._load(key, self._points[key][0])
 
     def ours(self, name: str) -> T:
-        """What comes with lobo-fx under this name, whatever other packages offer: for code of lobo-fx itself."""
+        """The built-in plug-in of this name, even if other packages offer one; for lobo-fx's own code."""
         if name not in self.own:
             return self._load(name, next(point for point in self._points[name] if _is_ours(point)))
         own = self.own[name]
         return own.load() if isinstance(own, EntryPoint) else own
 
     def check(self, name: object, setting: str = "", others: Iterable[str] = ()) -> None:
-        """Refuses a name that can't be taken; imports nothing.
+        """Refuses a name that `get` would refuse, without importing the plug-in.
 
         Args:
-            name: a name or an alias; what is no text is no name.
-            setting: what has it as its value, for messages.
+            name: a name or an alias; converted to text.
+            setting: the setting that has this value, for messages.
             others: as `get` takes them.
 
         Raises:
-            InvalidInput: no plug-in is called so, or several packages offer one.
+            InvalidInput: no plug-in has this name, or several packages offer one.
         """
         key = self._key(str(name))
         if key in self.added:
@@ -179,7 +178,7 @@ class Registry(Generic[T]):
             raise InvalidInput(f"{fault}; {suggestion(str(name), known, listed)}")
 
     def origin(self, name: str) -> str:
-        """Where the plug-in of this name comes from, for messages."""
+        """Where the plug-in comes from, for messages."""
         if name in self.added:
             return "registered in this process"
         return " and ".join(map(_origin, self._points.get(self._key(name), []))) or "lobo-fx"
@@ -190,7 +189,7 @@ class Registry(Generic[T]):
     def _load(self, name: str, point: EntryPoint) -> T:
         try:
             plugin: T = point.load()
-        except Exception as error:  # whatever a package does as it is imported
+        except Exception as error:  # importing a package may raise anything
             raise InvalidInput(f"the {self.kind} '{name}' ({_origin(point)}) can't be imported: {error}") from error
         if not self.fits(plugin):
             raise InvalidInput(
@@ -205,7 +204,7 @@ def _is_ours(point: EntryPoint) -> bool:
 
 
 def _origin(point: EntryPoint) -> str:
-    """Where a plug-in comes from: its package, if that is known, and what it names in it."""
+    """The object that an entry point names, and its package if that is known."""
     return point.value if point.dist is None else f"{point.value} of {point.dist.name} {point.dist.version}"
 
 

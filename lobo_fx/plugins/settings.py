@@ -17,13 +17,13 @@ __all__ = ["Range", "check_names", "check_settings", "named_settings"]
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Which numbers a setting may be: `Annotated[float, Range(above=0, most=1)]`.
+    """The range of a numeric setting: `Annotated[float, Range(above=0, most=1)]`.
 
     Attributes:
-        least: the smallest.
-        most: the largest.
-        above: what it must be larger than.
-        below: what it must be smaller than.
+        least: inclusive minimum.
+        most: inclusive maximum.
+        above: exclusive minimum.
+        below: exclusive maximum.
     """
 
     least: float | None = None
@@ -63,7 +63,7 @@ def check_names(kind: type, given: collections.abc.Iterable[str]) -> None:
 
 
 def named_settings(value: object) -> tuple[Any, dict[str, Any]] | None:
-    """The name and the settings of `{name: {setting: value}}`, as recipes have it; None of anything else."""
+    """The name and the settings of `{name: {setting: value}}`, as in recipes; None for any other value."""
     if not isinstance(value, collections.abc.Mapping) or len(value) != 1:
         return None
     ((name, settings),) = value.items()
@@ -73,12 +73,12 @@ def named_settings(value: object) -> tuple[Any, dict[str, Any]] | None:
 
 
 def check_settings(settings: object) -> None:
-    """Holds the fields of a dataclass against their types.
+    """Checks the fields of a dataclass against their type annotations.
 
-    Known are `bool`, `int`, `float`, `str`, `None`, `Literal`, unions, `Annotated` with a `Range`, sequences, tuples,
-    mappings, callables and classes. What else a type says is not checked, nor one that can't be resolved (a name that
-    is imported for type checkers only). `lobo_fx.Pass` and criteria call it after they are made; where a class has a
-    `__post_init__` of its own, that calls `super().__post_init__()` first.
+    Checks `bool`, `int`, `float`, `str`, `None`, `Literal`, unions, `Annotated` with a `Range`, sequences, tuples,
+    mappings, callables and classes. Other types are not checked, nor are types that can't be resolved (names that are
+    imported for type checkers only). `lobo_fx.Pass` and criteria call it after construction; a class with its own
+    `__post_init__` calls `super().__post_init__()` first.
 
     Args:
         settings: an instance of a dataclass.
@@ -139,7 +139,7 @@ _PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: 
 
 
 def _words(hint: Any) -> str:
-    """What a value must be."""
+    """What a value of this type must be, in words for messages."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _PLAIN:
         return _PLAIN[hint]

@@ -1,4 +1,4 @@
-"""How files are tuned for a runtime: what may be asked for, and what the runtime and the exporter must offer."""
+"""How files are tuned for a runtime: the settings, and the protocols of runtime and exporter."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["ChecksFiles", "Choice", "TunesFiles", "Tuning"]
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What a file is tuned for.
+    """Settings of tuning a file.
 
     Attributes:
-        threads: counts to choose from, the first is what others must beat; a count that is kept is written down with
-            the options. Empty: one thread while it is measured, and whoever loads the file chooses.
+        threads: counts of threads to choose from; the first is the baseline. The chosen count is written with the
+            options. Empty: the file is measured on one thread, and the count is left to whoever loads the file.
         batch: rows of the input, where the batch is free.
-        runtime: name of what is to run the file.
+        runtime: name of the runtime that will run the file.
     """
 
     threads: tuple[int, ...] = ()
@@ -47,36 +47,36 @@ class Choice(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, for reports."""
+        """Its name, for reports."""
 
     @property
     def kind(self) -> str:
-        """What it decides: of choices of one kind, one is taken."""
+        """What it decides; at most one choice of each kind is kept."""
 
     @property
     def remark(self) -> str:
-        """What a user must know of a file that has it; empty for nothing."""
+        """What a user must know of a file with this choice; may be empty."""
 
 
 @runtime_checkable
 class TunesFiles(Protocol):
-    """A runtime that offers choices beside a file, or in it."""
+    """A runtime that offers choices to make a file faster, as options beside the file or in it."""
 
     def choices(self, threads: Sequence[int]) -> Sequence[Choice]:
-        """All that may help, in the order to try it in.
+        """All choices that may help, in the order to try them.
 
         Args:
             threads: further counts of threads to choose from.
         """
 
     def write_tuned(self, path: Path, choices: Sequence[Choice], target: Path, threads: int | None) -> None:
-        """Writes a file with choices, and all that belongs to it, into the folder of `target`.
+        """Writes a file with choices, and all files that belong to it, into the folder of `target`.
 
         Args:
-            path: a file that an exporter wrote; it stays as it is.
-            choices: of different kinds.
-            target: the file to write, of the same name, in a folder that holds nothing else.
-            threads: count to write down, where no choice is one; None leaves it open.
+            path: a file that an exporter wrote; not changed.
+            choices: choices of different kinds.
+            target: the file to write, with the same name, in an otherwise empty folder.
+            threads: count to write with the options, if no choice sets one; None leaves it open.
 
         Raises:
             ExportError: a choice does not fit the file.
@@ -87,7 +87,7 @@ class TunesFiles(Protocol):
 
         Args:
             path: the file.
-            threads: count to run on; None is what the options say, else one.
+            threads: count to run on; None takes the count in the options, or one if there is none.
         """
 
     def options_of(self, path: Path) -> str:
@@ -96,16 +96,16 @@ class TunesFiles(Protocol):
 
 @runtime_checkable
 class ChecksFiles(Protocol):
-    """An exporter that can compare a file which was changed since with PyTorch, as it does before it writes one."""
+    """An exporter that can compare a file that was changed after export with PyTorch."""
 
     def check(self, program: Program, path: Path, session: Session) -> tuple[float, dict[str, Any]]:
-        """The parity of a file, and what is to be said of it.
+        """Compares a file with PyTorch: returns its parity, and details for the artifact.
 
         Args:
-            program: what was exported.
+            program: the exported program.
             path: the file.
-            session: what runs it.
+            session: the session that runs it.
 
         Raises:
-            ExportError: it is malformed, or disagrees.
+            ExportError: the file is malformed, or disagrees with PyTorch.
         """

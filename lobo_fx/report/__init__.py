@@ -1,1 +1,1 @@
-"""The report: its records, and the forms that they take."""
+"""The report: its records, and the forms in which it is shown and saved."""

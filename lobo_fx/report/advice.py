@@ -1,4 +1,4 @@
-"""Recommendations in plain language, each computed from the figures of the runs and saying which it rests on."""
+"""Recommendations in plain language, computed from the figures of runs, each with the figures it rests on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lobo_fx.report.figures import METRICS, Figures, front, quality_metric, rank
 __all__ = ["Advice", "advise"]
 
 _LOSSLESS = 0.99
-"""Share of the original's score that counts as kept."""
+"""Least share of the original's score that counts as without loss."""
 
 _LITTLE = 1.05
-"""Times as small or fast below which a step along the front gains little."""
+"""A step along the front that makes files less than this many times as small or fast gains little."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Advice:
 
 
 def advise(runs: Sequence[Figures]) -> list[Advice]:
-    """What the figures recommend; nothing where they say nothing."""
+    """Recommendations from the figures; empty if none follows."""
     return [*_one_alone(runs), *_without_loss(runs), *_best(runs), *_steps(runs), *_beaten(runs), *_slow(runs),
             *_unmeasured(runs)]  # fmt: skip
 
@@ -49,7 +49,7 @@ def _times(value: float) -> str:
 
 
 def _one_alone(runs: Sequence[Figures]) -> Iterator[Advice]:
-    """A run that is best in everything needs no choice."""
+    """One run is best in everything."""
     quality = quality_metric(runs).name
     if len(runs) < 2:
         return
@@ -65,7 +65,7 @@ def _one_alone(runs: Sequence[Figures]) -> Iterator[Advice]:
 
 
 def _without_loss(runs: Sequence[Figures]) -> Iterator[Advice]:
-    """The fastest and the smallest of those that keep the score."""
+    """The fastest and the smallest run that keep the score."""
     keeping = [run for run in runs if run.kept is not None and run.kept >= _LOSSLESS]
     for name, word in (("speed", "fastest"), ("size", "smallest")):
         for best in METRICS[name].ranked(keeping)[:1]:
@@ -77,7 +77,7 @@ def _without_loss(runs: Sequence[Figures]) -> Iterator[Advice]:
 
 
 def _best(runs: Sequence[Figures]) -> Iterator[Advice]:
-    """The ends of the trade-off and its middle, each run once."""
+    """The best runs in size, in speed and in both together, each run once."""
     if len(runs) < 2:
         return
     quality = quality_metric(runs).name
@@ -114,7 +114,7 @@ def _quality_words(run: Figures, quality: str) -> str:
 
 
 def _steps(runs: Sequence[Figures]) -> Iterator[Advice]:
-    """Along the front from the most faithful on: the step that costs quality and gains little."""
+    """Steps along the front, from the most faithful run on, that cost quality and gain little."""
     quality = quality_metric(runs).name
     of = METRICS[quality].of
     along = METRICS["speed"].ranked(front(runs, ["speed", quality]))[::-1]
@@ -162,7 +162,7 @@ def _slow(runs: Sequence[Figures]) -> Iterator[Advice]:
 
 
 def _unmeasured(runs: Sequence[Figures]) -> Iterator[Advice]:
-    """What a ranking says nothing of."""
+    """Runs that a ranking leaves out, as they were not measured."""
     scored = any(run.score is not None for run in runs)
     for name in ("size", "speed", *(["score"] if scored else [])):
         missing = [run.name for run in runs if METRICS[name].of(run) is None]

@@ -1,4 +1,4 @@
-"""The model card: what a file is, what it was made of and how it is run, for whoever finds it beside the file.
+"""The model card: what a file is, what it was made from and how to run it, for anyone who finds it beside the file.
 
 Source: the idea, and what a card should tell: Mitchell et al., "Model Cards for Model Reporting", 2019.
 """
@@ -27,10 +27,10 @@ def model_card(report: Report, facts: Mapping[str, str], signature: Signature, n
     """The card in markdown.
 
     Args:
-        report: with the files that were written.
-        facts: what the compiled file says of itself.
-        signature: what it takes and gives.
-        needs: what it asks of its runtime.
+        report: a report with the written files.
+        facts: metadata of the compiled file.
+        signature: its inputs and outputs.
+        needs: what it requires of its runtime.
     """
     told = {name.removeprefix("lobo_fx."): value for name, value in facts.items()}
     file = report.artifacts["compiled"].path.name
@@ -52,7 +52,7 @@ def model_card(report: Report, facts: Mapping[str, str], signature: Signature, n
 
 
 def _figures(report: Report) -> str:
-    """Each figure of both files; what was not measured says so."""
+    """Each figure of both files, or that it was not measured."""
     table = new_table("", ["", "original", "compiled"])
     rows = {"original": report.rows[0], "compiled": report.rows[-1]}
     latencies = {} if report.benchmark is None else report.benchmark.latencies
@@ -107,7 +107,7 @@ def _values(signature: Signature) -> str:
 
 
 def _code(file: str, signature: Signature) -> str:
-    """How to call the file on the sample beside it."""
+    """Code that calls the file on the sample beside it."""
     outputs = [spec.name for spec in signature.outputs if spec]
     return f"""```python
 import numpy as np

@@ -1,4 +1,4 @@
-"""Numbers for pages, each looked up in the data of a report and carrying the path that it was found under."""
+"""Numbers for pages, each looked up in the data of a report and shown with its path there."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Form = str | tuple[str, float] | Callable[[Any], str]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What a reader sees, and the raw number behind it.
+    """The text that a reader sees, and the raw number behind it.
 
     Attributes:
-        text: shown.
-        value: raw; None for text, and for what was not measured.
-        path: where the value stands in the data, as JSON; empty for text.
-        by: where what it was divided by stands.
-        run: whose data it is, of several.
-        bar: length of a bar behind it, as a share of the longest; None for none.
+        text: the shown text.
+        value: the raw number; None for text, and for figures that were not measured.
+        path: path of the value in the data, as JSON; empty for text.
+        by: path of the number that it was divided by.
+        run: the run that the data is of, if there are several.
+        bar: length of a bar behind it, as a share of the longest; None without a bar.
     """
 
     text: str
@@ -62,7 +62,7 @@ class Grid:
     rows: list[list[Cell]]
 
     def is_numeric(self, column: int) -> bool:
-        """Whether a column holds figures, which stand at the right."""
+        """Whether a column holds figures, which are aligned right."""
         cells = [row[column] for row in self.rows]
         return any(cell.value is not None or cell.is_missing for cell in cells)
 
@@ -72,15 +72,15 @@ class Source:
     """The data of a report, as `Report.as_json` gives it.
 
     Attributes:
-        data: the report's.
-        run: whose it is, of several.
+        data: the data of the report.
+        run: the run that it is of, if there are several.
     """
 
     data: Mapping[str, Any]
     run: str = ""
 
     def find(self, *path: str | int) -> Any:
-        """What stands under a path; None where nothing does."""
+        """The value at a path; None if there is none."""
         value: Any = self.data
         for key in path:
             try:
@@ -90,12 +90,12 @@ class Source:
         return value
 
     def cell(self, *path: str | int, form: Form = "{:,}", by: tuple[str | int, ...] = ()) -> Cell:
-        """A number of the data, or the quotient of two, as a reader sees it.
+        """Formats a number of the data, or the quotient of two.
 
         Args:
-            path: where it stands.
-            form: a format; with a number, what the value is divided by before; or a function.
-            by: where the divisor stands.
+            path: path of the number.
+            form: a format, a format with a number to divide by before, or a function.
+            by: path of the divisor.
         """
         value = self.find(*path)
         if value in ("inf", "-inf", "nan"):
@@ -115,7 +115,7 @@ def size_text(count: float) -> str:
 
 
 def count_text(count: float) -> str:
-    """A count in millions, or as it is where it is small."""
+    """A count, in millions if it is large."""
     return f"{count / 1e6:,.1f}M" if abs(count) >= 1e5 else f"{count:,.0f}"
 
 

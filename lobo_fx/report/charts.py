@@ -1,4 +1,4 @@
-"""Pictures of sheets and curves, where matplotlib is installed."""
+"""Pictures of sheets and curves, drawn with matplotlib if installed."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def draw_curve(curve: Curve) -> bytes:
 
 
 def plain_label(name: str, longest: int = _LONGEST_NAME) -> str:
-    """A name that is no formula to matplotlib, holds no control characters, and fits."""
+    """A name that matplotlib does not parse as a formula, without control characters, cut to fit."""
     name = printable(name).replace("\n", " ")
     return (name if len(name) <= longest else f"{name[: longest - 1]}…").replace("$", r"\$")
 
 
 def _length(cell: Any) -> float:
-    """Of the bar of a cell; none where it is infinite or no number."""
+    """Length of a cell's bar; 0 if it is infinite or no number."""
     return float(cell) if isinstance(cell, (int, float)) and math.isfinite(cell) else 0.0

@@ -1,4 +1,4 @@
-"""Any number of runs side by side: rankings, the best of each group, recommendations; in every form of a report."""
+"""Compares any number of runs: rankings, the best of each group, recommendations; in every form of a report."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ __all__ = ["COMPARISON_FILES", "Comparison", "compare", "read_runs"]
 COMPARISON_FILES = ("comparison.md", "comparison.csv", "comparison.json", "comparison.html")
 
 _UNSTEADY = 1.3
-"""How many times the least latency of an original another run's may be."""
+"""Largest ratio of an original's latencies in two runs before a warning."""
 
 _DERIVED = ("share", "faster", "change", "kept", "removed", "gain", "efficiency")
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Runs and what their figures say beside each other.
+    """Runs, and what follows from their figures together.
 
     Attributes:
         runs: their figures; names differ within a model.
         title: heading.
-        score: what the score is, in words.
+        score: meaning of the score, in words.
         remarks: what a reader should know beforehand.
-        sheets: tables of what is measured besides.
-        curves: measured along something: an error rate over a noise level.
+        sheets: further tables.
+        curves: figures measured along another, such as an error rate over a noise level.
     """
 
     runs: Sequence[Figures]
@@ -68,7 +68,7 @@ class Comparison:
 
     @property
     def families(self) -> list[Family]:
-        """The runs of each model, where every model has several; else all in one."""
+        """The runs of each model, if every model has several; else all runs as one family."""
         found = [(places, [self.runs[place] for place in places]) for places in families(self.runs)]
         return [
             Family(runs[0].model if len(found) > 1 else "", places, runs, self.score) for places, runs in found if runs
@@ -81,7 +81,7 @@ class Comparison:
 
     @property
     def warnings(self) -> list[str]:
-        """In what runs of one family differ so that their figures are not of one kind."""
+        """Conditions in which runs differ, so that some of their figures can't be compared."""
         conditions = [run.conditions for run in self.runs]
         kinds: dict[str, set[str]] = {
             "models": {run.model for run in self.runs} if len(self.families) == 1 else set(),
@@ -99,14 +99,14 @@ class Comparison:
 
     @property
     def tally(self) -> str:
-        """How many runs there are, and what became of them."""
+        """How many runs succeeded and failed, as a sentence."""
         models, failed = len({run.model for run in self.runs}), sum(bool(run.fault) for run in self.runs)
         of = f" of {models} models" if models > 1 else ""
         return f"{len(self.runs)} runs{of}: {len(self.runs) - failed} came through, {failed} failed."
 
     @property
     def all_curves(self) -> list[Curve]:
-        """Those given, and from what was removed to speed and quality, where runs differ in it."""
+        """The given curves, and those of speed and quality over the removed share, where runs differ in it."""
         derived = [
             removal_curve(family.runs, metric, family.name)
             for family in self.families
@@ -135,7 +135,7 @@ class Comparison:
         return [grid for grid in grids if grid.rows]
 
     def _sheets(self) -> list[Grid]:
-        """Also curves, as tables."""
+        """The sheets, and the curves as tables."""
         sheets = [*self.sheets, *(curve.sheet for curve in self.curves)]
         return sheet_grids(Source({"sheets": as_json(sheets)}))
 
@@ -150,7 +150,7 @@ class Comparison:
         return "".join([*parts, *(f"note: {printable(warning)}\n" for warning in self.warnings)])
 
     def charts(self, width: int = 80) -> str:
-        """Bar charts of characters."""
+        """Bar charts made of characters."""
         return "\n".join(charts_of(family.runs, width, family.name) for family in self.families)
 
     def to_markdown(self) -> str:
@@ -172,7 +172,7 @@ class Comparison:
         return "\n".join([*parts, "".join(f"Measured on {escape(one)}.\n" for one in conditions if one)])
 
     def to_csv(self) -> str:
-        """A line per run, raw numbers, nothing where nothing was measured."""
+        """A line per run with raw numbers; empty where nothing was measured."""
         stream = io.StringIO()
         names = [field.name for field in dataclasses.fields(Figures) if field.name != "conditions"]
         conditions = ("machine", "runtime", "threads", "batch")
@@ -184,15 +184,15 @@ class Comparison:
         return stream.getvalue()
 
     def to_html(self) -> str:
-        """One page that needs nothing beside it; jinja2 must be installed."""
+        """A single self-contained page; jinja2 must be installed."""
         return comparison_page(
             Source(self.as_json()), self.families, self.runs, self.all_curves, self.warnings, self.tally
         )
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes `comparison.md`, `.csv` and `.json`, with jinja2 `comparison.html`, with matplotlib pictures.
+        """Writes `comparison.md`, `.csv` and `.json`; with jinja2 `comparison.html`; with matplotlib pictures.
 
-        Each sheet and curve given has a CSV file of its own, each curve a picture; each family has its dashboards.
+        Each given sheet and curve gets a CSV file, each curve a picture, and each family its dashboards.
 
         Raises:
             InvalidInput: the folder can't be made or written to; older files are left as they were.
@@ -222,7 +222,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     """Reads the runs that `lobo-fx compile -o` or `Report.save` wrote to folders.
 
     Args:
-        folders: one for each run; its name is the run's, or its path where names are alike.
+        folders: one for each run; its name is the run's, or its path if names repeat.
 
     Raises:
         InvalidInput: there is none, a folder is given twice, or it has no report of this version.
@@ -231,7 +231,7 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 
 def read_runs(folders: Sequence[str | Path]) -> dict[str, Report]:
-    """The reports that `compare` compares, by name of the run; refuses what it refuses."""
+    """The reports for `compare`, by name of the run; refuses the same folders as `compare`."""
     if isinstance(folders, (str, Path)):
         raise InvalidInput(f"folders is '{folders}'; expected a list, as ['{folders}']")
     paths = [Path(folder) for folder in folders]
@@ -246,7 +246,7 @@ def read_runs(folders: Sequence[str | Path]) -> dict[str, Report]:
 
 
 def _unsteady(runs: Sequence[Figures]) -> str:
-    """Says that one original took different times, as on a machine with other work."""
+    """A warning if the same original took different times in several runs, as on a machine with other work."""
     times = [run.original_milliseconds for run in runs if run.original_milliseconds is not None]
     if len({run.model for run in runs}) > 1 or not times or max(times) < _UNSTEADY * min(times):
         return ""
@@ -261,13 +261,13 @@ def _untitled(grid: Grid) -> Grid:
 
 
 def _of_model(name: str, model: str) -> str:
-    """The name of a picture, with the model's where there are several."""
+    """The name of a picture, with the model's name if there are several models."""
     stem, _, suffix = name.rpartition(".")
     return f"{file_name(f'{model} {stem}'.strip())}.{suffix}"
 
 
 def _free(name: str, taken: Container[str]) -> str:
-    """A name that no file has yet: of two alike, the second is numbered."""
+    """A name that is not taken yet; if it is, a number is added."""
     stem, _, suffix = name.rpartition(".")
     numbers = (f"{stem} {number}.{suffix}" for number in itertools.count(2))
     return next(one for one in itertools.chain([name], numbers) if one not in taken)

@@ -1,4 +1,4 @@
-"""A comparison of runs as one HTML file that needs nothing beside it and asks no network."""
+"""A comparison of runs as one self-contained HTML file, which needs no network."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def comparison_page(
 
     Args:
         source: the data of the comparison.
-        families: those that are put in one order.
-        runs: all of them.
-        curves: those in the data, in its order.
-        warnings: what makes figures differ in kind.
-        tally: how many runs came through.
+        families: the groups of runs that are ranked together.
+        runs: all runs.
+        curves: the curves in the data, in its order.
+        warnings: differences between the runs that limit comparison.
+        tally: how many runs succeeded.
     """
     plots = [(curve, Plot(curve, f"curve-{place}", place)) for place, curve in enumerate(curves)]
     return fill(
@@ -57,7 +57,7 @@ def comparison_page(
 def _part(
     source: Source, family: Family, number: int, runs: Sequence[Figures], plots: Sequence[tuple[Curve, Plot]]
 ) -> dict[str, Any]:
-    """What the page says of a family."""
+    """The part of the page about one family."""
     suffix = f"-{number}" if family.name else ""
     quality, metrics = family.quality, family.metrics
     ranked = [(metric, metric.ranked(family.runs)) for metric in metrics]

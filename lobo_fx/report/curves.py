@@ -1,4 +1,4 @@
-"""Curves: one figure along another, a line for each of several things; and where they stand in a drawing."""
+"""Curves: one figure over another, with a line for each of several things; and their coordinates in a drawing."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["Curve", "Line", "Plot", "removal_curve"]
 _WIDTH, _HEIGHT = 400, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 28, 44
 _LEAST_SPAN = 0.05
-"""Share of the parameters that a line must run over to say anything."""
+"""Least share of the parameters that a line must span to be drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """What one thing gives along the curve.
+    """One line of a curve.
 
     Attributes:
-        name: of it.
+        name: its name.
         points: pairs of what was chosen and what was measured, in order.
-        is_reference: what others are to be compared with, as an original or a bound.
+        is_reference: whether others are to be compared with it, such as an original or a bound.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Curve:
         x_title: what was chosen, and its unit.
         y_title: what was measured, and its unit.
         lines: one or more.
-        is_log: whether the measured axis is logarithmic; then no point may be nothing or less.
-        model: that it is of, among several; empty where there is one.
+        is_log: whether the measured axis is logarithmic; all points must then be positive.
+        model: the model that it is of, if there are several; else empty.
     """
 
     title: str
@@ -56,19 +56,19 @@ class Curve:
 
     @property
     def sheet(self) -> Sheet:
-        """The same as a table: a row for each line, a column for each place along the axis."""
+        """The curve as a table: a row for each line, a column for each x value."""
         places = sorted({x for line in self.lines for x, _ in line.points})
         rows = tuple((line.name, *(dict(line.points).get(x) for x in places)) for line in self.lines)
         return Sheet(f"{self.title}: {self.y_title} by {self.x_title}", ("", *(f"{x:g}" for x in places)), rows)
 
 
 def removal_curve(runs: Sequence[Figures], metric: Metric, model: str = "") -> Curve | None:
-    """From the share of the parameters that is gone to a metric, a line for each group; None where none says anything.
+    """A metric over the share of removed parameters, a line for each group; None if no line spans enough.
 
     Args:
-        runs: of one model.
-        metric: what is measured.
-        model: of the curve, see there.
+        runs: runs of one model.
+        metric: the measured metric.
+        model: see `Curve`.
     """
     lines = []
     for group in dict.fromkeys(run.group for run in runs):
@@ -82,12 +82,12 @@ def removal_curve(runs: Sequence[Figures], metric: Metric, model: str = "") -> C
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """Where a curve stands in a drawing.
+    """Coordinates of a curve in a drawing.
 
     Attributes:
-        curve: what is drawn.
+        curve: the curve.
         name: its anchor on the page.
-        place: of the curve in the data.
+        place: index of the curve in the data.
     """
 
     curve: Curve
@@ -99,12 +99,12 @@ class Plot:
 
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
-        """Places along the lower edge, and what stands there."""
+        """Positions along the lower edge, with their labels."""
         return [(self._x(tick), text) for tick, text in ticks(*self._x_range)]
 
     @property
     def y_ticks(self) -> list[tuple[float, str]]:
-        """Places along the left edge, and what stands there."""
+        """Positions along the left edge, with their labels."""
         low, high = self._y_range
         if not self.curve.is_log:
             return [(self._y(tick), text) for tick, text in ticks(low, high)]

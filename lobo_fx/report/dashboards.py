@@ -1,4 +1,4 @@
-"""Pictures of a run, or of several: an overview and a detailed comparison; where matplotlib is installed."""
+"""Pictures of one or several runs, an overview and a detailed comparison, drawn with matplotlib if installed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["DASHBOARDS", "dashboards"]
 
 DASHBOARDS = ("dashboard_overview.png", "detailed_comparison.png")
 _FEWEST, _MOST = 3, 16
-"""Runs that a picture has room for, and how many it shows at most."""
+"""Fewest runs that a picture leaves room for, and most runs that it shows."""
 _ROOM = (0.25, 0.03)
-"""That a name takes, as shares of what the points span."""
+"""Room for a name, as shares of the range of the points."""
 _COLOURS = ("#8a919e", "#1f5fbf")
 
 
@@ -47,9 +47,9 @@ _PANELS = (
 
 
 def dashboards(runs: Sequence[Figures]) -> dict[str, bytes]:
-    """By name of the file, the overview and the detailed comparison of one or more runs.
+    """The overview and the detailed comparison of one or more runs, by file name.
 
-    Of many, bars show those that no other one beats in size, speed and quality, then the best.
+    If there are many runs, bars show those on the front in size, speed and quality, then the best ones.
     """
     shown = list(runs)
     if len(runs) > _MOST:
@@ -66,7 +66,7 @@ def dashboards(runs: Sequence[Figures]) -> dict[str, bytes]:
 
 
 def _overview(runs: Sequence[Figures], all_runs: Sequence[Figures], said: str) -> bytes:
-    """Bars of what is won, and quality against latency of all runs."""
+    """Bars of the gains, and quality against latency of all runs."""
 
     def draw(axes: Any) -> None:
         names = [run.name for run in runs]
@@ -87,7 +87,7 @@ def _overview(runs: Sequence[Figures], all_runs: Sequence[Figures], said: str) -
 
 
 def _details(runs: Sequence[Figures], said: str) -> bytes:
-    """Original and compiled beside each other, quantity by quantity."""
+    """Original and compiled model side by side, for each quantity."""
     panels = [panel for panel in _PANELS if panel.always or _is_measured(panel, runs)]
     units = ", ".join(dict.fromkeys(run.unit for run in runs))
 
@@ -110,7 +110,7 @@ def _details(runs: Sequence[Figures], said: str) -> bytes:
 
 
 def _is_measured(panel: _Panel, runs: Sequence[Figures]) -> bool:
-    """Rows a second are what latency says already."""
+    """Whether a panel has figures; rows a second are left out, as they only repeat the latency."""
     counted = [run for run in runs if panel.name != "rate" or run.unit != ROWS]
     return any(getattr(run, panel.name) is not None for run in counted)
 
@@ -148,7 +148,7 @@ def _row(
     scale: float,
     label: str,
 ) -> None:
-    """Bars with their numbers; what was not measured says so, and has none."""
+    """Bars with their numbers; figures that were not measured have a text instead of a bar."""
     known = [value / scale if value is not None and math.isfinite(value) else 0.0 for value in values]
     drawn = axes.barh(places, known, height, color=colour, label=label)
     texts = ["not measured" if value is None else f"{value / scale:,.3g}" for value in values]
@@ -164,7 +164,7 @@ def _named(axes: Axes, title: str, names: Sequence[str]) -> None:
 
 
 def _trade_off(axes: Axes, runs: Sequence[Figures], start: float | None) -> None:
-    """Quality against speed, the original's too where it is known; the front in colour."""
+    """Quality against speed, with the original's score if known; runs on the front are coloured."""
     if start is not None:
         axes.scatter([1.0], [start], color=_COLOURS[0], marker="D", zorder=2)
         axes.annotate("original", (1.0, start), (4, 4), textcoords="offset points", fontsize="x-small")

@@ -1,4 +1,4 @@
-"""The network, drawn and folded by module: a bar for each layer, as wide as it has channels, and what became of it."""
+"""A drawing of the network, folded by module: a bar for each layer, as wide as its channels, and what was removed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ PRECISIONS = {
     "mixed": "several of these",
     "gone": "nothing left",
 }
-"""Classes of parts, by which they are coloured, and what each means."""
+"""Classes of parts, which determine their colours, and their meanings."""
 
 _NARROW = re.compile(r"u?int[1-7]|log2_[1-7]")
 _FEW = 12
-"""So many modules are all open at first; of more, only the model itself is."""
+"""Most modules that are all open at first; of more, only the model itself is."""
 _WIDEST = 16
-"""Times the median width up to which bars are to scale; a vocabulary would leave nothing to see of the others."""
+"""Bars are to scale up to this multiple of the median width; a vocabulary would shrink all others to nothing."""
 _LEAST = 0.05
-"""Share of the parameters that counts as pruned: rounding to integers makes zeros too."""
+"""Least share of zero parameters that counts as pruned: rounding to integers also makes zeros."""
 
 
 def _bytes(value: float) -> str:
@@ -42,19 +42,19 @@ _FIGURES: dict[str, tuple[str, Any]] = {
     "bytes": ("", _bytes),
     "microseconds": ("", "{:,.0f} µs"),
 }
-"""By entry of a module's figures, what stands behind the number, and its form."""
+"""By entry of a module's figures, the text after the number, and its format."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A layer as it is drawn; all in percent of the longest bar.
+    """A layer as it is drawn; lengths in percent of the longest bar.
 
     Attributes:
-        before: outputs of the original, at most 100; 0 where a pass made the layer.
-        after: what is left of them.
-        zero: the part of it that stands for weights that are zero.
+        before: outputs in the original, at most 100; 0 where a pass made the layer.
+        after: outputs that are left.
+        zero: the part of `after` that stands for zero weights.
         precision: a key of `PRECISIONS`.
-        is_longer: whether the layer is wider than is drawn.
+        is_longer: whether the layer is wider than the bar shows.
     """
 
     before: float
@@ -69,17 +69,17 @@ class Part:
     """A module of the drawing.
 
     Attributes:
-        name: what its dotted name adds to that of the part around it; of the model, the model's.
+        name: its dotted name without that of the part around it; for the model, the model's name.
         path: the whole dotted name.
-        kind: what its layer is called; empty where it only holds others.
+        kind: kind of its layer; empty if it only holds other modules.
         precision: a key of `PRECISIONS`.
-        bar: of its own layer; None where it has none.
-        bars: of all layers inside, in order.
-        figures: before, after, and what they count.
-        stays: share of the parameters that are neither gone nor zero; None where that is nearly all.
-        decibels: with this layer alone quantized; None where not measured.
-        parts: modules inside.
-        is_open: whether they are shown at first.
+        bar: bar of its own layer; None without one.
+        bars: bars of all layers inside, in order.
+        figures: figures before and after, with their units.
+        stays: share of the parameters that are neither removed nor zero; None if that is nearly all.
+        decibels: signal-to-noise ratio with this layer alone quantized; None if not measured.
+        parts: the modules inside.
+        is_open: whether these are shown at first.
     """
 
     name: str
@@ -96,26 +96,26 @@ class Part:
 
 
 def drawing(source: Source) -> Part | None:
-    """The model with its modules; None where the report has none."""
+    """The model with its modules; None if the report has no modules."""
     rows = source.data.get("modules", [])
     return _Drawer(source, rows).part(0, "") if rows else None
 
 
 class _Drawer:
-    """Makes parts of the rows of a report."""
+    """Makes parts from the rows of a report."""
 
     def __init__(self, source: Source, rows: Sequence[Mapping[str, Any]]) -> None:
         self.source, self.rows = source, rows
         widths = [side["width"] for row in rows for side in _sides(row) if side["width"]] or [1]
         self.widest = max(width for width in widths if width <= _WIDEST * statistics.median(widths))
         self.known = [name for name in _FIGURES if any(side[name] is not None for row in rows for side in _sides(row))]
-        self.inside: list[list[int]] = [[] for _ in rows]  # the nearest
+        self.inside: list[list[int]] = [[] for _ in rows]  # by module, those directly inside
         for index, row in enumerate(rows[1:], 1):
             around = [at for at, other in enumerate(rows) if at != index and is_inside(row["name"], other["name"])]
             self.inside[max(around, key=lambda at: len(rows[at]["name"]))].append(index)
 
     def part(self, at: int, above: str) -> Part:
-        """A module; one that only holds a single other one is drawn with it, as one."""
+        """A module; one that only holds a single other module is merged with it."""
         row, inside = self.rows[at], self.inside[at]
         name, kind = row["name"], next((side["kind"] for side in reversed(_sides(row)) if side["kind"]), "")
         if name and not kind and len(inside) == 1:
@@ -162,7 +162,7 @@ def _sides(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _precision(figures: Mapping[str, Any] | None) -> str:
-    """How a part is coloured."""
+    """The precision of a module, as a key of `PRECISIONS`."""
     if figures is None:
         return "gone"
     stored, computed = figures["stored"], figures["computed"]

@@ -1,4 +1,4 @@
-"""Runs that rankings put in one order, and what their figures say beside each other."""
+"""Families: runs that are ranked together, and what follows from their figures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Family"]
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Runs that are put in one order.
+    """Runs that are ranked together.
 
     Attributes:
-        name: of their model, where there are several families; else empty.
-        places: of the runs in the comparison.
-        runs: the figures.
-        score: what their score is, in words.
+        name: name of their model if there are several families; else empty.
+        places: indices of the runs in the comparison.
+        runs: their figures.
+        score: meaning of their score, in words.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Family:
 
     @property
     def quality(self) -> Metric:
-        """What tells how good they are."""
+        """The metric of quality."""
         found = quality_metric(self.runs)
         return dataclasses.replace(found, meaning=self.score) if found.name == "score" else found
 
     @property
     def metrics(self) -> list[Metric]:
-        """What they are ranked by; by memory where it was measured, by rates where more than rows were counted."""
+        """The metrics for rankings; with memory if measured, with rates if other units than rows were counted."""
         measured = [METRICS["memory"]] if any(run.added_memory is not None for run in self.runs) else []
         timed = [METRICS["rate"]] if any(run.unit != ROWS for run in self.runs) else []
         return [METRICS["size"], METRICS["speed"], *measured, *timed, self.quality, ranking_metric(self.runs)]

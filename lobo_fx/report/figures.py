@@ -1,4 +1,4 @@
-"""What runs are compared by: size, speed, score, memory, each as measured, or None."""
+"""The figures that runs are compared by: size, speed, score, memory; None where not measured."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ __all__ = [
 ]
 
 ROWS = "rows"
-"""What is counted a second where nothing else is said: rows of the inputs, at the median latency."""
+"""The default unit of rates: rows of the inputs, at the median latency."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-    """What figures were measured on and with; empty or None where it is not known.
+    """The conditions of measurements; empty or None where not known.
 
     Attributes:
         machine: processor, system and Python.
-        versions: of packages.
-        seed: of whatever was drawn at random.
-        runtime: that ran the files.
-        threads: of the runtime.
+        versions: versions of packages.
+        seed: seed of random draws.
+        runtime: runtime that ran the files.
+        threads: threads of the runtime.
         batch: rows of the inputs.
     """
 
@@ -59,31 +59,31 @@ class Figures:
     """The figures of one run; what was not measured is None.
 
     Attributes:
-        name: of the run.
-        model: what was compiled.
-        group: of the technique, of which the best are told; empty for none.
-        fault: why there is no file that agrees with the model; empty where there is.
+        name: name of the run.
+        model: the compiled model.
+        group: the technique; the best run of each group is shown. Empty for none.
+        fault: why there is no file that agrees with the model; empty if there is one.
         bytes: size of the compiled file.
         original_bytes: size of the original's file.
-        gzip_bytes: of the compiled file after gzip.
-        original_gzip_bytes: of the original's.
+        gzip_bytes: size of the compiled file after gzip.
+        original_gzip_bytes: size of the original's file after gzip.
         milliseconds: median latency of the compiled file.
-        original_milliseconds: the original's, measured in turn with it.
+        original_milliseconds: median latency of the original's file, measured in turn with it.
         memory: peak memory of a process that runs the compiled file.
-        original_memory: likewise the original.
-        added_memory: what loading and running the compiled file adds to the memory of that process.
-        original_added_memory: likewise the original.
-        rate: units processed in a second.
-        original_rate: likewise the original.
-        unit: what the rate counts: rows at the median latency, or what a benchmark timed.
-        score: what `evaluate` returned for the compiled model.
-        original_score: what it returned for the original.
+        original_memory: likewise for the original's file.
+        added_memory: memory that loading and running the compiled file adds to that process.
+        original_added_memory: likewise for the original's file.
+        rate: units processed per second.
+        original_rate: likewise for the original's file.
+        unit: unit of the rate: rows at the median latency, or what a benchmark timed.
+        score: score of the compiled model.
+        original_score: score of the original.
         decibels: signal-to-noise ratio of the outputs against the original's.
-        parameters: of the compiled model.
+        parameters: number of parameters of the compiled model.
         nonzero: how many of them are not zero.
-        original_parameters: of the original.
-        seconds: what all passes took.
-        conditions: of all this.
+        original_parameters: number of parameters of the original.
+        seconds: time of all passes.
+        conditions: conditions of the measurements.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Figures:
         benchmark: Benchmark | None,
         conditions: Conditions,
     ) -> Figures:
-        """The figures of what a report holds."""
+        """The figures of a report's contents."""
         sizes = {label: artifact.bytes for label, artifact in artifacts.items()}
         zipped = {label: artifact.known_gzip_bytes for label, artifact in artifacts.items()}
         known = {} if benchmark is None else benchmark.latencies
@@ -155,27 +155,27 @@ class Figures:
 
     @property
     def share(self) -> float | None:
-        """Of the original's file that the compiled one is."""
+        """Size of the compiled file as a share of the original's."""
         return _quotient(self.bytes, self.original_bytes)
 
     @property
     def smaller(self) -> float | None:
-        """How many times as small the file is."""
+        """How many times as small the compiled file is."""
         return _quotient(self.original_bytes, self.bytes)
 
     @property
     def faster(self) -> float | None:
-        """How many times as fast it is."""
+        """How many times as fast the compiled file is."""
         return _quotient(self.original_milliseconds, self.milliseconds)
 
     @property
     def change(self) -> float | None:
-        """Of the score; less than nothing where it fell."""
+        """Change of the score; negative where it fell."""
         return None if self.score is None or self.original_score is None else self.score - self.original_score
 
     @property
     def kept(self) -> float | None:
-        """Share of the original's score; None also where that is not above nothing, or this below: no share then."""
+        """Share of the original's score; None also if the original's is not positive, or this one's negative."""
         if self.score is None or self.original_score is None or self.score < 0 or self.original_score <= 0:
             return None
         return self.score / self.original_score
@@ -188,7 +188,7 @@ class Figures:
 
     @property
     def gain(self) -> float | None:
-        """Times as small and times as fast, their geometric mean."""
+        """Geometric mean of times as small and times as fast."""
         return None if self.smaller is None or self.faster is None else math.sqrt(self.smaller * self.faster)
 
     @property
@@ -209,14 +209,14 @@ def _quotient(value: float | None, by: float | None) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One thing that runs are ranked by.
+    """A metric that runs are ranked by.
 
     Attributes:
-        name: for headings.
-        of: gives the value of a run; None where it was not measured.
+        name: name in headings.
+        of: gives the value of a run; None if it was not measured.
         unit: format of a value.
-        is_less_better: which way it is ranked.
-        meaning: in words.
+        is_less_better: whether lower values are better.
+        meaning: its meaning, in words.
     """
 
     name: str
@@ -226,7 +226,7 @@ class Metric:
     meaning: str
 
     def ranked(self, runs: Sequence[Figures]) -> list[Figures]:
-        """Runs where it was measured, the best first."""
+        """The measured runs, best first."""
         known = [(value, run) for run in runs if (value := self.of(run)) is not None and not math.isnan(value)]
         return [run for _, run in sorted(known, key=lambda pair: pair[0] if self.is_less_better else -pair[0])]
 
@@ -270,7 +270,7 @@ METRICS = {
 
 
 def front(runs: Sequence[Figures], names: Sequence[str]) -> list[Figures]:
-    """Runs that no other one beats in all of the metrics named; those that lack one are not among them."""
+    """Runs that no other one beats in all named metrics; runs that lack one of them are left out."""
     metrics = [METRICS[name] for name in names]
     costs = {}
     for run in runs:
@@ -290,19 +290,19 @@ def front(runs: Sequence[Figures], names: Sequence[str]) -> list[Figures]:
 
 
 def quality_metric(runs: Sequence[Figures]) -> Metric:
-    """What tells how good runs are: the score where any has one, else decibels."""
+    """The metric of quality: the score if any run has one, else decibels."""
     return METRICS["score" if any(run.score is not None for run in runs) else "decibels"]
 
 
 def ranking_metric(runs: Sequence[Figures]) -> Metric:
-    """Efficiency where any run has a share of its score that is kept, else the gain in size and speed alone."""
+    """Efficiency if any run has a share of its score that is kept, else the gain in size and speed alone."""
     return METRICS["efficiency" if any(run.kept is not None for run in runs) else "gain"]
 
 
 def families(runs: Sequence[Figures]) -> list[list[int]]:
-    """Places of the runs that rankings put in one order: those of a model, where every model has several.
+    """Indices of the runs that are ranked together: those of each model, if every model has several.
 
-    Where a model has one run only, models are what is compared, and all runs are one family.
+    If a model has only one run, the models are what is compared, and all runs are one family.
     """
     found: dict[str, list[int]] = {}
     for place, run in enumerate(runs):

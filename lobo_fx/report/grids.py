@@ -48,7 +48,7 @@ def passes_grid(source: Source) -> Grid:
 
 
 def before_and_after(source: Source) -> Grid:
-    """What the original had, what the compiled model has, and the share."""
+    """Figures of the original and of the compiled model, and their ratio."""
     last = len(source.data["passes"]) - 1
     pairs: list[tuple[str, Any, tuple[str | int, ...], tuple[str | int, ...]]] = []
     for title, name, form in (
@@ -178,7 +178,7 @@ def _is_number(cell: Any) -> bool:
 
 
 def _plain(value: float) -> str:
-    """As many digits as a reader needs; whole numbers are whole."""
+    """As many digits as a reader needs; integers in full."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 

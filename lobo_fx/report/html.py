@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing beside it and asks no network; made of the data of `report.json`."""
+"""A report as one self-contained HTML file, which needs no network; made from the data of `report.json`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def can_render() -> bool:
 
 @functools.cache
 def _templates() -> Environment:
-    """The templates; whatever they show is escaped, apart from our own style and script."""
+    """The templates; they escape all that they show, except our own style and script."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -57,12 +57,12 @@ def _templates() -> Environment:
 
 
 def fill(template: str, **given: Any) -> str:
-    """A page, from its template and what it shows."""
+    """Fills a template with what the page shows."""
     return _templates().get_template(template).render(given)
 
 
 def report_page(data: Mapping[str, Any]) -> str:
-    """The page of one run, from what `Report.as_json` gave; jinja2 must be installed."""
+    """The page of one run, from the result of `Report.as_json`; jinja2 must be installed."""
     source = Source(data)
     grids = [passes_grid(source), files_grid(source), latency_grid(source), candidates_grid(source), axes_grid(source)]
     return fill(
@@ -82,7 +82,7 @@ def report_page(data: Mapping[str, Any]) -> str:
 
 
 def _network(source: Source) -> dict[str, Any]:
-    """The drawing, and what its legend is to explain."""
+    """The drawing, and which entries its legend needs."""
     network, modules = drawing(source), source.data.get("modules", [])
     bars = [] if network is None else network.bars
     return {
@@ -102,7 +102,7 @@ def _busy(benchmark: Mapping[str, Any] | None) -> list[str]:
 
 
 def _tiles(source: Source) -> Iterator[tuple[str, Cell, Cell, Cell]]:
-    """What matters most: a heading, the figure, and what it was before and is after."""
+    """The most important figures: a heading, the figure, and its values before and after."""
     last = len(source.data["passes"]) - 1
     measured = ("benchmark", "latencies")
     for title, form, new, old, turned in (
@@ -128,7 +128,7 @@ def _tiles(source: Source) -> Iterator[tuple[str, Cell, Cell, Cell]]:
 
 
 def _time_line(source: Source) -> list[tuple[str, Cell, float, float]]:
-    """Every pass with its time, where it starts and how long it is as shares of the whole."""
+    """Every pass with its time, and its start and length as shares of the whole."""
     rows = source.data["passes"][1:]
     whole = sum(row["seconds"] for row in rows) or 1.0
     steps, start = [], 0.0

@@ -1,6 +1,6 @@
-"""The one JSON form of what a report holds; read back as it was.
+"""Converts the contents of a report to JSON and back without loss.
 
-JSON has no infinity and no NaN: such numbers are the texts "inf", "-inf" and "nan".
+JSON has no infinity and no NaN: such numbers are written as the texts "inf", "-inf" and "nan".
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def as_json(value: Any) -> Any:
-    """Records, mappings, sequences, paths and numbers as what JSON has; anything else as its text."""
+    """Converts records, mappings, sequences, paths and numbers to what JSON has; anything else to text."""
     if isinstance(value, Note):
         return value.as_json()
     if isinstance(value, Artifact):
@@ -88,11 +88,11 @@ def artifact_from_json(saved: Mapping[str, Any]) -> Artifact:
     score = None if saved.get("score") is None else float(saved["score"])
     artifact = Artifact(Path(saved["path"]), files, saved["bytes"], float(saved["parity"]), saved["details"], score)
     if saved["gzip_bytes"] is not None:
-        vars(artifact)["gzip_bytes"] = saved["gzip_bytes"]  # as the cached property would
+        vars(artifact)["gzip_bytes"] = saved["gzip_bytes"]  # where the cached property keeps it
     return artifact
 
 
 def artifact_is_there(artifact: Artifact) -> bool:
-    """Whether its files are still there, as large as they were when they were written."""
+    """Whether its files still exist, with their total size unchanged."""
     there = all(file.is_file() for file in artifact.files)
     return there and sum(file.stat().st_size for file in artifact.files) == artifact.bytes

@@ -1,7 +1,7 @@
-"""Figures of a file's nodes as Model Explorer reads them: one JSON file for each quantity, laid over the graph.
+"""Figures of a file's nodes for Model Explorer: one JSON file for each quantity, to overlay on the graph.
 
-The format is that of its `node_data_builder`: by name of the graph, by name of the node, a value. A node without a
-figure has no entry: what was not measured is not zero.
+The format is that of its `node_data_builder`: a value by name of the graph and name of the node. A node without a
+figure has no entry, since a figure that was not measured is not zero.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FLOAT, _INTEGER, _STORED = "#dfe3e8", "#bfe3d0", "#cfe0f7"
 def node_data(
     graph: FileGraph, microseconds: Mapping[str, float], modules: Sequence[ModuleRow], label: str
 ) -> dict[str, str]:
-    """By quantity (`microseconds`, `bytes`, `precision`, `decibels`), the JSON text; none of what nothing is known of.
+    """The JSON text of each quantity (`microseconds`, `bytes`, `precision`, `decibels`) that has any figure.
 
     Args:
-        graph: of the file.
-        microseconds: by name of the node, what it takes.
-        modules: of the report, for what a file does not say of its layers: bits of codes, decibels.
-        label: whose file it is: `original` or `compiled`.
+        graph: graph of the file.
+        microseconds: times by name of the node.
+        modules: modules of the report, for figures that the file does not hold: bits of codes, decibels.
+        label: which file it is: `original` or `compiled`.
     """
     rows = {row.name: row for row in modules}
     layers = {node.name: rows[node.module] for node in graph.nodes if node.is_layer and node.module in rows}
@@ -60,7 +60,7 @@ def _figures(row: ModuleRow, label: str) -> ModuleFigures | None:
 
 
 def _style(value: Any) -> dict[str, str]:
-    """The colour of a precision; of numbers a gradient says it."""
+    """The colour of a precision; numbers are coloured by a gradient."""
     if not isinstance(value, str):
         return {}
     return {"bgColor": _INTEGER if value.startswith("int8") else _STORED if ", " in value else _FLOAT}
@@ -69,13 +69,13 @@ def _style(value: Any) -> dict[str, str]:
 def with_times(
     modules: Sequence[ModuleRow], label: str, graph: FileGraph, microseconds: Mapping[str, float]
 ) -> list[ModuleRow]:
-    """The modules with what the nodes inside of them take; what no node of is timed has no time.
+    """The modules with the times of the nodes inside of them; None for modules without timed nodes.
 
     Args:
-        modules: of the report.
-        label: whose file it is: `original` or `compiled`.
-        graph: of the file.
-        microseconds: by name of the node; under an empty one what belongs to none, which is the model's own.
+        modules: modules of the report.
+        label: which file it is: `original` or `compiled`.
+        graph: graph of the file.
+        microseconds: times by name of the node; the empty name holds those of no node, which count for the model.
     """
     homes = {node.name: node.module for node in graph.nodes} | {"": ""}
     rows = []

@@ -1,4 +1,4 @@
-"""Charts of characters: sizes, latencies, speeds, the curve from what is removed to speed, trade-offs, the ranking."""
+"""Charts made of characters: sizes, latencies, speeds, speed by removed share, trade-offs, the ranking."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def charts_of(runs: Sequence[Figures], width: int = 80, heading: str = "") -> st
 
 
 def _original(runs: Sequence[Figures], name: str) -> float | None:
-    """A figure of the original that runs share, from the first that knows it."""
+    """A figure of the original that the runs share, from the first run that has it."""
     found: float | None = next((value for run in runs if (value := getattr(run, f"original_{name}")) is not None), None)
     return found
 
 
 def _trade(run: Figures) -> list[tuple[str, float | None]]:
-    """What is won and what is kept, as shares."""
+    """Gains and the kept score, as shares."""
     found = [
         ("file is smaller by", None if run.share is None else 1 - run.share),
         ("faster by", None if run.faster is None else run.faster - 1),
@@ -79,7 +79,7 @@ def _trade(run: Figures) -> list[tuple[str, float | None]]:
 
 
 def pass_charts(report: Report, width: int = 80) -> str:
-    """Charts of the passes of one run: what each took and left."""
+    """Charts of the passes of one run: memory, fidelity and time of each."""
     rows = report.rows[1:]
     if not rows:
         return ""

@@ -1,4 +1,4 @@
-"""Reports read back from the folders that they were written to."""
+"""Reads reports back from the folders that they were written to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["read_report"]
 
 
 def read_report(folder: str | Path) -> Report:
-    """Reads the report of a run; files that it names may have gone since.
+    """Reads the report of a run; files that it names may no longer exist.
 
     Args:
-        folder: what `Report.save` or `lobo-fx compile -o` wrote to.
+        folder: a folder that `Report.save` or `lobo-fx compile -o` wrote to.
 
     Raises:
         InvalidInput: the folder has no report, the report is of another schema, or it is damaged.

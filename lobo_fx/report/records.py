@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["SENSITIVITY", "AxisRow", "CandidateRow", "ModuleRow", "Row", "Sheet"]
 
 SENSITIVITY = "sensitivity"
-"""Title of the sheet of what each layer alone loses when it is quantized: module, decibels, precision."""
+"""Title of the sheet of sensitivities: module, decibels with that layer alone quantized, precision."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,22 +47,22 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclasses.dataclass
 class Report:
-    """What was done to a model and what it brought.
+    """What was done to a model, and its figures before and after.
 
     Attributes:
         model: name of the model's class, or its path.
         rows: the original, then one row per pass.
-        notes: what a user should know: what was left alone and why.
+        notes: what a user should know, such as what was left alone and why.
         artifacts: files written, by label.
         benchmark: latencies, once measured.
         sheets: tables that passes added.
-        candidates: what a search found.
-        axes: what structured pruning cut.
+        candidates: the candidates of searches.
+        axes: the axes that structured pruning cut.
         settings: name and settings of every pass, in order.
-        seed: of whatever was drawn at random; None where it is not known.
-        machine: what figures were measured on.
-        versions: of the packages that they were measured with.
-        modules: what each module holds, before and after; `Result.profile` adds where the time goes.
+        seed: seed of all random draws; None where it is not known.
+        machine: machine that the figures were measured on.
+        versions: versions of the packages that they were measured with.
+        modules: figures of each module before and after; `Result.save_node_data` adds their times.
     """
 
     model: str
@@ -86,7 +86,7 @@ class Report:
         """The tables and notes for a terminal.
 
         Args:
-            verbose: also every setting of every pass, those at their defaults too, and in notes operators and lines.
+            verbose: also lists every setting of every pass, even at its default, and operators and lines in notes.
         """
         tables = [pass_table(self.model, self.rows)]
         if self.artifacts:
@@ -100,11 +100,11 @@ class Report:
 
     @property
     def all_notes(self) -> list[str]:
-        """The notes, and what is to be said of the measurement."""
+        """The notes, and signs that the machine was busy during the benchmark."""
         return [*self.notes, *(self.benchmark.busy if self.benchmark else ())]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as plain data, raw numbers, as docs/report_schema.json says; `from_json` reads it back."""
+        """Everything as plain data with raw numbers, as in docs/report_schema.json; `from_json` reads it back."""
         return {
             "schema": SCHEMA,
             "model": self.model,
@@ -127,8 +127,8 @@ class Report:
         """Reads `as_json` back.
 
         Args:
-            saved: what it gave.
-            check_files: leaves out artifacts whose files are gone or have another size.
+            saved: result of `as_json`.
+            check_files: leaves out artifacts whose files no longer exist, or have another size.
 
         Raises:
             InvalidInput: the report was written under another schema.
@@ -157,7 +157,7 @@ class Report:
         return json.dumps(self.as_json(), indent=2)
 
     def to_csv(self) -> str:
-        """The rows, with raw numbers; text that a spreadsheet would compute has an apostrophe before it."""
+        """The rows with raw numbers; text that a spreadsheet would take for a formula gets an apostrophe in front."""
         stream = io.StringIO()
         writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
         writer.writeheader()
@@ -185,22 +185,21 @@ class Report:
         return "\n".join(parts)
 
     def figures(self, name: str = "compiled") -> Figures:
-        """What runs are compared by."""
+        """The figures that runs are compared by."""
         measured = self.benchmark
         runtime = ("", None, None) if measured is None else (measured.runtime, measured.threads, measured.batch)
         conditions = Conditions(self.machine, self.versions, self.seed, *runtime)
         return Figures.of(name, self.model, self.rows, self.artifacts, measured, conditions)
 
     def to_html(self) -> str:
-        """One page that needs nothing beside it, for browsers, phones and print; jinja2 must be installed."""
+        """A single self-contained page for browsers, phones and print; jinja2 must be installed."""
         return report_page(self.as_json())
 
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `report.md`, `report.csv`, `report.json` and, with jinja2, `report.html` into `folder`.
 
-        `report.json` is the last to be replaced and holds the SHA-256 of the others under `files`.
-        Where matplotlib is installed, an overview and a comparison with the original are drawn, and each sheet in a
-        picture of its own.
+        `report.json` is replaced last, and holds the SHA-256 of the others under `files`. If matplotlib is installed,
+        pictures are also written: an overview, a comparison with the original, and one of each sheet.
 
         Raises:
             InvalidInput: the folder can't be made or written to; older reports are left as they were.
@@ -222,5 +221,5 @@ class Report:
 
 
 def plain_cell(cell: Any) -> Any:
-    """A cell for spreadsheets, to which a text that starts like a formula is one."""
+    """A cell for spreadsheets: text that would be taken for a formula gets an apostrophe in front."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

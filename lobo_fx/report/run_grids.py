@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["PLACES", "best_grid", "grid_table", "ranking_grid", "runs_grid", "trade_off_grid"]
 
 PLACES = 12
-"""How many runs a ranking names."""
+"""Most runs that a ranking lists."""
 
 _NAME = 28
-"""Columns of the terminal that a name always has."""
+"""Least columns of the terminal for a name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """A heading, what stands in it, what that is divided by, and whether it stands also where nothing was measured."""
+    """A column: its title, figure, format, and divisor, and whether it is shown even if nothing was measured."""
 
     title: str
     name: str
@@ -52,13 +52,13 @@ _COUNTS = (
 
 
 def runs_grid(source: Source, places: Sequence[int], runs: Sequence[Figures], name: str = "runs") -> Grid:
-    """A line per run; columns of which nothing was measured are left out, apart from sizes, times and quality.
+    """A line per run; columns without any figure are left out, except sizes, times and quality.
 
     Args:
         source: the data of the comparison.
-        places: of the runs in it.
-        runs: all of the comparison.
-        name: of the grid.
+        places: indices of the runs in it.
+        runs: all runs of the comparison.
+        name: name of the grid.
     """
     chosen = [runs[place] for place in places]
     quality, ranking = quality_metric(chosen), ranking_metric(chosen)
@@ -99,7 +99,7 @@ def runs_grid(source: Source, places: Sequence[int], runs: Sequence[Figures], na
 
 
 def ranking_grid(runs: Sequence[Figures], metrics: Sequence[Metric], name: str = "ranking") -> Grid:
-    """The best runs by each metric, place by place."""
+    """The best runs by each metric, in order."""
     ranked = [metric.ranked(runs)[:PLACES] for metric in metrics]
     rows = [
         [
@@ -116,7 +116,7 @@ def ranking_grid(runs: Sequence[Figures], metrics: Sequence[Metric], name: str =
 
 
 def best_grid(runs: Sequence[Figures], metrics: Sequence[Metric], name: str = "best") -> Grid:
-    """The best of each group by each metric; no rows where runs have no groups."""
+    """The best run of each group by each metric; empty if runs have no groups."""
     rows = []
     for group in dict.fromkeys(run.group for run in runs if run.group):
         chosen = [run for run in runs if run.group == group]
@@ -136,7 +136,7 @@ def trade_off_grid(front: Sequence[Figures], quality: Metric, name: str = "trade
 
 
 def grid_table(grid: Grid) -> Table:
-    """For the terminal, and for markdown."""
+    """A grid as a table for the terminal and for markdown."""
     table = new_table(grid.title, list(grid.columns))
     longest = max((len(row[0].text) for row in grid.rows), default=0)
     table.columns[0].min_width = min(longest, _NAME)

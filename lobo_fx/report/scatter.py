@@ -1,4 +1,4 @@
-"""Points in a plane: where they stand in a drawing, its ticks, and the front of those that nothing beats."""
+"""Scatter charts: coordinates of points in a drawing, ticks, and the front of points that none beats."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LETTER = 6.5
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One thing that was measured in two ways.
+    """Something with a cost and a quality.
 
     Attributes:
-        name: of it.
+        name: its name.
         x: cost, less is better.
         y: quality, more is better.
-        kind: colours it: original, compiled, candidate, run.
-        unit: what costs are divided by on the axis.
+        kind: determines its colour: original, compiled, candidate, run.
+        unit: divisor of costs on the axis.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Scatter:
-    """A chart of points; an infinite quality stands at the upper edge.
+    """A chart of points; points of infinite quality are at the upper edge.
 
     Attributes:
         name: its anchor on the page.
@@ -70,24 +70,24 @@ class Scatter:
 
     @classmethod
     def of(cls, name: str, title: str, x_title: str, y_title: str, points: Sequence[Point]) -> Scatter | None:
-        """The chart of what was measured; None where that is less than two points."""
+        """The chart of the measured points; None if there are less than two."""
         known = tuple(p for p in points if p.x.is_finite and p.y.value is not None and p.y.value > -math.inf)
         return cls(name, title, x_title, y_title, known) if len(known) > 1 else None
 
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
-        """Places along the lower edge, and what stands there."""
+        """Positions along the lower edge, with their labels."""
         return [(self._x(tick), text) for tick, text in ticks(*self._x_range)]
 
     @property
     def y_ticks(self) -> list[tuple[float, str]]:
-        """Places along the left edge, and what stands there."""
+        """Positions along the left edge, with their labels."""
         finite = [(self._y(tick), text) for tick, text in ticks(*self._y_range)]
         return finite + ([(self._y(math.inf), "∞")] if self._has_infinite else [])
 
     @property
     def placed(self) -> list[tuple[Point, float, float, bool, tuple[float, float] | None]]:
-        """Every point with its place, whether it is on the front, and where its name has room, if anywhere."""
+        """Every point with its position, whether it is on the front, and where its name fits, if anywhere."""
         front, places = self.front, [self.place(point) for point in self.points]
         taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
         names: dict[int, tuple[float, float]] = {}
@@ -120,7 +120,7 @@ class Scatter:
         return " ".join([*corners, f"{places[-1][0]:.1f},{places[-1][1]:.1f}"])
 
     def place(self, point: Point) -> tuple[float, float]:
-        """Where a point is drawn."""
+        """The position of a point."""
         assert point.y.value is not None
         return round(self._x(point.at), 1), round(self._y(point.y.value), 1)
 
@@ -147,19 +147,19 @@ class Scatter:
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether two boxes (left, top, right, bottom) share a place."""
+    """Whether two boxes (left, top, right, bottom) overlap."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def padded(values: Sequence[float], from_zero: bool = False) -> tuple[float, float]:
-    """The range of an axis, with room around the points; from nothing on where they are not far from it."""
+    """The range of an axis with room around the points; starts at zero if the points are not far from it."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     return (0.0 if from_zero and 0 <= low < 0.7 * high else low - room), high + room
 
 
 def ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Round numbers between two."""
+    """Round numbers between two, with their labels."""
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)

@@ -1,6 +1,6 @@
-"""The JSON schema of `report.json`, made from the records themselves and their docstrings, and a check against it.
+"""The JSON schema of `report.json`, made from the record classes and their docstrings, and a check against it.
 
-`python -m lobo_fx.report.schema > docs/report_schema.json` writes it down.
+`python -m lobo_fx.report.schema > docs/report_schema.json` writes it to a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lobo_fx.report.records import AxisRow, CandidateRow, ModuleRow, Row, Sheet
 __all__ = ["SCHEMA", "first_fault", "schema"]
 
 SCHEMA = 1
-"""Raised whenever an entry goes or changes its meaning; reports of another number are refused."""
+"""Raised whenever an entry is removed or changes its meaning; reports of another schema are refused."""
 
 _NUMBER = {"anyOf": [{"type": "number"}, {"enum": ["inf", "-inf", "nan"]}]}
 _PLAIN = {str: "string", Path: "string", int: "integer", bool: "boolean", types.NoneType: "null"}
@@ -47,7 +47,7 @@ _PARTS: dict[str, tuple[Any, str]] = {
 }
 
 _ADDED = frozenset({"modules"})
-"""What reports of this schema that are older do without."""
+"""Entries that older reports of this schema may lack."""
 
 
 def schema() -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _of(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(record: type, entries: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    """An object whose entries are described as the docstring of the record describes its attributes."""
+    """The schema of a record; the attributes in its docstring describe the entries."""
     text = record.__doc__ or ""
     said = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)) | {
         "gzip_bytes": "size after gzip at level 6; null if not measured"
@@ -115,7 +115,7 @@ def _record(record: type, entries: dict[str, Any], required: list[str]) -> dict[
 
 
 def first_fault(value: Any) -> str | None:
-    """Where a report departs from the schema, in words; None where it does not."""
+    """The first deviation of a report from the schema, in words; None if there is none."""
     whole = schema()
     return next(_faults(value, whole, "report", whole["$defs"]), None)
 

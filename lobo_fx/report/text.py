@@ -1,4 +1,4 @@
-"""A report as tables for people."""
+"""A report as tables for the terminal and markdown."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pass_table(model: str, rows: Sequence[Row]) -> Table:
 
 
 def sheet_table(sheet: Sheet) -> Table:
-    """A sheet as it is."""
+    """The table of a sheet."""
     table = new_table(sheet.title, list(sheet.columns))
     for cells in sheet.rows:
         table.add_row(*map(str, cells))
@@ -62,7 +62,7 @@ def axis_table(axes: Sequence[AxisRow]) -> Table:
 
 
 def settings_table(passes: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    """A line per setting of every pass, those at their defaults too, as far as the pass is installed."""
+    """A line per setting of every pass, also those at their defaults if the pass is installed."""
     from lobo_fx.contracts.passbase import shown  # a report is shown without PyTorch
     from lobo_fx.contracts.setting_facts import settings_of
     from lobo_fx.plugins.registry import PASSES

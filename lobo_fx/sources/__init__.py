@@ -1,4 +1,4 @@
-"""Where models, weights and data come from."""
+"""Sources of models, weights and data."""
 
 from lobo_fx.sources.torchvision_operators import declare_torchvision_operators
 

@@ -1,4 +1,4 @@
-"""Data for the command line: arrays from files, a Python function, or random stand-ins."""
+"""Data for the command line: arrays from files, a Python function, or random data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lobo_fx.graph.inputs import Inputs, as_inputs
 __all__ = ["LABELS", "random_batches", "read_batches", "read_example_inputs", "read_training_batches"]
 
 LABELS = "labels"
-"""The array of a file of training data that holds the labels."""
+"""Name of the array that holds the labels in a file of training data."""
 
 _ARRAYS = (".npy", ".npz", ".safetensors")
 
@@ -27,7 +27,7 @@ def read_batches(spec: str, batch: int = 1) -> Data:
 
     Args:
         spec: the file, or the function that returns an iterable of batches.
-        batch: rows a batch, for arrays.
+        batch: rows per batch, for arrays.
 
     Raises:
         InvalidInput: no such file or function, an unknown format, a damaged file, pickled objects, or no rows.
@@ -44,13 +44,13 @@ def read_batches(spec: str, batch: int = 1) -> Data:
 
 
 def read_example_inputs(spec: str) -> Inputs:
-    """What a model is traced with: the one array of a file, arrays by the names of inputs, or what a function returns.
+    """Example inputs: the single array of a file, arrays by the names of inputs, or the result of a function.
 
     Args:
         spec: as `read_batches` takes it; a function returns a tensor, a tuple, or a dict of keyword inputs.
 
     Raises:
-        InvalidInput: as `read_batches`; or what is there can't be the inputs of a call.
+        InvalidInput: as `read_batches`; or the data can't be the inputs of a call.
     """
     path = Path(spec)
     if path.suffix not in _ARRAYS:
@@ -60,7 +60,7 @@ def read_example_inputs(spec: str) -> Inputs:
 
 
 def _made(spec: str) -> Any:
-    """What a function of the user's returns."""
+    """The result of a function in the user's file."""
     source, _, name = spec.rpartition(":")
     if not source.endswith(".py"):
         raise InvalidInput(f"'{spec}' is no data: give a .npy, .npz or .safetensors file, or file.py:function")
@@ -70,9 +70,9 @@ def _made(spec: str) -> Any:
 
 
 def read_training_batches(spec: str, batch: int = 1) -> Data:
-    """Batches with labels: as `read_batches`, from arrays of which one is named `labels`; others are inputs.
+    """Batches with labels: as `read_batches`, from arrays of which one is named `labels` and the others are inputs.
 
-    Where there is one other array, a batch is the pair of it and its labels.
+    If there is a single other array, a batch is a pair of it and the labels.
 
     Raises:
         InvalidInput: as `read_batches`; or a file without labels.
@@ -127,7 +127,7 @@ def _rows(path: Path, arrays: Mapping[str, torch.Tensor], batch: int) -> list[An
 
 
 def random_batches(inputs: Inputs, count: int, seed: int = 0) -> list[Inputs]:
-    """Stand-ins for calibration data: normal floats; integers are the example inputs' own, reordered.
+    """Random calibration data: normal floats; integers are permuted from the example inputs.
 
     Good enough to measure latency and size; ranges for accuracy need real data.
 

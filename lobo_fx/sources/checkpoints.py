@@ -1,4 +1,4 @@
-"""Weights from files, without running a pickle."""
+"""Loads weights from files, without unpickling."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["load_checkpoint", "read_safetensors", "weights_in"]
 
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Fills in weights from files that hold tensors only.
+    """Loads a model's weights from files that hold only tensors.
 
-    Every parameter and buffer of the model must be there, or share its memory with one that is. A Hugging Face
-    checkpoint may be that of the model with a head, or of the model without: names are then matched by the
-    model's `base_model_prefix`, and the head's weights left out.
+    Every parameter and buffer of the model must be in the file, or share its memory with one that is. A Hugging Face
+    checkpoint may be of the model with or without a head: names are then matched by the model's
+    `base_model_prefix`, and the head's weights left out.
 
     Args:
-        model: changed in place, when all fits.
-        path: `.safetensors`, or `.pt`/`.pth`/`.bin` holding tensors only; an index of shards, or a folder as
-            `save_pretrained` writes it.
+        model: changed in place, if everything fits.
+        path: a `.safetensors` file, a `.pt`, `.pth` or `.bin` file with only tensors, an index of shards, or a folder
+            that `save_pretrained` wrote.
 
     Raises:
         InvalidInput: no such file, a damaged one, a pickle, or names and shapes that don't fit.
@@ -55,7 +55,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
 
 
 def _renamed(state: dict[str, torch.Tensor], own: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
-    """The checkpoint under the model's names: as it is, or with the prefix of the base model taken off or put on."""
+    """The checkpoint with the model's names: unchanged, or with the base model's prefix removed or added."""
     dot = f"{prefix}."
     without = {name.removeprefix(dot): tensor for name, tensor in state.items() if name.startswith(dot)}
     candidates = [state, *([without, {dot + name: tensor for name, tensor in state.items()}] if prefix else [])]
@@ -73,7 +73,7 @@ _WEIGHT_FILES = tuple(
 
 
 def weights_in(folder: Path) -> Path | None:
-    """The file that Hugging Face's `save_pretrained` put the weights in."""
+    """The file in which Hugging Face's `save_pretrained` put the weights."""
     return next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
 
 
@@ -135,7 +135,7 @@ def _read_pt(path: Path) -> dict[str, Any]:
     except InvalidInput:
         raise
     except Exception as error:
-        # torch names the global that a pickle asks for; anything else is no checkpoint
+        # torch's error names the global that a pickle needs; otherwise the file is no checkpoint
         if not isinstance(error, pickle.UnpicklingError) or "GLOBAL" not in str(error):
             raise InvalidInput(f"{path} is damaged, or was not written by torch.save") from error
         raise InvalidInput(

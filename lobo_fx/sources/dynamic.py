@@ -1,4 +1,4 @@
-"""Which sizes stay free, as the command line says it: `auto`, or names and bounds by input and dimension."""
+"""Free sizes as the command line states them: `auto`, or names and bounds by input and dimension."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _EXAMPLE = "images:0=batch,images:2=height[32..512]"
 def read_dynamic(text: str) -> DynamicShapes:
     """Reads `auto`, `batch`, `all` or `none`; or `input:dimension=name[lowest..highest]`, separated by commas.
 
-    Bounds may be left out, either of them too. Sizes of one name are equal, and its bounds stand at one of them; the
-    name `auto` has torch find out what the size may be.
+    Both bounds are optional. Sizes of the same name are equal, and its bounds are given at one of them. For the name
+    `auto`, torch finds out which sizes are possible.
 
     Returns:
-        What `dynamic_shapes=` of `lobo_fx.compile` takes, of inputs that are named here alone.
+        A value for `dynamic_shapes=` of `lobo_fx.compile`, with only the inputs named here.
 
     Raises:
-        InvalidInput: it is written otherwise, a dimension is named twice, or bounds make no sense.
+        InvalidInput: the syntax is wrong, a dimension is named twice, or bounds make no sense.
     """
     if text == _NONE:
         return None
@@ -68,14 +68,14 @@ def _bounds(entry: re.Match[str]) -> tuple[int | None, int | None]:
 
 
 def for_all_inputs(given: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
-    """A specification that `torch.export` takes, which must name every input.
+    """A specification for `torch.export`, which must name every input.
 
     Args:
-        given: what `read_dynamic` read.
+        given: result of `read_dynamic`.
         names: every input of `forward`, with nothing free.
 
     Raises:
-        InvalidInput: an input that there is not; near ones are suggested.
+        InvalidInput: the model has no input of a given name; similar ones are suggested.
     """
     for name in given:
         if name not in names:

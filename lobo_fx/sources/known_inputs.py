@@ -1,4 +1,4 @@
-"""Example inputs that a model itself tells of."""
+"""Example inputs that are derived from the model itself."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["find_inputs"]
 
 
 def find_inputs(model: nn.Module) -> Inputs:
-    """Example inputs that the model itself tells of, two rows of seeded random data.
+    """Example inputs derived from the model's own metadata: two rows of seeded random data.
 
     Sources, in order: a timm `pretrained_cfg`/`default_cfg` with an `input_size`; a Hugging Face
     `main_input_name` with its `config`; Hugging Face `dummy_inputs`.
 
     Raises:
-        InvalidInput: the model says nothing of its inputs.
+        InvalidInput: the model does not describe its inputs.
     """
     settings = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     size = settings.get("input_size") if isinstance(settings, Mapping) else None
@@ -39,7 +39,7 @@ def find_inputs(model: nn.Module) -> Inputs:
 
 
 def _from_config(model: nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Hugging Face: a tensor for the model's main input, and decoder tokens where it has a decoder."""
+    """Hugging Face: a tensor for the model's main input, and decoder tokens if it has a decoder."""
     config = getattr(model, "config", None)
     main = getattr(model, "main_input_name", None)
     if config is None or main is None:

@@ -36,7 +36,7 @@ def torchvision_model(name: str) -> tuple[nn.Module, Inputs | None]:
             options["weights_backbone"] = None  # otherwise the backbone's weights are downloaded
         model = models.get_model(name, weights=None, **options)
     size = [299, 299] if name == "inception_v3" else [224, 224]
-    if name in models.list_models(module=models.video):  # of these, the weights' description tells
+    if name in models.list_models(module=models.video):  # for these, the weights' transforms state the size
         size = [16, *models.get_model_weights(name).DEFAULT.transforms.keywords["crop_size"]]
     shape = (2, 3, *size)
     return model, Inputs((torch.randn(shape, generator=torch.Generator().manual_seed(0)),))
@@ -51,7 +51,7 @@ def timm_model(name: str) -> nn.Module:
     return model
 
 
-# Sizes of well-known checkpoints whose configuration class has other defaults; weights are random all the same.
+# Sizes of well-known checkpoints where the configuration class has other defaults; weights are still random.
 _WHISPER_TINY = {
     "d_model": 384,
     "encoder_layers": 4,
@@ -69,7 +69,7 @@ _PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit-base": ("vit", {}),
 }
 
-# What a model is for whose configuration names no architecture: the first of these tasks that its type has a head for.
+# Tasks for configurations that name no architecture: the first one that the model type has a head for is taken.
 _TASKS = (
     *("Seq2SeqLM", "SpeechSeq2Seq", "MaskedLM", "CausalLM", "CTC", "ZeroShotImageClassification", "ObjectDetection"),
     *("ImageClassification", "VideoClassification", "AudioClassification", "SemanticSegmentation"),
@@ -94,7 +94,7 @@ def transformers_model(name: str) -> nn.Module:
         with quiet():
             config = transformers.AutoConfig.for_model(kind, **settings)
             if hasattr(config, "use_cache"):
-                config.use_cache = False  # past keys and values are no part of one call
+                config.use_cache = False  # a cache of keys and values is not part of a single call
             if architecture:
                 model: nn.Module = _architecture(transformers, architecture)(config)
             else:
@@ -109,7 +109,7 @@ def transformers_model(name: str) -> nn.Module:
 
 
 def _auto_class(transformers: Any, config: Any) -> Any:
-    """What builds the model of a configuration with the head of its first task; without one where it has none."""
+    """The auto class for the first task that a configuration's model has a head for; else the one without a head."""
     for task in _TASKS:
         auto = getattr(transformers, f"AutoModelFor{task}", None)
         if auto is not None and type(config) in auto._model_mapping:
@@ -118,9 +118,9 @@ def _auto_class(transformers: Any, config: Any) -> Any:
 
 
 def head_outputs(names: Sequence[str]) -> list[str]:
-    """Of the outputs of a Hugging Face model, those of its head; all of them where it has none.
+    """The outputs of a Hugging Face model's head; all outputs if it has none.
 
-    The others are what layers inside give or keep for the next call: hidden states, attentions, caches.
+    Other outputs come from inner layers or are kept for the next call: hidden states, attentions, caches.
     """
     return [name for name in names if not any(map(_is_state, name.split(".")))] or list(names)
 
@@ -133,7 +133,7 @@ def _is_state(part: str) -> bool:
 
 
 def _architecture(transformers: Any, names: Any) -> Any:
-    """The class that a configuration names; anything of transformers but a model is refused."""
+    """The class that a configuration names; refuses anything but a model class of transformers."""
     name = names[0] if isinstance(names, list) and isinstance(names[0], str) else ""
     found = getattr(transformers, name, None)
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):

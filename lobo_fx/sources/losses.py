@@ -17,7 +17,7 @@ def read_loss(spec: str) -> LossFunction:
     """A loss of outputs and labels: `file.py:function`, or the name of one of `torch.nn.functional`.
 
     Raises:
-        InvalidInput: no such file, function or name; near ones are suggested.
+        InvalidInput: no such file, function or name; similar ones are suggested.
     """
     if ":" in spec or spec.endswith(".py"):
         return function_from_file(spec)

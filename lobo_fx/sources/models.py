@@ -1,7 +1,7 @@
 """Model specifications for the command line: `torchvision:resnet50`, `timm:…`, `transformers:…`, `file.py:function`.
 
-Architectures are built with seeded random weights; nothing is downloaded. A local checkpoint fills them
-in: safetensors, or a `.pt` file of tensors only (never a pickle).
+Architectures are built with seeded random weights; nothing is downloaded. A local checkpoint can fill in the weights:
+safetensors, or a `.pt` file with only tensors (never a pickle).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def build(
             or else that of the type's main task), `path/to/file.py:function` (called without
             arguments; returns a model, or a model and its example inputs), or `file.pt2`.
         checkpoint: weights to load, see `load_checkpoint`.
-        seed: of the random weights.
-        float32: whether floating-point weights and example inputs of another precision become float32.
+        seed: seed of the random weights.
+        float32: whether floating-point weights and example inputs of other precisions are converted to float32.
 
     Returns:
         The model, and example inputs where the specification gives them.
 
     Raises:
-        InvalidInput: an unknown name (near ones are suggested), a missing package or file, or a checkpoint
+        InvalidInput: an unknown name (similar ones are suggested), a missing package or file, or a checkpoint
             that does not fit.
     """
     if spec.endswith(".pt2"):
@@ -97,11 +97,11 @@ def build_program(
         spec: as `build` takes it.
         checkpoint: likewise.
         seed: likewise.
-        dynamic_shapes: as `trace` takes it, or what `read_dynamic` gives.
-        outputs: names of the outputs to keep; None keeps all, of `transformers:NAME` those of the head (`logits`), and
-            notes which were left out.
+        dynamic_shapes: as `trace` takes it, or the result of `read_dynamic`.
+        outputs: names of the outputs to keep. None keeps all; for `transformers:NAME` it keeps those of the head
+            (`logits`), and a note lists the others.
         float32: as `build` takes it.
-        example_inputs: what to trace with; None takes what the specification gives, or what the model tells of.
+        example_inputs: inputs to trace with; None takes those of the specification or of the model.
 
     Raises:
         InvalidInput: as `build`, or an output that the model does not have, or sizes that it can't leave free.
@@ -122,9 +122,9 @@ def trace_built(
     """Traces a model that was built already.
 
     Args:
-        spec: what it was built from.
-        model: what `build` gave, or whoever else reads files of models.
-        inputs: what to trace with; None where the model itself tells of them.
+        spec: the specification that the model was built from.
+        model: result of `build`, or a model that was read from another format.
+        inputs: inputs to trace with; None where the model describes its own.
         dynamic_shapes: as `build_program` takes it.
         outputs: likewise.
 
@@ -157,7 +157,7 @@ def _widened(inputs: Inputs) -> Inputs:
 
 
 def weights_are_random(spec: str, checkpoint: Path | None) -> bool:
-    """Whether `build` makes up the weights, as far as the specification tells."""
+    """Whether `build` initialises the weights at random, as far as the specification tells."""
     library, _, name = spec.partition(":")
     if checkpoint is not None or library not in ("torchvision", "timm", "transformers"):
         return False

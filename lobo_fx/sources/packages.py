@@ -1,4 +1,4 @@
-"""Optional packages, imported with an error that says how to install them."""
+"""Imports optional packages; if one is missing, the error says how to install it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["check_name", "import_package"]
 
 
 def import_package(module: str, package: str, extra: str = "models") -> Any:
-    """A module of an optional package.
+    """Imports a module of an optional package.
 
     Raises:
-        InvalidInput: it is not installed; says which extra of ours brings it.
+        InvalidInput: the package is not installed; says which of our extras installs it.
     """
     try:
         with quiet():

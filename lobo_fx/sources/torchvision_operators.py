@@ -1,4 +1,4 @@
-"""Operators that torchvision's wheels lack beside a CPU build of torch."""
+"""Declares operators that torchvision's wheels fail to register next to a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _library: torch.library.Library | None = None
 def declare_torchvision_operators() -> None:
     """Declares `torchvision::nms` and `torchvision::qnms` where torchvision's binary could not register them.
 
-    torchvision's wheels are built against CUDA. Beside a CPU-only torch their library does not load, and
-    `import torchvision` (and with it timm and parts of transformers) fails on the missing operators. Declared
-    without an implementation they let the import through; calling them still fails. Call it before the first
-    import of torchvision; it does nothing where the operators are there.
+    torchvision's wheels are built against CUDA. Next to a CPU-only torch their library does not load, and
+    `import torchvision` (and with it timm and parts of transformers) fails on the missing operators. Declared without
+    an implementation, they let the import succeed; calling them still fails. Must be called before the first import of
+    torchvision; does nothing if the operators exist.
     """
     global _library
     if _library is not None or any(hasattr(torch.ops.torchvision, name) for name in _TORCHVISION_OPERATORS):

@@ -1,4 +1,4 @@
-"""Functions in the user's own Python files."""
+"""Calls functions in the user's own Python files."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["call_from_file", "function_from_file"]
 
 
 def call_from_file(path: Path, function: str) -> Any:
-    """Runs a Python file of the user's and calls one of its functions without arguments.
+    """Runs a Python file of the user and calls one of its functions without arguments.
 
     As when Python itself runs a file, it can import what lies beside it.
 
     Raises:
-        InvalidInput: no such file or function (near ones are suggested), or its code fails; the message names the line.
+        InvalidInput: no such file or function (similar ones are suggested), or its code fails; names the line.
     """
     return _with_function(path, function, lambda found: found())
 
 
 def function_from_file(spec: str) -> Callable[..., Any]:
-    """A function of the user's, to be called later: `path/to/file.py:function`.
+    """A function in the user's file, to be called later: `path/to/file.py:function`.
 
     Raises:
-        InvalidInput: it is written otherwise; no such file or function (near ones are suggested), or the file fails.
+        InvalidInput: wrong syntax, no such file or function (similar ones are suggested), or the file fails.
     """
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name:
@@ -42,7 +42,7 @@ def function_from_file(spec: str) -> Callable[..., Any]:
 def _with_function(path: Path, function: str, use: Callable[[Callable[..., Any]], Any]) -> Any:
     if not path.is_file():
         raise InvalidInput(f"no file {path}")
-    name = f"lobo_fx_file_{path.stem}"  # as it is, the name could hide a module that is imported
+    name = f"lobo_fx_file_{path.stem}"  # prefixed, as the plain name could hide an imported module
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

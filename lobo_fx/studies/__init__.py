@@ -1,1 +1,1 @@
-"""Searches over settings: recipes drawn from a space, compiled and measured in a study that processes share."""
+"""Searches over settings: recipes drawn from a space are compiled and measured, in a study that processes share."""

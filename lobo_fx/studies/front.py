@@ -1,4 +1,4 @@
-"""What a study came to: its front as a table, JSON and recipes."""
+"""The outcome of a study: its front as a table, JSON and recipes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Point:
 
     Attributes:
         trial: its number in the study.
-        measured: by objective, and what was measured beside.
-        choices: by choice of the space, what was decided.
+        measured: by name, the objectives and what else was measured.
+        choices: by choice of the space, what was chosen.
         recipe: its recipe, as YAML.
         machine: where it was measured.
     """
@@ -65,13 +65,13 @@ class Front:
     """The trials of a study that no other one beats in every objective.
 
     Attributes:
-        study: its name.
-        model: what was compiled.
-        objectives: what trials are compared by.
+        study: name of the study.
+        model: the compiled model.
+        objectives: the objectives that trials are compared by.
         points: the front, the best in the first objective first.
         trials: how many trials came to an outcome.
-        refused: by number, why the model can't be compiled as the trial says.
-        errors: by number, what went wrong.
+        refused: by number, why a trial's model can't be compiled.
+        errors: by number, why a trial failed.
         machines: where trials were measured.
         is_interrupted: whether Ctrl-C ended the search.
         notes: what else a reader must know.
@@ -99,7 +99,7 @@ class Front:
 
     @property
     def summary(self) -> list[str]:
-        """How the trials went, in sentences, and the notes."""
+        """How the trials went, in sentences, followed by the notes."""
         measured = self.trials - len(self.refused) - len(self.errors)
         said = [
             f"{self.trials} trials: {measured} measured, {len(self.refused)} refused, {len(self.errors)} failed; "
@@ -150,10 +150,10 @@ class Front:
     def save(self, folder: str | Path) -> list[Path]:
         """Writes `front.md`, `front.json`, and a recipe for each point.
 
-        `front.json` is the last to be replaced, and names the recipes that are on the front.
+        `front.json` is replaced last, and names the recipes that are on the front.
 
         Raises:
-            InvalidInput: the folder can't be made or written to.
+            InvalidInput: the folder can't be created or written to.
         """
         files: dict[str, str | bytes] = {point.file: point.recipe for point in self.points}
         markdown, leader = FRONT_FILES
@@ -163,7 +163,7 @@ class Front:
 
 
 def undominated(points: Sequence[Point], objectives: Sequence[str]) -> list[Point]:
-    """The points that no other one beats, the best in the first objective first; of equal ones the first."""
+    """The points that no other one beats, the best in the first objective first; of equal points, the first one."""
     signs = [-1 if OBJECTIVES[name].direction == "maximize" else 1 for name in objectives]
     costs = [tuple(s * p.measured[name] for s, name in zip(signs, objectives, strict=True)) for p in points]
     kept = [

@@ -1,4 +1,4 @@
-"""What the trials of a study are compared by."""
+"""The objectives that the trials of a study are compared by, and how they are measured."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lobo_fx.studies.storage import Direction
 __all__ = ["OBJECTIVES", "Measuring", "Objective", "chosen_objectives"]
 
 _MOST_DECIBELS = 150.0
-"""Decibels of outputs that are the same to float32's rounding: no more are counted."""
+"""Most decibels that count; outputs that are equal up to float32 rounding have that many."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is searched for.
+    """An objective of a search.
 
     Attributes:
         direction: `maximize` or `minimize`.
-        meaning: in a table.
+        meaning: its meaning, for tables.
     """
 
     direction: Direction
@@ -45,7 +45,7 @@ def chosen_objectives(names: Sequence[str] | None, is_scored: bool) -> tuple[str
     """The objectives of a study, in order.
 
     Args:
-        names: as given; None takes the loss (score, or decibels where there is none) and latency.
+        names: as given; None takes the loss (the score, or decibels if there is none) and latency.
         is_scored: whether `evaluate` is given.
 
     Raises:
@@ -67,12 +67,12 @@ class Measuring:
     """How a compiled model is measured.
 
     Attributes:
-        objectives: what is asked for.
-        folder: for its file.
+        objectives: the requested objectives.
+        folder: folder for the exported file.
         original: the original's file.
         threads: threads of the runtime.
         batch: rows of the input.
-        rounds: how often each file runs.
+        rounds: how many times each file runs.
     """
 
     objectives: tuple[str, ...]
@@ -83,16 +83,16 @@ class Measuring:
     rounds: int
 
     def __call__(self, result: Result) -> dict[str, float]:
-        """Exports and measures; what costs nothing beside what is asked for comes too.
+        """Exports a model and measures the objectives, and others that cost nothing more.
 
         Raises:
             InvalidInput: the outputs are not finite where the original's are.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of noise, which is an objective
+            warnings.simplefilter("ignore")  # warnings of low decibels, which are an objective
             artifact = result.export(self.folder / f"model{self.original.path.suffix}")
         result.report.artifacts["original"] = self.original
-        last = result.report.rows[-1]  # only now: the export may take kernels back
+        last = result.report.rows[-1]  # read after the export, which may replace integer kernels
         if last.snr == -math.inf:
             raise InvalidInput("the outputs are NaN or infinite where the original's are not, or hold no signal")
         found = {

@@ -1,4 +1,4 @@
-"""`search`: recipes drawn from a space, compiled and measured, in a study that any number of processes share."""
+"""`search`: draws recipes from a space, compiles and measures them, in a study that any number of processes share."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ def search(
     r"""Searches a space of settings for the best trade-offs, by compiling and measuring.
 
     Any number of processes, on any number of machines, may call this with the same storage and study: each runs the
-    next trial. One that dies loses nothing: its trial is run again. Called later, a study goes on where it was.
+    next trial. If one dies, nothing is lost: its trial is run again. A later call continues the study.
 
     Args:
-        model: as `compile` takes it; of a `Result`, nothing is taken up.
-        space: a YAML file, its text, or what `read_space` made of it.
-        storage: path of a journal file, or an SQL database (`sqlite:///study.db`, `postgresql://…`); None keeps the
-            study in memory, for this process alone.
+        model: as `compile` takes it.
+        space: a YAML file, its text, or the result of `read_space`.
+        storage: path of a journal file, or URL of an SQL database (`sqlite:///study.db`, `postgresql://…`); None keeps
+            the study in memory, for this process alone.
         study: name of the study in its storage.
-        trials: how many are run, by all processes together, those of earlier calls included.
-        timeout: seconds after which no trial is started any more.
-        objectives: of `score`, `decibels`, `latency`, `size`, `memory`; by default the score (decibels where there is
-            no `evaluate`) and latency.
+        trials: total number of trials, of all processes and earlier calls together.
+        timeout: seconds after which no further trial is started.
+        objectives: some of `score`, `decibels`, `latency`, `size`, `memory`; by default the score (decibels without
+            `evaluate`) and latency.
         example_inputs: as `compile` takes it, likewise the next six.
         dynamic_shapes: likewise.
         outputs: likewise.
@@ -85,18 +85,17 @@ def search(
         loss_fn: likewise.
         evaluate: likewise; its score is an objective.
         higher_is_better: likewise.
-        seed: what a trial draws depends on it, on the trial's number and on the trials done by then. Also for whatever
-            a pass draws.
-        threads: threads of the runtime, where latency is measured.
+        seed: seeds the passes; what a trial draws depends on it, on the trial's number and on the trials done before.
+        threads: threads of the runtime, for measuring latency.
         batch: rows of its input.
-        rounds: how often each file runs.
-        lease: seconds that a process may show no sign of life before its trial is given to another.
-        name: what the model is called; its class by default.
+        rounds: how many times each file runs.
+        lease: seconds that a process may be silent before its trial is given to another.
+        name: name of the model in reports; its class by default.
         progress: whether to draw progress on the terminal.
 
     Returns:
-        The trials that no other one beats in every objective. Ctrl-C ends the search with those done so far, and puts
-        back the running one.
+        The trials that no other one beats in every objective. Ctrl-C ends the search with the trials done so far; the
+        running one will be repeated.
 
     Raises:
         InvalidInput: an argument can't work, the study is of another model, space or data, or no trial was measured.
@@ -180,7 +179,7 @@ def search(
 
 
 def _check_passes(space: Space, original: Result) -> None:
-    """Refuses what no trial should come upon: data that is missing, settings that the model can't take.
+    """Refuses before any trial what would fail in one: missing data, or settings that don't fit the model.
 
     Raises:
         InvalidInput: names what is missing, or what does not fit.
@@ -195,10 +194,10 @@ def _check_passes(space: Space, original: Result) -> None:
 
 
 def _drawn(space: Space, trial: Trial, seed: int) -> Decide:
-    """Decides every choice as a trial draws it, all at once, so that one that repeats it decides the same."""
+    """Draws all choices of a trial at once, so that a repeated trial makes the same choices."""
     from optuna.samplers import TPESampler
 
-    # a sampler for each trial: what it draws depends on no other process, and a study that goes on draws as if unbroken
+    # A sampler for each trial: its draws depend on no other process, and a resumed study draws as an uninterrupted one.
     own = int.from_bytes(hashlib.sha256(f"{seed} {trial.number}".encode()).digest()[:4], "big")
     trial.study.sampler = TPESampler(seed=own, multivariate=False, constant_liar=True)
 
@@ -215,7 +214,7 @@ def _drawn(space: Space, trial: Trial, seed: int) -> Decide:
 
 
 def _known(decided: dict[str, Any]) -> Decide:
-    """Decides every choice as a trial has it."""
+    """Makes every choice as a trial did."""
 
     def decide(choice: Choice) -> Any:
         value = decided[choice.name]
@@ -225,7 +224,7 @@ def _known(decided: dict[str, Any]) -> Decide:
 
 
 def _front(ledger: Ledger, space: Space, front: Front) -> Front:
-    """The front of a study, filled in."""
+    """Fills in the front of a study."""
     points = []
     for trial in ledger.done:
         facts = dict(trial.user_attrs[MEASURED])
@@ -241,7 +240,7 @@ def _front(ledger: Ledger, space: Space, front: Front) -> Front:
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C in a search. A training, which ends early at a `KeyboardInterrupt` as if it were done, lets it through."""
+    """Ctrl-C in a search. A training ends early on a `KeyboardInterrupt` as if it were done, but lets this through."""
 
 
 @contextlib.contextmanager

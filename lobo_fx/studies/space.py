@@ -1,4 +1,4 @@
-"""Spaces: recipes in which settings, or whole passes, are choices; read and refused as recipes are."""
+"""Spaces: recipes in which settings, or whole passes, are choices; read and validated like recipes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Alternatives:
         return range(len(self.nodes))
 
     def node(self, index: int) -> yaml.Node:
-        """The alternative of a number."""
+        """The alternative with this index."""
         return self.nodes[index]
 
 
@@ -51,9 +51,9 @@ class Interval:
 
     Attributes:
         name: what it decides.
-        low: the least.
-        high: the largest.
-        step: how far apart values are; None for any number between.
+        low: the smallest value.
+        high: the largest value.
+        step: distance between values; None for any number in between.
         log: whether orders of magnitude are equally likely.
         place: the node that it was read from.
     """
@@ -72,11 +72,11 @@ class Interval:
 
     @property
     def ends(self) -> Sequence[Any]:
-        """The values to try before any work: the least and the largest."""
+        """The values to try before any work: the smallest and the largest."""
         return (self.low, self.high)
 
     def node(self, value: float) -> yaml.Node:
-        """A value, as if it stood in the interval's place."""
+        """A node with the value, in the interval's place."""
         made = yaml.representer.SafeRepresenter().represent_data(value)
         made.start_mark, made.end_mark = self.place.start_mark, self.place.end_mark
         return made
@@ -84,7 +84,7 @@ class Interval:
 
 Choice = Alternatives | Interval
 Decide = Callable[[Choice], Any]
-"""From a choice to the number of an alternative, or to a number of an interval."""
+"""From a choice to the index of an alternative, or to a number in an interval."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Space:
     Attributes:
         source: the file's name, for messages.
         passes: the entries under `passes`.
-        choices: by the identity of the node that holds it, each choice, in the order of the file. One that an anchor
-            repeats is one.
+        choices: choices by the identity of the node that holds them, in the order of the file. A choice that an anchor
+            repeats is a single choice.
     """
 
     source: str
@@ -107,23 +107,23 @@ class Space:
         return _written(self.passes)
 
     def decided(self, decide: Decide) -> list[yaml.Node]:
-        """The entries of a recipe, all choices made."""
+        """The entries of the recipe with all choices made."""
         return _Decided(self.choices, decide).passes(self.passes)
 
     def recipe(self, decide: Decide) -> str:
-        """A recipe, all choices made, as YAML."""
+        """The recipe with all choices made, as YAML."""
         return _written(self.decided(decide))
 
     def build(self, decide: Decide) -> list[Pass]:
-        """The passes, all choices made.
+        """The passes of the recipe with all choices made.
 
         Raises:
-            InvalidInput: a pass refuses settings together; the message starts with `source:line`.
+            InvalidInput: a pass refuses a combination of settings; the message starts with `source:line`.
         """
         return [pass_of(entry, self.source) for entry in self.decided(decide)]
 
     def variants(self) -> Iterator[list[Pass]]:
-        """Passes with each alternative of every choice, and both ends of every interval, at least once.
+        """Lists of passes that together try each alternative of every choice, and both ends of every interval.
 
         Raises:
             InvalidInput: a pass refuses a value; the message starts with `source:line`.
@@ -144,7 +144,7 @@ class Space:
 
 
 def read_space(space: str | Path) -> Space:
-    """Reads a space: a recipe in which a setting may be a choice, and an entry one of several.
+    """Reads a space: a recipe in which settings may be choices, and entries may be choices among passes.
 
     Args:
         space: the path of a YAML file, or its text (which has more than one line).
@@ -284,7 +284,7 @@ class _Reader:
         self.choices[id(node)] = Interval(self._named(name), low, high, step, bool(log), node)
 
     def _named(self, name: str) -> str:
-        """The name, numbered where another choice has it."""
+        """The name, with a number added if another choice has it."""
         number, found = 1, name
         while found in self.names:
             number += 1
@@ -297,7 +297,7 @@ class _Reader:
 
 
 class _Decided:
-    """Nodes with what was decided in the place of choices; what an anchor repeats stays one."""
+    """Nodes with the chosen values in place of choices; nodes that an anchor repeats stay shared."""
 
     def __init__(self, choices: dict[int, Choice], decide: Decide) -> None:
         self.choices, self.decide = choices, decide
@@ -318,7 +318,7 @@ class _Decided:
     def _new(self, node: yaml.Node) -> yaml.Node:
         if (choice := self.choices.get(id(node))) is not None:
             picked = choice.node(self.decide(choice))
-            # `passes` opens lists of passes, which hold choices of their own
+            # `passes` expands lists of passes, which may hold choices of their own
             return picked if isinstance(choice, Interval) or choice.of_passes else self.node(picked)
         if isinstance(node, yaml.MappingNode):
             pairs = [(key, self.node(value)) for key, value in node.value]
@@ -329,7 +329,7 @@ class _Decided:
 
 
 def _only_entry(node: yaml.Node) -> tuple[str, yaml.Node]:
-    """Key and value of a mapping of one entry; an empty key where the node is something else."""
+    """Key and value of a mapping with one entry; an empty key for any other node."""
     if isinstance(node, yaml.MappingNode) and len(node.value) == 1:
         key, value = node.value[0]
         return str(key.value), value
@@ -346,13 +346,13 @@ def _sequence(nodes: list[yaml.Node], place: yaml.Node) -> yaml.SequenceNode:
 
 
 def _label(node: yaml.Node) -> str:
-    """A node in one line."""
+    """A node as one line of text."""
     text = yaml.serialize(node, Dumper=yaml.SafeDumper, width=float("inf"))
     return " ".join(text.removesuffix("...\n").split())
 
 
 def _names(node: yaml.Node) -> str:
-    """The names in a list of passes."""
+    """The names of the passes in a list."""
     return ", ".join(_only_entry(entry)[0] or _label(entry) for entry in node.value) or "nothing"
 
 

@@ -1,4 +1,4 @@
-"""Where a study is kept: Optuna's journal file, or any SQL database that SQLAlchemy opens."""
+"""Storages of studies: Optuna's journal files, or any SQL database that SQLAlchemy opens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _URL = re.compile(r"[a-z0-9_+]+://", re.IGNORECASE)
 _PASSWORD = re.compile(r"(://[^:/@\s]*:)\S*(?=@)|([?&;]\w*(?:pass|pwd|secret|token)\w*=)[^&;\s]*", re.IGNORECASE)
 _IDENTITY = "lobo_fx"
 _TRIES, _PAUSE = 5, 0.2
-"""How often tables are looked for where processes that start at once all make them, and seconds between."""
+"""Tries to open tables, in case several processes create them at once, and seconds between tries."""
 _WAIT = 60
 """Seconds that SQLite waits for the write of another process."""
 
@@ -36,11 +36,11 @@ def shown(storage: str) -> str:
 
 @contextlib.contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """What goes wrong in a storage, in our words and without its password.
+    """Turns errors of a storage into our own, without its password.
 
     Raises:
         InvalidInput: names the storage.
-        UpdateFinishedTrialError: a trial has ended already.
+        UpdateFinishedTrialError: a trial has already ended.
     """
     from optuna.exceptions import UpdateFinishedTrialError
 
@@ -51,7 +51,7 @@ def storage_errors(storage: str) -> Iterator[None]:
         raise
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        # no cause: its own text may hold the password
+        # without a cause, whose text may hold the password
         raise InvalidInput(
             f"the storage {shown(storage)} can't be used: {type(error).__name__}: {shown(first)}"
         ) from None
@@ -59,7 +59,7 @@ def storage_errors(storage: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unless_taken() -> Iterator[None]:
-    """Leaves off where a trial has ended: its process was silent for a while, and another one took it."""
+    """Leaves the block if a trial has already ended: its process was silent too long, and another one took it."""
     from optuna.exceptions import UpdateFinishedTrialError
 
     with contextlib.suppress(UpdateFinishedTrialError):
@@ -67,10 +67,10 @@ def unless_taken() -> Iterator[None]:
 
 
 def open_study(name: str, storage: str | Path | None, directions: Sequence[Direction]) -> Study:
-    """Opens a study, or makes it.
+    """Opens a study, creating it if missing.
 
     Args:
-        name: of the study.
+        name: name of the study.
         storage: path of a journal file, or the URL of an SQL database; None keeps the study in memory.
         directions: `maximize` or `minimize`, one for each objective.
 
@@ -97,7 +97,7 @@ def open_study(name: str, storage: str | Path | None, directions: Sequence[Direc
 
 
 def _storage(where: str, in_memory: bool) -> BaseStorage | None:
-    """The storage; journals and tables hold text, numbers and JSON, no pickles."""
+    """Opens the storage; journals and tables hold text, numbers and JSON, no pickles."""
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -107,7 +107,7 @@ def _storage(where: str, in_memory: bool) -> BaseStorage | None:
         path = Path(where).absolute()
         check_writable(path)
         return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
-    if where.lower().startswith(("redis", "grpc")):  # Redis holds snapshots of a journal as pickles
+    if where.lower().startswith(("redis", "grpc")):  # Redis keeps snapshots of a journal as pickles
         raise InvalidInput(f"{shown(where)} is no storage for a study; give a file for a journal, or an SQL database")
     options: dict[str, Any] = {"connect_args": {"timeout": _WAIT}} if where.startswith("sqlite") else {}
     for _ in range(_TRIES):
@@ -121,14 +121,14 @@ def _storage(where: str, in_memory: bool) -> BaseStorage | None:
 
 
 def check_identity(study: Study, identity: Mapping[str, str]) -> None:
-    """Refuses to go on with a study of something else; a new study remembers what it is of.
+    """Refuses to continue a study of another model or space; a new study records its own.
 
     Args:
         study: the study.
-        identity: by what it is ("model", "space"), a text that is the same in every process.
+        identity: by aspect ("model", "space"), a text that is equal in every process.
 
     Raises:
-        InvalidInput: names the first difference, of a text of several lines the first line.
+        InvalidInput: names the first difference; for texts of several lines, the first line that differs.
     """
     if _IDENTITY not in study.user_attrs:
         study.set_user_attr(_IDENTITY, dict(identity))

@@ -1,13 +1,13 @@
-"""Trials that processes share: each is run once, by whoever is free, and again where its process died.
+"""Trials shared by processes: each is run once, by whichever process is free, and again if its process died.
 
-Optuna makes single steps atomic: a trial gets a number, is started, is ended. What it leaves open stands here, the same
-for every storage, and never depends on two steps being done together:
+Optuna makes single steps atomic: a trial gets a number, is started, is ended. This module does the rest, in the same
+way for every storage, and never relies on two steps happening together:
 
-- A trial that runs shows that its process is alive by a beat, a number that grows. Whoever sees the same beat for as
-  long as the lease, by its own clock, fails the trial; the clocks of machines need not agree.
-- A failed trial that came to no outcome is repeated by a new one with the same choices. Where two processes both add
-  one, the first counts.
-- Trials that are not repeated ones count towards the total in the order of their numbers; one too many is not run.
+- A running trial shows that its process is alive by a beat, a growing number. A process that sees the same beat for as
+  long as the lease, by its own clock, fails the trial; clocks of different machines need not agree.
+- A failed trial without an outcome is repeated by a new one with the same choices. If two processes both add one, the
+  first counts.
+- Trials that repeat no other count towards the total in the order of their numbers; surplus ones are not run.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ ERROR, REFUSED = "error", "refused"
 """User attributes of trials that ended without values: the reason."""
 _REPEATS, _SURPLUS, _INTERRUPTED, _BEAT, _OWNER = "repeats", "surplus", "interrupted", "beat", "owner"
 _ATTEMPTS = 3
-"""After how many processes died of a trial it is not repeated."""
+"""A trial is not repeated after this many processes died of it."""
 _BEATS = 6
-"""How often a process shows within a lease that it is alive."""
+"""How many times within a lease a process shows that it is alive."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a trial came to.
+    """The outcome of a trial.
 
     Attributes:
-        values: by objective; empty where it has none.
-        reason: why it has none.
-        is_refused: whether the model can't be compiled so, which the search learns from; else it is an error.
-        facts: what else is kept of it, as JSON has it.
+        values: values of the objectives; empty if there are none.
+        reason: why there are none.
+        is_refused: whether the model can't be compiled this way, from which the search learns; otherwise it is an
+            error.
+        facts: what else is kept, as JSON data.
     """
 
     values: Sequence[float] = ()
@@ -58,15 +59,15 @@ class Outcome:
 
 
 class Ledger:
-    """Which trials count, and what they came to.
+    """Which trials count, and their outcomes.
 
     Attributes:
-        done: those with values, in the order of their numbers.
-        refused: likewise those that can't be compiled, each with the reason.
-        errors: likewise those that failed.
-        lost: numbers of those that have to be repeated.
-        begun: how many there are, what repeats another one aside.
-        waiting: how many are to be started.
+        done: trials with values, in the order of their numbers.
+        refused: trials that can't be compiled, each with the reason.
+        errors: trials that failed, each with the reason.
+        lost: trials that have to be repeated.
+        roots: numbers of the trials that repeat no other one, without surplus ones.
+        waiting: how many are waiting to be started.
     """
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
@@ -75,7 +76,7 @@ class Ledger:
         self.refused: list[tuple[FrozenTrial, str]] = []
         self.errors: list[tuple[FrozenTrial, str]] = []
         self.lost: list[FrozenTrial] = []
-        self.first: dict[int, int] = {}  # by the number of a failed trial, that of the one that repeats it
+        self.first: dict[int, int] = {}  # by number of a failed trial, the number of the one that repeats it
         self.roots: list[int] = []
         self.waiting = 0
         for trial in trials:
@@ -111,7 +112,7 @@ class Ledger:
         return len(self.done) + len(self.refused) + len(self.errors)
 
     def is_surplus(self, trial: FrozenTrial | Trial, total: int) -> bool:
-        """Whether a trial that was just started is one too many."""
+        """Whether a trial that was just started is surplus."""
         if (repeated := trial.user_attrs.get(_REPEATS)) is not None:
             return self.first.get(repeated) != trial.number
         return sum(number < trial.number for number in self.roots) >= total
@@ -122,12 +123,12 @@ def _is_lost(trial: FrozenTrial) -> bool:
 
 
 class Worker:
-    """One process at work on a study.
+    """A process that works on a study.
 
     Args:
         study: the study.
         storage: its storage, for messages.
-        run: runs a trial; what it raises ends the work, and the trial is repeated.
+        run: runs a trial; an exception ends the work, and the trial is repeated.
         lease: seconds without a beat after which a trial is taken from its process.
     """
 
@@ -142,12 +143,12 @@ class Worker:
             return Ledger(self.study.get_trials(deepcopy=False))
 
     def work(self, total: int, until: float, update: Callable[[Ledger], None]) -> Ledger:
-        """Runs trials until so many came to an outcome, here or in other processes.
+        """Runs trials until enough came to an outcome, here or in other processes.
 
         Args:
-            total: trials of the study.
-            until: when to start no more, by `time.monotonic`.
-            update: called with the ledger each time it was looked at.
+            total: number of trials of the study.
+            until: time after which none is started, by `time.monotonic`.
+            update: called with the ledger each time it was read.
         """
         while True:
             self._take_back()
@@ -195,7 +196,7 @@ class Worker:
             self.study.tell(trial, state=TrialState[state], skip_if_finished=True)
 
     def _take_back(self) -> None:
-        """Fails trials whose process is silent for as long as the lease, and adds those that repeat lost ones."""
+        """Fails trials whose process was silent for the lease, and adds trials that repeat lost ones."""
         from optuna.trial import TrialState, create_trial
 
         with storage_errors(self.storage):
@@ -221,14 +222,14 @@ class Worker:
 
 @contextlib.contextmanager
 def _beating(trial: Trial, pause: float) -> Iterator[None]:
-    """Shows from a thread of its own that the process is alive."""
+    """Shows that the process is alive, from a separate thread."""
     over = threading.Event()
 
     def beat() -> None:
         number = 0
         while not over.wait(pause):
             number += 1
-            # a storage out of reach for a moment is tried again; where the trial was taken, its end says so
+            # An unreachable storage is tried again at the next beat; if the trial was taken, ending it will tell.
             with contextlib.suppress(Exception):
                 trial.set_user_attr(_BEAT, number)
 

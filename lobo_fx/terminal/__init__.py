@@ -1,1 +1,1 @@
-"""What a person at a terminal sees: tables, progress, and silence from libraries."""
+"""Output on the terminal: tables, progress, and silenced libraries."""

@@ -1,4 +1,4 @@
-"""Bar charts of plain characters."""
+"""Bar charts made of plain characters."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NARROWEST = 10
 def bars(
     title: str, values: Sequence[tuple[str, float | None]], unit: str = "", width: int = 80, fill: str = "█"
 ) -> str:
-    """A bar for each value, as long as its share of the largest; a value that is None was not measured.
+    """A bar for each value, in proportion to the largest; None is a value that was not measured.
 
     Args:
-        title: above the chart.
-        values: with their labels.
+        title: heading of the chart.
+        values: values with their labels.
         unit: format of a number; empty for `decimals`.
         width: columns of the whole chart.
-        fill: what bars are made of.
+        fill: character that bars consist of.
     """
     written = unit.format if unit else decimals
     numbers = ["not measured" if value is None else written(value) for _, value in values]

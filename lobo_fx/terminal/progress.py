@@ -17,14 +17,14 @@ __all__ = ["T", "Update", "no_progress", "spinner", "track", "training_bar"]
 
 T = TypeVar("T")
 Update = Callable[[int, float | None, float | None], None]
-"""Takes how much of a training is done, its last loss and its last score."""
+"""Takes the completed steps of a training, its last loss and its last score."""
 
 _WANTED = contextvars.ContextVar("lobo_fx_progress", default=True)
 
 
 @contextlib.contextmanager
 def no_progress() -> Iterator[None]:
-    """Draws nothing for a while, whatever is asked for."""
+    """Draws no progress within the context."""
     token = _WANTED.set(False)
     try:
         yield
@@ -33,7 +33,7 @@ def no_progress() -> Iterator[None]:
 
 
 def _console(show: bool) -> Console | None:
-    """Where to draw; None off a terminal, even where FORCE_COLOR has rich take a log for one."""
+    """The console to draw on; None without a terminal, even if FORCE_COLOR makes rich take a log for one."""
     if not show or not _WANTED.get() or not sys.stderr.isatty():
         return None
     from rich.console import Console
@@ -43,7 +43,7 @@ def _console(show: bool) -> Console | None:
 
 
 def track(items: Iterable[T], description: str, show: bool = True) -> Iterator[T]:
-    """Yields `items` behind a progress bar on standard error; nothing is drawn off a terminal."""
+    """Yields `items` with a progress bar on standard error; without a terminal, nothing is drawn."""
     if (console := _console(show)) is None:
         yield from items
         return
@@ -53,7 +53,7 @@ def track(items: Iterable[T], description: str, show: bool = True) -> Iterator[T
 
 
 def _length(items: Iterable[object]) -> int | None:
-    """How many there are; None where that is unknown: a DataLoader of a stream has a `len` that raises."""
+    """Number of items; None if unknown: the `len` of a DataLoader over a stream raises."""
     try:
         return len(items) if isinstance(items, Sized) else None
     except (TypeError, NotImplementedError):
@@ -62,7 +62,7 @@ def _length(items: Iterable[object]) -> int | None:
 
 @contextlib.contextmanager
 def spinner(description: str, show: bool = True) -> Iterator[None]:
-    """Shows that work of unknown length goes on."""
+    """Shows that work of unknown length is in progress."""
     if (console := _console(show)) is None:
         yield
         return
@@ -72,7 +72,7 @@ def spinner(description: str, show: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def training_bar(total: int, description: str, show: bool = True) -> Iterator[Update]:
-    """A bar with loss, score and the time left; nothing is drawn off a terminal."""
+    """A progress bar with loss, score and remaining time; without a terminal, nothing is drawn."""
     if (console := _console(show)) is None:
         yield lambda done, loss, score: None
         return

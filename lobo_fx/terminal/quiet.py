@@ -1,4 +1,4 @@
-"""Keeps the chatter of libraries, which no user can act on, off the user's screen."""
+"""Silences output of libraries that users can't act on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def quiet() -> Iterator[None]:
     """
     with no_warnings():
         before = logging.root.manager.disable
-        if before >= logging.WARNING:  # inside of another one: setting it clears what every logger remembers
+        if before >= logging.WARNING:  # already silenced; setting it again would clear the caches of all loggers
             yield
             return
         logging.disable(logging.WARNING)
@@ -43,13 +43,13 @@ def no_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_errors_printed() -> Iterator[None]:
-    """Drops what this thread writes to standard error: a library that raises an error prints part of it there."""
+    """Drops what this thread writes to standard error, where some libraries print part of an error that they raise."""
     with CAPTURE, contextlib.redirect_stderr(_ForOtherThreads(sys.stderr)):
         yield
 
 
 class _ForOtherThreads:
-    """A stream that drops what the thread that made it writes, and hands on the rest."""
+    """A stream that drops what its creating thread writes, and passes on the rest."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.silent = stream, threading.get_ident()

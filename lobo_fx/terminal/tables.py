@@ -25,15 +25,15 @@ __all__ = [
 ]
 
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {ord("\t"): " ", ord("\n"): "\n"}
-"""What a terminal would obey instead of showing it."""
+"""Control characters, which a terminal would obey instead of showing them."""
 
 
 _WIDTH = 80
-"""Columns of logs and pipes, which do not say how many they have."""
+"""Columns for logs and pipes, which have no width of their own."""
 
 
 def printable(text: str) -> str:
-    """A text without control characters, which names in files and models may hold; lines stay."""
+    """Removes control characters, which names in files and models may hold; line breaks stay."""
     return text.translate(_CONTROLS)
 
 
@@ -42,7 +42,7 @@ def new_table(title: str, columns: list[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    # a title is as long as it is: folded, names in it would be torn apart
+    # titles are not folded, which would tear names in them apart
     table = Table(title=Text(title, no_wrap=True, overflow="ignore"), title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", overflow="fold")
@@ -50,7 +50,7 @@ def new_table(title: str, columns: list[str]) -> Table:
 
 
 def decimals(value: float) -> str:
-    """A number with two decimals; one below 1 with three significant digits, which small models need."""
+    """A number with two decimals; below 1 with three significant digits, as small models need."""
     return f"{value:.2f}" if abs(value) >= 1 or not value else f"{value:.3g}"
 
 
@@ -64,10 +64,10 @@ def to_markdown(table: Table) -> str:
 
 
 _UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
-"""One that may begin or end emphasis: within a word it does neither."""
+"""An underscore that may begin or end emphasis; one within a word does neither."""
 
 _BLOCK = re.compile(r"^(\s*)(?:(#{1,6}(?=\s|$)|>|[-+](?=\s|$)|[-=~]{3,})|(\d{1,9})([.)](?=\s|$)))")
-"""What would make a heading, a quotation, an item or a rule of the text that it begins."""
+"""Text that would make the line it begins a heading, a quotation, a list item or a rule."""
 
 
 def escape(text: str) -> str:
@@ -89,12 +89,12 @@ def escape(text: str) -> str:
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; COLUMNS counts first, and where there is no terminal there are 80."""
+    """Columns of the terminal; the variable COLUMNS takes precedence, and without a terminal it is 80."""
     return shutil.get_terminal_size((_WIDTH, 24)).columns
 
 
 def render(table: Table, width: int | None = None) -> str:
-    """A table as plain text; where it is wider than the terminal, a record for each row, so that numbers stay whole."""
+    """A table as plain text; if it is wider than the terminal, as a record for each row, so that numbers stay whole."""
     from rich.console import Console
     from rich.measure import Measurement
 
@@ -102,13 +102,13 @@ def render(table: Table, width: int | None = None) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, markup=False, emoji=False, highlight=False)
     if Measurement.get(console, console.options.update_width(10**6), table).maximum > width:
-        return printable(f"{_records(table, width)}\n")  # a table has its frame, records need a line to end them
+        return printable(f"{_records(table, width)}\n")  # records need a line break at the end, unlike a framed table
     console.print(table)
     return printable(stream.getvalue())
 
 
 def _records(table: Table, width: int) -> str:
-    """Its rows one below the other."""
+    """The rows of a table as records, one below the other."""
     headings = [str(column.header) for column in table.columns[1:]]
     rows = zip(*(list(column.cells) for column in table.columns), strict=True)
     found = [(str(first), dict(zip(headings, map(str, cells), strict=True))) for first, *cells in rows]
@@ -117,7 +117,7 @@ def _records(table: Table, width: int) -> str:
 
 
 def records(entries: Sequence[tuple[str, Mapping[str, str]]], width: int | None = None) -> str:
-    """Entries one below the other, each a heading and a line for every fact of it that is not empty."""
+    """Entries one below the other, each with a heading and a line for every fact that is not empty."""
     width = terminal_width() if width is None else width
     widest = max((len(name) for _, facts in entries for name in facts), default=0)
     blocks = []
@@ -131,10 +131,10 @@ def records(entries: Sequence[tuple[str, Mapping[str, str]]], width: int | None 
 
 
 def folded(text: str) -> str:
-    """A text of several paragraphs in lines that fit."""
+    """Folds a text of several paragraphs to the width of the terminal."""
     return "\n\n".join("\n".join(_wrapped(part, terminal_width())) for part in text.split("\n\n"))
 
 
 def _wrapped(text: str, width: int, first: str = "", others: str = "") -> list[str]:
-    """Lines of a text; a number with an exponent (1e-05) is one word."""
+    """Wraps a text; numbers with an exponent (1e-05) are not split."""
     return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)

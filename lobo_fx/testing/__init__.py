@@ -1,8 +1,8 @@
-"""Test kits for authors of plug-ins, one a kind: each runs a plug-in as the compiler does, through a battery.
+"""Test kits for authors of plug-ins, one for each kind; each runs a plug-in through a battery as the compiler does.
 
 A kit raises an `AssertionError` that says what a user of the plug-in would have met. Where the compiler itself refuses
-what a plug-in does, its own error is raised, a `lobo_fx.LoboError`: `check_pass` raises a `ContractError` where a
-promise is broken. `check_translation` always raises an `AssertionError`.
+the plug-in, the kit raises the compiler's error, a `lobo_fx.LoboError`: `check_pass` raises a `ContractError` if the
+pass breaks its promise. `check_translation` always raises an `AssertionError`.
 
 Example:
     ```python

@@ -1,4 +1,4 @@
-"""Test kit for axis rules: positions are removed from every axis that a rule frees, by brute force."""
+"""Test kit for axis rules: removes positions from every axis that a rule leaves free, and compares with zeroing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lobo_fx.graph.shapes import propagate
 __all__ = ["check_axis_rule"]
 
 _TOLERANCE = 1e-9
-"""As a share of the output, in float64."""
+"""Largest error, as a share of the output, in float64."""
 
 
 class _Around(nn.Module):
-    """An operator whose operands are stored, and whose output is summed, with weights or without."""
+    """Calls an operator on stored operands, and sums its output with or without weights."""
 
     def __init__(self, call: Callable[..., Any], operands: Sequence[torch.Tensor], weighted: bool) -> None:
         super().__init__()
@@ -39,16 +39,16 @@ class _Around(nn.Module):
 
 
 def check_axis_rule(call: Callable[..., torch.Tensor], *operands: torch.Tensor, free: Sequence[int]) -> None:
-    """Removes half of every axis that the rule leaves free, and compares with zeroing it before.
+    """Removes half of every axis that the rule leaves free, and compares with zeroing the same half.
 
-    The output is summed once with weights, where every free axis must do without what went, and once without, where
-    those must of which the rule says that zeros stay zeros (`zeros=`). A twin that must not match is a call with
+    The output is summed twice: with weights, where removal must equal zeroing on every free axis; and without weights,
+    where it must on the axes of which `zeros=` says that zeros stay zeros. A twin that must not match is a call with
     `free=()`.
 
     Args:
-        call: calls the operator on tensors, and gives one.
+        call: calls the operator on tensors, and returns one tensor.
         *operands: float tensors; converted to float64.
-        free: sizes of the axes that may be cut, in any order; what a rule locks or frees beside them is a fault.
+        free: sizes of the axes that may be cut, in any order; the rule must leave exactly these free.
     """
     for weighted in (True, False):
         with torch.random.fork_rng(devices=()):

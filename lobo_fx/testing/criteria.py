@@ -18,19 +18,20 @@ from lobo_fx.testing.passes import assert_untouched, check_composed, check_pass
 __all__ = ["check_criterion"]
 
 _TOLERANCE = 1e-5
-"""Of scores, as a share of the largest."""
+"""Largest difference of scores, as a share of the largest score."""
 
 
 def check_criterion(criterion: Any, *, at_random: bool = False) -> None:
-    """Scores and prunes linear layers, convolutions and a residual.
+    """Scores and prunes linear layers, convolutions and a residual network.
 
-    Asserts: a finite score for each position, the same again, that follows its position where channels change places; a
-    channel whose weights are all zero scores lower than any other; the model is left as it was; pruning by it removes
-    half, exports, is quantized, saved and loaded; where nothing may go, nothing goes.
+    Asserts: every position has a finite score, which is reproducible and follows its channel when channels are
+    permuted; a channel whose weights are all zero scores lower than any other; scoring does not change the model;
+    pruning by it removes half, and the result exports, quantizes, saves and loads; a model without free axes stays as
+    is.
 
     Args:
         criterion: as `PruneChannels(importance=...)` takes it.
-        at_random: of one that is not to depend on the weights, the places and zeros are not looked at.
+        at_random: True for a criterion that ignores the weights: permuted and zero channels are not checked.
     """
     if not at_random:
         _check_places(criterion)
@@ -49,7 +50,7 @@ def check_criterion(criterion: Any, *, at_random: bool = False) -> None:
 
 
 def _data(inputs: torch.Tensor) -> dict[str, Any]:
-    """What any criterion may need."""
+    """Data for any criterion."""
     batches = [inputs, inputs.flip(0) * 0.5]
     return {
         "calibration_data": batches,
@@ -59,7 +60,7 @@ def _data(inputs: torch.Tensor) -> dict[str, Any]:
 
 
 def _scores(criterion: Any, model: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
-    """Of every free leaf."""
+    """The scores of every free leaf."""
     from lobo_fx.passes.pruning.criteria import resolve
 
     program = trace(model, inputs)
@@ -82,7 +83,7 @@ def _check_scores(criterion: Any, model: nn.Module, inputs: torch.Tensor, name: 
 
 
 def _check_places(criterion: Any) -> None:
-    """Channels change places, and one is dead."""
+    """Checks scores with one channel zeroed, then with channels permuted."""
     model, inputs = next((model, inputs) for _, model, inputs in networks())
     first, last = model[0], model[2]  # type: ignore[index]
     for weight in (first.weight.data[3], first.bias.data[3], last.weight.data[:, 3]):

@@ -1,4 +1,4 @@
-"""Test kits for what writes and runs files: ONNX translations, exporters, runtimes."""
+"""Test kits for plug-ins that write or run files: ONNX translations, exporters, runtimes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lobo_fx.testing.networks import networks
 __all__ = ["check_exporter", "check_runtime", "check_translation"]
 
 _TOLERANCE = 1e-4
-"""Of a file's outputs, as a share of the largest."""
+"""Largest error of a file's outputs, as a share of the largest output."""
 
 
 class _Calls(nn.Module):
@@ -42,13 +42,13 @@ def check_translation(
 ) -> None:
     """Exports calls of an operator, and compares ONNX Runtime with PyTorch.
 
-    Each case is also run with its float operands negated, at zero, and a hundred times as large. What goes wrong, in
-    the export or in ONNX Runtime, is an `AssertionError` that names the operator.
+    Each case is also run with its float operands negated, at zero, and a hundred times as large. Any error, in the
+    export or in ONNX Runtime, is raised as an `AssertionError` that names the operator.
 
     Args:
         call: calls the operator on tensors.
         *cases: operands, one case for each shape and dtype to be tried.
-        translations: where they are not offered through an entry point.
+        translations: the translations, if no entry point offers them.
     """
     assert cases, "give operands of at least one shape"
     for operands in cases:
@@ -70,7 +70,7 @@ def _check_file(program: Program, operands: tuple[torch.Tensor, ...], translatio
 
 
 def _operators(program: Program) -> str:
-    """Those of packages; where there is none, all."""
+    """Names of the custom operators that a program calls; of all operators, if none is custom."""
     called = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     others = [target for target in called if target.namespace != "aten"]
     return ", ".join(dict.fromkeys(map(str, others or called)))
@@ -79,13 +79,13 @@ def _operators(program: Program) -> str:
 def check_exporter(exporter: Exporter, runtime: Runtime) -> None:
     """Writes networks, and runs them.
 
-    Asserts: names end as `suffix` says; the artifact names the files that were written, and their size; what runs is
-    what PyTorch computes, with other numbers of rows too; a file is replaced, and a folder that can't be written to is
-    refused with an error of lobo-fx, with nothing left.
+    Asserts: file names end with `suffix`; the artifact names the files that were written, and their size; the outputs
+    are PyTorch's, also with other numbers of rows; an existing file is replaced; a path that can't be written to is
+    refused with a `LoboError`, and no file is left.
 
     Args:
-        exporter: under test.
-        runtime: that runs its files.
+        exporter: the exporter under test.
+        runtime: the runtime that runs its files.
     """
     suffix = exporter.suffix
     assert suffix[:1] == "." != suffix, f"suffix is {suffix!r}; it is how names end, such as '.onnx'"
@@ -118,12 +118,12 @@ def check_exporter(exporter: Exporter, runtime: Runtime) -> None:
 def check_runtime(runtime: Runtime, exporter: Exporter | None = None) -> None:
     """Loads and runs networks.
 
-    Asserts: it has a version; inputs have the names, dtypes and shapes of the program's; what runs is what PyTorch
-    computes, on any number of threads and rows, and the same again; a file that is none is refused.
+    Asserts: it has a version; inputs have the names, dtypes and shapes of the program's; the outputs are PyTorch's, on
+    any number of threads and rows, and on repetition; a file that is no model is refused.
 
     Args:
-        runtime: under test.
-        exporter: that writes its files; ONNX if left out.
+        runtime: the runtime under test.
+        exporter: the exporter that writes its files; ONNX if left out.
     """
     exporter = exporter or EXPORTERS.ours(EXPORTERS.default)()
     assert runtime.version.strip(), "a runtime without a version can't be told apart in reports"

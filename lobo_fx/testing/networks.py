@@ -24,7 +24,7 @@ class _Residual(nn.Module):
 
 
 def networks() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
-    """Name, model and example inputs: rows, images with batch norms, a residual; weights are always the same."""
+    """Name, model and example inputs of a linear network, a convolutional one and a residual one; weights are fixed."""
     random = torch.Generator().manual_seed(0)
     layers = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
     images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))

@@ -20,12 +20,12 @@ __all__ = ["check_number_format"]
 def check_number_format(number: Format) -> None:
     """Encodes, packs, quantizes, exports, saves and loads.
 
-    Asserts: codes survive decoding and encoding; zero stays zero; a value gets the nearest number, and what is too
-    large the largest; packed rows of any length unpack to themselves; weights in this format give the
-    same in ONNX Runtime as in PyTorch, and when saved and loaded.
+    Asserts: codes survive decoding and encoding; zero stays zero; a value is rounded to the nearest number, and
+    clipped to the largest; packed rows of any length unpack to themselves; weights in this format compute the same in
+    ONNX Runtime as in PyTorch, and when saved and loaded.
 
     Args:
-        number: the format; it is registered while it is tested, if it is not.
+        number: the format; if it is not registered, it is for the duration of the test.
     """
     _check_codes(number)
     for columns in range(1, 19):
@@ -58,7 +58,7 @@ def _check_codes(number: Format) -> None:
 
 
 def _check_weights(number: Format) -> None:
-    """Products, a convolution and an embedding; exported files are compared with PyTorch as they are written."""
+    """Tests linear layers, a convolution and an embedding; the export compares files with PyTorch."""
     model = nn.Sequential(
         nn.Embedding(40, 33), nn.Linear(33, 24), nn.ReLU(), nn.Conv1d(5, 24, 3), nn.Flatten(), nn.Linear(528, 16)
     ).eval()

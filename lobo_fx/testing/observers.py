@@ -18,11 +18,11 @@ _CODES = {"quant_min": 0, "quant_max": 255, "dtype": torch.uint8, "qscheme": tor
 
 
 def check_observer(observer: type, *, decibels: float = 20) -> None:
-    """Shows it distributions, and quantizes networks by it.
+    """Runs the observer on several distributions, and quantizes networks with it.
 
-    Asserts: a positive, finite scale and a zero point that is a code, whatever was seen (also zeros, a constant, tiny
-    and huge values, an outlier); batches of any shape pass through unchanged; twice the values get twice the scale;
-    normal and one-sided values keep so many decibels; a network that is quantized by it exports, is saved and loaded.
+    Asserts: the scale is positive and finite and the zero point is a code, whatever the values (also zeros, a constant,
+    tiny and huge values, an outlier); batches of any shape pass through unchanged; doubling the values doubles the
+    scale; normal and one-sided values keep `decibels`; a network quantized with it exports, saves and loads.
 
     Args:
         observer: the class, as the entry point names it.
@@ -63,7 +63,7 @@ def check_observer(observer: type, *, decibels: float = 20) -> None:
 
 
 def _range(observer: Any, values: torch.Tensor, name: str) -> tuple[float, int]:
-    """Scale and zero point after a batch and its half."""
+    """Scale and zero point after observing a batch and the first half of it."""
     made = observer(**_CODES, eps=torch.finfo(torch.float32).tiny)
     before = values.clone()
     for batch in (values, values[: max(1, len(values) // 2)]):

@@ -29,18 +29,18 @@ def check_pass(pass_: Pass, model: nn.Module, example_inputs: Any, *, export: bo
     """Compiles `model` with one pass and asserts what holds for every pass.
 
     Asserts: the model is left as it was; inputs and outputs keep names, dtypes, shapes and structure; the
-    promise is kept (the compiler's own checks); the result deep-copies.
+    promise is kept (the compiler's own checks); the result can be deep-copied.
 
     Args:
         pass_: the pass.
-        model: what to compile.
+        model: the model to compile.
         example_inputs: as `lobo_fx.compile` takes them.
         export: also write ONNX and compare it with PyTorch.
         **settings: further arguments of `lobo_fx.compile`.
 
     Raises:
-        ContractError: the pass broke its promise, or what the compiler holds every pass to.
-        ExportError: what the pass gave could not be written.
+        ContractError: the pass broke its promise, or another rule of the compiler for passes.
+        ExportError: the compiled program could not be written.
     """
     with assert_untouched(model):
         result = compile(model, [pass_], example_inputs=example_inputs, progress=False, **settings)
@@ -63,18 +63,18 @@ def check_pass_battery(
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
     **settings: Any,
 ) -> None:
-    """Runs `check_pass` on a model in every mode and dtype, on twins that must not match, and with what follows a pass.
+    """Runs `check_pass` in every mode and dtype, on twins that must not match, and with other passes after it.
 
-    Asserts: the pass changes the model, in training mode as in evaluation, with frozen weights as with free ones, and
-    in each dtype; other numbers of rows run, and an exact pass is exact on them; twins are left as they are, weight by
-    weight; what comes out exports, is quantized, saved and loaded.
+    Asserts: the pass changes the model, in training and evaluation mode, with frozen and with free weights, and in each
+    dtype; other numbers of rows run, and an exact pass is exact on them; twins keep their graph and every weight; the
+    result exports, quantizes, saves and loads.
 
     Args:
         pass_: the pass.
-        model: that it changes.
+        model: a model that the pass changes.
         example_inputs: one float tensor, rows first.
-        twins: models with inputs that are like it but must be left alone.
-        dtypes: of weights and inputs; modes are tried in float32.
+        twins: models with inputs that are like `model`, but that the pass must leave alone.
+        dtypes: dtypes of weights and inputs; modes are tried in float32.
         **settings: further arguments of `lobo_fx.compile`.
     """
     original = trace(copy.deepcopy(model).eval(), example_inputs)
@@ -94,7 +94,7 @@ def check_pass_battery(
 
 
 def _changed(before: Any, result: Result) -> bool:
-    """Whether the graph or a weight is another one; names of values say nothing."""
+    """Whether the operators or a weight changed; names of nodes are ignored."""
     calls = [
         [str(node.target) for node in p.graph.nodes if node.op == "call_function"] for p in (before, result.program)
     ]
@@ -120,7 +120,7 @@ def _check_rows(pass_: Pass, result: Result) -> None:
 
 
 def check_composed(pass_: Pass, model: nn.Module, example_inputs: torch.Tensor, **settings: Any) -> None:
-    """Asserts that what a pass gives is quantized in both ways, exports, is saved and loaded."""
+    """Asserts that a pass's result can be quantized (weights only, and static), exported, saved and loaded."""
     given = {"calibration_data": [example_inputs], **settings}
     for after in (
         PASSES.ours("quantize_weights")(method="round", compute="float32"),
@@ -130,7 +130,7 @@ def check_composed(pass_: Pass, model: nn.Module, example_inputs: torch.Tensor, 
 
 
 def check_saved(passes: Sequence[PassSpec], model: nn.Module, example_inputs: Any, **settings: Any) -> Result:
-    """Asserts that passes go together, and that what they give exports and computes the same when saved and loaded."""
+    """Asserts that passes combine, and that their result exports, and computes the same when saved and loaded."""
     result = compile(model, passes, example_inputs=example_inputs, progress=False, **settings)
     with tempfile.TemporaryDirectory() as folder:
         result.export(Path(folder) / "model.onnx", confirm=False)

@@ -1,4 +1,4 @@
-"""Branches: graphs of their own, one of which runs."""
+"""Branches of `cond`: subgraphs, one of which runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["cond"]
 
 @axis_rule(torch.ops.higher_order.cond)
 def cond(call: Call) -> list[Axes]:
-    """What both branches make of the operands: their outputs are the same, dimension by dimension."""
+    """Outputs of both branches are unified, dimension by dimension."""
     predicate, true_read, false_read, operands = call.node.args
     if isinstance(predicate, fx.Node):
         call.of(predicate)
@@ -29,10 +29,11 @@ def cond(call: Call) -> list[Axes]:
 
 
 def _outputs(call: Call, read: Any, operands: Sequence[Any]) -> list[Axes]:
-    """The axes of a branch's outputs, from those of its operands, by the rules of what is in it.
+    """The axes of a branch's outputs, from those of its operands, by the rules of the operators in it.
 
     Raises:
-        AxisError: something in it has no rule, or its shapes are not known any more.
+        AxisError: an operator in it has no rule, it holds a tensor of its own, or its shapes no longer fit the
+            operands.
     """
     owner = call.node.graph.owning_module
     assert owner is not None

@@ -52,7 +52,7 @@ axis_rule(aten.mm.default, zeros=MOVED)(contraction("m k, k n -> m n", "self", "
 
 @axis_rule(aten.bmm.default, zeros=MOVED)
 def bmm(call: Call) -> Axes:
-    """B m k, b k n -> b m n; of two computed values, as attention multiplies them, b is heads."""
+    """B m k, b k n -> b m n; in a product of two computed values, as in attention, b is heads."""
     if not is_stored(call.given["self"]) and not is_stored(call.given["mat2"]):
         call.axes("self")[0].mark("heads")
         call.axes("self")[2].mark("head_dim")
@@ -80,7 +80,7 @@ def baddbmm(call: Call) -> Axes:
 
 @axis_rule(aten.matmul.default, zeros=MOVED)
 def matmul(call: Call) -> Axes:
-    """The last dimension of one with the last but one of the other; the rest is broadcast."""
+    """The last dimension of `self` is summed with the last but one of `other`; the rest is broadcast."""
     a, b = call.axes("self"), call.axes("other")
     summed = call.unify(a[-1], b[-2] if len(b) > 1 else b[0])
     call.sums(summed, call.given["self"], call.given["other"])

@@ -50,7 +50,7 @@ def transposed_convolution(call: Call) -> Axes:
 
 
 def _group(call: Call, width: Axis) -> Axis:
-    """The axis of groups; of one channel each they are no more than channels."""
+    """The axis of groups; groups of one channel each count as channels."""
     group = call.fresh(call.given["groups"])
     call.counts("groups", group)
     if width.find().size != 1:
@@ -59,7 +59,7 @@ def _group(call: Call, width: Axis) -> Axis:
 
 
 def _convolved(call: Call, x: Axes, weight: Axes, outputs: Axis, batched: bool) -> Axes:
-    """Space is locked, unless the window is 1 wide along it and leaves its size."""
+    """Unifies the bias with the outputs; locks spatial dimensions, unless a window of size 1 keeps their size."""
     reason = "it is a spatial dimension of a convolution"
     first = 2 if batched else 1
     spatial = list(x[first:])

@@ -17,8 +17,8 @@ __all__ = ["constant", "drawn_positions", "positions", "random", "random_like", 
     zeros=NOWHERE,
 )
 def constant(call: Call) -> Axes:
-    """The same value everywhere: positions can go."""
-    call.ignores("self")  # `new_zeros` takes its dtype
+    """The same value everywhere, so positions may be removed."""
+    call.ignores("self")  # `new_zeros` only takes its dtype from it
     outputs = tuple(call.fresh(size) for size in call.sizes())
     if "size" in call.given:
         call.counts("size", outputs)
@@ -30,7 +30,7 @@ def constant(call: Call) -> Axes:
     zeros=NOWHERE,
 )
 def random(call: Call) -> Axes:
-    """Random values, a position as good as another."""
+    """Independent random values, so any position may be removed."""
     return _drawn(call, constant(call))
 
 
@@ -40,18 +40,18 @@ def random(call: Call) -> Axes:
     zeros=NOWHERE,
 )
 def random_like(call: Call) -> Axes:
-    """Random values in place of others."""
+    """Random values in the shape of another tensor."""
     return _drawn(call, call.axes("self"))
 
 
 @axis_rule(aten.normal.Tensor_float, aten.normal.float_Tensor, aten.normal.Tensor_Tensor, zeros=NOWHERE)
 def random_of_means(call: Call) -> Axes:
-    """Random values about means, with deviations."""
+    """Normally distributed values with given means and deviations."""
     return _drawn(call, pointwise(call))
 
 
 def _drawn(call: Call, axes: Axes) -> Axes:
-    """Axes of values that are other ones where fewer are drawn."""
+    """Marks axes inexact, since drawing fewer numbers gives other values."""
     for axis in axes:
         axis.mark_inexact(f"{call.node.target} draws at random")
     return axes

@@ -18,7 +18,7 @@ def split(call: Call) -> list[Axes]:
 
 
 def _pieces(call: Call, dim: int) -> list[Axes]:
-    """The output's pieces along `dim`, by the sizes that they have."""
+    """The pieces of the output along `dim`, by their traced sizes."""
     x = call.axes("self")
     values = call.node.meta["val"]
     sizes = [value.shape[dim] for value in values]
@@ -38,7 +38,7 @@ def _pieces(call: Call, dim: int) -> list[Axes]:
 
 @axis_rule(aten.unbind.int, zeros=MOVED)
 def unbind(call: Call) -> list[Axes]:
-    """The given dimension vanishes; its positions have meanings of their own."""
+    """The given dimension vanishes; its positions become tensors of their own."""
     x = call.axes("self")
     dim = call.given["dim"] % len(x)
     x[dim].lock("it is taken apart position by position")
@@ -50,7 +50,7 @@ _CONSTANTS = frozenset({aten.zeros_like.default, aten.ones_like.default, aten.fu
 
 @axis_rule(aten.select.int, zeros=MOVED)
 def select(call: Call) -> Axes:
-    """One position of the given dimension; of a constant it is like any other."""
+    """One position of the given dimension; in a constant tensor, all positions are alike."""
     x = call.axes("self")
     dim = call.given["dim"] % len(x)
     if call.given["self"].target not in _CONSTANTS or call.given["index"] not in (0, -1):
@@ -60,7 +60,7 @@ def select(call: Call) -> Axes:
 
 @axis_rule(aten.slice.Tensor, zeros=MOVED)
 def slice_(call: Call) -> Axes:
-    """A run of positions of the given dimension."""
+    """A range of positions of the given dimension."""
     x, sizes = list(call.axes("self")), call.sizes()
     dim = call.given["dim"] % len(x)
     size, axis = sizes[dim], x[dim]
@@ -73,7 +73,7 @@ def slice_(call: Call) -> Axes:
         and 0 <= start < step
         and whole == size * step
     ):
-        outer = call.fresh(size)  # every step-th position: one place of each run of `step`
+        outer = call.fresh(size)  # every step-th position: the first of each run of `step` positions
         call.unify(axis, product([outer, call.fixed(step, "every other position of it is taken")]))
         call.counts("end", axis)
         x[dim] = outer
@@ -100,7 +100,7 @@ def slice_(call: Call) -> Axes:
 
 @axis_rule(aten.slice_scatter.default, zeros=MOVED)
 def slice_scatter(call: Call) -> Axes:
-    """A run of positions of one dimension is replaced; the others are the same in both tensors."""
+    """A range of positions of one dimension is replaced; the other dimensions are unified."""
     x, source = call.axes("self"), call.axes("src")
     dim = call.given["dim"] % len(x)
     whole = x[dim].find().size == source[dim].find().size
@@ -110,7 +110,7 @@ def slice_scatter(call: Call) -> Axes:
 
 
 def _replaces_run(call: Call, axis: Axis, source: Axis) -> bool:
-    """Whether a run of positions is replaced: the axis is then joined of what is before, the run, and what is after."""
+    """Unifies the replaced range with `source`, splitting the axis around it; False where it can't be split."""
     size, length, start = axis.find().size, source.find().size, call.given["start"] or 0
     if call.given["step"] != 1 or not all(isinstance(number, int) for number in (size, length, start)):
         return False
@@ -128,7 +128,7 @@ def _replaces_run(call: Call, axis: Axis, source: Axis) -> bool:
 
 @axis_rule(aten.select_scatter.default, zeros=MOVED)
 def select_scatter(call: Call) -> Axes:
-    """One position of one dimension is replaced; the others are the same in both tensors."""
+    """One position of one dimension is replaced; the other dimensions are unified."""
     x, source = list(call.axes("self")), iter(call.axes("src"))
     dim = call.given["dim"] % len(x)
     x[dim].lock("one of its positions is replaced")

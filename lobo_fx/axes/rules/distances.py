@@ -11,7 +11,7 @@ __all__ = ["bilinear", "cdist", "cosine_similarity", "pairwise_distance"]
 
 @axis_rule(aten.cosine_similarity.default, zeros=NOWHERE)
 def cosine_similarity(call: Call) -> Axes:
-    """x1[… c …], x2[… c …] → [… …]: three sums over c, each of what is zero for zeroed channels of both."""
+    """x1[… c …], x2[… c …] → [… …]: three sums over c, each zero for channels that are zero in both."""
     both = call.broadcast([call.axes("x1"), call.axes("x2")])
     dim = call.integer("dim") % len(both)
     for name in ("x1", "x2"):
@@ -21,7 +21,7 @@ def cosine_similarity(call: Call) -> Axes:
 
 @axis_rule(aten.pairwise_distance.default, zeros=NOWHERE)
 def pairwise_distance(call: Call) -> Axes:
-    """x1[… c], x2[… c] → […]; a small number is added to every difference, so a zeroed channel counts a little."""
+    """x1[… c], x2[… c] → […]; eps is added to every difference, so a zeroed channel still adds a little."""
     *rest, channels = call.broadcast([call.axes("x1"), call.axes("x2")])
     channels.mark_inexact("pairwise_distance adds a small number along it")
     return (*rest, call.fresh(1)) if call.given["keepdim"] else tuple(rest)

@@ -21,7 +21,7 @@ def embedding(call: Call) -> Axes:
 
 @axis_rule(aten.index.Tensor, zeros="self")
 def index(call: Call) -> Axes:
-    """Indexed dimensions are locked; the others stay, after the index's own where those are not adjacent."""
+    """Indexed dimensions are locked; the output has the index's dimensions in their place, or first if not adjacent."""
     x, indices = call.axes("self"), call.given["indices"]
     indices = [*indices, *[None] * (len(x) - len(indices))]
     if any(i is not None and i.meta["val"].dtype in (torch.bool, torch.uint8) for i in indices):
@@ -50,7 +50,7 @@ def index_select(call: Call) -> Axes:
 
 @axis_rule(aten.gather.default, zeros="self")
 def gather(call: Call) -> Axes:
-    """One dimension is indexed; the others are the index's own, where they are as long."""
+    """One dimension is indexed; the others are unified with the index's, where their sizes are equal."""
     x, at, dim = call.axes("self"), call.axes("index"), call.given["dim"] % len(call.axes("self"))
     x[dim].lock("its positions are indexed")
     for d, (axis, own) in enumerate(zip(x, at, strict=True)):

@@ -31,7 +31,7 @@ def cat(call: Call) -> Axes:
 
 @axis_rule(aten.stack.default, zeros=MOVED)
 def stack(call: Call) -> Axes:
-    """A new dimension counts the tensors."""
+    """A new dimension runs over the tensors."""
     tensors = [call.of(node) for node in call.given["tensors"]]
     output = list(call.broadcast(tensors))
     dim = call.given["dim"] % (len(output) + 1)

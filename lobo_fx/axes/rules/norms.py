@@ -9,13 +9,13 @@ from lobo_fx.graph.operators import aten
 
 __all__ = ["channel_norm", "group_norm", "layer_norm", "softmax", "weight_norm"]
 
-# The mean that is taken away is not zero where the input is: only scale and bias can make an output zero.
+# A zero input is shifted by the mean, so only a zero scale and bias make an output zero.
 _SCALED = all_of(any_of("weight"), "bias")
 
 
 @axis_rule(aten.batch_norm.default, aten.instance_norm.default, zeros=_SCALED)
 def channel_norm(call: Call) -> Axes:
-    """Dimension 1 carries weight, bias and running statistics; those of the input itself run over the others."""
+    """Dimension 1 carries weight, bias and running statistics; statistics of the input run over the others."""
     x = call.axes("input")
     alone = call.node.target is aten.instance_norm.default
     if call.given["use_input_stats" if alone else "training"] or not call.has("running_mean"):

@@ -1,4 +1,4 @@
-"""What depends on the order of positions, or loses it."""
+"""Operators that depend on the order of positions, or that lose it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ordered(call: Call) -> Axes:
 
 @axis_rule(aten.topk.default, aten.sort.default, aten.sort.stable, aten.kthvalue.default, zeros=MOVED)
 def ranked(call: Call) -> list[Axes]:
-    """Values and positions along one dimension, whose order is lost."""
+    """Sorted values and their indices along one dimension, whose order is lost."""
     x = list(call.axes("self"))
     dim = call.given["dim"] % len(x)
     x[dim].lock(f"{call.node.target} compares its positions")

@@ -14,7 +14,7 @@ from lobo_fx.graph.operators import aten
 
 __all__ = ["POINTWISE", "added", "converted", "getitem", "prelu"]
 
-# Element by element, though not tagged so, or with arguments that are no tensors.
+# Pointwise operators that torch does not tag as such, or that have arguments other than tensors.
 POINTWISE = (
     *(aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default),
     *(aten.feature_alpha_dropout.default, aten.clone.default, aten.contiguous.default, aten.to.dtype),
@@ -36,7 +36,7 @@ axis_rule(aten.full_like.default, zeros=all_of("fill_value"))(pointwise)
 
 @axis_rule(aten.add.Tensor, zeros=elementwise)
 def added(call: Call) -> Axes:
-    """Broadcast; where two computed values of one rank meet, the axes that both have are residual."""
+    """Broadcast; axes of two computed values of the same rank are marked as residual, unless one has size 1."""
     axes = pointwise(call)
     terms = [call.given[name] for name in ("self", "other") if call.has(name)]
     tensors = [call.of(term) for term in terms if not is_stored(term)]
@@ -55,7 +55,7 @@ def converted(call: Call) -> Axes:
 
 
 def _of_values(call: Operands) -> Leaves:
-    """One of several results: positions, as `max_pool2d_with_indices` gives them, are not zero for zeros."""
+    """Zeros of one of several results; integer results, such as indices of a max pool, are not zero for zeros."""
     value = call.node.meta["val"]
     return MOVED(call) if value.is_floating_point() or value.is_complex() else frozenset()
 

@@ -1,4 +1,4 @@
-"""Recurrent layers, whose gates are stacked along one dimension of their weights."""
+"""Recurrent layers, whose gates are stacked along dimension 0 of their weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GATES: dict[Any, int] = {
 
 @axis_rule(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input, zeros=MOVED)
 def recurrent(call: Call) -> list[Axes]:
-    """Per direction: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)]; outputs of the directions lie side by side."""
+    """Per direction: w_ih[(g·h) i], w_hh[(g·h) h], biases [(g·h)]; outputs of both directions are concatenated."""
     given = Recurrent(**call.given)
     states = given.states
     if not given.is_single:
@@ -44,7 +44,7 @@ def recurrent(call: Call) -> list[Axes]:
 
 
 def _locked(call: Call, given: Recurrent) -> list[Axes]:
-    """An LSTM with projected states: what it reads may be cut, its own states stay."""
+    """A layer with projected states: its input may be cut, its states are locked."""
     x = call.axes("input")
     for index, parameters in enumerate(given.cells):
         for place, parameter in enumerate(parameters):
@@ -82,7 +82,7 @@ def cell(call: Call) -> Axes | list[Axes]:
 
 
 def _cell(call: Call, parameters: list[Axes], source: Axis, hidden: Axis) -> None:
-    """The parameters of one layer in one direction."""
+    """Unifies the parameters of one layer in one direction with its input and its hidden axis."""
     w_ih, w_hh, *biases = parameters
     call.unify(w_ih[1], source)
     call.unify(w_hh[1], hidden)

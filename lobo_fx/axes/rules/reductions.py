@@ -16,7 +16,7 @@ __all__ = ["reduction"]
 
 
 def _reads_positions(node: fx.Node) -> bool:
-    """Whether something reads the second result of `max(dim)`, which counts positions."""
+    """Whether the indices that `max(dim)` returns as its second result are used."""
     return any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users)
 
 

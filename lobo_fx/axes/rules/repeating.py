@@ -12,7 +12,7 @@ __all__ = ["expand", "repeat", "repeat_interleave"]
 
 @axis_rule(aten.expand.default, aten.broadcast_to.default, zeros=MOVED)
 def expand(call: Call) -> Axes:
-    """A dimension of size 1, or a new one, is repeated: a new axis, free until it meets another."""
+    """A dimension of size 1, or a new one, is repeated: its axis is a new leaf, free until unified with another."""
     x, sizes = call.axes("self"), call.sizes()
     padded = (*(None for _ in range(len(sizes) - len(x))), *x)
     outputs = tuple(

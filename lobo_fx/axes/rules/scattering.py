@@ -1,4 +1,4 @@
-"""Values written to positions that other values name."""
+"""Values written to positions that an index names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def into_rows(call: Call) -> Axes:
     zeros=all_of("self", "src", "value"),
 )
 def scatter(call: Call) -> Axes:
-    """One dimension is indexed; the others are the index's own and the source's, where they are as long."""
+    """One dimension is indexed; the others are unified with the index's and the source's, where sizes are equal."""
     x, dim = call.axes("self"), call.integer("dim") % len(call.axes("self"))
     tensors = [call.axes(name) for name in ("index", "src") if call.has(name)]
     lock_all([x[dim], *(axes[dim] for axes in tensors)], "its positions are indexed")
@@ -50,13 +50,13 @@ def unpool(call: Call) -> Axes:
 
 @axis_rule(aten.one_hot.default, zeros=NOWHERE)
 def one_hot(call: Call) -> Axes:
-    """A new last dimension counts classes."""
+    """A new last dimension runs over the classes."""
     return (*call.axes("self"), call.fixed(call.sizes()[-1], "it counts classes"))
 
 
 @axis_rule(aten.embedding_bag.padding_idx, aten.embedding_bag.default, zeros="weight")
 def embedding_bag(call: Call) -> list[Axes]:
-    """w[v d], indices → [b d], and tensors that count."""
+    """w[v d], indices → [b d], and tensors of counts."""
     rows, width = call.axes("weight")
     rows.lock("it is indexed by the rows of an embedding")
     for name in ("indices", "offsets", "per_sample_weights"):

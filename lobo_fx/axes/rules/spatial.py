@@ -1,4 +1,4 @@
-"""Pooling, interpolation, padding and windows; channels that become space, and space that becomes channels."""
+"""Pooling, interpolation, padding and windows; channels rearranged to space, and space to channels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = [
     zeros=MOVED,
 )
 def spatial(call: Call) -> Any:
-    """Rows and channels stay; what follows is computed along space, unless the window is 1 wide there."""
+    """Batch and channels stay; spatial dimensions are locked, unless the window is 1 wide and keeps the size."""
     source = call.given.get("self", call.given.get("input"))
     assert isinstance(source, fx.Node)
     x = call.of(source)
@@ -63,7 +63,7 @@ def spatial(call: Call) -> Any:
     zeros="input",
 )
 def grid_sampler(call: Call) -> Axes:
-    """x[n c …], grid[n … d] → [n c …]: places to read from; of the grid only the rows are the input's."""
+    """x[n c …], grid[n … d] → [n c …]: samples at the places that the grid holds; only n is shared."""
     x, grid = call.axes("input"), call.axes("grid")
     rows = call.unify(x[0], grid[0])
     lock_all([*x[2:], *grid[1:]], "places are sampled from it")
@@ -72,7 +72,7 @@ def grid_sampler(call: Call) -> Axes:
 
 @axis_rule(aten.constant_pad_nd.default, aten.pad.default, zeros=all_of("self", "value"))
 def pad(call: Call) -> Axes:
-    """A free dimension is joined with constant positions before and after it; others that are padded are locked."""
+    """A free dimension becomes a concatenation with the padding before and after it; other padded ones are locked."""
     x, sizes = list(call.axes("self")), call.sizes()
     pads = call.given["pad"]
     counted = [Axis(0) if isinstance(count, int) else call.fixed(1, "it is computed") for count in pads]
@@ -137,7 +137,7 @@ def channel_shuffle(call: Call) -> Axes:
 
 @axis_rule(aten.unfold.default, zeros=MOVED)
 def unfold(call: Call) -> Axes:
-    """Windows along one dimension: it counts them, and a new last dimension runs through each."""
+    """Windows along one dimension: that dimension counts the windows, and a new last dimension runs through each."""
     x = list(call.axes("self"))
     dim = call.given["dimension"] % len(x)
     x[dim].lock("windows run over it")
@@ -156,7 +156,7 @@ def im2col(call: Call) -> Axes:
 
 @axis_rule(aten.col2im.default, zeros=MOVED)
 def col2im(call: Call) -> Axes:
-    """[… (c·k·k) l] → [… c h w], where windows overlap their sum."""
+    """[… (c·k·k) l] → [… c h w]; overlapping windows are summed."""
     *rest, channels, windows = call.axes("self")
     *_, size, height, width = call.sizes()
     output = call.fresh(size)

@@ -1,4 +1,4 @@
-"""Fourier transforms, and complex numbers as pairs."""
+"""Fourier transforms, and views of complex numbers as pairs."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def as_complex(call: Call) -> Axes:
 
 @axis_rule(aten.real.default, aten.imag.default, zeros=MOVED)
 def part(call: Call) -> Axes:
-    """One of the parts."""
+    """The real or the imaginary part."""
     return call.axes("self")

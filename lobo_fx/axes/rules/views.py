@@ -19,7 +19,7 @@ __all__ = ["movedim", "permute", "reverse", "transpose", "view"]
     zeros="self",
 )
 def view(call: Call) -> Axes:
-    """Runs of dimensions with equal product of sizes are the same product of axes."""
+    """Matches the shortest runs of input and output dimensions of equal size; both are the same product of axes."""
     source: fx.Node = call.given["self"]
     inputs = [axis for axis in call.axes("self") if axis.find().size != 1]
     sizes = call.sizes()
@@ -58,7 +58,7 @@ def view(call: Call) -> Axes:
 
 
 def _hint(size: int | torch.SymInt) -> int:
-    """The size in the traced example; reading it otherwise would make it a constant."""
+    """The size in the traced example, read in a way that does not make it a constant."""
     return size if isinstance(size, int) else int(size.node.hint)
 
 
