@@ -136,11 +136,11 @@ def entries(text: str, source: str, what: str = "recipe") -> list[yaml.Node]:
     if not isinstance(root, yaml.MappingNode):
         raise InvalidInput(f"{source}:1: a {what} is a mapping with the key 'passes'")
     found: list[yaml.Node] = []
-    if len(root.value) > 1 and root.value[1][0].value == "passes":
-        raise InvalidInput(f"{source}:{line_of(root.value[1][0])}: 'passes' is given twice")
-    for key, value in root.value:
+    for at, (key, value) in enumerate(root.value):
         if key.value != "passes":
             raise InvalidInput(f"{source}:{line_of(key)}: unknown key '{key.value}'; a {what} has one key, 'passes'")
+        if at:
+            raise InvalidInput(f"{source}:{line_of(key)}: 'passes' is given twice")
         if not isinstance(value, yaml.SequenceNode):
             raise InvalidInput(f"{source}:{line_of(value)}: 'passes' must be a list")
         found = value.value

@@ -188,7 +188,7 @@ class Result:
                 RUNTIMES.ours(RUNTIMES.default)(),
                 named_arrays(self.program, with_rows(self.program, 1)),
                 self.progress,
-                alike=self.report.rows[-1].macs == self.report.rows[0].macs,
+                same_macs=self.report.rows[-1].macs == self.report.rows[0].macs,
             )
         if found.takes_back:
             self.pipeline, self.program, self.report.rows = trial, trial.program, trial.rows

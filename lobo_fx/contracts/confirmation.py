@@ -41,7 +41,7 @@ def confirm(
     arrays: Arrays,
     progress: bool,
     *,
-    alike: bool,
+    same_macs: bool,
 ) -> Confirmation:
     """Measures the compiled file in turn with the original, and with a float version where that may be faster.
 
@@ -52,8 +52,8 @@ def confirm(
         runtime: the runtime that runs the files.
         arrays: one row of inputs.
         progress: whether to draw a progress bar.
-        alike: whether the original does the same arithmetic as the float version: a file that is faster than the
-            original is then faster than the float version too. False for pruned networks.
+        same_macs: whether the original has as many multiply-accumulates as the float version: a file that is faster
+            than the original is then faster than the float version too. False for pruned networks.
     """
     files = {"original": original, "compiled": compiled}
 
@@ -63,7 +63,7 @@ def confirm(
         return ratios[label]
 
     ratios: dict[str, float] = {}
-    if alike and ratio("compiled", _FIRST_ROUNDS) <= 1:
+    if same_macs and ratio("compiled", _FIRST_ROUNDS) <= 1:
         return Confirmation(ratios["compiled"])
     files["floating"] = floating()
     return Confirmation(ratio("compiled", _LAST_ROUNDS), ratios["floating"])

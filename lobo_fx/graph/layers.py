@@ -40,8 +40,8 @@ class LayerKind:
         output_dim: the weight's dimension of outputs.
         input_dim: the weight's dimension of inputs (of one group).
         group_dim: the weight's dimension of groups; None where groups share `output_dim` or there are none.
-        places: number of spatial dimensions, which a convolution's window slides over; 0 for other layers.
-        mirrored: whether each input spreads over a window of outputs (a transposed convolution).
+        spatial_dims: number of spatial dimensions, which a convolution's window slides over; 0 for other layers.
+        transposed: whether each input spreads over a window of outputs (a transposed convolution).
     """
 
     word: str
@@ -51,13 +51,13 @@ class LayerKind:
     output_dim: int
     input_dim: int
     group_dim: int | None
-    places: int = 0
-    mirrored: bool = False
+    spatial_dims: int = 0
+    transposed: bool = False
 
     @property
     def convolves(self) -> bool:
         """Whether it is a convolution, whose weight slides over spatial dimensions."""
-        return self.places > 0
+        return self.spatial_dims > 0
 
     @property
     def channel_dim(self) -> int:
@@ -65,13 +65,13 @@ class LayerKind:
         return 1 if self.convolves else -1
 
 
-def _convolution(places: int) -> LayerKind:
-    return LayerKind("convolution", "input", "weight", "bias", 0, 1, None, places)  # w[o i/g …]
+def _convolution(spatial_dims: int) -> LayerKind:
+    return LayerKind("convolution", "input", "weight", "bias", 0, 1, None, spatial_dims)  # w[o i/g …]
 
 
-def _transposed(places: int) -> LayerKind:
+def _transposed(spatial_dims: int) -> LayerKind:
     return LayerKind(
-        "transposed convolution", "input", "weight", "bias", 1, 0, None, places, mirrored=True
+        "transposed convolution", "input", "weight", "bias", 1, 0, None, spatial_dims, transposed=True
     )  # w[i o/g …]
 
 
@@ -143,7 +143,7 @@ class Layer:
     def is_batched(self) -> bool:
         """Whether the input has rows: a convolution's batch, or a linear layer's dimensions before the last."""
         dims = int(self.node.meta["val"].dim())
-        return dims == self.kind.places + 2 if self.kind.convolves else dims > 1
+        return dims == self.kind.spatial_dims + 2 if self.kind.convolves else dims > 1
 
 
 def layer_of(node: object) -> Layer | None:

@@ -200,7 +200,7 @@ def check_counts(threads: int = 1, batch: int = 1, rounds: int = 1, warmup: int 
     """
     counts = {"threads": (threads, 1), "batch": (batch, 1), "rounds": (rounds, 1), "warmup": (warmup, 0)}
     for name, (value, least) in counts.items():
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InvalidInput(f"{name} is {value!r}; it must be a whole number, at least {least}")
 
 

@@ -173,7 +173,7 @@ def _stored(program: Program, values: Iterable[fx.Node]) -> Iterator[tuple[str, 
 def _width(node: fx.Node, layer: Any) -> int | None:
     value = node.meta.get("val")
     value = value[0] if isinstance(value, (tuple, list)) else value
-    dim = -1 - layer.kind.places if layer is not None else -1
+    dim = -1 - layer.kind.spatial_dims if layer is not None else -1
     size = value.shape[dim] if isinstance(value, torch.Tensor) else None
     return size if isinstance(size, int) else None
 

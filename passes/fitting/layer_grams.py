@@ -82,7 +82,7 @@ def _source(role: Role) -> _Source | None:
     if is_call(role.call, *RECURRENT):
         return _of_recurrent(role)
     layer = layer_of(role.call)
-    if layer is None or layer.read is not role.read or not layer.is_batched or layer.kind.mirrored:
+    if layer is None or layer.read is not role.read or not layer.is_batched or layer.kind.transposed:
         return None
     return _of_layer(layer, role)
 

@@ -91,7 +91,7 @@ def _fold(program: Program, match: Match, folded: list[str]) -> fx.Node | Reject
 
 def _scaled(weight: torch.Tensor, scale: torch.Tensor, layer: Layer) -> torch.Tensor:
     """The weight with each output channel multiplied by its scale."""
-    if not layer.kind.mirrored:
+    if not layer.kind.transposed:
         return weight.double() * scale.view([-1 if dim == layer.output_dim else 1 for dim in range(weight.dim())])
     inputs, outputs, *window = weight.shape  # [i o/g …]: output channels are grouped along the inputs
     grouped = weight.double().view(layer.groups, inputs // layer.groups, outputs, *window)

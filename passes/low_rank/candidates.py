@@ -82,7 +82,7 @@ def _why_not(program: Program, weight: torch.Tensor, group: list[Layer]) -> str 
     first = group[0]
     if not isinstance(weight, nn.Parameter):
         return "it is no parameter"
-    if first.kind.mirrored or first.kind.group_dim is not None:
+    if first.kind.transposed or first.kind.group_dim is not None:
         return f"it belongs to a {first.kind.word}"
     if first.groups > 1:
         return f"its convolution has {first.groups} groups"

@@ -70,7 +70,7 @@ def _store(program: Program, layer: Layer, name: str, rank: int) -> tuple[str, s
     weight = program.parameter(layer.read)
     up, down = spectrum(matrix_of(layer, weight)[0]).factors(rank)
     path, _, leaf = name.rpartition(".")
-    places = [1] * layer.kind.places
+    places = [1] * layer.kind.spatial_dims
     stored = []
     for part, value in (("down", down), ("up", up)):
         made = f"{path}.{part}.weight" if leaf == "weight" else f"{name}_{part}"
@@ -94,5 +94,5 @@ def _split(program: Program, layer: Layer, down: str, up: str) -> None:
     set_argument(node, layer.kind.input, first)
     set_argument(node, layer.kind.weight, reads[1])
     if layer.kind.convolves:
-        set_argument(node, "stride", [1] * layer.kind.places)
-        set_argument(node, "padding", "valid" if isinstance(given["padding"], str) else [0] * layer.kind.places)
+        set_argument(node, "stride", [1] * layer.kind.spatial_dims)
+        set_argument(node, "padding", "valid" if isinstance(given["padding"], str) else [0] * layer.kind.spatial_dims)

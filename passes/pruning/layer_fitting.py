@@ -74,7 +74,7 @@ def kept_outputs(program: Program, original: Program) -> dict[str, torch.Tensor]
     after, before = kept_indices(program.module), kept_indices(original.module)
     found = {}
     for layer in layers(program.graph):
-        if layer.read is not None and not layer.kind.mirrored and layer.kind.group_dim is None:
+        if layer.read is not None and not layer.kind.transposed and layer.kind.group_dim is None:
             name, dim = str(layer.read.target), layer.output_dim
             known = before.get(name, {}).get(dim, range(fetch(original.module, name).shape[dim]))
             stay = after.get(name, {}).get(dim, range(program.parameter(layer.read).shape[dim]))
@@ -168,7 +168,7 @@ class Fit:
 
     def _why_fixed(self, layer: Layer) -> str | None:
         """What keeps a layer from being refitted, whatever its inputs are."""
-        if layer.kind.mirrored or layer.kind.group_dim is not None:
+        if layer.kind.transposed or layer.kind.group_dim is not None:
             return f"it is a {layer.kind.word}"
         if layer.read is None or layer.node.name not in self.kept:
             return "its weight is computed"

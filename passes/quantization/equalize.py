@@ -68,7 +68,7 @@ def _pair(program: Program, node: fx.Node) -> tuple[Layer, Layer] | None:
 def own_layer(program: Program, node: fx.Node) -> Layer | None:
     """A convolution or linear layer whose weight and bias are parameters that nothing else reads."""
     layer = layer_of(node)
-    if layer is None or layer.read is None or layer.kind.mirrored or layer.kind.group_dim is not None:
+    if layer is None or layer.read is None or layer.kind.transposed or layer.kind.group_dim is not None:
         return None
     stored = [layer.read, *([] if layer.bias is None else [layer.bias_read])]
     if None in stored or any(len(value.users) > 1 for value in (layer.weight, *stored) if value is not None):
