@@ -49,7 +49,7 @@ STEP_SHARE = 1e-2
 ROUNDING_MARGIN = 6.0
 """Decibels by which a file's rounding noise may exceed the noise so measured: twice its amplitude."""
 SAMPLE = 100
-"""Output elements that a measurement of noise rests on; fewer are drawn again, up to `MOST_DRAWS` times."""
+"""Output elements that a measurement of noise needs; if outputs have fewer, it is repeated up to `MOST_DRAWS` times."""
 MOST_DRAWS = 8
 
 
@@ -69,13 +69,14 @@ class Parity:
 
 
 def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> Parity:
-    """Compares a runtime's outputs with PyTorch's on the same inputs; of those made of random numbers, the shapes.
+    """Compares a runtime's outputs with PyTorch's on the same inputs; of random outputs, only the shapes.
 
-    Every output is held to its own range, and so is what is concatenated into one (see `lobo_fx.measures.judge`).
+    Every output is held to its own range, and so is every part that is concatenated into one (see
+    `lobo_fx.measures.judge`).
 
     Args:
-        program: what was exported.
-        inputs: what both ran on.
+        program: the program that was exported.
+        inputs: inputs that both ran on.
         found: the runtime's outputs, numpy arrays in order.
 
     Raises:
@@ -124,8 +125,8 @@ def check_draws(program: Program, inputs: Inputs, first: list[Any], second: list
     """Refuses a file that gives the same twice where the program draws random numbers.
 
     Args:
-        program: what was exported.
-        inputs: what the file ran on, twice.
+        program: the program that was exported.
+        inputs: inputs that the file ran on, twice.
         first: the runtime's outputs, numpy arrays in order.
         second: those of the other run.
 
@@ -144,11 +145,11 @@ def check_draws(program: Program, inputs: Inputs, first: list[Any], second: list
 
 
 def state_error(program: Program, inputs: Inputs, second: list[Any]) -> float:
-    """How far a file, whose buffers are constants, is from a program that writes its buffers, at a second call.
+    """The difference at a second call between a file, whose buffers are constants, and a program that writes buffers.
 
     Args:
-        program: what was exported.
-        inputs: of both calls.
+        program: the program that was exported.
+        inputs: inputs of both calls.
         second: the runtime's outputs of any but its first call, numpy arrays in order.
 
     Returns:
@@ -183,8 +184,8 @@ def rounding_noise(program: Program, inputs: Inputs, part: Callable[[Any], Any] 
     The noise of few elements (two logits) is small by chance now and then, so it is the worst of several draws.
 
     Args:
-        program: what is run, values moved a little.
-        inputs: what it runs on.
+        program: the program to run, with values moved a little.
+        inputs: inputs of the program.
         part: takes what is compared out of the outputs; all of them if left out.
     """
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  declares the operators that are looked for

@@ -1,4 +1,4 @@
-"""What a pass that treats weights left as it was: a note for each parameter, with the reason."""
+"""Notes the parameters that a pass on weights left as they were, each with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clean-up of a translated ONNX graph: what ONNX Runtime fuses only in one particular form, and ballast."""
+"""Cleans up a translated ONNX graph: writes it in the forms that ONNX Runtime fuses, and removes ballast."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def clean(model: ir.Model) -> None:
 
 
 def list_constants(model: ir.Model) -> None:
-    """Enters the constants that `torch.onnx` made when it fused clamps, and did not list."""
+    """Registers the constants that `torch.onnx` made when it fused clamps, but did not register."""
     known = {*model.graph.inputs, *model.graph.initializers.values()}
     for value in [value for node in model.graph for value in node.inputs if value is not None]:
         if value.producer() is None and value.const_value is not None and value not in known:
@@ -42,7 +42,7 @@ def list_constants(model: ir.Model) -> None:
 
 
 def rename_initializers(model: ir.Model) -> None:
-    """A parameter gives way to an output of its name, as `torch.onnx` has it give way to an input."""
+    """Renames parameters that have the name of an output, as `torch.onnx` does for those of an input."""
     outputs = {value.name for value in model.graph.outputs} - {None}
     for value in [value for value in model.graph.initializers.values() if value.name in outputs]:
         if not value.is_graph_output():
@@ -98,7 +98,7 @@ def share_transposed(model: ir.Model) -> None:
 
 
 def shrink_biases(model: ir.Model) -> None:
-    """An integer bias goes without its zero points, and its scales, input × weight, are multiplied at load."""
+    """Drops zero points of integer biases, and lets their scales, input × weight, be multiplied at load."""
     for node in model.graph:
         bias = node.inputs[0].const_value if node.op_type == "DequantizeLinear" and node.inputs[0] else None
         if bias is None or bias.dtype != ir.DataType.INT32:
@@ -137,7 +137,7 @@ def _only_read_here(value: ir.Value) -> bool:
 def strip_metadata(model: ir.Model) -> None:
     """Removes stack traces, names of Python objects and types said twice, which can outweigh a small model.
 
-    Of nodes what `lobo_fx.exporters.onnx.names` wrote stays.
+    Of nodes, the entries that `lobo_fx.exporters.onnx.names` wrote stay.
     """
     model.graph.metadata_props.clear()
     for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:

@@ -1,4 +1,4 @@
-"""Which initializers hold codes of weights, and how: known where they are written, asked for where files are packed."""
+"""Which initializers hold codes of weights, and how: recorded when they are written, read when files are packed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Codes:
     """How an initializer holds codes.
 
     Attributes:
-        bits: of a code.
+        bits: bits of a code.
         block_size: neighbours in a row that share a zero point.
-        zero_point: the initializer of the codes of zero, one a block, packed alike; None where zero has one code.
+        zero_point: the initializer of the zero points, one for each block, packed alike; None if zero has one code.
     """
 
     bits: int
@@ -27,12 +27,12 @@ class Codes:
 
 
 def mark_codes(value: ir.Value | None, bits: int, block_size: int, zero_point: ir.Value | None = None) -> None:
-    """Says of an initializer that it holds codes; a file does not say so."""
+    """Records that an initializer holds codes, which a file does not say."""
     assert value is not None
     value.meta[_KEY] = Codes(bits, block_size, zero_point)
 
 
 def codes_of(value: ir.Value) -> Codes:
-    """What is known of an initializer's codes; one that nothing was said of holds whole bytes."""
+    """How an initializer holds codes; one that was not marked holds whole bytes."""
     found: Codes = value.meta.get(_KEY, Codes(8))
     return found

@@ -1,7 +1,7 @@
-"""What `torch.onnx` has no function for, decomposed where it stands.
+"""Decomposes, in place, the calls that `torch.onnx` has no function for.
 
 `torch.onnx.export` decomposes by tracing the whole program again, which takes longer than translating it. Here only
-the calls that need it are traced, and the program that comes of it is handed over as it is.
+the calls that need it are traced, and `torch.onnx` is told that the result is decomposed already.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["as_decomposed", "with_translated_calls"]
 
 
 def with_translated_calls(program: Program, table: Translations) -> Program:
-    """The program, calls of operators that nothing translates replaced by what they are made of.
+    """The program with calls of operators that nothing translates replaced by their decompositions.
 
     Args:
         program: shapes propagated.
@@ -42,9 +42,9 @@ def with_translated_calls(program: Program, table: Translations) -> Program:
 
 
 def as_decomposed(exported: ExportedProgram, table: Translations) -> ExportedProgram:
-    """The same program, which answers `torch.onnx` that it is decomposed already, if it is.
+    """The same program, which tells `torch.onnx` that it is decomposed already, if it is.
 
-    Where something is left, a branch or what `torch.export` itself put in, `torch.onnx` decomposes as it always does.
+    If something is left, a branch or a call that `torch.export` itself inserted, `torch.onnx` decomposes as usual.
     """
     if not any(_is_left(node, table) or _is_branch(node) for node in exported.graph.nodes):
         exported.run_decompositions = lambda decomp_table=None: exported
@@ -62,9 +62,9 @@ def _is_branch(node: fx.Node) -> bool:
 
 
 def _decompose(node: fx.Node) -> None:
-    """Puts the calls that `node` is made of in its place; it stays where they need constants of their own.
+    """Replaces `node` by its decomposition, unless that needs constants of its own.
 
-    Layouts in memory, which some operators decompose by, mean nothing in a file.
+    Inputs are traced as contiguous: memory layouts, by which some operators decompose, mean nothing in a file.
     """
     leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
     sources = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))

@@ -1,4 +1,4 @@
-"""ONNX: written beside its place, checked, run in ONNX Runtime against PyTorch, and only then moved there."""
+"""Exports ONNX: a file is written beside its place, checked, compared with PyTorch, and only then moved there."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ LARGEST_SINGLE_FILE = 2**31 - 2**20
 """Bytes that fit one protobuf file; weights past that go to a file beside it."""
 
 OLDEST_OPSET = 18
-"""What `torch.onnx` writes without converting down, which loses what older operators lack."""
+"""The oldest opset that `torch.onnx` writes without converting down, which loses what older operators lack."""
 
 
 def newest_opset() -> int:
@@ -78,8 +78,9 @@ class OnnxExporter:
         translations: from operator overloads to onnxscript functions, for operators that `torch.onnx`
             does not know (its `custom_translation_table`).
         external_data: weights in a file beside the model; None decides by size (past 2 GB).
-        storage: `packed` stores each weight in whatever takes fewer bytes: as it is, or as a bit mask and what is not
-            zero (see `lobo_fx.exporters.onnx.packing`). The file computes the same and loads a little later.
+        storage: `packed` stores each weight in whatever takes fewer bytes: as it is, or as a bit mask and the
+            values that are not zero (see `lobo_fx.exporters.onnx.packing`). The file computes the same and loads a
+            little later.
         values: packed weights rounded to `float16` or `bfloat16`, and widened when the file is loaded; None leaves
             them as they are.
     """
@@ -144,7 +145,7 @@ class OnnxExporter:
     def check_program(self, program: Program) -> None:
         """Refuses what has no ONNX form, before passes are run; see `ChecksPrograms`.
 
-        Operators are looked up in what `torch.onnx` knows; when a file is written, it tells itself.
+        Operators are looked up among those that `torch.onnx` knows; it finds the rest when a file is written.
 
         Raises:
             ExportError: names the operator, weight or output.
@@ -153,7 +154,7 @@ class OnnxExporter:
         refuse_untranslated(program, translation_table(self.translations, program))
 
     def check(self, program: Program, path: Path, session: Session) -> tuple[float, dict[str, Any]]:
-        """Compares a file that was changed since `export` wrote it, as that does; see `ChecksFiles`.
+        """Compares a file that was changed since `export` wrote it, as `export` does; see `ChecksFiles`.
 
         Raises:
             ExportError: the file is malformed, or disagrees.
@@ -171,7 +172,7 @@ class OnnxExporter:
 
     def _translate(self, program: Program) -> Any:
         table = translation_table(self.translations, program)
-        program = with_translated_calls(program, table)  # first: what the others insert has no shapes
+        program = with_translated_calls(program, table)  # first: calls that the others insert have no shapes
         program = with_plain_products(with_plain_attention(with_drawn_dropout(program)))
         with without_gradients(program), quiet(), shapes_known():
             exported = as_decomposed(exported_program(program), table)
@@ -196,7 +197,7 @@ class OnnxExporter:
 
 
 def _rounded(program: Program, values: str) -> tuple[Program, dict[str, Any]]:
-    """The program with its weights rounded, and what that costs: decibels, and the weights that it would cost more."""
+    """The program with its weights rounded, and details: the decibels that stay, and the weights left out of range."""
     rounded, left = with_rounded_weights(program, getattr(torch, values))
     decibels = signal_to_noise(program.run(), rounded.run())
     lost = {"decibels": decibels} if math.isfinite(decibels) else {}
@@ -266,7 +267,7 @@ def _check_outputs(program: Program) -> None:
 def _describe(model: Any, program: Program, metadata: Mapping[str, str]) -> None:
     """Names free dimensions as the program does, and writes what was done into the file's metadata.
 
-    A size that is computed from free ones gets the name of where it stands: a file's names are identifiers.
+    A size that is computed from free ones is named after its place, since names in a file are identifiers.
     """
     renamed: dict[str, str] = {}
     for values, specs in (
@@ -298,9 +299,9 @@ def _check(program: Program, path: Path, session: Session | None = None) -> tupl
     """Checks the file, runs it beside PyTorch on the example, and with other rows and lengths where they are free.
 
     Args:
-        program: what it was written of.
+        program: the program that the file was written of.
         path: the file.
-        session: what runs it; one of its own if left out.
+        session: session that runs the file; a new one if left out.
 
     Raises:
         ExportError: the file is malformed, does not load, or disagrees.

@@ -1,4 +1,4 @@
-"""What is in an ONNX file, ours or a stranger's: operators, precisions, sizes, kernels, and where the time goes."""
+"""Describes an ONNX file, ours or a stranger's: operators, precisions, sizes, kernels, and where the time goes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["FileFacts", "Stored", "inspect_file"]
 _MOST_INPUT = 2**31
 """Bytes of an input that are made up to measure with; a file that wants more is read, not run."""
 _SHORT = 200
-"""Characters of a line of metadata that are shown unasked: a list of passes, no vocabulary."""
+"""Longest entry of metadata that is shown unasked: a list of passes fits, a vocabulary does not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Stored:
     """Weights of one element type.
 
     Attributes:
-        tensors: how many.
+        tensors: number of tensors.
         elements: numbers in them.
-        bytes: that they take in the file.
+        bytes: bytes that they take in the file.
     """
 
     tensors: int
@@ -47,13 +47,13 @@ class FileFacts:
     """What is in a file.
 
     Attributes:
-        path: of the file.
-        bytes: of it and of what lies beside it.
-        producer: what wrote it.
-        ir_version: of the file format.
+        path: path of the file.
+        bytes: bytes of the file and of the weights beside it.
+        producer: name and version of the program that wrote the file.
+        ir_version: version of the file format.
         opsets: versions of operators, by domain.
-        inputs: in words.
-        outputs: likewise.
+        inputs: inputs in words.
+        outputs: outputs in words.
         metadata: what the file says of itself; ours name version, model and passes.
         operators: by operator, how often it occurs, by the element type that it computes on.
         stored: weights, by element type.
@@ -114,12 +114,12 @@ class FileFacts:
 
 
 def inspect_file(path: Path, arrays: Arrays | None = None, batch: int = 1) -> FileFacts:
-    """Reads a file, and times it in ONNX Runtime, which is all that runs.
+    """Reads a file, and times it in ONNX Runtime; nothing else is run.
 
     Args:
-        path: of the file.
+        path: path of the file.
         arrays: inputs by name to time it with; None makes up random ones.
-        batch: of those, every free size.
+        batch: every free size of random inputs.
 
     Raises:
         InvalidInput: the file is missing, damaged, or wants files from elsewhere. One that ONNX Runtime can't load
@@ -177,7 +177,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _operators(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
-    """By operator and element type of its first typed input, most frequent first."""
+    """Counts operators, by name and element type of the first typed input, most frequent first."""
     try:
         typed = onnx.shape_inference.infer_shapes(model).graph
     except Exception:

@@ -1,7 +1,7 @@
-"""Our own operators as ONNX: first one node each, so that nothing is folded while translating; then standard nodes.
+"""Expands our own operators, translated to one node each so that nothing is folded before, to standard ONNX nodes.
 
-Everything that decodes a weight reads initializers only, so ONNX Runtime computes it once, when it loads the file:
-the file has the size of the codes, and what runs is what runs for a float weight.
+Nodes that decode a weight read initializers only, so ONNX Runtime computes them once, when it loads the file: the file
+has the size of the codes, and runs as it would with a float weight.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["MICROSOFT", "expand"]
 
 MICROSOFT = "com.microsoft"
 _OFFSET = 128
-"""What MatMulNBits subtracts from 8-bit codes, which it takes without a sign."""
+"""MatMulNBits subtracts this from 8-bit codes, which it takes as unsigned."""
 _BYTES = torch.arange(256, dtype=torch.uint8)
 
 
@@ -65,7 +65,7 @@ def _expand_decode(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _rows(write: Writer, matrix: ir.Value, indices: ir.Value) -> ir.Value:
-    """Rows of what is stored, one for each index."""
+    """Rows of a stored matrix, one for each index."""
     found = write.op("Gather", matrix, indices, axis=0)
     found.type, found.shape = matrix.type, ir.Shape([None, *(matrix.shape or ())[1:]])
     return found
@@ -98,10 +98,10 @@ def _decoded(write: Writer, node: ir.Node, stored: Sequence[ir.Value]) -> ir.Val
 
 
 def _values(write: Writer, number: Format, packed: ir.Value, columns: int) -> ir.Value:
-    """What rows of packed codes stand for.
+    """The values that rows of packed codes stand for.
 
     Bytes are looked up, not shifted: OpenVINO's shifts of bytes give wrong codes. A table has a line for every byte,
-    with what the byte holds of each code.
+    with the byte's part of each code.
     """
     assert packed.shape is not None
     has_offset = number.name == "int8" and packed.dtype == ir.DataType.UINT8
@@ -146,7 +146,7 @@ def _looked_up(write: Writer, table: np.ndarray[Any, Any], index: ir.Value) -> i
 def _block(node: ir.Node) -> None:
     """Stores the codes of a product as MatMulNBits reads them: rows in whole blocks, int8 with 128 added.
 
-    They are an initializer of that shape, since OpenVINO takes nothing else; a `decode` reads them as they are.
+    The initializer itself has that shape, since OpenVINO takes nothing else; a `decode` reads it as it is.
     """
     value = node.inputs[1]
     assert value is not None
@@ -166,7 +166,7 @@ def _block(node: ir.Node) -> None:
 
 
 def _expand_product(graph: ir.Graph, node: ir.Node) -> None:
-    """MatMulNBits; the bias is added, which ONNX Runtime fuses, since before 1.20 it takes none."""
+    """MatMulNBits, which takes no bias before 1.20: a bias is added by a node, which ONNX Runtime fuses."""
     write = Writer(graph, node)
     x, codes, scale, zero_point, bias = (*node.inputs, None, None)[:5]
     outputs, inputs = node.attributes["shape"].as_ints()

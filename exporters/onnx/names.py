@@ -1,7 +1,7 @@
 """Names of a file's nodes: the user's module, then the operator, as `layer1.0.conv1/Conv`.
 
-Netron shows them, Model Explorer folds by the namespace that is noted beside them, a level for each part of the
-module's name, and profiles are told by them. Values keep the names that the program's nodes have.
+Netron shows these names, Model Explorer folds nodes by the namespace that is noted beside the name, a level for each
+part of the module's name, and profiles report by them. Values keep the names that the program's nodes have.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import onnx_ir as ir
 __all__ = ["NAMESPACE", "module_of", "name_nodes"]
 
 NAMESPACE = "namespace"
-"""What Model Explorer calls the groups that a node is in, the outermost first, with a slash between."""
+"""Metadata key of the groups that Model Explorer puts a node in, the outermost first, with a slash between."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where `torch.onnx` notes the modules that a node was called in, the outermost first, and the node's own name."""
+"""Metadata key of the modules in which `torch.onnx` saw a node called, the outermost first, and the node's own name."""
 _RULE = "pkg.onnxscript.rewriter.rule_name"
 _FUSED = "FuseBatchNorm"
 """A convolution with a batch norm in it is noted as the batch norm."""
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
-"""What `torch.export` notes of what it does not know the module of."""
+"""The module that `torch.export` notes where it knows none."""
 
 
 def name_nodes(model: ir.Model) -> None:
-    """Names every node, each otherwise; an operator that a module has several of is numbered."""
+    """Gives every node a name of its own; operators that a module has several of are numbered."""
     modules = _modules(model)
     taken: set[str] = set()
     for node in model.graph.all_nodes():
@@ -36,7 +36,7 @@ def name_nodes(model: ir.Model) -> None:
         node.name = next(name for name in _numbered(name) if name not in taken)
         taken.add(node.name)
         node.metadata_props.pop(NAMESPACE, None)
-        if "." in module:  # of others the name says it
+        if "." in module:  # else the node's name says it
             node.metadata_props[NAMESPACE] = module.replace(".", "/")
 
 
@@ -50,7 +50,7 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def _modules(model: ir.Model) -> dict[ir.Node, str]:
-    """By node: where `torch.onnx` noted that it was called; what decodes stored tensors is where they are read."""
+    """The module of each node, as `torch.onnx` noted it; nodes that decode stored tensors belong to their readers."""
     nodes, stored = list(model.graph.all_nodes()), _of_stored(model)
     found: dict[ir.Node, str] = {}
     for node in reversed(nodes):

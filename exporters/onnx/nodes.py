@@ -1,4 +1,4 @@
-"""The nodes of an ONNX file: whose they are, what they store, and in which numbers they compute."""
+"""The nodes of an ONNX file: their modules, what they store, and in which numbers they compute."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def file_graph(path: Path) -> FileGraph:
 
 
 def _stored(graph: ir.Graph) -> dict[ir.Value, str]:
-    """By value that is made of stored tensors alone: the type of the largest of them."""
+    """The type of each value that is made of stored tensors alone: that of the largest tensor."""
     found = {
         v: (v.const_value.nbytes, _type(v.const_value.dtype)) for v in graph.initializers.values() if v.const_value
     }
@@ -62,7 +62,7 @@ def _type(dtype: ir.DataType | None) -> str:
 
 
 def _weight(node: ir.Node, stored: dict[ir.Value, str]) -> str | None:
-    """What the weight of a layer is stored in; None of any other node."""
+    """The type that a layer's weight is stored in; None for any other node."""
     if node.op_type not in _LAYERS:
         return None
     weights = [stored[value] for value in node.inputs if value is not None and value in stored]

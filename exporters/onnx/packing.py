@@ -1,9 +1,9 @@
 """Packed storage: a bit for each weight says whether it is stored, and the weights that are not zero follow each other.
 
-Standard operators that read initializers only put them back, so ONNX Runtime computes them once, when it loads the
-file: what runs is what runs for a file that is not packed, on the same bits. They are chosen for how fast they are in
-ONNX Runtime: 25 million weights take a third of a second. `NonZero` is no choice, since the size of what it gives is
-not known before it ran, and ONNX Runtime then folds nothing.
+Standard operators that read initializers only put the weights back in place, so ONNX Runtime computes them once, when
+it loads the file: then the same bits run as in a file that is not packed. The operators are chosen for their speed: 25
+million weights take a third of a second. `NonZero` is no choice, since the size of its output is not known before it
+runs, and ONNX Runtime then folds nothing.
 
 Source: Han et al., "EIE: Efficient Inference Engine on Compressed Deep Neural Network", 2016, stores what is not zero
 apart from where it stands; bit masks in place of distances: Parashar et al., "SCNN", 2017.
@@ -26,16 +26,16 @@ from lobo_fx.own_operators.formats import unit
 __all__ = ["MOST_WEIGHTS", "NARROW_TYPES", "SHARED_BYTES", "PackedWeight", "pack"]
 
 NARROW_TYPES: dict[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-"""What floats may be stored as."""
+"""The types that floats may be stored as."""
 MOST_WEIGHTS = 2**28
-"""ONNX Runtime folds no more than 1 GiB at once, and the places of so many weights take as much."""
+"""Most weights of a tensor: their places take 1 GiB, and ONNX Runtime folds no more at once."""
 
 _OPSET = 14
-"""The first that defines all operators used here as they are used."""
+"""The first opset that defines all operators as they are used here."""
 SHARED_BYTES = 3600
-"""What all masks of a file share, the table of bits and other constants, takes of it, no less."""
+"""Least bytes of what all masks of a file share: the table of bits and other constants."""
 _MASK_BYTES, _CAST_BYTES = 700, 150
-"""What the nodes of a mask and those of a type take, no less."""
+"""Least bytes of the nodes of a mask, and of those of a narrower type."""
 _BITS = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(np.int8)
 
 
@@ -44,10 +44,10 @@ class PackedWeight:
     """How a weight is stored.
 
     Attributes:
-        name: of the weight in the file.
+        name: name of the weight in the file.
         form: `mask`, `float16` or `bfloat16`, or `mask, float16`.
-        dense_bytes: what it took.
-        bytes: what it takes, its own nodes included.
+        dense_bytes: bytes that it took before.
+        bytes: bytes that it takes now, its own nodes included.
     """
 
     name: str
@@ -67,9 +67,9 @@ class _Plan:
     Attributes:
         value: the initializer.
         narrow: the type its floats are stored as; empty for their own.
-        filler: of a mask, what is not stored; None for no mask.
+        filler: the value that a mask leaves out; None for no mask.
         relative: whether codes are stored as distances from their zero points.
-        bytes: what it takes so.
+        bytes: bytes that it takes in this form.
     """
 
     value: ir.Value
@@ -91,7 +91,7 @@ def pack(model: ir.Model, values: str | None = None) -> list[PackedWeight]:
         values: a type of `NARROW_TYPES`, taken for weights that it holds exactly.
 
     Returns:
-        What is stored otherwise than it was.
+        The weights that are stored otherwise than before.
     """
     needed = {codes_of(value).zero_point for value in model.graph.initializers.values()}
     weights = [v for v in model.graph.initializers.values() if v not in needed and _can_be_packed(v)]
@@ -149,7 +149,7 @@ def _holds(narrow: Any, dense: np.ndarray[Any, Any]) -> bool:
 
 
 def _bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Floats as integers: a negative zero is no zero."""
+    """The bits of an array as integers, among which a negative zero is no zero."""
     return array.view(np.uint32 if array.dtype == np.float32 else np.uint8)
 
 
@@ -165,7 +165,7 @@ def _has_zero_points(dense: np.ndarray[Any, Any], codes: Codes) -> bool:
 
 
 def _stream(dense: np.ndarray[Any, Any], codes: Codes, relative: bool) -> np.ndarray[Any, Any]:
-    """What is stored one by one: weights as they lie, or codes of fewer bits, first those that are first in a group."""
+    """The entries of a mask: weights as they lie, or codes of fewer bits, first all that are first in their groups."""
     if codes.bits == 8:
         return dense.reshape(-1)
     planes = _planes(dense, codes.bits)
@@ -196,7 +196,7 @@ def _grouped(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
 
 
 def _store(write: Writer, plan: _Plan) -> None:
-    """Puts what is stored, and the nodes that decode it, in the place of an initializer."""
+    """Replaces an initializer by packed tensors and the nodes that decode them."""
     dense, codes, name = _dense(plan.value), codes_of(plan.value), str(plan.value.name)
 
     def initializer(what: str, array: np.ndarray[Any, Any]) -> ir.Value:
@@ -234,7 +234,7 @@ def _store(write: Writer, plan: _Plan) -> None:
 
 
 def _placed(write: Writer, mask: ir.Value, stored: ir.Value, count: int) -> ir.Value:
-    """What is stored at the places that the mask names, and at all others what is stored first."""
+    """The stored values at the places that the mask names, and the first stored value, the filler, at all others."""
     table = write.constant(_BITS, np.int8)
     bits = write.reshape(write.op("Gather", table, write.op("Cast", mask, to=ir.DataType.INT32)), -1)
     bits = write.op("Cast", bits, to=ir.DataType.INT32)
@@ -244,7 +244,7 @@ def _placed(write: Writer, mask: ir.Value, stored: ir.Value, count: int) -> ir.V
 
 
 def _regrouped(write: Writer, planes: ir.Value, bits: int, new: int) -> ir.Value:
-    """Numbers of some bits, (places in a group, groups), as numbers of other bits in groups of as many bits."""
+    """Numbers of `bits` bits, (places in a group, groups), as numbers of `new` bits in groups of the same size."""
     whole = math.lcm(bits, new)
     count, parts = whole // bits, whole // new
     if count > 1:
@@ -259,7 +259,7 @@ def _regrouped(write: Writer, planes: ir.Value, bits: int, new: int) -> ir.Value
 def _packed_again(
     write: Writer, stream: ir.Value, codes: Codes, relative: bool, dense: np.ndarray[Any, Any]
 ) -> ir.Value:
-    """The bytes that hold codes, from the stream of them."""
+    """The bytes that hold codes, from the codes' stream."""
     count, width = unit(codes.bits)
     if relative:
         assert codes.zero_point is not None

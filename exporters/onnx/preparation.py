@@ -1,4 +1,4 @@
-"""What `torch.onnx` needs changed in a program before it can translate it."""
+"""Changes a program into forms that `torch.onnx` can translate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def with_drawn_dropout(program: Program) -> Program:
-    """The program, its dropout that always trains as a product with drawn numbers: ONNX Runtime leaves dropout out.
+    """The program with dropout that always drops as a product with random numbers: ONNX Runtime leaves dropout out.
 
     Before: `dropout(x, p, True)`; after: `x * (bernoulli(1 - p) / (1 - p))`.
     """
@@ -51,7 +51,7 @@ def _is_drawn_dropout(node: fx.Node) -> bool:
 
 
 def with_plain_products(program: Program) -> Program:
-    """The program, its linear layers over weights stored as inputs × outputs as products with what is stored.
+    """The program with linear layers whose weights are stored as inputs × outputs as products with these weights.
 
     Before: `linear(x, permute(W), b)`; after: `addmm(b, x, W)`, or `x @ W + b`: a file then holds W as it is.
     """
@@ -77,7 +77,7 @@ def with_plain_products(program: Program) -> Program:
 
 
 def _swapped(node: fx.Node) -> Layer | None:
-    """A linear layer that reads its weight through a permute of what is stored."""
+    """A linear layer that reads its stored weight through a permute."""
     layer = layer_of(node)
     plain = layer is not None and not layer.kind.convolves and layer.kind.group_dim is None
     return (
@@ -86,7 +86,7 @@ def _swapped(node: fx.Node) -> Layer | None:
 
 
 def with_plain_attention(program: Program) -> Program:
-    """The program, its attention over other than four dimensions taken over four, as `torch.onnx` wants it."""
+    """The program with attention over other than four dimensions taken over four, as `torch.onnx` wants it."""
     if not any(_is_deep_attention(node) or _is_flat_attention(node) for node in program.graph.nodes):
         return program
     program = program.clone()
@@ -126,7 +126,7 @@ def _is_flat_attention(node: fx.Node) -> bool:
 
 
 def _attended(node: fx.Node) -> list[fx.Node]:
-    """What attention reads; nothing where it is another operator."""
+    """The inputs of an attention; none if the node is another operator."""
     if not is_call(node, aten.scaled_dot_product_attention.default):
         return []
     given = arguments(node)
@@ -135,10 +135,10 @@ def _attended(node: fx.Node) -> list[fx.Node]:
 
 @contextlib.contextmanager
 def without_gradients(program: Program) -> Iterator[None]:
-    """Takes gradients away for a while: with them, attention under a computed mask has other strides.
+    """Turns gradients off for a while: with them, attention under a computed mask has other strides.
 
-    `torch.onnx` captures the program twice, once with and once without, and a view that was right for one would
-    not be for the other.
+    `torch.onnx` captures the program twice, once with gradients and once without, and a view that is right for one
+    would not be right for the other.
     """
     trained = [parameter for parameter in program.module.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -151,9 +151,9 @@ def without_gradients(program: Program) -> Iterator[None]:
 
 
 def with_rounded_weights(program: Program, dtype: torch.dtype) -> tuple[Program, list[str]]:
-    """The program with its float matrices and kernels rounded to what a narrower type holds; vectors stay.
+    """The program with float weights of two or more dimensions rounded to a narrower type; vectors stay.
 
-    A weight whose largest magnitude the type holds to fewer bits than others, or not at all, stays too.
+    A weight whose largest magnitude is subnormal in that type, or out of its range, stays too.
 
     Returns:
         A copy, and the names of the weights that are out of the type's range.

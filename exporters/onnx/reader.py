@@ -1,8 +1,9 @@
-"""ONNX files as modules: so that a model whose PyTorch source is gone can be compiled.
+"""Reads ONNX files as modules, so that a model whose PyTorch source is gone can be compiled.
 
-A file becomes a module with a submodule for every operator that has weights, named as the file names them. What the
-file computes with sizes is computed with sizes (`lobo_fx.exporters.onnx.reader_sizes`), so that `torch.export` follows
-it, and what was free in the file stays free. What was read is run beside ONNX Runtime, and refused where it differs.
+A file becomes a module with a submodule for every operator that has weights, named as the file names them. The
+file's computations on sizes stay computations on sizes (`lobo_fx.exporters.onnx.reader_sizes`), so that `torch.export`
+follows them, and sizes that are free in the file stay free. The module is run beside ONNX Runtime, and refused if its
+outputs differ.
 
 The packages that do this were tried with torch 2.13 on files of `torch.onnx` and ours: onnx2torch 1.5.15, of 2024,
 knows neither `ReduceMean` nor `Reshape` of today's opsets; onnx2pytorch 0.6.0 and onnx2fx 0.0.1, of 2026, keep sizes
@@ -41,13 +42,13 @@ _STANDARD = ("", "ai.onnx")
 _CONSTANT = "Constant"
 _QUANTIZED = re.compile(r"Q[A-Z].*|.*(Quantize|Integer|NBits).*")
 _MOST_KNOWN = 1024
-"""Whole numbers in a row that are taken for sizes, axes or places, which a graph holds as they are."""
+"""Longest vector of whole numbers that is taken for sizes, axes or places, which a graph holds as constants."""
 _ROWS, _LENGTH = 2, 16
 """Sizes of example inputs where the file leaves them free: of the first dimension, and of others."""
 _ROLES = {"BatchNormalization": ("", "weight", "bias", "running_mean", "running_var"), "Gather": ("weight",)}
 _ROLE = ("input", "weight", "bias")
 _TAKE_NUMBERS = ("Resize", "Upsample", "Pad")
-"""Operators that read, after the first input, numbers that a graph holds as they are."""
+"""Operators whose inputs after the first are numbers that a graph holds as constants."""
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -55,9 +56,9 @@ class OnnxModule(nn.Module):
     """What a file computes; `read_onnx` makes it, and gives its `forward` the inputs that the file names.
 
     Args:
-        graph: of the file.
-        weights: by name, what the file holds.
-        opset: version of its operators.
+        graph: the file's graph.
+        weights: the file's weights, by name.
+        opset: version of the file's operators.
     """
 
     def __init__(self, graph: onnx.GraphProto, weights: Mapping[str, np.ndarray[Any, Any]], opset: int) -> None:
@@ -79,7 +80,7 @@ class OnnxModule(nn.Module):
             self.steps.append((node, place))
 
     def _add(self, layer: _Layer, place: str) -> str:
-        """Puts a layer where its name says, or beside what is there already."""
+        """Puts a layer where its name says, under a numbered name if that place is taken; returns the name."""
         *path, last = place.split(".")
         module: nn.Module = self
         for part in path:
@@ -93,7 +94,7 @@ class OnnxModule(nn.Module):
         return ".".join([*path, name])
 
     def run(self, given: Mapping[str, Any]) -> Any:
-        """From inputs by the names of `forward`: one output as it is, several in a dict by their names."""
+        """Computes outputs from inputs by the names of `forward`: one as it is, several in a dict by their names."""
         values: dict[str, Any] = {**self.known, "": None}
         values |= {name: given[own] for name, own in self.fed.items()}
         for node, place in self.steps:
@@ -105,7 +106,7 @@ class OnnxModule(nn.Module):
 
 
 class _Node:
-    """An operator of the file, and the names of what it reads and gives."""
+    """An operator of the file, and the names of its inputs and outputs."""
 
     def __init__(self, proto: onnx.NodeProto, opset: int) -> None:
         self.operator, self.name = proto.op_type, proto.name or proto.op_type
@@ -113,10 +114,10 @@ class _Node:
         self.attributes = {"opset": opset, "outputs": len(self.outputs)} | dict(_attributes(proto))
 
     def compute(self, inputs: Sequence[Any]) -> Any:
-        """What it gives.
+        """The operator's outputs.
 
         Raises:
-            InvalidInput: it asks for what PyTorch can't do, or can't do so that `torch.export` follows.
+            InvalidInput: PyTorch can't compute them, or not in a way that `torch.export` follows.
         """
         given = [entry for entry in inputs if entry is not None]
         try:
@@ -130,7 +131,7 @@ class _Node:
 
 
 class _Layer(nn.Module):
-    """An operator with what it has stored."""
+    """An operator with its stored tensors."""
 
     def __init__(self, node: _Node, stored: Mapping[int, nn.Parameter]) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ class _Layer(nn.Module):
                 self.register_parameter(name, tensor)
 
     def forward(self, *inputs: Any) -> Any:
-        """What the operator gives."""
+        """The operator's outputs."""
         return self.node.compute(
             [getattr(self, self.places[at]) if at in self.places else entry for at, entry in enumerate(inputs)]
         )
@@ -155,8 +156,8 @@ def read_onnx(path: Path, inputs: Inputs | None = None) -> nn.Module:
     """Reads a file and compares what was read with ONNX Runtime.
 
     Args:
-        path: the file; what it says is run by PyTorch's operators alone.
-        inputs: what to compare on; None makes up what the file takes.
+        path: the file; nothing but PyTorch's operators is run for it.
+        inputs: inputs to compare on; None makes them up.
 
     Raises:
         InvalidInput: the file is missing or damaged, is quantized already, has operators that can't be read (they are
@@ -177,7 +178,7 @@ def read_onnx(path: Path, inputs: Inputs | None = None) -> nn.Module:
 
 
 def example_inputs_of(module: nn.Module) -> Inputs:
-    """What a file takes: seeded normal numbers, zeros and ones where it takes whole numbers (each vocabulary has them).
+    """Inputs for a file: seeded normal numbers; zeros and ones for whole numbers, as every vocabulary has them.
 
     Raises:
         InvalidInput: an input is no tensor, or has no shape.
@@ -231,7 +232,7 @@ def _check_operators(path: Path, graph: onnx.GraphProto) -> None:
 
 
 def _compare(path: Path, module: OnnxModule, inputs: Inputs) -> None:
-    """Runs both.
+    """Runs the module and the file, and compares their outputs.
 
     Raises:
         InvalidInput: either can't run, or outputs differ.
@@ -264,7 +265,7 @@ def _compare(path: Path, module: OnnxModule, inputs: Inputs) -> None:
 
 
 def _difference(wanted: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> float:
-    """The largest, as a share of the largest magnitude wanted; infinite where shapes differ or values are missing."""
+    """The largest difference over the largest magnitude wanted; infinite if shapes, types, infinities or NaN differ."""
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return float("inf")
     if not wanted.size:
@@ -312,14 +313,14 @@ def _parameter(array: np.ndarray[Any, Any]) -> nn.Parameter:
 
 
 def _plain(value: Any, alone: bool) -> Any:
-    """What is known as a number, or a tensor where it is several, or all that an operator reads."""
+    """A known value as a number, or as a tensor if it has dimensions or is the operator's only input."""
     if not isinstance(value, np.ndarray):
         return value
     return as_tensor(value) if value.ndim or alone else value.item()
 
 
 def _place(node: onnx.NodeProto, own: Mapping[int, nn.Parameter], number: int) -> str:
-    """Where a layer stands: as its first weight's name says (`layer1.0.conv1.weight`), or its own."""
+    """The path of a layer in the module: by its first weight's name (`layer1.0.conv1.weight`), or by its own name."""
     named = node.input[min(own)].rpartition(".")[0]
     path = named if named and "/" not in named and ":" not in named else node.name.strip("/").replace("/", ".")
     parts = [_python_name(part, digits=True) for part in (path or f"{node.op_type}_{number}").split(".") if part]

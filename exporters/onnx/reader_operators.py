@@ -1,6 +1,6 @@
 """ONNX operators as PyTorch computes them: one function an operator, from its attributes and inputs to its outputs.
 
-Each raises ValueError for what it can't do (an attribute, a form), which the reader says with the node's name.
+Each raises ValueError for an attribute or a form that it can't compute; the reader adds the node's name.
 """
 
 from __future__ import annotations
@@ -399,7 +399,7 @@ def _elementwise(run: Any) -> Callable[..., Any]:
 
 
 def _both(run: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """Of two values of which one may be a number."""
+    """An operator on two values, of which one may be a number."""
     return lambda given, a, b: run(as_tensor(a) if not isinstance(b, Tensor) else a, b)
 
 
@@ -539,11 +539,11 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Upsample": lambda given, x, scales=None: _resize(given, x, given.get("scales") if scales is None else scales),
     "Where": lambda given, condition, a, b: torch.where(as_tensor(condition), *_like_each_other(a, b)),
 }
-"""By operator of the domain ai.onnx: takes its attributes, with `opset` and the number of `outputs`, and its inputs."""
+"""Functions by operator of ai.onnx: each takes attributes, with `opset` and the number of `outputs`, and inputs."""
 
 READS_KNOWN = frozenset(
     {name for name in OPERATORS if name.startswith("Reduce")}
     | {"Cast", "Clip", "Concat", "ConstantOfShape", "CumSum", "Expand", "Gather", "Pad", "Range", "Reshape", "Resize"}
     | {"Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "Trilu", "Unsqueeze", "Upsample", "Where"}
 )
-"""Operators that look at what is known themselves; to others it is a number or a tensor."""
+"""Operators that read known values themselves; others are given them as numbers or tensors."""

@@ -1,7 +1,7 @@
-"""ONNX operators on what is known while a model is read: constants of whole numbers, and sizes, free ones too.
+"""ONNX operators on values that are known while a model is read: constants of whole numbers, and sizes, also free ones.
 
 Files compute with sizes: `Reshape(x, Concat(Gather(Shape(x), 0), [-1]))`. Here such values are numpy arrays of objects,
-numbers of Python or symbols of `torch.export`, so that what was free in a file stays free in the graph.
+Python numbers or symbols of `torch.export`, so that sizes that are free in a file stay free in the graph.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 __all__ = ["SIZES", "Known", "as_known", "as_list", "as_tensor", "slices"]
 
 Known = np.ndarray[Any, Any]
-"""Of objects, each a number or a symbol."""
+"""A known value: an array of objects, each a number or a symbol."""
 
 
 def as_known(values: Any) -> Known:
-    """Numbers as they are known."""
+    """Numbers as a known value."""
     array = np.asarray(values)
     found = np.empty(array.shape, object)
     found[...] = values if array.dtype == object else array.tolist()
@@ -40,7 +40,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def as_tensor(value: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A tensor of what is known."""
+    """A known value as a tensor."""
     if isinstance(value, torch.Tensor):
         return value
     flat = list(np.asarray(value, object).reshape(-1))
@@ -150,4 +150,4 @@ SIZES: dict[str, Callable[..., Known]] = {
     "Unsqueeze": _unsqueeze,
     "Where": _where,
 }
-"""By operator, what it gives where all that it reads is known; takes its attributes first."""
+"""Functions by operator, for calls whose inputs are all known; each takes the attributes first."""

@@ -1,7 +1,7 @@
-"""Recurrent layers as one ONNX node a layer.
+"""Translates every recurrent layer to one ONNX node.
 
-`torch.onnx` unrolls `nn.RNN` step by step, and its own GRU has the example's number of rows written into the file where
-the steps come first.
+`torch.onnx` unrolls `nn.RNN` step by step, and its own GRU writes the example's number of rows into the file where the
+steps come first.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class _Kind:
     Attributes:
         operator: its name.
         gates: PyTorch's gates, which are stacked along the rows of every parameter, in ONNX's order.
-        activations: of one direction; none for the operator's own.
-        settings: attributes that make it PyTorch's.
+        activations: activations of one direction; empty for the operator's own.
+        settings: attributes with which it computes as PyTorch's operator does.
     """
 
     operator: Callable[..., Any]
@@ -80,7 +80,7 @@ def _stacked(of_directions: Sequence[Any], gates: tuple[int, ...]) -> Any:
 
 
 def refuse_projections(program: Program) -> None:
-    """Refuses what ONNX has no operator for.
+    """Refuses LSTMs that ONNX has no operator for.
 
     Raises:
         ExportError: an LSTM projects its states.
@@ -99,4 +99,4 @@ RECURRENT_TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     aten.rnn_tanh.input: _translation(_Kind(op.RNN, (0,), ("Tanh",))),
     aten.rnn_relu.input: _translation(_Kind(op.RNN, (0,), ("Relu",))),
 }
-"""For `torch.onnx.export`."""
+"""Translations of recurrent layers, for `torch.onnx.export`."""

@@ -1,4 +1,4 @@
-"""ONNX forms of operators: our own, other packages', those that are given; and which operators have none."""
+"""ONNX forms of operators: our own, those of other packages, and given ones; and which operators have none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
-"""From operator overloads to onnxscript functions."""
+"""Onnxscript functions by operator overload."""
 
 TRANSLATIONS: Registry[Translations] = Registry(
     "table of ONNX translations",
@@ -39,14 +39,14 @@ TRANSLATIONS: Registry[Translations] = Registry(
     must_be="a mapping from operators to onnxscript functions",
     fits=lambda plugin: isinstance(plugin, Mapping),
 )
-"""Tables of other packages."""
+"""Translation tables of other packages."""
 
 
 def translation_table(given: Translations | None, program: Program) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Everything that `torch.onnx` is told beside what it knows; what is given goes before what packages offer.
+    """All translations beside those that `torch.onnx` has; given ones override those of other packages.
 
     Raises:
-        ExportError: the program calls an operator that several translate; others are no matter.
+        ExportError: several tables translate the same operator, and the program calls it.
     """
     given = given or {}
     found = {**translations(), **RECURRENT_TRANSLATIONS}
@@ -98,7 +98,7 @@ def _untranslated(program: Program, table: Translations) -> Iterator[fx.Node]:
 
 
 def _is_known(operator: torch._ops.OpOverload) -> bool:
-    """Whether `torch.onnx` has a function for an operator, or replaces it, as it does what writes in place."""
+    """Whether `torch.onnx` has a function for an operator, or replaces it, as it does operators that write in place."""
     is_replaced = operator._schema.is_mutable or operator in decompositions() or operator._can_decompose()
     return is_replaced or _registry().is_registered(operator)
 
@@ -110,7 +110,7 @@ def is_translated(operator: Any, table: Translations) -> bool:
 
 @functools.cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """What `torch.onnx` decomposes operators by: those of PyTorch, but of operators that it has a function for."""
+    """The decompositions that `torch.onnx` uses: those of PyTorch, but for operators that it has a function for."""
     known = {**torch._decomp.decomposition_table, **torch.export.default_decompositions()}
     schemas = {operator: form for operator, form in known.items() if hasattr(operator, "_schema")}
     return {operator: form for operator, form in schemas.items() if not _registry().is_registered(operator)}

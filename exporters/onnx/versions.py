@@ -1,4 +1,4 @@
-"""Versions that a file asks of its reader: the lowest that its operators and types need, so that older ones read it."""
+"""Lowers the versions that a file needs as far as its operators and types allow, so that older runtimes read it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def needs(model: ir.Model) -> str:
 def lower_versions(model: ir.Model, keep_opset: bool = False) -> None:
     """Lowers the operator sets that a model imports, and its IR version, as far as it means the same.
 
-    An operator means the same in all versions of its set from the one that defined it so to the next that changes it:
-    a model needs the newest of those that defined its operators. Sets that nothing is taken from go.
+    An operator means the same from the version of its set that defined it to the next version that changes it: a model
+    needs the newest of the versions that defined its operators. Sets that are not used are removed.
 
     Args:
         model: changed in place.
@@ -63,7 +63,7 @@ def _defined(operator: str, opset: int) -> int:
 
 
 def _ir_version(model: ir.Model) -> int:
-    """The lowest that holds what the model imports, and the types of its tensors."""
+    """The lowest IR version that allows the model's operator sets, and the types of its tensors."""
     imported = [helper.make_opsetid(*entry) for entry in model.opset_imports.items()]
     needed = [_INITIALIZERS_ALONE, helper.find_min_ir_version_for(imported, ignore_unknown=True)]
     needed += [_FUNCTIONS] * bool(model.functions)

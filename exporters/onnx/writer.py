@@ -45,7 +45,7 @@ class Writer:
         return self.op("Reshape", value, self.constant(shape))
 
     def columns(self, value: ir.Value, count: int, axis: int = 1) -> ir.Value:
-        """The first columns of a matrix, or what is first along another axis."""
+        """The first columns of a matrix, or the first positions along another axis."""
         return self.op("Slice", value, self.constant([0]), self.constant([count]), self.constant([axis]))
 
     def replace(self, *results: ir.Value) -> None:

@@ -1,11 +1,11 @@
 """Measures operators as float and as integer kernels in ONNX Runtime.
 
-Operators to measure are branches of one model, which runs under ONNX Runtime's profiler: a kernel's time is read
-apart from what changes layouts or formats around it, which neighbours in a real network share. As there, what a
-kernel reads was just written, and what it writes is memory that others used before it: inputs are expanded from single
-values, and of outputs the first part is taken. What is several kernels on one side (attention), or chosen by its ratio
-(products with codes), is timed as whole sessions in turn instead, with given inputs. Where a model can't be built or
-run, its halves are tried, down to the kernels that are at fault: these have no cost.
+Operators to measure are branches of one model, which runs under ONNX Runtime's profiler. A kernel's time is read
+without the changes of layout or format around it, which neighbours in a real network share. As in a network, a kernel
+reads what was just written, and writes to memory that others used before: inputs are expanded from single values, and
+only the first part of each output is taken. Operators that are several kernels on one side (attention), or that are
+chosen by the ratio of both times (products with codes), are timed as whole sessions in turn instead, with given inputs.
+If a model can't be built or run, its halves are tried, down to the kernels that are at fault: these have no cost.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 __all__ = ["measure_kernels"]
 
 _ROUNDS = 12
-"""Runs of each model; what fewer say differs from call to call."""
+"""Runs of each model; with fewer, times differ from call to call."""
 
 _HOPELESS = 3.0
-"""What takes so many times as long is not measured more closely."""
+"""A kernel that takes this many times as long as the other is not measured more closely."""
 
 _CLOSE, _MORE = 0.1, 4
-"""What differs by less than this share is measured for so many times the rounds: which is faster would be chance."""
+"""Times that differ by less than `_CLOSE` are measured for `_MORE` times the rounds, or chance would decide."""
 
 _STREAMED = 1 << 24
 """Weights that no cache holds: 64 MB as floats."""
@@ -45,10 +45,10 @@ _STREAMED = 1 << 24
 _OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 _SCALE, _ZERO = np.float32(0.05), np.uint8(128)
 _AROUND = ("ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear", "Transpose")
-"""Layout and format changes: none of the kernel's own cost."""
+"""Changes of layout and format, which are no part of a kernel's own cost."""
 
 _ONLY_FATAL = 4
-"""What ONNX Runtime logs: a kernel that it refuses is no news for the user's screen."""
+"""Log level of ONNX Runtime: the user need not see that it refuses a kernel."""
 
 
 def measure_kernels(kernels: Sequence[Kernel]) -> dict[Kernel, Cost | NoCost]:
@@ -84,7 +84,7 @@ def _profiled(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
 
 
 def _sessions(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
-    """Cost of what is several kernels on one side, or chosen by its ratio: of whole sessions, run in turn."""
+    """Cost of an operator that is timed as whole sessions, run in turn."""
     (kernel,) = kernels
     models = [_Branches(integer) for integer in (False, True)]
     for model in models:
@@ -97,7 +97,7 @@ def _sessions(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
     if abs(fused - floating) < _CLOSE * floating:
         rounds = _MORE * _ROUNDS
         floating, fused = (latency.cpu for latency in interleave(calls, rounds=rounds, warmup=0, rows=1).values())
-    return {kernel: Cost(1e3 * floating, 1e3 * fused)}  # of one thread: what other processes take does not count
+    return {kernel: Cost(1e3 * floating, 1e3 * fused)}  # CPU time of one thread, so that other processes do not count
 
 
 class _Branches:
@@ -213,7 +213,7 @@ def _pool(operator: str) -> Callable[[_Branches, str, Kernel], None]:
 
 
 def _convert(model: _Branches, name: str, kernel: Kernel) -> None:
-    """Formats, and for images layouts: integer convolutions take channels last."""
+    """Converts the format, and the layout of images: integer convolutions take channels last."""
     shape = list(kernel.shapes[0])
     operator = "DequantizeLinear" if model.integer else "QuantizeLinear"
     found = model.written(f"{name}_x", shape, model.integer)
@@ -226,7 +226,7 @@ def _convert(model: _Branches, name: str, kernel: Kernel) -> None:
 
 
 def _attention(model: _Branches, name: str, kernel: Kernel) -> None:
-    """From rows with all heads side by side to the same: one fused kernel, or heads moved, two products, softmax."""
+    """Attention on rows with all heads side by side: one fused kernel, or heads moved, two products and softmax."""
     batch, heads, length, width = kernel.shapes[0]
     rows = [f"{name}_x{index}" for index in range(3)]
     for row, (rows_in, count, places, size) in zip(rows, kernel.shapes, strict=True):
@@ -252,9 +252,9 @@ def _attention(model: _Branches, name: str, kernel: Kernel) -> None:
 
 
 def _product(model: _Branches, name: str, kernel: Kernel) -> None:
-    """With a weight of floats, or with one in codes as the exporter writes it: 4 bits have zero points.
+    """A product with a float weight, or with one in codes as the exporter writes it: 4 bits have zero points.
 
-    What comes from memory is as many products, one after the other, as no cache holds the weights of.
+    For weights that come from memory, as many products run one after the other as no cache holds the weights of.
     """
     (rows, inputs), (outputs, _) = kernel.shapes
     given = dict(kernel.settings)

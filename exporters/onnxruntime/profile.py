@@ -1,7 +1,7 @@
 """Where the time of a file goes: ONNX Runtime's profile, by the nodes of the program that the file was written of.
 
-The exporter names values as the program names its nodes. What else a node was translated to is found upstream of its
-value, and what ONNX Runtime made of these is found by the names of values and nodes that it keeps.
+The exporter names values as the program names its nodes. Other nodes that a program's node was translated to are found
+upstream of its value. Nodes that ONNX Runtime made of these are found by the names of values and nodes that it keeps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["KernelTime", "kernel_times", "node_times", "repeatedly", "typical"]
 
 _WARMUP = 3
 _MOST, _SECONDS = 60, 0.03
-"""Runs of a short model, at most, and for how long."""
+"""Most runs of a short model, and the seconds after which no further run is begun."""
 _ONLY_FATAL = 4
 _OPTIMIZED = "optimized.onnx"
 _TYPES = {"float": "float32", "double": "float64"}
@@ -38,13 +38,13 @@ _MADE_UP = re.compile(r"(_nchwc|_quant|_token_\d+|/[^/]*)$")
 
 @dataclasses.dataclass(frozen=True)
 class KernelTime:
-    """What the nodes of one operator take together, on one element type.
+    """The time that all nodes of one operator and element type take together.
 
     Attributes:
-        name: of the operator, as ONNX Runtime has it after its optimisations.
-        type: of the first array that it reads.
-        count: of such nodes.
-        microseconds: of one call, summed over them.
+        name: name of the operator, as ONNX Runtime has it after its optimisations.
+        type: element type of the first array that it reads.
+        count: number of such nodes.
+        microseconds: time of one call, summed over these nodes.
     """
 
     name: str
@@ -54,7 +54,7 @@ class KernelTime:
 
 
 def kernel_times(path: Path, arrays: Arrays) -> list[KernelTime]:
-    """Where the time of a file goes, by kernel, one thread; what takes longest first."""
+    """Where the time of a file goes, by kernel, on one thread; the slowest first."""
     with temporary_folder() as folder:
         spent = _spent(_profiled(path, arrays, folder))
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -88,7 +88,7 @@ def node_times(path: Path, arrays: Arrays, names: Mapping[str, str], rounds: int
 
 
 def _stripped(name: str) -> Iterator[str]:
-    """A name, then without what may have been appended to it."""
+    """A name, then the name without endings that ONNX Runtime may have appended, one after the other."""
     shorter = ""
     while name != shorter:
         yield name
@@ -111,7 +111,7 @@ def _profiled(path: Path, arrays: Arrays, folder: Path, rounds: int = 20) -> Any
 
 
 def _spent(events: Any) -> dict[str, list[dict[str, Any]]]:
-    """By name of a node, its calls."""
+    """The calls of each node, by the node's name."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time"):
@@ -120,7 +120,7 @@ def _spent(events: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 def repeatedly(least: int) -> Iterator[int]:
-    """Counts to as many runs, and on as long as little time has passed: short kernels are told apart by many runs."""
+    """Counts `least` runs, and more while little time has passed: many runs tell short kernels apart."""
     start = time.perf_counter()
     for index in range(_MOST):
         if index >= least and time.perf_counter() - start > _SECONDS:
@@ -131,7 +131,7 @@ def repeatedly(least: int) -> Iterator[int]:
 def typical(durations: Sequence[float]) -> float:
     """The mean of the fastest three quarters, at least one.
 
-    Profiles count whole microseconds: a median would too, where kernels of small networks take three or four of them.
+    Profiles count whole microseconds, and so would a median, where kernels of small networks take three or four.
     """
     fastest = sorted(durations)[: max(1, 3 * len(durations) // 4)]
     return statistics.fmean(fastest)
@@ -142,7 +142,7 @@ def _typical(events: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _fused(operator: str, last: Any, makers: Mapping[str, Any]) -> Any:
-    """Of what was fused into one node that is named by the last of them: the node that it computes as (Conv, Gemm)."""
+    """Of nodes that were fused into one, named by the last: the node whose operator the fused one has (Conv, Gemm)."""
     operator = operator.removeprefix("Fused")
     around = [last]
     for _ in range(_FUSED):
@@ -153,7 +153,7 @@ def _fused(operator: str, last: Any, makers: Mapping[str, Any]) -> Any:
 
 
 def _owners(graph: Any, names: Mapping[str, str]) -> dict[str, str]:
-    """By name of a value or node of a file, the node of the program that it was translated from."""
+    """The program's node that each value and node of a file was translated from, by the value's or node's name."""
     owners = dict(names)
     for node in reversed(graph.node):
         owner = next((owners[value] for value in node.output if value in owners), None)

@@ -90,7 +90,7 @@ class OnnxRuntime:
         return node_times(path, arrays, names, rounds)
 
     def choices(self, threads: Sequence[int]) -> list[Choice]:
-        """What may make a file faster; see `lobo_fx.exporters.onnxruntime.tuning`."""
+        """The choices that may make a file faster; see `lobo_fx.exporters.onnxruntime.tuning`."""
         from lobo_fx.exporters.onnxruntime.tuning import choices
 
         return choices(threads)
@@ -110,7 +110,7 @@ class OnnxRuntime:
 
         Args:
             path: the file.
-            threads: count to run on, whatever the options say; 0 lets ONNX Runtime choose, None is theirs, else one.
+            threads: number of threads; 0 lets ONNX Runtime choose, None takes that of the options, or else one.
 
         Raises:
             InvalidInput: the file, or that of its options, is missing or damaged, or holds what ONNX Runtime can't run.

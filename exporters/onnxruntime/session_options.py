@@ -7,7 +7,7 @@ The file holds data alone. Whoever loads a model without lobo-fx needs three lin
     [options.add_session_config_entry(name, value) for name, value in saved["entries"].items()]
 
 and passes `options` to `onnxruntime.InferenceSession("model.onnx", options)`. `OnnxRuntime.load` does so by itself, and
-leaves out what was written for another file than the one that stands there.
+ignores options that were written for another file than the one that stands there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lobo_fx.files import checksum, followed, read_json
 __all__ = ["SUFFIX", "SavedOptions", "read_options", "write_options"]
 
 SUFFIX = ".session.json"
-"""What the name of a file with options adds to the model's."""
+"""Ending of a file with options, after the model's name."""
 
 _FORMAT = 1
 _PARTS = {"format", "model", "options", "entries"}
@@ -34,17 +34,17 @@ _OPTIONS: dict[str, tuple[Any, ...]] = {
     "enable_mem_pattern": (False, True),
     "intra_op_num_threads": tuple(range(1, 1025)),
 }
-"""By attribute of `onnxruntime.SessionOptions`, what it may be."""
+"""Values that attributes of `onnxruntime.SessionOptions` may have, by name."""
 _ENTRIES: dict[str, tuple[Any, ...]] = {
     "session.disable_prepacking": ("0", "1"),
     "session.set_denormal_as_zero": ("0", "1"),
 }
-"""By key of `SessionOptions.add_session_config_entry` (onnxruntime_session_options_config_keys.h), the same."""
+"""The same for keys of `SessionOptions.add_session_config_entry` (onnxruntime_session_options_config_keys.h)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedOptions:
-    """What is not as ONNX Runtime has it by default.
+    """Session options that differ from ONNX Runtime's defaults.
 
     Attributes:
         options: attributes of `onnxruntime.SessionOptions`, by name; an enumeration as its number.

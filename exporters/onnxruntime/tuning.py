@@ -27,7 +27,7 @@ _CONTRIB = "com.microsoft"
 
 @dataclasses.dataclass(frozen=True)
 class Fusions:
-    """Patterns of transformers as one operator each, by `onnxruntime.transformers.optimizer`; changes the file.
+    """Fuses patterns of transformers to one operator each, by `onnxruntime.transformers.optimizer`; changes the file.
 
     Attributes:
         model_type: name of a set of patterns, which any graph may have.
@@ -48,10 +48,10 @@ class Options:
     """Options of the session; the file stays as it is.
 
     Attributes:
-        name: for reports.
-        kind: what they decide.
+        name: name in reports.
+        kind: what the options decide.
         saved: the options.
-        remark: what a user must know of them.
+        remark: what a user must know of the options.
     """
 
     name: str
@@ -79,11 +79,11 @@ CHOICES: tuple[Fusions | Options, ...] = (
         "denormals are zero in the whole process, and only if its first session says so",
     ),
 )
-"""What is tried, in this order: the file first, then how its session runs it."""
+"""The choices that are tried, in this order: changes of the file first, then options of its session."""
 
 
 def choices(threads: Sequence[int]) -> list[Choice]:
-    """The table, and further counts of threads."""
+    """The choices of the table, and further numbers of threads."""
     counts = [
         Options(f"{count} threads", "threads", SavedOptions({"intra_op_num_threads": count})) for count in threads
     ]
@@ -141,7 +141,7 @@ def _operators(model: Any) -> Counter[tuple[str, str]]:
 
 
 def _lost(before: Any, after: Any) -> str:
-    """What of a file's interface another one does not keep; empty where it keeps all."""
+    """The parts of a file's interface that another file does not keep; empty if it keeps all."""
 
     def versions(model: Any) -> Mapping[str, int]:
         return {entry.domain: entry.version for entry in model.opset_import if entry.domain in kept}

@@ -1,4 +1,4 @@
-"""XᵀX of what a weight is multiplied with: what rounding it costs its layer's outputs."""
+"""The Gram matrix XᵀX of a weight's inputs: it tells how much a change of the weight changes the layer's outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Gram:
 
     Attributes:
         values: (groups, rows, columns), or the sums (groups, columns, columns).
-        is_sum: which of the two.
+        is_sum: whether `values` are sums.
         count: how many rows of inputs there were.
         ridge: λ, (groups,).
     """
@@ -37,7 +37,7 @@ class Gram:
 
     @classmethod
     def of_moments(cls, moments: Moments, centred: bool = False) -> Gram:
-        """From gathered inputs; less their mean where `centred`: what a bias can't make up for."""
+        """From gathered inputs; less their mean if `centred`, since a bias makes up for the mean."""
         mean = moments.mean_x if centred else torch.zeros_like(moments.x)  # (groups, columns)
         if moments.rows:
             values = torch.cat([x for x, _ in moments.rows], 1) - mean.unsqueeze(1)
@@ -63,14 +63,14 @@ class Gram:
         return Gram(torch.cat([self.values, other.values], 1), False, count, ridge)
 
     def over(self, factor: torch.Tensor) -> Gram:
-        """Of inputs that are divided by a factor for each column; before any ridge is added."""
+        """The Gram matrix of inputs divided by a factor for each column; call it before a ridge is added."""
         values = self.values / factor
         return dataclasses.replace(self, values=values / factor.unsqueeze(1) if self.is_sum else values)
 
     def shrunk(self) -> Gram:
-        """Drawn towards a multiple of the identity, the more the fewer rows there were.
+        """Shrinks towards a multiple of the identity, the more the fewer rows there were.
 
-        Rounding that serves four rows alone would do worse than nearest on all others.
+        Otherwise, rounding fitted to four rows would be worse than rounding to nearest on all other rows.
 
         Source: Chen et al., "Shrinkage Algorithms for MMSE Covariance Estimation", 2010: OAS,
             without its terms that vanish with many columns.
@@ -88,10 +88,10 @@ class Gram:
 
 
 class RowsOrSums:
-    """Gathers rows of inputs: themselves as long as they are fewer than columns, sums of their products from then on.
+    """Gathers input rows: keeps them while they are fewer than columns, then keeps the sums of their products.
 
     Args:
-        most: how many rows are kept at most, drawn at random; None for all, which ends in sums.
+        most: keep at most this many rows, drawn at random, and never sums; None uses all rows.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -101,7 +101,7 @@ class RowsOrSums:
         self.priority = torch.zeros(0)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which of so many new rows may be kept, and how they rank among all."""
+        """Draws a random priority for each of `count` new rows; returns indices to keep, and their priorities."""
         priority = torch.rand(count, generator=generator)
         chosen = priority.topk(min(count, self.most or count), sorted=False).indices
         return chosen, priority[chosen]
@@ -119,11 +119,11 @@ class RowsOrSums:
 
     @property
     def gram(self) -> Gram:
-        """Of what was added."""
+        """The Gram matrix of the added rows."""
         return self.gram_of(centred=False)
 
     def gram_of(self, centred: bool) -> Gram:
-        """Of what was added, less its mean where `centred`."""
+        """The Gram matrix of the added rows, less their mean if `centred`."""
         if self.most is None:
             return Gram.of_moments(self.moments, centred)
         rows = self.kept - self.kept.mean(1, keepdim=True) if centred else self.kept

@@ -1,4 +1,4 @@
-"""How far a layer should move from what it computes towards what was fitted: as far as rows that no fit saw gain."""
+"""Moves a layer towards its fit only as far as its error on held-out rows, which no fit saw, falls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 __all__ = ["ROWS", "Affine", "HeldOut"]
 
 ROWS = 4096
-"""Most rows that judge: their error is known to a few percent, whatever the layer."""
+"""Most held-out rows of a layer: enough to know its error to a few percent."""
 _WHOLE = 1.01
 """A fitted layer is taken whole where its error is no more than this times that of the best mixture."""
 
@@ -36,7 +36,7 @@ class Affine:
 
 
 class HeldOut:
-    """Rows of a layer's inputs, and of what it should make of them, that no fit saw."""
+    """Held-out rows of a layer's inputs and of its target outputs."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -46,13 +46,14 @@ class HeldOut:
         self.parts.append((x.double(), y.double()))
 
     def error(self, layer: Affine) -> float:
-        """Sum of squares of what a layer gives too much or too little."""
+        """Sum of squared differences between a layer's outputs and the targets."""
         return sum(float((y - layer(x)).square().sum()) for x, y in self.parts)
 
     def approach(self, start: Affine, end: Affine) -> tuple[Affine, float, float]:
-        """The best layer on the way from one to another; its share of the way, and its error.
+        """The best layer between two layers; its share of the way from start to end, and its error.
 
-        The error along the way is ‖r − s·d‖², with r what the start lacks and d what the end changes: a parabola in s.
+        At the share s, the error is ‖r − s·d‖², with r the targets less the start's outputs and d the end's outputs
+        less the start's: a parabola in s.
         """
         square = product = change = 0.0
         for x, y in self.parts:

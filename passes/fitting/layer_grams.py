@@ -1,4 +1,4 @@
-"""What stored weights are multiplied with, over calibration data: moments of it by layer and role.
+"""Gathers the second moments of stored weights' inputs over calibration data, by layer and role.
 
 A layer has one weight; a recurrent layer has two in each direction, for its inputs and for its own states.
 """
@@ -30,17 +30,17 @@ from lobo_fx.terminal.quiet import quiet
 __all__ = ["Role", "bytes_of", "collect_energies", "collect_grams", "in_parts", "roles_of"]
 
 _BYTES = 1 << 27
-"""Most that the moments of one role take: of 4096 columns all sums, of more a share of the rows."""
+"""Most bytes of one role's moments: the sums of 4096 columns; wider roles keep a random choice of rows instead."""
 _TOGETHER = 1 << 30
-"""Most that all moments together take. Where they would take more, calibration data is read once for each part."""
+"""Most bytes of all moments together. If they need more, calibration data is read once for each part."""
 _FEW = _ENERGY_ROWS = 4096
-"""Rows of a batch that say how large each column is."""
+"""Most rows of a batch that energies are taken from; for Gram matrices the limit grows with the columns."""
 Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """A stored weight as one call multiplies with it.
+    """A stored weight, and one call that multiplies with it.
 
     Attributes:
         call: the layer (one with swapped dimensions too) or recurrent layer.
@@ -53,15 +53,15 @@ class Role:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """What a weight is multiplied with.
+    """The inputs that a weight is multiplied with.
 
     Attributes:
-        call: where it is seen.
-        key: the same for roles that are multiplied with the same values.
-        groups: matrices side by side.
-        columns: of each.
-        count: from a call's output, how many rows there are.
-        rows: from the call's arguments, its output and indices, these rows: (groups, rows, columns).
+        call: the call at which they are observed.
+        key: equal for roles with the same inputs.
+        groups: how many matrices the weight is made of.
+        columns: columns of each matrix.
+        count: gives the number of rows, from the call's output.
+        rows: gives rows (groups, rows, columns), from the call's arguments, its output and indices of rows.
     """
 
     call: fx.Node
@@ -78,7 +78,7 @@ def roles_of(read: fx.Node) -> list[Role]:
 
 
 def _source(role: Role) -> _Source | None:
-    """None where what a weight is multiplied with can't be seen, or has no rows."""
+    """The inputs of a role's weight; None if they can't be observed."""
     if is_call(role.call, *RECURRENT):
         return _of_recurrent(role)
     layer = layer_of(role.call)
@@ -96,13 +96,13 @@ def _of_layer(layer: Layer, role: Role) -> _Source:
     def rows(given: Mapping[str, Any], value: Any, chosen: torch.Tensor) -> torch.Tensor:
         return input_rows(layer, given[layer.kind.input], window, chosen)
 
-    # Linear layers share what they read; a convolution's rows are its own.
+    # Linear layers that read the same value have the same rows; a convolution's rows are its own.
     key = (layer.node,) if layer.kind.convolves or grouped else ("rows of", layer.input)
     return _Source(layer.node, key, layer.groups, columns, lambda value: count_rows(layer, value), rows)
 
 
 def _of_recurrent(role: Role) -> _Source | None:
-    """The inputs of all steps, or the states that these start from."""
+    """The inputs of all steps, or the states that the steps start from."""
     given = Recurrent.of(role.call)
     places = [
         (direction, place)
@@ -124,7 +124,7 @@ def _of_recurrent(role: Role) -> _Source | None:
         return _flat(values["input"])[chosen].unsqueeze(0)
 
     def states(values: Mapping[str, Any], value: Any, chosen: torch.Tensor) -> torch.Tensor:
-        """What every step begins with: the first state, then all outputs but the last, of one direction."""
+        """The state that each step begins with: the first state, then all outputs but the last, of one direction."""
         every = value[0].movedim(steps_first, 0)[..., direction * columns :][..., :columns]
         first = values["hx"] if isinstance(values["hx"], torch.Tensor) else values["hx"][0]
         parts = [every[1:], first[direction][None]] if direction else [first[direction][None], every[:-1]]
@@ -146,7 +146,7 @@ def bytes_of(role: Role) -> int:
 
 
 def in_parts(items: Iterable[Item], roles: Callable[[Item], Iterable[Role]]) -> list[list[Item]]:
-    """Items in order, as many together as the moments of all their roles fit into memory."""
+    """Divides items, in order, into parts whose roles' moments fit into memory together."""
     parts: list[list[Item]] = []
     total = _TOGETHER
     for item in items:
@@ -162,17 +162,17 @@ def in_parts(items: Iterable[Item], roles: Callable[[Item], Iterable[Role]]) -> 
 def collect_grams(
     program: Program, roles: Iterable[Role], context: Context, centred: bool = False, times: int | None = None
 ) -> dict[Role, Gram]:
-    """Second moments of what each weight is multiplied with; roles that have no rows, or zeros alone, have none.
+    """The Gram matrix of each weight's inputs; roles without rows, or whose inputs are all zero, are left out.
 
-    All are held at once, each within a bound: of wide layers a random choice of rows is kept in place of sums.
+    All are held in memory at once, each within a bound: wide layers keep a random choice of rows instead of sums.
 
     Args:
-        program: is run.
-        roles: weights, and what reads them.
+        program: the program to run.
+        roles: weights, and the calls that read them.
         context: its calibration data.
         centred: whether the mean of the rows is taken off them.
-        times: of each batch at most so many times as many rows as there are columns (and 4096 where these are few);
-            None for as many as there are.
+        times: limits the rows of each batch to this multiple of the columns, or to 4096 if that is more; None for no
+            limit but `draw`'s own.
 
     Raises:
         InvalidInput: a value is NaN or infinite.
@@ -220,7 +220,7 @@ def collect_grams(
 
 
 def collect_energies(program: Program, roles: Iterable[Role], batches: Iterable[Inputs]) -> dict[Role, torch.Tensor]:
-    """Mean squares of the columns that each weight is multiplied with, (groups, columns)."""
+    """Mean square of each column of each weight's inputs, (groups, columns)."""
     found: dict[object, tuple[torch.Tensor, int]] = {}
     generator = torch.Generator().manual_seed(0)
 
@@ -246,7 +246,7 @@ def _walk(
     batches: Iterable[Inputs],
     add: Callable[[_Source, Mapping[str, Any], Any], None],
 ) -> None:
-    """Runs batches through a program, one in memory at a time; shows what weights are multiplied with, once each."""
+    """Runs batches through a program, one in memory at a time; passes inputs to `add`, shared ones only once."""
     first = {source.key: source for source in reversed(sources.values())}
     seen: dict[fx.Node, Collection[_Source]] = {}
     for source in first.values():

@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 _ROWS = 65_536
-"""Most rows of a problem; of more, as many are drawn at random: XᵀX of a convolution over images takes seconds else."""
+"""Most rows of a problem, drawn at random: with all rows, XᵀX of a convolution over images would take seconds."""
 
 
 class Means:
-    """Sums that the bias of a layer from `x` (groups, rows, inputs) to `y` (groups, rows, outputs) needs."""
+    """Sums from which the bias of a layer follows, for `x` (groups, rows, inputs) and `y` (groups, rows, outputs)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -56,7 +56,7 @@ class Means:
 class Moments(Means):
     """What least squares of `y` (groups, rows, outputs) on `x` (groups, rows, inputs) needs.
 
-    Rows themselves as long as they are fewer than inputs, sums of their products from then on: the smaller of the two.
+    It keeps the rows while they are fewer than the inputs, then the sums of their products: the smaller of the two.
     """
 
     def __init__(self) -> None:
@@ -75,12 +75,12 @@ class Moments(Means):
 
     @property
     def covariance(self) -> torch.Tensor:
-        """Of the inputs with each other, where rows are at least as many."""
+        """Covariance of the inputs, if there are at least as many rows as inputs."""
         return self.xx / self.count - self.mean_x.unsqueeze(2) * self.mean_x.unsqueeze(1)
 
     @property
     def cross(self) -> torch.Tensor:
-        """Covariance of the inputs with the outputs, where rows are at least as many as inputs."""
+        """Covariance of inputs and outputs, if there are at least as many rows as inputs."""
         return self.xy / self.count - self.mean_x.unsqueeze(2) * self.mean_y.unsqueeze(1)
 
     def _centred(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +92,7 @@ class Moments(Means):
     def weight(self, start: torch.Tensor, ridge: float) -> torch.Tensor:
         """argmin_W ‖(y − ȳ) − (x − x̄)·Wᵀ‖² + λ·‖W − start‖², by the normal equations.
 
-        Where rows are fewer than inputs, these are solved for a combination of rows that is added to the start.
+        With fewer rows than inputs, the dual is solved: a combination of rows that is added to the start.
 
         Args:
             start: (groups, outputs, inputs).
@@ -110,14 +110,14 @@ class Moments(Means):
         return start + torch.cholesky_solve(y - x @ start.mT, root).mT @ x
 
     def _ridge(self, variance: torch.Tensor, squares: torch.Tensor, share: float) -> torch.Tensor:
-        """λ by group: of the variances of the inputs and of the sums of their squares, both (groups, inputs)."""
+        """λ of each group, from the variances of the inputs and the sums of their squares, both (groups, inputs)."""
         # Inputs that hardly vary have next to no variance of their own to scale the ridge by; their energy bounds it.
         scale = variance.mean(1).maximum(1e-9 * squares.mean(1) / self.count)
-        scale = torch.where(scale > 0, scale, 1.0)  # of zeros alone, any keeps the weight
+        scale = torch.where(scale > 0, scale, 1.0)  # if all inputs are zero, any scale does
         return share * scale.view(-1, 1, 1)
 
     def gain(self, weight: torch.Tensor) -> torch.Tensor:
-        """By what to damp each output of a weight, (groups, outputs), to come nearest to what it should be."""
+        """Factors in [0, 1], (groups, outputs), that bring the outputs of a weight nearest to the targets."""
         if self.rows:
             x, y = self._centred()
             given = x @ weight.mT
@@ -179,7 +179,7 @@ def _flat(value: torch.Tensor) -> torch.Tensor:
 
 
 def _windows(node: fx.Node, value: torch.Tensor, window: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
-    """What the window of a convolution sees at chosen places: (places, channels × window), channels first."""
+    """The inputs under a convolution's window at chosen places: (places, channels × window), channels first."""
     given = arguments(node)
     rank = len(window)
     strides, dilations = _each(given["stride"], rank), _each(given["dilation"], rank)
@@ -193,12 +193,12 @@ def _windows(node: fx.Node, value: torch.Tensor, window: Sequence[int], chosen: 
 
 
 def draw(count: int, batches: int, generator: torch.Generator, most: int | None = None) -> torch.Tensor:
-    """Which of the rows of one of several batches are used, of which together there are at most so many."""
+    """Draws row indices of one batch, so that all `batches` together give at most `most` rows (by default 65,536)."""
     return torch.randperm(count, generator=generator)[: max(1, (_ROWS if most is None else most) // batches)]
 
 
 def _padding(padding: str | int | Sequence[int], spans: Sequence[int]) -> list[int]:
-    """Zeros before and after, last dimension first."""
+    """Zeros before and after each dimension, the last dimension first, as `pad` takes them."""
     if padding == "same":
         pairs = [((span - 1) // 2, span - 1 - (span - 1) // 2) for span in spans]
     else:

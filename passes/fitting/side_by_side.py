@@ -1,4 +1,4 @@
-"""Two programs run in step on several batches, so that a layer can be refitted to what the first one gave."""
+"""Runs two programs in step on several batches, so that layers of the second can be refitted to the first's outputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lobo_fx.terminal.progress import track
 __all__ = ["Pair", "Pairs", "side_by_side"]
 
 _BYTES = 1 << 30
-"""Most that activations of all batches take in memory; those of further batches wait on disk."""
+"""Most bytes of all batches' activations in memory; activations of further batches wait on disk."""
 
 
 @dataclasses.dataclass
@@ -30,10 +30,10 @@ class Pair:
     """A batch on its way through both programs: the values that are still to be read, and constants.
 
     Attributes:
-        index: which of the batches it is.
+        index: the batch's number.
         held_out: whether no fit may see it.
-        before: by node of the first program.
-        after: by node of the second.
+        before: values by node of the first program.
+        after: values by node of the second program.
     """
 
     index: int
@@ -43,9 +43,9 @@ class Pair:
 
 
 class Pairs:
-    """Batches on their way; iterating gives one after the other, and what was done to it is kept.
+    """Batches on their way through both programs; iterating gives one at a time and keeps what is changed in it.
 
-    Where all of them would take too much memory, one is in memory at a time and the others are on disk.
+    If all batches together take too much memory, some of them wait on disk.
 
     Args:
         first: the program to follow.
@@ -97,12 +97,12 @@ class Pairs:
         return self._held_out.count(held_out)
 
     def fix(self, node: fx.Node, value: Any) -> None:
-        """Gives a node of the second program, the same for all batches, a value."""
+        """Sets the value of a node of the second program that is the same for all batches."""
         self.constants[1][node] = value
 
 
 class _Shelf:
-    """Values by number, in memory as long as there is room."""
+    """Values by number: in memory while there is room, else on disk."""
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Any, int]] = {}
@@ -115,7 +115,7 @@ class _Shelf:
             return
         if self.folder is None:
             self.folder = tempfile.TemporaryDirectory(prefix="lobo_fx_")
-        # a part of a tensor would be written whole
+        # cloned, since torch.save writes the whole storage of a view
         torch.save(pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.clone(), values), self._file(index))
 
     def take(self, index: int) -> Any:
@@ -141,17 +141,17 @@ def side_by_side(
     description: str,
     show_progress: bool,
 ) -> Iterator[fx.Node]:
-    """The nodes of the second program to stop at, each once its inputs are known and before it is run itself.
+    """Yields the nodes of the second program to stop at, each when its inputs are known and before it is run.
 
-    What is done to a node's parameters then is what the nodes after it see. From one stop to the next, batch after
-    batch is run. What a call draws at random for a batch, its twin draws too.
+    Parameters that are changed at a stop hold for that node and the nodes after it. Between two stops, all nodes are
+    run for one batch after the other. Random calls of both programs draw the same numbers for the same batch.
 
     Args:
         first: runs the program to follow; its nodes have the names of the second's, which may have more.
         second: runs the program that is refitted.
-        pairs: filled in and emptied on the way.
-        stops: which nodes to stop at.
-        description: of the progress bar.
+        pairs: the batches; values are added to them, and dropped after their last use.
+        stops: tells which nodes to stop at.
+        description: text of the progress bar.
         show_progress: whether to draw a progress bar.
     """
     twins = pairs.nodes[0]
@@ -202,7 +202,7 @@ def side_by_side(
 
 
 def _constants_late(graph: fx.Graph) -> tuple[list[fx.Node], set[fx.Node]]:
-    """The nodes, those that no input reaches only where they are read first; and which these are."""
+    """The nodes in order, with constants (no input reaches them) moved to their first reader; and the constants."""
     constants: set[fx.Node] = set()
     order: dict[fx.Node, None] = {}
 

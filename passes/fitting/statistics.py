@@ -23,7 +23,7 @@ _BATCHES, _ROWS = 32, 1_024
 def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
     """Mean gradient of the loss, and mean of its square over batches, by identity of the parameter.
 
-    Of the first 32 batches or 1,024 rows, whichever are more: a ranking settles long before an epoch ends.
+    Taken over the first 32 batches or 1,024 rows, whichever is more: a ranking settles long before an epoch ends.
     """
     program = inference.program
     parameters = {name: parameter for name, parameter in program.module.named_parameters() if parameter.requires_grad}
@@ -62,10 +62,10 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
 
 
 def input_norms(inference: Inference, context: Context) -> dict[tuple[str, int], torch.Tensor]:
-    """Root mean square of each input channel of layers without groups, by the weight and its dimension of inputs.
+    """Root of the mean squares, summed over batches, of each input channel of layers without groups.
 
-    A tied weight may have two, read as it is and transposed. Each is shaped to be multiplied with the weight: its size
-    along that dimension, 1 along the others.
+    The key is a weight's name and its input dimension; a tied weight that is also read transposed has two entries. Each
+    is shaped to be multiplied with the weight: its size along the input dimension, 1 along the others.
     """
     program = inference.program
     readers: dict[fx.Node, list[Layer]] = {}
@@ -97,13 +97,13 @@ def input_norms(inference: Inference, context: Context) -> dict[tuple[str, int],
 
 
 def _place(layer: Layer) -> tuple[str, int]:
-    """The stored weight of a layer, and along which of its dimensions inputs are."""
+    """The name of a layer's stored weight, and the weight's input dimension."""
     assert layer.read is not None
     return str(layer.read.target), layer.input_dim
 
 
 def _beside(program: Program, layer: Layer) -> list[int]:
-    """A shape that runs along a stored weight's inputs alone."""
+    """A shape that broadcasts over a stored weight: -1 at its input dimension, 1 elsewhere."""
     assert layer.read is not None
     shape = [1] * program.parameter(layer.read).dim()
     shape[layer.input_dim] = -1

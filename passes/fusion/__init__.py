@@ -1,1 +1,1 @@
-"""Operators that become one, exactly."""
+"""Exact fusion of several operators into one."""

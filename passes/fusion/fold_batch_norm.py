@@ -21,7 +21,7 @@ __all__ = ["FoldBatchNorm"]
 
 @dataclasses.dataclass(frozen=True)
 class FoldBatchNorm(Pass):
-    """Batch normalisation in inference is an affine map per channel; the operator before it takes it over.
+    """Batch normalisation in inference is an affine map per channel; it is folded into the operator before it.
 
     Before: `batch_norm(conv(x, W, b), γ, β, μ, σ²)`; after: `conv(x, W·s, (b − μ)·s + β)` with
     s = γ / √(σ² + ε). Cases: (1) a convolution, (2) a transposed convolution, whose output channels are

@@ -24,7 +24,7 @@ from lobo_fx.graph.running import Runner
 __all__ = ["FoldWeights", "fold_weights"]
 
 _PARTS = re.compile(r"parametrizations\.(\w+)\.original\d*$|(\w+)_(?:v|g|orig)$")
-"""How torch names what a parametrization (weight norm, spectral norm) or its older form computes a weight from."""
+"""Names of the tensors from which torch's parametrizations (weight norm, spectral norm), old or new, make a weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class FoldWeights(Pass):
     Before: `linear(x, g · v / ‖v‖, b)`; after: `linear(x, W, b)`. Cases: (1) weight norm, spectral norm, weight
     standardisation; (2) `w / 16`, `w.t()`, a view of another parameter; (3) low-rank updates, `w + b @ a` (LoRA).
 
-    Passes that need stored weights (quantization, refitting) fold by themselves. What the weight was computed from
-    is no parameter any more, so fold after training. A weight that depends on an input, or on anything random, is no
-    constant and stays.
+    Passes that need stored weights (quantization, refitting) fold by themselves. The tensors that the weight was
+    computed from are no longer parameters, so fold after training. A weight that depends on an input, or on random
+    numbers, is not constant and stays.
     """
 
     promise: ClassVar[Promise] = Promise.EXACT
@@ -138,7 +138,7 @@ def _evaluate(program: Program, operand: fx.Node, inside: Collection[fx.Node]) -
 
 
 def _name(largest: str, reader: fx.Node) -> str:
-    """The name of what was the largest part; of a parametrization, that of the weight which it made up."""
+    """Name of a folded weight: that of its largest part; for a parametrization, that of the parametrized weight."""
     owner = module_name(reader)
     if match := _PARTS.search(largest):
         return f"{largest[: match.start()]}{match[1] or match[2]}"

@@ -1,4 +1,4 @@
-"""Fuses attention into one operator that reads and gives rows with all heads side by side."""
+"""Fuses attention into one operator whose inputs and outputs hold all heads side by side in a row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COPIES = frozenset({aten.contiguous.default, aten.clone.default})
 
 @dataclasses.dataclass(frozen=True)
 class FuseAttention(Pass):
-    """Heads are no longer moved before the sequence and back: ONNX Runtime's fused kernel splits them itself.
+    """Fuses attention with the split into heads and the merge: ONNX Runtime's fused kernel splits heads itself.
 
     Before: `scaled_dot_product_attention(split(q), split(k), split(v), bias)`, where split is
     `view(x, [batch, length, heads, head_dim]).transpose(1, 2)`; after: `attention(q, k, v, bias, heads)`, exported as
@@ -45,7 +45,7 @@ class FuseAttention(Pass):
         return self.fuse(program, context, lambda attention: None)
 
     def fuse(self, program: Program, context: Context, refuse: Callable[[fx.Node], str | None]) -> Program:
-        """Fuses what can be, but where `refuse` gives a reason not to."""
+        """Fuses every attention that can be fused, unless `refuse` gives a reason not to."""
         masks: dict[fx.Node | None, _Mask] = {}
 
         def rule(match: Match) -> fx.Node | Rejected:
@@ -63,8 +63,8 @@ class _Mask:
     """A mask that may be read by many layers.
 
     Attributes:
-        added: what it adds to scores; None where there is no mask.
-        empty: `[batch or 1, queries or 1, 1]`, which rows see no key; None where all do.
+        added: the tensor that is added to the scores; None if there is no mask.
+        empty: `[batch or 1, queries or 1, 1]`, true for rows that see no key; None if the mask is not boolean.
     """
 
     added: fx.Node | None
@@ -105,7 +105,7 @@ def _fused(program: Program, node: fx.Node, masks: dict[fx.Node | None, _Mask]) 
 
 
 def _read(graph: fx.Graph, mask: fx.Node | None) -> _Mask:
-    """A mask as sums and zeros: what is hidden gets the lowest float, as infinity gives NaN where all is hidden."""
+    """A mask as a term of the scores: hidden keys get the lowest float; -inf would give NaN where all are hidden."""
     if mask is None or mask.meta["val"].dtype != torch.bool:
         return _Mask(mask)
     some = call(graph, aten.any.dim, mask, -1, True)
@@ -132,7 +132,7 @@ def _length(graph: fx.Graph, value: fx.Node) -> int | fx.Node:
 
 
 def _before_split(value: Any) -> tuple[fx.Node, int | None] | None:
-    """What `[batch, length, heads, head_dim]` (or the i-th of several such in dimension 2) is moved from; else None."""
+    """The `[batch, length, heads, head_dim]` before heads moved, or several stacked in dimension 2, and an index."""
     value = _source(value, _COPIES)
     if _moves(value, [0, 2, 1, 3]):
         return value.args[0], None
@@ -175,7 +175,7 @@ def _merged(view: fx.Node) -> fx.Node | Rejected:
 
 
 def _source(node: Any, targets: Collection[object], same_shape: bool = False) -> Any:
-    """What a node is, seen through operators that change nothing of it."""
+    """The node behind `targets`, operators that do not change its values."""
     while is_call(node, *targets):
         source = node.args[0]
         if same_shape and str(source.meta["val"].shape) != str(node.meta["val"].shape):

@@ -1,4 +1,4 @@
-"""What a model predicts of one quantity, set right by what was measured of files near it."""
+"""Corrects a model's predictions of one quantity by measurements of files near them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 __all__ = ["NEAR", "Correction", "most"]
 
 _OVER, NEAR = 0.015, 0.03
-"""By what a measured quantity may be over its limit, so that it is within 3 % when measured again; and under it."""
+"""How far a measured quantity may be over its limit (so that it is within 3 % when measured again), and under it."""
 
 _FARTHEST, _BISECTIONS = 16.0, 30
-"""By what factor a model may be wrong."""
+"""Largest factor by which a model may be wrong, and how often it is bisected to invert a correction."""
 _LEAST = 1e-9
 
 
 class Correction:
-    """From predicted to expected values, through those that were measured.
+    """Maps predicted values to expected ones, by measurements of files.
 
-    A model of times is wrong by a factor, a model of sizes by what files hold beside tensors. Between two files that
-    were measured the error is interpolated, beyond them it is that of the nearest.
+    A model of times is wrong by a factor, a model of sizes by the bytes that files hold beside tensors. Between two
+    measured files the error is interpolated, beyond them it is that of the nearest.
 
     Args:
         adds: whether errors add to what is predicted; else they multiply it.
@@ -35,7 +35,7 @@ class Correction:
         return cls(adds=quantity == "size")
 
     def copy(self) -> Correction:
-        """One that learns on its own from here."""
+        """A copy that learns on its own from here on."""
         copy = Correction(self.adds)
         copy._measured = dict(self._measured)
         return copy
@@ -45,7 +45,7 @@ class Correction:
         self._measured[max(predicted, _LEAST)] = max(measured, _LEAST)
 
     def __call__(self, predicted: float) -> float:
-        """What is expected to be measured where so much is predicted."""
+        """The measurement to expect, given a prediction."""
         if not self._measured:
             return predicted
         places, values = map(np.array, zip(*sorted(self._measured.items()), strict=True))
@@ -54,7 +54,7 @@ class Correction:
         return predicted + error if self.adds else predicted * error
 
     def inverse(self, expected: float) -> float:
-        """What is predicted where so much is expected."""
+        """The prediction that gives an expected measurement."""
         low, high = math.log(expected / _FARTHEST), math.log(expected * _FARTHEST)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
@@ -63,5 +63,5 @@ class Correction:
 
 
 def most(name: str, limit: float) -> float:
-    """What a file may be measured to take: what is measured of time and memory is noisy, bytes are bytes."""
+    """The most that a file may be measured to take: time and memory are noisy, bytes are exact."""
     return limit if name == "size" else (1 + _OVER) * limit

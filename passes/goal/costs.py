@@ -1,6 +1,6 @@
-"""What files of any widths cost: shares of the original's latency, size and memory, predicted and measured.
+"""Costs of files of any widths, predicted and measured, as shares of the original's latency, size and memory.
 
-Predictions are models of the parts; a file that was measured sets them right near its own cost.
+Predictions add up models of the parts; a file that was measured corrects them near its own cost.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
 __all__ = ["FileCosts", "Precision", "narrowed"]
 
 _LEVELS = 24
-"""Most widths of an axis that are options."""
+"""Most options of an axis."""
 _NARROWEST = 16
-"""No axis gets narrower than one of so many positions."""
+"""An axis keeps at least one in `_NARROWEST` positions."""
 _COUNTED = ("heads", "groups")
-"""Kinds of axes of which any number is as good for a kernel."""
+"""Kinds of axes whose sizes are not rounded, since any number suits a kernel alike."""
 _FINEST, _FEW = 8, 8
 """Options of an axis are multiples of 8 positions, or of more where that still gives 8 options."""
 _SMALL = 8
@@ -59,14 +59,14 @@ _ROUNDS = 25
 _LARGE = 0.02
 """A layer that takes this share of the time may become two of a lower rank."""
 _FORMATS = ("int8", "int4")
-"""Of `QuantizeWeights`: those that ONNX Runtime multiplies with."""
+"""Formats of `QuantizeWeights` whose codes ONNX Runtime multiplies with."""
 _FEW_ROWS = 8
 _INT8 = 8.0
 _ROW = 1024
-"""Columns of which a share of scales is typical."""
+"""Columns of a typical row, by which the share of scales is estimated."""
 _LEAST_NOISE = 1e-30
 _METADATA = 2048
-"""Bytes that `Result.export` adds to a file, at most: what was done to the model."""
+"""Most bytes that `Result.export` adds to a file, to tell what was done to the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Precision:
     Attributes:
         name: `int8`, `float`, `int8 of N operators`, or `weights in` a format.
         integers: names of the operators that run as integers, weights of the others are stored as int8; None for none.
-        costs: as shares of the original's, by name of the quantity.
+        costs: costs as shares of the original's, by name of the quantity.
         options: widths that axes may have, and ranks.
         weights: a format of `QuantizeWeights`; None where there is none.
         rounding: noise that rounding adds at whole widths, as far as it is known.
@@ -99,7 +99,7 @@ class FileCosts:
         free: the axes whose widths may change.
         context: calibration data, without progress of its own.
         settings: the goal, how operators are quantized, and for what machine.
-        folder: for files.
+        folder: folder for files.
     """
 
     def __init__(
@@ -132,20 +132,20 @@ class FileCosts:
         self.precisions = self._precisions()
 
     def expected(self, precision: Precision, name: str, widths: Widths) -> float:
-        """A quantity of a file, as a share of the original's: the model's, set right by what was measured."""
+        """A quantity of a file as a share of the original's: the model's prediction, corrected by measurements."""
         return self.corrections[precision.name, name](precision.costs[name](widths))
 
     def towards(self, precision: Precision, name: str, limit: float) -> Sum:
-        """The quantity as a share of a limit, right where it takes as much as the limit."""
+        """The predicted quantity as a share of a limit, corrected to be right at the limit."""
         return precision.costs[name].scaled(1 / self.corrections[precision.name, name].inverse(limit))
 
     def learn(self, precision: Precision, widths: Widths, measured: Mapping[str, float]) -> None:
-        """Takes in what a file of these widths was measured to take."""
+        """Corrects predictions by what a file of these widths was measured to take."""
         for name, value in measured.items():
             self.corrections[precision.name, name].learn(precision.costs[name](widths), value)
 
     def _measure_original(self) -> None:
-        """Writes the original's file: its times, size and memory are what shares are of."""
+        """Writes the original's file, and measures the latency, size and memory that costs are shares of."""
         self.arrays = named_arrays(self.program, with_rows(self.program, 1))
         self.file = self.exporter.export(self.context.original or self.start, self.folder / "original.onnx", {}).path
         folded_file = self.exporter.export(self.program, self.folder / "folded.onnx", {}).path
@@ -167,7 +167,7 @@ class FileCosts:
         return peak - base
 
     def _ranks(self, free: Sequence[Axis]) -> list[RankAxis]:
-        """Of the layers that take most of the time, where kernels of other sizes are known."""
+        """Rank axes of the layers that take most of the time, if their kernels are known at other sizes."""
         if not self.settings.low_rank:
             return []
         found = find_ranks(self.inference, self.context, self.model.large(_LARGE))
@@ -179,7 +179,7 @@ class FileCosts:
         ]
 
     def _precisions(self) -> list[Precision]:
-        """What is faster as integers, float, and where weights are what a goal is about, these alone in few bits."""
+        """The precisions to try: integers where they are faster; float; weights in few bits if the goal needs it."""
         asked, found = self.settings.precision, list[Precision]()
         if asked in ("auto", "int8"):
             self.choices = self.settings.quantizing.simplify(self.program.clone(), self.context)[1]
@@ -195,7 +195,7 @@ class FileCosts:
         return found
 
     def _reads_few_rows(self) -> bool:
-        """Whether what takes time are linear layers of so few rows that most of it is reading the weights."""
+        """Whether the slow operators are linear layers of so few rows that most time goes to reading weights."""
         large = self.model.large(_LARGE)
         slow = [layer for layer in layers(self.program.graph) if layer.node.name in large]
         rows = [one_row(layer.input) if layer.kind.word == "linear layer" else None for layer in slow]
@@ -220,7 +220,7 @@ class FileCosts:
         return found
 
     def precision(self, name: str, integers: tuple[str, ...] | None, weights: str | None = None) -> Precision:
-        """A precision of which no file has been measured yet; the arguments are as `Precision` has them."""
+        """Makes a precision, of which no file has been measured yet; arguments as in `Precision`."""
         latency = self.floating if integers is None else self.model.sum(self.leaves, integers, self.ranks)
         bits = None if integers is None else _INT8
         if weights is not None:
@@ -231,7 +231,7 @@ class FileCosts:
             "latency": latency.scaled(1 / self.floating(self.whole)),
             "size": size.scaled(1 / self.original["size"]),
         }
-        if "memory" in self.original:  # activations stay about what they are, weights come and go with the file
+        if "memory" in self.original:  # memory of activations hardly changes, that of weights is the file's
             rest = max(0.0, self.original["memory"] - self.original["size"]) / self.original["memory"]
             costs["memory"] = size.scaled(1 / self.original["memory"]) + constant(self.leaves, rest)
         given = self.settings.round_to
@@ -242,7 +242,7 @@ class FileCosts:
         return Precision(name, integers, costs, options, weights)
 
     def structure(self, precision: Precision, program: Program) -> Program:
-        """A narrowed program in a precision, its values of no use."""
+        """A narrowed program in a precision, only to be measured: its values mean nothing."""
         if precision.integers is None and precision.weights is None:
             return program
         few = self.context.signature.take_rows(next(self.context.fitting_batches()), [0])
@@ -289,7 +289,7 @@ def narrowed(inference: Inference, scores: Mapping[Axis, torch.Tensor], widths: 
 
 
 def _givers(program: Program) -> dict[str, str]:
-    """By name of a value in the file, the node that gives it: its own name, or that of an output."""
+    """The node of each value in the file, by the value's name: the node's own, or that of an output."""
     outputs = pytree.tree_leaves(program.graph.output_node().args[0])
     named = {
         spec.name: node.name
@@ -305,7 +305,7 @@ def _rank_options(rank: RankAxis, unit: int) -> list[int]:
 
 
 def _unit(leaf: Axis, unit: int) -> int:
-    """Half of a unit, or less, where there would be few options."""
+    """The unit, halved as long as an axis would have few options."""
     while unit > _FINEST and leaf.size < _FEW * unit:
         unit //= 2
     return unit

@@ -1,4 +1,4 @@
-"""`FitGoal`: limits in, a model out: widths, ranks and precisions together, on measured latency."""
+"""`FitGoal`: chooses widths, ranks and precisions together, so that a model keeps limits on measured latency."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _PRECISIONS = ("auto", "int8", "float", "weights_int8", "weights_int4")
 class FitGoal(Pass):
     """Makes the best model within limits: how wide every axis stays, what rank, and which operators run as integers.
 
-    What a width costs comes from kernels measured on a grid of sizes and from the profile of the original's file; what
-    it loses from the moments that refitting uses, set right by one run an axis. A solver chooses widths; equal shares
-    and the other scopes of `PruneChannels` are candidates beside them. Then candidates of the same cost are pruned,
-    refitted and compared, as long as there is time. Files are measured in turn with the original's, and the budget is
-    set right by that. Plans of all that was tried stand in `Result.front`.
+    The cost of a width comes from kernels measured on a grid of sizes, and from the profile of the original's file. Its
+    loss comes from the moments that refitting uses, scaled by one run for each axis. A solver chooses widths; equal
+    shares and the other scopes of `PruneChannels` are candidates beside them. Then candidates of the same cost are
+    pruned, refitted and compared, as long as there is time. Files are measured in turn with the original's, which
+    corrects the budget. Plans of all candidates stand in `Result.front`.
 
     Attributes:
-        latency: as in `lobo_fx.Goal`, as are the next four.
-        size: of the file.
+        latency: limit, as in `lobo_fx.Goal`; so are the next four.
+        size: size of the file.
         memory: peak memory.
-        drop: what may be lost of `evaluate`'s score.
+        drop: how much of `evaluate`'s score may be lost.
         decibels: least signal-to-noise ratio; 30 where nothing is limited.
-        precision: `auto` chooses. It runs as integers what is faster so. Where rounding is then most of the loss, fewer
-            operators are tried, and float. Where size or memory is limited, or where most of the time goes to linear
-            layers of few rows, weights alone in 8 or 4 bits are tried too. `int8`, `float`, `weights_int8` and
-            `weights_int4` leave no choice.
+        precision: `auto` chooses: operators that are faster as integers run as integers. Where rounding is then most
+            of the loss, fewer operators are tried, and float. Where size or memory is limited, or where most of the
+            time goes to linear layers of few rows, weights alone in 8 or 4 bits are tried too. `int8`, `float`,
+            `weights_int8` and `weights_int4` leave no choice.
         low_rank: whether layers may become two of a lower rank (`Factorize`): those that take 2 % of the time or more
             and whose inputs and outputs are both free.
         kinds: the kinds of axes that may be cut (`lobo_fx.axes.KINDS`); None for all.
@@ -60,13 +60,13 @@ class FitGoal(Pass):
         round_to: widths are multiples of this, of half of it where the axis is less than twice as wide, and so on;
             heads and groups may be any number; ranks likewise. 0 takes 16 for int8, 8 for float.
         moves: candidates that are pruned, refitted and compared beside the solver's.
-        seconds: after which no further candidate is begun.
+        seconds: time after which no further candidate is begun.
         quantizer: how operators are quantized.
         costs: a cost table of the machine to run on; None measures this one, once.
         target: the integers that the CPU multiplies fast, as in `QuantizeStatic`: `auto`, `x86-vnni`, `x86-avx2` or
             `arm`.
-        plan: a `GoalPlan`, or the file of one: what to do was decided before, and nothing is searched; the quantizer is
-            the plan's where none is given.
+        plan: a `GoalPlan`, or its file, which decides what to do, so that nothing is searched; the quantizer is the
+            plan's where none is given.
 
     Source: the problem with measured costs: Kurtić et al., "ZipLM: Inference-Aware Structured Pruning of Language
         Models", 2023.
@@ -140,7 +140,7 @@ class FitGoal(Pass):
 
     @functools.cached_property
     def goal(self) -> Goal:
-        """The limits; the decibels that stay where none is given."""
+        """The limits; if nothing is limited, `DECIBELS` must stay."""
         limits = (self.latency, self.size, self.memory, self.drop)
         nothing = all(limit is None for limit in (*limits, self.decibels))
         return Goal(*limits, DECIBELS if nothing else self.decibels)
@@ -164,15 +164,15 @@ class FitGoal(Pass):
         return is_named(names, self.exclude)
 
     def planned(self, file: Path) -> FitGoal:
-        """Another one that does what a saved plan says."""
+        """A `FitGoal` that carries out a saved plan."""
         return self.applying(GoalPlan.load(file))
 
     def applying(self, plan: GoalPlan) -> FitGoal:
-        """Another one that does what a plan says, for the same machine."""
+        """A `FitGoal` that carries out a plan, for the same machine."""
         return FitGoal(plan=plan, costs=self.costs, target=self.target)
 
     def priced(self, program: Program, context: Context) -> list[Kernel]:
-        """The kernels whose costs a search asks for, at all sizes: what a cost table for another machine must hold."""
+        """The kernels whose costs a search asks for, at all sizes: a cost table for another machine must hold them."""
         program = folded(program.clone(), context)
         propagate(program.module)
         return LatencyModel(Inference(program).run(), kernel_table(RUNTIMES.default), {}).priced

@@ -1,4 +1,4 @@
-"""What a search looked at, as candidates that can be had without searching again, and as a table of the report."""
+"""The candidates of a search, which can be compiled without searching again, and their table in the report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["candidates_of", "tell"]
 
 
 def candidates_of(programs: Programs, best: Built, context: Context) -> list[Candidate]:
-    """Whole programs as they were measured, the others as they are expected."""
+    """All candidates: whole programs as they were measured, the others as they are expected."""
     found = []
     rounding: dict[str, float] = {}
     for built in programs.built:
@@ -39,7 +39,7 @@ def candidates_of(programs: Programs, best: Built, context: Context) -> list[Can
         )
         known = programs.rounding(built)
         rounding |= {} if known is None else {built.precision.name: known}
-    of_variance = decibels(1.0, best.noise)  # what noise is a share of, where decibels are of the energy
+    of_variance = decibels(1.0, best.noise)  # noise is relative to the variance, a verdict's decibels to the energy
     shift = best.verdict.whole - of_variance if math.isfinite(of_variance + best.verdict.whole) else 0.0
     whole = {(built.precision.name, tuple(built.widths.values())) for built in programs.built}
     tried = {(entry[0].name, tuple(entry[1].values())): entry for entry in programs.tried}
@@ -54,13 +54,13 @@ def candidates_of(programs: Programs, best: Built, context: Context) -> list[Can
 
 
 def tell(programs: Programs, best: Built, limits: Mapping[str, float], context: Context) -> None:
-    """Puts the candidates, a table of them, and what was taken into the report.
+    """Puts the candidates, their table, and the one that was taken into the report.
 
     Args:
-        programs: all that was looked at.
-        best: what is taken.
-        limits: as shares of the original's.
-        context: of the report.
+        programs: all programs that the search looked at.
+        best: the program that is taken.
+        limits: limits as shares of the original's.
+        context: context of the report.
     """
     candidates = candidates_of(programs, best, context)
     context.candidates.extend(candidates)

@@ -1,4 +1,4 @@
-"""Kernels on a grid of sizes, and what they cost at sizes between.
+"""Kernels on a grid of sizes, and their costs at sizes between.
 
 A kernel's time is interpolated between the nearest sizes that were measured, and is longer where a vector register is
 only filled in part.
@@ -26,26 +26,26 @@ from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 __all__ = ["Grid", "PricedGrid"]
 
 _LEVELS = ((), (0.125, 0.25, 0.375, 0.5, 0.75, 1.0), (0.125, 0.25, 0.5, 0.75, 1.0), (0.25, 0.5, 1.0))
-"""By how many sizes a kernel depends on, the shares of each that are measured; of more, the last."""
+"""Shares of each size that are measured, by how many sizes a kernel depends on; the last is for three and more."""
 _MOST_AXES = 4
-"""Of more, a grid would have hundreds of kernels; a concatenation of many tensors grows with its elements anyway."""
+"""With more, a grid has hundreds of kernels; a concatenation of many tensors grows with its elements anyway."""
 _UNIT, _REGISTER = 8, 16
-"""Sizes measured are multiples of 8, and of long axes of what the widest vector register holds in float."""
+"""Measured sizes are multiples of 8; those of long axes, of the floats in the widest vector register."""
 _LONG = 4 * _REGISTER
 """An axis as long as this is also measured once with a size that leaves part of a register empty."""
 _FILLS_REGISTERS = ("conv", "linear", "matmul", "attention")
-"""What is a product of many columns; element by element, only the last of all elements may leave some empty."""
+"""Operators that multiply many columns; elementwise ones leave a register partly empty only at their very end."""
 _NOISE, _MOST = 0.05, 2.0
-"""What a register that isn't filled seems to cost is noise below this share of a kernel's time; and as far as its empty
-part would take longer than so many times what it would take if it were full."""
+"""The extra time of a partly empty register counts as noise below `_NOISE` of a kernel's time, and beyond `_MOST` times
+what the empty part would take if it were full."""
 
 Describe = Callable[[Sizes], object]
-"""A kernel, given sizes; where there is none, anything else."""
+"""Gives the kernel at some sizes; anything else if there is none."""
 
 
 @dataclasses.dataclass
 class _Resized(Sizes):
-    """Sizes of tensors where axes have other sizes; notes which axes were asked for, and if as tensors' dimensions."""
+    """Sizes of tensors at other sizes of axes; records which axes were asked for, and if as tensors' dimensions."""
 
     inference: Inference
     sizes: Mapping[Axis, int] = dataclasses.field(default_factory=dict)
@@ -69,10 +69,10 @@ class _Resized(Sizes):
         return self.sizes[root] if root in self.sizes else int(size_with(root, self.sizes))
 
     def independent(self) -> Iterator[Axis]:
-        """What was asked for, in sizes that go together in any combination.
+        """The axes that were asked for, as axes whose sizes can be combined freely.
 
-        An axis that is a product or a concatenation, and shares a part with another (channels with their groups), is as
-        long as its parts make it.
+        An axis that is a product or a concatenation, and shares a part with another (channels with their groups), is
+        replaced by its parts.
         """
         readers = collections.Counter(leaf for axis in self.asked for leaf in axis.leaves())
         for axis in self.asked:
@@ -88,10 +88,10 @@ class Grid:
     """A kernel at several sizes.
 
     Attributes:
-        axes: which it depends on, of sizes that go together in any combination.
-        levels: sizes of each that are measured, in rising order.
-        kernels: by sizes.
-        uneven: by axis, the sizes with about a quarter of it, which leaves part of a register empty, and the kernel.
+        axes: the axes that it depends on, whose sizes can be combined freely.
+        levels: sizes of each axis that are measured, in rising order.
+        kernels: kernels by sizes.
+        uneven: by axis, sizes with about a quarter of that axis, which leave a register partly empty, and the kernel.
     """
 
     axes: tuple[Axis, ...]
@@ -101,7 +101,7 @@ class Grid:
 
     @classmethod
     def of(cls, inference: Inference, describe: Describe) -> Grid | None:
-        """From what describes a kernel; None where it has no name, or too many axes."""
+        """Makes a grid of the kernel that a function describes; None if it has no name, or too many axes."""
         resized = _Resized(inference)
         if not isinstance(found := describe(resized), Kernel):
             return None
@@ -117,7 +117,7 @@ class Grid:
         kernels = {sizes: resize(sizes) for sizes in itertools.product(*levels)}
         uneven = {}
         for at, axis in enumerate(axes if found.operator in _FILLS_REGISTERS else ()):
-            if axis.size >= _LONG and resized.asked.get(axis):  # no register holds a number of groups
+            if axis.size >= _LONG and resized.asked.get(axis):  # a number of groups fills no register
                 quarter = _level(axis.size, 0.25) + _REGISTER // 2
                 sizes = tuple(quarter if other == at else level[-1] for other, level in enumerate(levels))
                 uneven[axis] = sizes, resize(sizes)
@@ -129,12 +129,12 @@ class Grid:
             yield from axis.leaves()
 
     def all_kernels(self) -> Iterator[Kernel]:
-        """What is to be measured."""
+        """All kernels that are to be measured."""
         yield from self.kernels.values()
         yield from (kernel for _, kernel in self.uneven.values())
 
     def price(self, table: CostTable) -> PricedGrid | None:
-        """With the costs of a table; None where a size has none, since a runtime may refuse a kernel at some."""
+        """Adds the costs of a table; None if a size has none, since a runtime may refuse a kernel at some sizes."""
         costs = {sizes: cost for sizes, k in self.kernels.items() if isinstance(cost := table.find(k), Cost)}
         if len(costs) < len(self.kernels):
             return None
@@ -148,7 +148,7 @@ class PricedGrid:
 
     Attributes:
         grid: the kernel at several sizes.
-        costs: by sizes.
+        costs: costs by sizes.
         empty: by axis, how much longer it takes at the uneven sizes, in float and in integers, as shares.
     """
 
@@ -163,7 +163,7 @@ class PricedGrid:
         )
 
     def excess(self, axis: Axis, table: CostTable) -> Cost:
-        """How much longer than on the line between its neighbours a kernel takes at the uneven size, as shares."""
+        """How much longer a kernel takes at the uneven size than on the line between its neighbours, as shares."""
         sizes, kernel = self.grid.uneven[axis]
         measured, even = table.find(kernel), self.between(sizes)
         if isinstance(measured, NoCost) or not (even.floating and even.integer):
@@ -193,13 +193,13 @@ class PricedGrid:
         return Cost(max(0.0, floating * longer.floating), max(0.0, integer * longer.integer))
 
     def _lengthened(self, sizes: Sequence[int]) -> Cost:
-        """By what a kernel takes longer than one of the same sizes whose registers are all full."""
+        """The factor by which a kernel takes longer than if all of its registers were full."""
         floating = integer = 1.0
         for size, axis in zip(sizes, self.grid.axes, strict=True):
             if size % _REGISTER and axis in self.empty:
                 measured = self.grid.uneven[axis][0][self.grid.axes.index(axis)]
                 padding = (-size % _REGISTER) / (_REGISTER / 2)  # half a register was empty where it was measured
-                share = padding * measured / size  # it is about as much time at every size
+                share = padding * measured / size  # the extra time is about the same at every size
                 floating *= 1 + share * self.empty[axis].floating
                 integer *= 1 + share * self.empty[axis].integer
         return Cost(floating, integer)

@@ -1,7 +1,7 @@
-"""What a file takes at any widths: kernels measured on a grid of sizes, everything else as the original's profile says.
+"""Latency of a file at any widths: of kernels by measurements on a grid, of all else by the original's profile.
 
-A kernel's time is scaled by what the same kernel takes within the original's file. What has no kernel in the table
-grows and shrinks with its elements.
+A kernel's time is scaled by what the same kernel takes within the original's file. The time of an operator without a
+kernel in the table is proportional to its elements.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ATTENTION = aten.scaled_dot_product_attention.default
 _CALL = 1.5
 """Microseconds of a node that has next to nothing to do."""
 _SCALES = (0.5, 2.0)
-"""By what a kernel within the file may differ from the same kernel alone."""
+"""Least and largest factor by which a kernel within the file may differ from the same kernel alone."""
 
 
 class LatencyModel:
@@ -47,7 +47,7 @@ class LatencyModel:
 
     Args:
         inference: axes of the program.
-        kernels: of the runtime.
+        kernels: integer kernels of the runtime.
         times: the profile of the program's file, as `ProfilesNodes.node_times` gives it.
     """
 
@@ -82,7 +82,7 @@ class LatencyModel:
         )
 
     def adopt(self) -> None:
-        """Makes times of this machine those of the table's: kernels take what it says, the rest in proportion."""
+        """Turns times of this machine into those of the table's: kernels take its times, the rest is in proportion."""
         alone = {node: self._time(node, {}, False) for node in self.layers if node.name in self.times}
         if not alone:
             return
@@ -101,9 +101,9 @@ class LatencyModel:
         return node in self.grids and set(axes) <= set(self.grids[node].axes)
 
     def sum(self, leaves: Iterable[Axis], integer: Collection[str] = (), ranks: Iterable[RankAxis] = ()) -> Sum:
-        """The latency as terms over widths, with these nodes as integers, and of some layers the rank chosen too.
+        """The latency as terms over widths, with these nodes as integers, and over the ranks of some layers.
 
-        Costs must have been given by `price`; what has none takes what the profile says.
+        Costs must have been given by `price`; operators without costs take their time in the profile.
         """
         leaves = tuple(leaves)
         chosen = set(leaves)
@@ -152,7 +152,7 @@ class LatencyModel:
     def _is_fused(self, node: fx.Node, integer: Collection[str]) -> bool:
         """Whether a sum, product or pool runs within the kernel of a float layer or norm beside it.
 
-        It does in the float file, whose profile then has no time for it.
+        In the float file it does, if that file's profile has no time for it.
         """
         known = not self.times or node.name in self.times or node.name in integer
         if known or layer_of(node) or is_call(node, _ATTENTION):
@@ -161,7 +161,7 @@ class LatencyModel:
         return bool(before) or any(is_call(user, aten.layer_norm.default) for user in node.users)
 
     def _scale(self, node: fx.Node) -> tuple[float, list[float]]:
-        """By what a kernel within the file differs from the same alone; and the times of what runs beside it."""
+        """A kernel's time within the file over that of the kernel alone; and the times of the node's other kernels."""
         times = list(self.times.get(node.name, ()))
         alone = self._time(node, {}, False)
         within = times.pop(0) if times else alone
@@ -170,7 +170,7 @@ class LatencyModel:
         return min(max(within / max(alone, 1e-3), _SCALES[0]), _SCALES[1]), times
 
     def _layer(self, node: fx.Node, widths: Mapping[Axis, int], as_integer: bool, rank: RankAxis | None) -> float:
-        """What a kernel takes; of a lower rank, what it would take with as many outputs, then with as many inputs."""
+        """The time of a layer; at a lower rank, of two kernels: one with as many outputs, one with as many inputs."""
         low = None if rank is None else rank.lowered(widths)
         if rank is None or low is None:
             return self._time(node, widths, as_integer)
@@ -230,7 +230,7 @@ class LatencyModel:
             if held[node] and as_float:
                 found[node, True] = None
             if not held[node] and as_integers:
-                # What a node reads is converted in its place, where the runtime moves conversions across it.
+                # Where the runtime moves conversions across a node, the node's input is converted instead.
                 while self.kernels.crosses(node) and all(n.name in integer or n in wires for n in node.users):
                     if node.all_input_nodes[0] not in self.conversion_grids:
                         break
@@ -243,7 +243,7 @@ class LatencyModel:
 def _grids(
     nodes: Iterable[fx.Node], inference: Inference, describe: Callable[[fx.Node, Sizes], object]
 ) -> dict[fx.Node, Grid]:
-    """By node, its kernel at several sizes, where it has one."""
+    """The kernel at several sizes of each node that has one, by node."""
     found = {node: Grid.of(inference, functools.partial(describe, node)) for node in nodes}
     return {node: grid for node, grid in found.items() if grid is not None}
 

@@ -1,7 +1,7 @@
-"""What each width of each axis loses: the shape from second-order elimination, its height from one measured run.
+"""The loss of each width of each axis: the curve's shape by second-order elimination, its height by one measured run.
 
-The elimination says how an axis' error grows as positions go. What that means at the outputs is measured once an axis:
-the original runs with the layers that read the axis replaced by those that are left about halfway.
+Elimination tells how the error of an axis grows as positions go. The effect at the outputs is measured once for each
+axis: the original runs with the weights that elimination leaves, about halfway, in the layers that read the axis.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Noise:
     Every output counts alike, however large its values are.
 
     Args:
-        original: what is compared with.
-        batches: what both run on.
+        original: the program to compare with.
+        batches: inputs that both run on.
     """
 
     def __init__(self, original: Program, batches: Sequence[Inputs]) -> None:
@@ -51,7 +51,7 @@ class Noise:
         self.signals = [variation([reference]) for reference in self.reference]
 
     def of(self, runner: Runner) -> float:
-        """Of what runs in the original's place."""
+        """The noise of a runner in the original's place."""
         found = self._outputs(runner)
         shares = [
             float((y - r).square().sum()) / signal
@@ -72,12 +72,12 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class LossModel:
-    """What widths lose, each axis alone, and which positions stay.
+    """The losses of widths, of each axis alone, and which positions stay.
 
     Attributes:
         leaves: the free axes.
-        scores: by leaf, importance of each position.
-        losses: by leaf, (positions + 1,) noise with so many positions left.
+        scores: importance of each position, by leaf.
+        losses: by leaf, (positions + 1,) noise by the number of positions that are left.
     """
 
     leaves: tuple[Axis, ...]
@@ -92,9 +92,9 @@ class LossModel:
 
         Args:
             inference: axes of the program.
-            context: its calibration data.
-            noise: of its outputs.
-            beside: of further leaves, what elimination costs.
+            context: gives calibration data.
+            noise: measures the noise of the program's outputs.
+            beside: eliminations of further leaves.
         """
         program = inference.program
         found = {**eliminations(inference, context, output_weights(program, context)), **(beside or {})}
@@ -124,13 +124,13 @@ class LossModel:
 def added(noise: float) -> float:
     """A share of noise as a loss that can be summed: n / (1 - n).
 
-    Fitted outputs shrink with their noise, so that its share of the signal comes near one and never passes it.
+    Fitted outputs shrink with their noise, so that noise as a share of the signal approaches one but never exceeds it.
     """
     return noise / max(1 - noise, 0.05)
 
 
 def _means(program: Program, batches: Sequence[Inputs], nodes: set[fx.Node]) -> dict[fx.Node, torch.Tensor]:
-    """By layer, the mean of each output."""
+    """The mean of each output of each layer, by the layer's node."""
     sums: dict[fx.Node, tuple[torch.Tensor, int]] = {}
 
     def see(node: fx.Node, value: Any) -> None:
@@ -146,7 +146,7 @@ def _means(program: Program, batches: Sequence[Inputs], nodes: set[fx.Node]) -> 
 
 
 def _channel_mean(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
-    """Over all places, shaped to be added to the value."""
+    """The mean of each channel over all places, shaped to be added to the value."""
     layer = layer_of(node)
     assert layer is not None
     channel = layer.kind.channel_dim % value.dim()

@@ -33,18 +33,18 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class GoalPlan:
-    """What to do to a program, decided. Compare plans with `==`, print them, keep them in a file.
+    """What a search decided to do to a program. Compare plans with `==`, print them, keep them in a file.
 
     Attributes:
-        pruning: which positions stay.
-        integers: names of the operators that run as integers; of the others, weights are stored as int8. None where the
+        pruning: the positions that stay.
+        integers: names of the operators that run as integers; weights of the others are stored as int8. None if the
             program stays float.
-        runtime: whose kernels were measured.
+        runtime: the runtime whose kernels were measured.
         expected: what the search expected or measured, by name: shares of the original's latency and size, decibels.
-        ranks: by name of a weight after pruning, the rank of the two layers that take the place of its own.
+        ranks: by name of a weight, the rank of the two layers that replace its layer after pruning.
         weights: the format of `QuantizeWeights` that weights are stored in; None where there is none.
-        shapes: of the model's parameters, by name; a model of others is refused.
-        quantizer: how ranges are observed and weights rounded; what it costs is of the machine, not of the plan.
+        shapes: shapes of the model's parameters, by name; a model of other shapes is refused.
+        quantizer: how ranges are observed and weights rounded; its costs belong to the machine, not to the plan.
 
     Example:
         ```python
@@ -94,7 +94,7 @@ class GoalPlan:
         return quantizer.quantize(program, placement, context, factors)
 
     def check(self, inference: Inference) -> None:
-        """Refuses a program that is not the plan's.
+        """Refuses a program that the plan was not made for.
 
         Raises:
             InvalidInput: names the first difference.

@@ -1,4 +1,4 @@
-"""Programs of any widths and precision: cut, refitted and compared; or made whole, written and measured."""
+"""Programs of any widths and precision: cut, refitted and compared; or built as a whole, written and measured."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Score:
     """`evaluate`'s score of programs; where it differs between calls, the mean of several.
 
     Args:
-        context: whose `evaluate` it is.
-        original: scored twice at once.
+        context: gives `evaluate`.
+        original: the original program, scored twice at the start.
     """
 
     def __init__(self, context: Context, original: Program) -> None:
@@ -81,18 +81,18 @@ class Score:
 
 
 class Programs:
-    """What a program becomes at widths that a search asks for.
+    """Makes a program of the widths that a search asks for.
 
     Args:
-        start: what is compressed.
+        start: the program to compress.
         inference: axes of the program with batch norms folded.
-        costs: of its files.
+        costs: costs of its files.
         scores: importance of the positions of every free axis.
-        noise: of outputs against those of the folded program.
+        noise: measures noise of outputs against those of the folded program.
         judge: compares outputs with those of the original.
-        score: what `evaluate` says.
+        score: scores programs by `evaluate`.
         context: calibration data, without progress of its own.
-        settings: of the search.
+        settings: settings of the search.
         show_progress: whether long work draws progress.
 
     Attributes:
@@ -129,7 +129,7 @@ class Programs:
         return [one for one in low_rank.find_candidates(program, self.context) if one.name in names] if names else []
 
     def compare(self, precision: Precision, widths: Widths) -> float:
-        """Noise of a pruned and refitted copy, in what adds up."""
+        """Prunes and refits a copy; returns its noise as a loss that can be summed."""
         program, _ = self.cut(widths)
         if widths != self.costs.whole:
             ranks = chosen_ranks(self.costs.ranks, widths)
@@ -154,7 +154,7 @@ class Programs:
         return any(built.precision.name == precision.name and built.widths == widths for built in self.built)
 
     def rounding(self, built: Built) -> float | None:
-        """The noise that pruning and refitting alone do not have; None where these were not compared."""
+        """The noise that rounding adds to pruning and refitting; None if these alone were not compared."""
         if built.widths == self.costs.whole:
             return built.noise
         pruned = [noise for _, widths, noise in self.tried if widths == built.widths]
@@ -178,7 +178,7 @@ class Programs:
         return self.built[-1]
 
     def plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:
-        """What makes it of any checkpoint."""
+        """The plan that makes the same program of any checkpoint."""
         ranks = chosen_ranks(self.costs.ranks, widths)
         return GoalPlan(
             pruning,
@@ -196,7 +196,7 @@ class Programs:
         return tuple(self.settings.quantizing.simplify(program, self.context)[1].place().integer)
 
     def measure_structure(self, precision: Precision, widths: Widths) -> dict[str, float]:
-        """What a file of these widths takes; its values are of no use."""
+        """What a file of these widths takes; its values mean nothing."""
         program, _ = self.cut(widths)
         chosen = self._lowered(program, widths)
         if chosen:

@@ -1,8 +1,8 @@
-"""Ranks beside widths: a large layer gets one more axis, the rank of its weight, whose full size leaves it whole.
+"""Ranks as axes: a large layer gets one more axis, the rank of its weight, whose full size leaves the weight whole.
 
-So a solver of widths chooses ranks too. What a rank loses has the form of what a width loses: the directions of a
-layer's outputs with the least energy go first, and one run of the network with the layer at half its rank says what
-that means at the outputs.
+So a solver of widths chooses ranks too. The loss of a rank has the same form as that of a width: the directions of a
+layer's outputs with the least energy go first, and one run of the network with the layer at half its rank gives the
+effect at the outputs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RankAxis:
     """The rank of a weight as an axis.
 
     Attributes:
-        leaf: as many positions as the weight's full rank.
+        leaf: the axis of the rank, with as many positions as the weight's full rank.
         candidate: the weight.
         outputs: axis of its rows.
         inputs: axis of its columns.
@@ -45,7 +45,7 @@ class RankAxis:
     inputs: Axis
 
     def lowered(self, widths: Mapping[Axis, int]) -> int | None:
-        """The rank, where two layers of it are smaller than one of these widths."""
+        """The rank, if two layers of that rank are smaller than one layer of these widths; else None."""
         rank, shape = widths[self.leaf], Shape(size_with(self.outputs, widths), size_with(self.inputs, widths))
         return rank if rank <= shape.highest else None
 
@@ -55,8 +55,8 @@ def find_ranks(inference: Inference, context: Context, large: Collection[str]) -
 
     Args:
         inference: axes of the program.
-        context: for notes, which are of no interest here.
-        large: names of the nodes of layers that are worth two.
+        context: takes no notes here.
+        large: names of the nodes of layers that are large enough to become two.
     """
     found = []
     for one in find_candidates(inference.program, dataclasses.replace(context, notes=[])):
@@ -69,7 +69,7 @@ def find_ranks(inference: Inference, context: Context, large: Collection[str]) -
 
 
 def rank_eliminations(program: Program, ranks: Sequence[RankAxis], context: Context) -> dict[Axis, Elimination]:
-    """What outputs lose as directions go, by the ranks' leaves."""
+    """Eliminations of the directions of layers' outputs, by the ranks' leaves."""
     leaves = {rank.candidate.name: rank.leaf for rank in ranks}
     found = {}
     for one, spectrum in spectra(program, [rank.candidate for rank in ranks], context):
@@ -81,7 +81,7 @@ def rank_eliminations(program: Program, ranks: Sequence[RankAxis], context: Cont
 
 
 def chosen_ranks(ranks: Iterable[RankAxis], widths: Widths) -> dict[str, int]:
-    """By name of a weight, its rank where that is lower."""
+    """The ranks of weights that get a lower one, by the weight's name."""
     found = {rank.candidate.name: rank.lowered(widths) for rank in ranks}
     return {name: rank for name, rank in found.items() if rank is not None}
 
@@ -94,5 +94,5 @@ def _as_read(layer: Layer, weight: torch.Tensor, matrix: torch.Tensor) -> torch.
 
 
 def nodes_of(ranks: Iterable[RankAxis]) -> dict[fx.Node, RankAxis]:
-    """By layer's node, its rank."""
+    """The rank axis of each layer, by the layer's node."""
     return {layer.node: rank for rank in ranks for layer in rank.candidate.layers}

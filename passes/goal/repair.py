@@ -1,8 +1,8 @@
-"""Widths put right by what they really lose: candidates of one cost, each pruned, refitted and compared.
+"""Improves widths by measured losses: candidates of the same cost are pruned, refitted and compared.
 
-Losses of single axes mislead where much is removed, since refitted layers make up for others. Every candidate measured
-teaches the model by what each axis' loss is to be multiplied; the next one is what the model then thinks best: the
-solution of the whole problem where that is new, else the most promising move around the best so far.
+Losses of single axes mislead where much is removed, since refitted layers make up for others. Every measured candidate
+updates a multiplier for each axis' loss. The next candidate is the best one by the updated model: the solution of the
+whole problem if it is new, else the most promising move around the best so far.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from lobo_fx.passes.pruning.widths import Widths
 __all__ = ["Repair"]
 
 _STIFF = 0.3
-"""How much a multiplier is drawn to that of its kind, against a candidate's relative error."""
+"""Ridge that draws a multiplier to that of its kind, against the squared relative errors of candidates."""
 _STEPS = (1, 2, 4)
 _CURIOUS = 0.1
-"""By what predictions are blurred, so that not always the same axes move."""
+"""Random spread of predictions, so that not always the same axes move."""
 
 
 @dataclasses.dataclass
@@ -38,9 +38,9 @@ class Repair:
         budget: what widths may cost.
         losses: what each axis loses alone.
         options: the widths that axes may have.
-        measure: the noise of a candidate, in what adds up.
-        seed: for what is drawn.
-        tried: noise by candidate.
+        measure: gives the noise of a candidate as a loss that can be summed.
+        seed: seed of random choices.
+        tried: this loss by candidate.
     """
 
     budget: Budget
@@ -55,12 +55,12 @@ class Repair:
         self.leaves = list(self.options)
 
     def run(self, starts: Iterable[Widths], moves: int, until: float = math.inf) -> Widths:
-        """The best of the starts and of so many candidates beside them.
+        """The best of the starts and of further candidates.
 
         Args:
             starts: widths within the budget.
-            moves: how many more.
-            until: on the monotonic clock, after which no candidate is begun but the first.
+            moves: how many further candidates.
+            until: time on the monotonic clock after which no candidate but the first is begun.
         """
         for widths in starts:
             if not self.tried or time.monotonic() < until:
@@ -129,9 +129,9 @@ class Repair:
         return sum(losses[leaf][width] for leaf, width in widths.items())
 
     def learned(self) -> Losses:
-        """The losses, each axis' multiplied by what the candidates so far say.
+        """The losses of all axes, each times a multiplier fitted to the candidates so far.
 
-        Least squares of the relative errors; multipliers are drawn to those of their kind, these to one for all.
+        The fit is least squares of relative errors; it draws multipliers to that of their kind, these to a common one.
         """
         factors = self._factors()
         return {
@@ -155,7 +155,7 @@ class Repair:
 
 
 def _ridge(parts: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
-    """Multipliers m near a prior with parts·m near one; none falls under a tenth of its prior."""
+    """Multipliers m near a prior with parts·m near one; each from a tenth to ten times its prior."""
     scaled = parts * prior
     gram = scaled.mT @ scaled + _STIFF * torch.eye(len(prior), dtype=torch.double)
     moved: torch.Tensor = torch.linalg.solve(gram, scaled.mT @ (1 - scaled.sum(1)))

@@ -1,7 +1,7 @@
-"""What `PruneChannels` would cut: equal shares and other scopes, as much as measured files say is needed.
+"""Widths that the scopes of `PruneChannels` would choose (equal shares and others), cut as far as measured files need.
 
-What a file takes is predicted from the last ones of the same scope: along one line of widths that is nearer to the
-truth than a model of all widths.
+The cost of a file is predicted from earlier files of the same scope: along one line of widths that is more accurate
+than a model of all widths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lobo_fx.passes.pruning.widths import Widths
 __all__ = ["cut_by_scopes"]
 
 _FILES, _PART, _STEPS = 3, 0.15, 64
-"""Files by which the share of a scope is found, for what part of the time, and how fine shares are."""
+"""Most files measured for a scope, the part of the time for all scopes, and into how many steps shares are divided."""
 
 
 def cut_by_scopes(
@@ -27,11 +27,11 @@ def cut_by_scopes(
     """For every scope, the widths of the smallest share removed whose file was measured to hold the limits.
 
     Args:
-        programs: what is measured.
-        precision: of the files.
+        programs: makes and measures the files.
+        precision: precision of the files.
         candidates: the axes that are free, with their scores.
-        limits: as shares of the original's.
-        until: on the monotonic clock, when the search ends; scopes take a part of the time that is left.
+        limits: limits as shares of the original's.
+        until: when the search ends, on the monotonic clock; scopes take a part of the time that is left.
     """
     now = time.monotonic()
     until = now + _PART * (until - now)
@@ -64,7 +64,7 @@ def _least_cut(
     limits: Mapping[str, float],
     known: Mapping[str, Correction] | None,
 ) -> Widths | None:
-    """The widths of the smallest share that is expected to hold the limits, by its own files where there are any."""
+    """The widths of the smallest share expected to hold the limits, by files of the scope if there are any."""
     for step in range(1, _STEPS):
         shares = search.shares(candidates, step / _STEPS)
         widths = programs.costs.whole | {

@@ -37,36 +37,36 @@ from lobo_fx.terminal.progress import spinner, track
 __all__ = ["GoalSearch"]
 
 _LOWER = 0.02
-"""By what the next try aims below a limit that was missed: what is measured is noisy."""
+"""How far the next try aims below a limit that was missed, since measurements are noisy."""
 _WORK = 2e12
-"""Multiply-accumulates that the runs of the loss model may take: they compare on more rows where these cost less."""
+"""Most multiply-accumulates for the runs of the loss model, which compares on more rows if a row costs less."""
 _CORRECTIONS = 4
 _HIGHER = (0.08, 0.04, 0.02)
-"""By what the next tries aim above a limit that leaves room: models are wrong by as much from file to file."""
+"""How far the next tries aim above a limit that leaves room: models are wrong by as much from file to file."""
 _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
-"""Of what the original takes of the first quantity that is limited: where the front is looked at beside the goal."""
+"""Shares of the original's cost, in the first limited quantity, at which further candidates are made for the front."""
 _PLACEMENTS = 2
-"""How often integers are placed anew where other widths follow from that."""
+"""How often integers are placed again, since widths change with the placement."""
 _EARLY = 0.25
-"""In this part of the time, every precision is tried; later, those alone without which nothing good was found."""
+"""Share of the time in which every precision is tried; after it, more are tried only if none found was good."""
 _FINER = 2
-"""Placements of fewer integers that are tried where all of them lose too much."""
+"""Placements of fewer integers that are tried if all integers together lose too much."""
 _LOSS_STEPS = 5
-"""Bisections of the latency, where the loss is what is limited."""
+"""Bisections of the latency, if only the loss is limited."""
 
 
 class GoalSearch:
     """Searches once.
 
     Args:
-        start: what is compressed; changed.
+        start: the program to compress; changed.
         context: data, score, seed and notes.
         settings: the goal and how to look for it.
     """
 
     def __init__(self, start: Program, context: Context, settings: Settings) -> None:
         self.context, self.settings, self.goal = context, settings, settings.goal
-        # What is measured of a candidate is kept for no other search, which meets others.
+        # Measurements of candidates are not kept: another search meets other candidates.
         self.quiet = dataclasses.replace(context, show_progress=False, notes=[], sheets=[], measurements=None)
         self.start = start.clone()
         self.program = folded(start, context)
@@ -74,8 +74,8 @@ class GoalSearch:
         self.inference = Inference(self.program).run()
         self.free = {leaf: found for leaf, found in members(self.inference).items() if self._may_go(leaf, found)}
         self.score = Score(context, context.original or self.start)
-        self.starts: dict[str, Sequence[Widths]] = {}  # by precision, what its repair began with
-        self.learned: dict[str, Losses] = {}  # by precision, what its repair found widths to lose
+        self.starts: dict[str, Sequence[Widths]] = {}  # by precision, the starts of its repair
+        self.learned: dict[str, Losses] = {}  # by precision, the losses that its repair learned
 
     def _may_go(self, leaf: Axis, found: Sequence[Member]) -> bool:
         kinds, exclude = self.settings.kinds, self.settings.exclude
@@ -119,7 +119,7 @@ class GoalSearch:
         self.programs = Programs(*given, self.quiet, self.settings, self.context.show_progress)
 
     def _rounded(self, precision: Precision) -> Precision:
-        """The precision; where weights alone are in few bits, with its rounding noise and its file measured."""
+        """The precision; if it has weights alone in few bits, with its rounding noise and its file measured."""
         if precision.weights is None:
             return precision
         made = self.costs.stored(precision.weights, self.program.clone(), self.quiet)
@@ -129,7 +129,7 @@ class GoalSearch:
     # Widths for a budget.
 
     def _within(self, limits: Mapping[str, float]) -> Built:
-        """The least loss within limits, each a share of the original's."""
+        """The program of least loss within limits, each a share of the original's."""
         self.precisions = [self._placed_anew(precision, limits) for precision in self.precisions]
         nearest = {precision.name: self._out_of_reach(precision, limits) for precision in self.precisions}
         able = [precision for precision in self.precisions if not nearest[precision.name]]
@@ -154,7 +154,7 @@ class GoalSearch:
         return best if self.context.evaluate is None else self._by_score(best, limits)
 
     def _placed_anew(self, precision: Precision, limits: Mapping[str, float]) -> Precision:
-        """Integers where they pay at about the widths that a budget leaves: what is narrow may be faster in float."""
+        """Places integers for about the widths that the budget leaves: narrow operators may be faster in float."""
         if not precision.integers or self.settings.costs is not None:
             return precision
         for _ in range(_PLACEMENTS):
@@ -166,7 +166,7 @@ class GoalSearch:
         return precision
 
     def _out_of_reach(self, precision: Precision, limits: Mapping[str, float]) -> str:
-        """How near the narrowest widths come where that is not near enough, and what is in the way."""
+        """Which limit even the narrowest widths exceed, and what takes most of it, in words; empty if there is none."""
         narrowest = cheapest(precision.costs["latency"], precision.options)
         if all(precision.costs[name](narrowest) <= limit for name, limit in limits.items()):
             return ""
@@ -189,7 +189,7 @@ class GoalSearch:
         return ""
 
     def _rounding_hurts(self) -> bool:
-        """Whether rounding is most of the noise of what was built last: then what is narrower may lose less."""
+        """Whether most noise of the last built program is rounding: a narrower one, rounded less, may lose less."""
         for last in reversed(self.programs.built):
             rounding = self.programs.rounding(last)
             if rounding is not None:
@@ -197,7 +197,7 @@ class GoalSearch:
         return False
 
     def _fewer_integers(self) -> list[Precision]:
-        """Precisions with ever fewer operators as integers, by what each of them alone does to the outputs."""
+        """Precisions with ever fewer operators as integers, by the noise of each operator alone at the outputs."""
         program, choices = self.settings.quantizing.simplify(self.program.clone(), self.quiet)
         placement = choices.place()
         prepared = prepare(program, placement, self.quiet)
@@ -210,7 +210,7 @@ class GoalSearch:
         return self.costs.fewer_integers(noises)
 
     def _least_expected(self, precisions: Sequence[Precision], limits: Mapping[str, float]) -> list[Precision]:
-        """The one that, with the widths that its budget leaves, is expected to lose least; none of none."""
+        """The precision that is expected to lose least at the widths that its budget leaves, in a list; or no entry."""
 
         def expected(precision: Precision) -> float:
             return self._loss(precision, solve(self._budget(precision, limits), self.losses, precision.options))
@@ -218,11 +218,11 @@ class GoalSearch:
         return sorted(precisions, key=expected)[:1]
 
     def _loss(self, precision: Precision, widths: Widths) -> float:
-        """What widths are expected to lose, and rounding beside."""
+        """The expected loss of widths and of rounding together."""
         return precision.rounding + sum(self.losses[leaf][width] for leaf, width in widths.items())
 
     def _set_right(self, precision: Precision, limits: Mapping[str, float]) -> float:
-        """Solves and measures structures until they take what was expected; gives the loss expected then."""
+        """Solves and measures structures until their costs are as expected; returns the loss expected then."""
         seen: list[Widths] = []
         for _ in range(_CORRECTIONS):
             widths = solve(self._budget(precision, limits), self.losses, precision.options)
@@ -235,7 +235,7 @@ class GoalSearch:
         return self._loss(precision, solve(self._budget(precision, limits), self.losses, precision.options))
 
     def _build_within(self, precision: Precision, limits: Mapping[str, float]) -> None:
-        """Repairs what the solver gives within a budget that was set right, and builds the best."""
+        """Repairs the solver's widths within the corrected budget, and builds the best."""
         repair, widths, starts = self._repaired(precision, limits, self.until)
         for attempt in range(1, _CORRECTIONS + 1):
             if self.programs.is_built(precision, widths):
@@ -249,13 +249,13 @@ class GoalSearch:
         self.starts[precision.name], self.learned[precision.name] = starts, repair.learned()
 
     def _using_what_is_left(self, precision: Precision, limits: Mapping[str, float]) -> Built:
-        """The best within limits, once what is expected a little above them, and measured below, is built too.
+        """The best within limits, after also building programs expected a little above them but measured below.
 
-        A model that is right on average is some percent wrong about the one file.
+        A model that is right on average is some percent wrong about a single file.
         """
         best = max(self._inside(limits), key=_quality)
         if self.settings.costs is not None and "latency" in limits:
-            return best  # of another machine nothing is measured below what is expected
+            return best  # another machine can't be measured here
         for share in _HIGHER:
             full = any(best.measured[name] >= (1 - NEAR) * limit for name, limit in limits.items())
             if full or best.widths == self.whole or time.monotonic() > self.until:
@@ -274,26 +274,26 @@ class GoalSearch:
         return best
 
     def _by_score(self, best: Built, limits: Mapping[str, float]) -> Built:
-        """The best by its score, once what the solver and other scopes began with is built: noise may mislead."""
+        """The best by its score, after also building the widths of the solver and the scopes: noise may mislead."""
         for widths in self.starts[best.precision.name]:
             if time.monotonic() < self.until and not self.programs.is_built(best.precision, widths):
                 self.costs.learn(best.precision, widths, self.programs.build(best.precision, widths).measured)
         return max(self._inside(limits), key=_quality)
 
     def _inside(self, limits: Mapping[str, float]) -> list[Built]:
-        """What was built and measured to hold the limits."""
+        """The programs that were built and measured to hold the limits."""
         return [b for b in self.programs.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)]
 
     def _budget(self, precision: Precision, limits: Mapping[str, float]) -> Budget:
-        """What widths may take, as far as is known."""
+        """The budget of widths under limits, corrected by the measurements so far."""
         return Budget(tuple((self.costs.towards(precision, name, limit), 1.0) for name, limit in limits.items()))
 
     def _repaired(
         self, precision: Precision, limits: Mapping[str, float], until: float
     ) -> tuple[Repair, Widths, Sequence[Widths]]:
-        """The repair of what the solver gives within limits and of what other scopes would, its best and its starts.
+        """Repairs the widths of the solver and of the scopes; returns the repair, its best widths and its starts.
 
-        Layers that the solver leaves whole stay so: candidates are few, and ranks rarely pay.
+        Layers that the solver leaves at full rank stay so: candidates are few, and lower ranks rarely pay.
         """
         candidates = Candidates(self.free, self.scores)
         scopes = [*cut_by_scopes(self.programs, precision, candidates, limits, until)]
@@ -308,12 +308,12 @@ class GoalSearch:
     def _correct(
         self, precision: Precision, widths: Widths, measured: Mapping[str, float], limits: Mapping[str, float]
     ) -> bool:
-        """Takes what was measured over what was expected into the models; whether a limit was missed."""
+        """Corrects the models by what was measured; returns whether a limit was missed, or a single one not used up."""
         missed = False
         self.costs.learn(precision, widths, measured)
         for name, limit in limits.items():
             if name not in measured:
-                continue  # of another machine, nothing but what is expected is known
+                continue  # another machine can't be measured here
             over = measured[name] > most(name, limit)
             under = widths != self.whole and measured[name] < (1 - NEAR) * limit and len(limits) == 1
             missed |= over or under
@@ -322,7 +322,7 @@ class GoalSearch:
     # The loss as the limit, the front, the report.
 
     def _fastest(self) -> Built:
-        """The fastest within the limit of loss: the latency is bisected, from what integers alone give."""
+        """The fastest within the limit of loss: bisects the latency, starting from unpruned programs."""
         whole = [self.programs.build(precision, self.whole) for precision in self.precisions]
         if not self._keeps(whole[0]):
             whole += [self.programs.build(precision, self.whole) for precision in self._finer(whole[0])]
@@ -347,7 +347,7 @@ class GoalSearch:
         return min(filter(self._keeps, self.programs.built), key=lambda built: built.measured["latency"], default=best)
 
     def _finer(self, built: Built) -> Iterator[Precision]:
-        """Where all integers lose too much: fewer of them, with a quarter of the noise and less."""
+        """If all integers lose too much: precisions with fewer of them, at a quarter of the noise and less."""
         if built.precision.name != "int8" or self.settings.precision != "auto":
             return
         fewer, most_noise = self._fewer_integers(), built.noise
@@ -378,7 +378,7 @@ class GoalSearch:
             )
 
     def _look_around(self, precision: Precision, name: str) -> None:
-        """Candidates that take other shares of a quantity, for the front, as long as there is time."""
+        """Compares candidates at other shares of a quantity, for the front, as long as there is time."""
         for share in track(_SHARES, "front", self.context.show_progress):
             if time.monotonic() > self.until:
                 return
@@ -389,7 +389,7 @@ class GoalSearch:
 
 
 def _times(limits: Mapping[str, float], factor: float) -> dict[str, float]:
-    """What is aimed at; bytes are told exactly before they are written."""
+    """The limits to aim at; that of size stays, since bytes are known exactly before they are written."""
     return {name: limit if name == "size" else factor * limit for name, limit in limits.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a search of a goal asks of `FitGoal`, which imports the search."""
+"""The settings that a search reads of `FitGoal`, as a protocol, since `FitGoal` imports the search."""
 
 from __future__ import annotations
 
@@ -43,4 +43,4 @@ class Settings(Protocol):
         """Whether a parameter of these names is to stay as it is."""
 
     def applying(self, plan: GoalPlan) -> Pass:
-        """The pass that does what a plan says, for the same machine."""
+        """The pass that carries out a plan, for the same machine."""

@@ -1,9 +1,9 @@
-"""Widths that lose least within a budget: a price for the cost, bisected, and each axis at its best at that price.
+"""Finds widths that lose least within a budget: bisects a price for the cost, and takes each axis' best at that price.
 
-For a price λ every axis takes the width with the least loss + λ·cost, the others as they are, until none moves. The
-cost falls as the price rises; what the last step leaves of the budget is filled by the widenings that gain most, and,
-where axes are few, by pairs of which one is widened and the other narrowed. Of several limits each has a weight in the
-cost, which rises where the limit is what stops.
+At a price λ (a Lagrange multiplier), every axis takes the width with the least loss + λ·cost, the others fixed, until
+none changes. The cost falls as the price rises. The rest of the budget is filled by the widenings that gain most and,
+where axes are few, by pairs of which one is widened and the other narrowed. Of several limits, each has a weight in the
+cost, which rises if the limit is the one that binds.
 
 Source: Everett, "Generalized Lagrange Multiplier Method for Solving Problems of Optimum Allocation of Resources", 1963.
 """
@@ -23,12 +23,12 @@ __all__ = ["Losses", "Options", "cheapest", "fill", "solve"]
 Options = Mapping[Axis, Sequence[int]]
 """By leaf, the widths that it may have, in rising order; the last is its size."""
 Losses = Mapping[Axis, Mapping[int, float]]
-"""By leaf and width, what it loses alone."""
+"""By leaf and width, the loss of that width alone."""
 
 _SWEEPS = 20
 _BISECTIONS = 40
 _FEW = 12
-"""Axes among which pairs are exchanged: of more there would be too many pairs, and filling leaves less."""
+"""Most axes among which pairs are exchanged: of more there are too many pairs, and filling leaves less."""
 _REWEIGHINGS = 8
 """Rounds in which limits that are full become dearer, and those with room cheaper."""
 
@@ -36,7 +36,7 @@ _REWEIGHINGS = 8
 def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
     """Widths within a budget, at the least sum of losses that prices find.
 
-    Where nothing fits, the cheapest.
+    If nothing fits, the cheapest widths.
     """
     widest = {leaf: found[-1] for leaf, found in options.items()}
     count = len(budget.limits)
@@ -55,7 +55,7 @@ def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
 
 
 def cheapest(cost: Sum, options: Options) -> Widths:
-    """Each axis at what costs least, from the narrowest on: the two layers of a lower rank may cost more than one."""
+    """The cheapest widths, which may not be the narrowest: two layers of a lower rank may cost more than one."""
     narrowest = {leaf: found[0] for leaf, found in options.items()}
     free: Losses = {leaf: dict.fromkeys(found, 0.0) for leaf, found in options.items()}
     return _settled(_Parts(cost, options), free, 1.0, narrowest)
@@ -105,9 +105,9 @@ def fill(budget: Budget, losses: Losses, options: Options, widths: Widths) -> Wi
 
 
 def _exchanged(budget: Budget, losses: Losses, options: Options, widths: Widths) -> Widths:
-    """Of two axes one is widened and the other narrowed until that fits, as long as such a pair loses less.
+    """Widens one axis and narrows another so that the budget holds, as long as some pair of axes lowers the loss.
 
-    Prices find only what lies on the convex hull of losses over costs; where steps are large, much lies between.
+    Prices find only widths on the convex hull of losses over costs; where steps are large, much lies between.
     """
     able = [leaf for leaf, found in options.items() if len(found) > 1]
     if len(able) > _FEW:
@@ -134,7 +134,7 @@ class _Parts:
     """The part of a cost that depends on one leaf, for each of its widths: the same at every price.
 
     Args:
-        cost: of widths.
+        cost: cost of widths.
         options: the widths that leaves may have.
     """
 
@@ -144,7 +144,7 @@ class _Parts:
         self.known: dict[tuple[Axis, tuple[int, ...]], list[float]] = {}
 
     def along(self, leaf: Axis, widths: Widths) -> list[float]:
-        """For each of its widths, the others as they are."""
+        """The part at each of a leaf's widths, the others as they are."""
         key = leaf, tuple(widths[other] for other in self.others[leaf] if other is not leaf)
         if key not in self.known:
             self.known[key] = self.cost.along(leaf, self.options[leaf], widths)

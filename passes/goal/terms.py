@@ -1,4 +1,4 @@
-"""What a network costs as a sum of terms, each of the few widths that it depends on; and limits of such sums."""
+"""The cost of a network as a sum of terms, each a function of few widths; and limits of such sums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lobo_fx.passes.pruning.widths import Widths
 __all__ = ["Budget", "Sum", "Term", "constant", "macs", "stored_bytes"]
 
 _ROUNDING = 1e-9
-"""By what share a sum of many shares of one whole may be more than the whole."""
+"""Relative tolerance of limits: rounding may put a sum of many shares of a whole above the whole."""
 
 
 @dataclasses.dataclass
@@ -27,8 +27,8 @@ class Term:
 
     Attributes:
         leaves: the axes that it depends on.
-        value: of their widths.
-        name: of the module that it is about.
+        value: gives the term from their widths.
+        name: name of the module that it is about.
     """
 
     leaves: tuple[Axis, ...]
@@ -46,10 +46,10 @@ class Term:
 
 
 class Sum:
-    """Terms, and which of them a leaf has a part in.
+    """A sum of terms, which knows the terms that depend on each leaf.
 
     Args:
-        leaves: whose widths are chosen.
+        leaves: the leaves whose widths are chosen.
         terms: parts of the sum.
     """
 
@@ -92,7 +92,7 @@ class Budget:
 
     @classmethod
     def of(cls, cost: Sum, most: float = 1.0) -> Budget:
-        """One limit."""
+        """A budget of one limit."""
         return cls(((cost, most),))
 
     def fits(self, widths: Widths) -> bool:
@@ -128,10 +128,10 @@ def stored_bytes(
     """Bytes of the tensors that the graph reads.
 
     Args:
-        inference: whose program it is.
-        leaves: whose widths are chosen.
-        bits: that each weight takes as a code, where those of two or more dimensions are codes.
-        ranks: of layers that may become two.
+        inference: axes of the program.
+        leaves: the leaves whose widths are chosen.
+        bits: bits that a weight takes as a code, if tensors of two or more dimensions are codes; else None.
+        ranks: rank axes of layers that may become two.
     """
     leaves = tuple(leaves)
     chosen = set(leaves)
@@ -160,7 +160,7 @@ def stored_bytes(
 
 
 def constant(leaves: Iterable[Axis], value: float) -> Sum:
-    """What no width changes."""
+    """A sum that no width changes."""
     return Sum(leaves, [Term((), lambda widths: value)])
 
 

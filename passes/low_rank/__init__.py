@@ -1,1 +1,1 @@
-"""Layers as two of a lower rank."""
+"""Layers replaced by two layers of a lower rank."""

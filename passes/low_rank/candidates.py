@@ -1,4 +1,4 @@
-"""Which layers can be two layers of a lower rank, and why the others can't."""
+"""Finds the layers that two layers of a lower rank can replace, and notes why others can't be replaced."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["Candidate", "find_candidates", "spectra"]
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A weight of a linear layer or a convolution of one place, of one group.
+    """The weight of a linear layer, or of a pointwise convolution (a window of size 1) with one group.
 
     Attributes:
-        names: under which it is registered; several where it is tied.
+        names: names that the weight is registered under; several if it is tied.
         weight: the parameter.
-        layers: all that reads it, in graph order.
+        layers: the layers that read the weight, in graph order.
     """
 
     names: tuple[str, ...]
@@ -55,7 +55,7 @@ class Candidate:
 
 
 def find_candidates(program: Program, context: Context) -> list[Candidate]:
-    """In graph order; every other parameter of two or more dimensions is noted."""
+    """Returns candidates in graph order; notes why other parameters of two or more dimensions are left alone."""
     names = names_of_tensors(program.module)
     readers: dict[int, list[Layer]] = {}
     for layer in layers(program.graph):
@@ -78,7 +78,7 @@ def find_candidates(program: Program, context: Context) -> list[Candidate]:
 
 
 def _why_not(program: Program, weight: torch.Tensor, group: list[Layer]) -> str | None:
-    """What keeps a weight from being two."""
+    """The reason why a weight can't be split into two factors; None if it can."""
     first = group[0]
     if not isinstance(weight, nn.Parameter):
         return "it is no parameter"
@@ -108,7 +108,7 @@ def _read_by_none_but(program: Program, weight: torch.Tensor, group: list[Layer]
 def spectra(
     program: Program, candidates: Sequence[Candidate], context: Context
 ) -> Iterator[tuple[Candidate, Spectrum]]:
-    """What the outputs of each layer lose at every rank, on calibration data where there is some; one in memory."""
+    """Yields each candidate's spectrum, one at a time; inputs weigh as in the calibration data, if there is any."""
     if context.calibration_data is None:
         yield from ((one, spectrum(one.matrix)) for one in candidates)
         return

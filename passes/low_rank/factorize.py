@@ -1,4 +1,4 @@
-"""Low rank: a large layer becomes two that are together smaller."""
+"""Low-rank factorization: a large layer becomes two layers that are smaller together."""
 
 from __future__ import annotations
 
@@ -36,36 +36,36 @@ from lobo_fx.report.records import Sheet
 __all__ = ["Factorize", "factorize"]
 
 _QUARTER = 0.25
-"""What `rank` is where it is left out: a square layer is then half as large."""
+"""Default of `rank`: at a quarter of the full rank, a square layer becomes half as large."""
 _HALF = 0.5
-"""What `keep` is where it is left out."""
+"""Default of `keep`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Factorize(Pass):
-    """A linear layer, or a convolution of one place, becomes two of a lower rank that are together smaller.
+    """Replaces a linear layer or a pointwise convolution by two layers of a lower rank that are smaller together.
 
-    Before: `linear(x, W[512, 512], b)`. After: `linear(linear(x, W_down[64, 512]), W_up[512, 64], b)`; of a convolution
-    the first has its stride and padding. `fc.weight` becomes `fc.down.weight` and `fc.up.weight`. The rank is an axis
-    like others: `PruneChannels` may cut it afterwards.
+    Before: `linear(x, W[512, 512], b)`. After: `linear(linear(x, W_down[64, 512]), W_up[512, 64], b)`. Of a
+    convolution, the first layer takes the stride and the padding. `fc.weight` becomes `fc.down.weight` and
+    `fc.up.weight`. The rank is an axis like others: `PruneChannels` may cut it afterwards.
 
-    With calibration data the nearest weight of a rank is the one that moves the layer's outputs least, and every layer
-    is then fitted to what the original's gave from the inputs that it has by then. A share of the data is held out;
-    where plain singular values, or no refitting, come within half a decibel on it, they are taken. Without data, it is
-    plain singular values.
+    With calibration data, the nearest weight of a rank is the one that changes the layer's outputs least. Every layer
+    is then fitted to the original layer's outputs, given the inputs that it gets in the factorized network. A share of
+    the data is held out: plain singular values, or no refitting, are taken where they come within half a decibel of
+    the best on it. Without data, plain singular values are taken.
 
-    Left alone, with the reason in the report: layers that two would not make smaller (a full rank among them: it stays
-    exact), convolutions of larger windows or of groups, and weights that anything else reads too. A weight that
+    Left alone, with the reason in the report: layers that two factors would not make smaller (so the full rank stays
+    exact), convolutions with larger windows or several groups, and weights that other operators read. A weight that
     several layers share is factorized once.
 
     Attributes:
         rank: share of the full rank that stays, in (0, 1], 0.25 where nothing else says how much; or shares by pattern
             of module names (`{"layers.*.fc1": 0.3}`), where other layers stay whole. Of several patterns that match,
             the most specific counts, as in `PruneChannels`.
-        decibels: the lowest rank of each layer at which its outputs about their mean have this signal-to-noise ratio on
-            calibration data; without data, its weight.
+        decibels: gives each layer the lowest rank at which its outputs, less their mean, have this signal-to-noise
+            ratio on calibration data; without data, the lowest rank at which its weight has it.
         target: `macs`, `parameters` or `file_size`: chooses the ranks so that the share `keep` of them stays, and the
-            noise that each layer adds to its outputs is least, as a share of these and summed over all layers.
+            relative errors of the layers' outputs, summed over all layers, are least.
         keep: share of `target` that stays in the whole model, in (0, 1], 0.5 where left out; hit within 2 %.
         exclude: patterns of names of modules or parameters that stay whole.
         round_to: ranks are multiples of this, where the full rank is at least twice as high.
@@ -191,7 +191,7 @@ class Factorize(Pass):
         rest = whole - sum(costs.values())
 
         def nearest(step: int) -> tuple[dict[str, Option], float]:
-            """What keeps no more than wanted, or hardly more where that misses; and the share that it keeps."""
+            """Options that keep at most the wanted share, or up to the tolerance more if that misses; the share."""
             choices = {one.name: options(one.shape, found[one.name], costs[one.name], step) for one in candidates}
             for slack in (1.0, 1 + TARGET_TOLERANCE):
                 chosen = best_within(choices, slack * wanted.keep * whole - rest)
@@ -223,12 +223,12 @@ def factorize(
     compensation: str = "auto",
     fixed: Collection[str] = (),
 ) -> Program:
-    """The program, or a copy, with two layers in the place of each, fitted to calibration data.
+    """Replaces each chosen layer by two and fits them to calibration data; returns the program or a copy.
 
     Args:
         program: masks are part of its weights.
-        chosen: of this program.
-        ranks: by name of the candidate; lower than full.
+        chosen: candidates of this program.
+        ranks: ranks by name of the candidate, lower than full.
         context: calibration data and notes.
         compensation: as in `Factorize`.
         fixed: names of weights that no fit may change.

@@ -1,4 +1,4 @@
-"""Weights of a lower rank in the places of whole ones; then two layers in the place of each."""
+"""Lowers the rank of weights, then splits each of their layers into two."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["lower", "name_of_first", "split_layers"]
 
 
 def lower(program: Program, chosen: Sequence[Candidate], ranks: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Puts the nearest weight of its rank, by plain singular values, in the place of each.
+    """Replaces each chosen weight by the nearest weight of its new rank, by plain singular values.
 
     Args:
-        program: changed.
-        chosen: of this program.
-        ranks: by name of the candidate.
+        program: changed in place.
+        chosen: candidates of this program.
+        ranks: ranks by name of the candidate.
 
     Returns:
-        The weights as they were, by every name.
+        The weights before, under each of their names.
     """
     wholes: dict[str, torch.Tensor] = {}
     with torch.no_grad():
@@ -42,12 +42,12 @@ def lower(program: Program, chosen: Sequence[Candidate], ranks: Mapping[str, int
 
 
 def name_of_first(node: str) -> str:
-    """What the node of the first of two layers is called; the second keeps the name that the one layer had."""
+    """Name of the first layer's node, after a split; the second layer keeps the node of the layer that was split."""
     return f"{node}_down"
 
 
 def split_layers(program: Program, chosen: Sequence[Candidate], ranks: Mapping[str, int]) -> None:
-    """Makes two layers of each whose weight has a lower rank."""
+    """Splits each layer whose weight has a lower rank into two layers."""
     named = {name: one for one in chosen for name in one.names}
     pairs: dict[str, tuple[str, str]] = {}
     for layer in list(layers(program.graph)):
@@ -65,7 +65,7 @@ def split_layers(program: Program, chosen: Sequence[Candidate], ranks: Mapping[s
 
 
 def _store(program: Program, layer: Layer, name: str, rank: int) -> tuple[str, str]:
-    """Registers the factors of a layer's weight; their names."""
+    """Registers the two factors of a layer's weight; returns their names."""
     assert layer.read is not None
     weight = program.parameter(layer.read)
     up, down = spectrum(matrix_of(layer, weight)[0]).factors(rank)
@@ -81,7 +81,7 @@ def _store(program: Program, layer: Layer, name: str, rank: int) -> tuple[str, s
 
 
 def _split(program: Program, layer: Layer, down: str, up: str) -> None:
-    """`layer(x, W, b)` → `layer(layer(x, down), up, b)`: the second is the call that there was."""
+    """`layer(x, W, b)` → `layer(layer(x, down), up, b)`: the existing call becomes the second layer."""
     node, graph = layer.node, program.graph
     given: dict[str, Any] = arguments(node)
     with graph.inserting_before(node):

@@ -1,4 +1,4 @@
-"""Which rank each layer gets: by a share, by what its outputs may lose, or so that a target is hit."""
+"""The ranks that a layer may have, and the choice of one for each layer within a budget."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lobo_fx.passes.low_rank.spectrum import Spectrum
 __all__ = ["Option", "Shape", "best_within", "options"]
 
 _ROUNDING = 1e-9
-"""By what share a sum of costs may be above a budget that it is meant to equal."""
+"""Relative tolerance of a budget: rounding may put a sum of costs above a budget that it equals."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of a weight as a matrix.
+    """Shape of a weight as a matrix.
 
     Attributes:
         outputs: rows.
@@ -37,7 +37,7 @@ class Shape:
         return (self.outputs * self.inputs - 1) // (self.outputs + self.inputs)
 
     def share(self, rank: int) -> float:
-        """The share of products that stays at a rank; 1 of the whole weight."""
+        """The share of multiplications that stays at a rank; 1 at the full rank, where the weight stays whole."""
         if rank == self.full:
             return 1.0
         return rank * (self.outputs + self.inputs) / (self.outputs * self.inputs)
@@ -49,8 +49,8 @@ class Option:
 
     Attributes:
         rank: the rank; the full one leaves the layer as it is.
-        cost: what it costs.
-        error: share of the energy of its outputs that is lost.
+        cost: what the layer costs at this rank.
+        error: share of the energy of the layer's outputs that is lost.
     """
 
     rank: int
@@ -59,7 +59,7 @@ class Option:
 
 
 def options(shape: Shape, found: Spectrum, cost: float, step: int) -> list[Option]:
-    """What a layer may be, dearest first: whole, or of a rank that is a multiple of `step` and makes it cheaper."""
+    """A layer's options, dearest first: the full rank, then all multiples of `step` that make it cheaper."""
     step = step if shape.full >= 2 * step else 1
     lower = range(shape.highest // step * step, 0, -step)
     errors = found.shares
@@ -67,11 +67,11 @@ def options(shape: Shape, found: Spectrum, cost: float, step: int) -> list[Optio
 
 
 def best_within(choices: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Option]:
-    """One option for each layer, so that the errors' sum is small and the costs' sum within a budget.
+    """Chooses one option for each layer, so that the sum of errors is small and the sum of costs within a budget.
 
-    From the cheapest on, the step is taken that saves most error for its cost, as long as one fits: the optimum for the
-    cost of every step (Fox, "Discrete Optimization Via Marginal Analysis", 1966), but for what the last ones leave of
-    the budget. Where even the cheapest take more, the cheapest.
+    Greedy: starts from the cheapest options and takes the step that saves most error for its cost, as long as one
+    fits. The result is optimal for its cost (Fox, "Discrete Optimization Via Marginal Analysis", 1966), except
+    for the last steps, which fill up the budget. If even the cheapest options cost more, these are returned.
 
     Args:
         choices: dearest first.

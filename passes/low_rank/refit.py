@@ -1,7 +1,7 @@
-"""Every layer of a network of lower ranks, fitted to what the original's gave, from the inputs that it really has.
+"""Fits every layer of a factorized network to the original layer's outputs, given the inputs that it really gets.
 
 Least squares under a bound on the rank has a closed form (reduced-rank regression): of the best weight without the
-bound, the nearest of that rank, measured on the same inputs. So both factors are at their optimum at once.
+bound, take the nearest weight of that rank, measured on the same inputs. So both factors are optimal at once.
 
 Source: Izenman, "Reduced-rank regression for the multivariate linear model", 1975.
 """
@@ -28,9 +28,9 @@ class LowRankFit(Fit):
     """Fits layers as after pruning, some of them under a bound on their rank.
 
     Attributes:
-        ranks: the bound, by name of the weight; there the network holds the nearest weight of that rank by plain
-            singular values.
-        wholes: the same weights as they were before.
+        ranks: bounds on the rank by name of the weight; the program comes with the nearest weights of these ranks by
+            plain singular values.
+        wholes: the same weights before their rank was lowered.
         fixed: names of weights that stay as they are.
     """
 
@@ -49,7 +49,7 @@ class LowRankFit(Fit):
     def _fit_weight(
         self, layer: Layer, start: torch.Tensor, moments: Moments, held_out: HeldOut, current: Affine
     ) -> tuple[Affine, float]:
-        """The best on held-out rows: what there is, the whole weight and its best fit, both at the lower rank."""
+        """The best of three on held-out rows: `current`; the whole weight and its fit, both cut to the lower rank."""
         assert layer.read is not None
         name = str(layer.read.target)
         if name not in self.ranks:

@@ -1,9 +1,9 @@
-"""What a layer's outputs lose at every rank of its weight, and the nearest weight of each.
+"""How much a layer's outputs lose at every rank of its weight, and the nearest weight of each rank.
 
 With inputs X and S = XᵀX, a weight W₁ in place of W costs ‖X·(W − W₁)ᵀ‖² = ‖(W − W₁)·L‖², where S = L·Lᵀ. Of all W₁ of
 rank r, the truncated singular value decomposition of W·L gives the least (Eckart and Young, 1936): with U the first r
-left singular vectors, W₁·L = U·Uᵀ·W·L, so W₁ = U·Uᵀ·W. No root of S is inverted, nor even taken: U are eigenvectors of
-W·S·Wᵀ. So S may have any rank.
+left singular vectors, W₁·L = U·Uᵀ·W·L, so W₁ = U·Uᵀ·W. U are the eigenvectors of W·S·Wᵀ: no root of S is taken or
+inverted, so S may have any rank.
 
 Source: Wang et al., "SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression",
     2024, who take L from Cholesky and invert it; Yuan et al., "ASVD: Activation-aware Singular Value Decomposition for
@@ -23,12 +23,12 @@ __all__ = ["Spectrum", "spectrum"]
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-    """A weight along the directions of its outputs, those of most energy first.
+    """A weight decomposed along directions of its outputs, those of most energy first.
 
     Attributes:
         weight: (outputs, inputs).
         directions: orthonormal, (outputs, full rank).
-        energies: of the outputs along each, (full rank,): squares of the weighted singular values.
+        energies: energy of the outputs along each direction, (full rank,): squares of the weighted singular values.
     """
 
     weight: torch.Tensor
@@ -78,8 +78,8 @@ def spectrum(weight: torch.Tensor, gram: Gram | None = None) -> Spectrum:
 
     Args:
         weight: (outputs, inputs).
-        gram: of what it is multiplied with, one group; None weighs all inputs alike, by plain singular values. One that
-            was shrunk (`Gram.shrunk`) holds on rows that it has not seen.
+        gram: Gram matrix of the weight's inputs, one group; None weighs all inputs alike (plain singular values). A
+            shrunk one (`Gram.shrunk`) also holds on rows that it has not seen.
 
     Example:
         ```python
@@ -92,7 +92,7 @@ def spectrum(weight: torch.Tensor, gram: Gram | None = None) -> Spectrum:
         ```
     """
     weight = weight.detach().double()
-    # Of a tall weight, the outputs span no more than its columns: the small problem is solved, then turned back.
+    # The outputs of a tall weight span at most as many dimensions as it has columns: solve that smaller problem.
     tall = weight.shape[0] > weight.shape[1]
     turn, core = torch.linalg.qr(weight) if tall else (None, weight)
     energies, directions = torch.linalg.eigh(_energy(core, gram))

@@ -1,9 +1,9 @@
-"""Which coordinates the heads of a narrowed attention should use: the best ones, not those left over.
+"""Finds the best coordinates for attention heads that lose dimensions, instead of the dimensions left over.
 
-Attention reads queries and keys through their products only, and values through the layer after it. So a head that
-keeps `r` of its dimensions may use any `r` coordinates, where linear layers give them: those in which the products
-stay nearest to the original's. Only self-attention on linear layers is seen: where positions are turned into queries
-and keys, or norms are between, the coordinates are not free.
+Attention reads queries and keys only through their products, and values only through the layer after it. So a head that
+keeps `r` of its dimensions may use any `r` coordinates that linear layers can give: the best are those in which the
+products stay nearest to the original's. Only self-attention on linear layers is handled: with rotary positions or norms
+on queries and keys, the coordinates are not free.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Basis:
 
     Attributes:
         layer: the linear layer.
-        channels: (heads, dimensions) which of the original's outputs.
-        kept: (heads, dimensions) which of them stay.
+        channels: (heads, dimensions) indices of the original's outputs.
+        kept: (heads, dimensions) indices of those that stay.
         matrix: (heads that stay, dimensions, dimensions that stay).
     """
 
@@ -47,20 +47,20 @@ class Basis:
     matrix: torch.Tensor
 
     def apply(self, output: torch.Tensor, target: torch.Tensor, stay: torch.Tensor) -> None:
-        """Writes into `target`, the outputs that stay, what they should be, given all of the original's."""
+        """Writes the outputs in new coordinates into `target` (outputs that stay), from the original's `output`."""
         mixed = torch.einsum("...hd,hdr->...hr", output[..., self.channels], self.matrix.to(output.dtype))
         target[..., (stay.cumsum(0) - 1)[self.kept]] = mixed
 
 
 @dataclasses.dataclass(frozen=True)
 class _Heads:
-    """The outputs of a linear layer as heads, those that stay alone.
+    """The heads that a linear layer's outputs make up; only those that stay.
 
     Attributes:
         layer: the linear layer.
         value: the query, key or value, (rows, heads, tokens, dimensions).
         index: (heads,) which heads stay.
-        channels: (heads, dimensions) which of the original's outputs.
+        channels: (heads, dimensions) indices of the original's outputs.
         stay: (dimensions,) which dimensions stay, the same in every head.
     """
 
@@ -98,9 +98,9 @@ class Bases:
         self._found: dict[fx.Node, list[Basis]] = {}
 
     def of(self, layer: fx.Node, batches: Iterable[Values]) -> list[Basis]:
-        """Bases for the outputs of a linear layer, from the original's values of each batch up to there.
+        """Bases for the outputs of a linear layer, from the original's values of each batch up to that layer.
 
-        Batches are gone through several times.
+        Batches are iterated several times.
         """
         attention = self._attentions.get(layer)
         if attention is None:
@@ -140,7 +140,7 @@ class Bases:
         return [heads.basis(back @ left[..., : heads.width] * size)]
 
     def _heads(self, node: fx.Node, values: Values) -> _Heads | None:
-        """What a query, key or value (batch, heads, tokens, dimensions) is made of."""
+        """The linear layer and the heads behind a query, key or value (batch, heads, tokens, dimensions)."""
         layer = _layer(node)
         if layer is None or layer.name not in self.kept:
             return None
@@ -189,7 +189,7 @@ class Bases:
         return total
 
     def _ahead(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        """The original's value of a node that comes later; kept in `values`."""
+        """Evaluates a node of the original that was not run yet, and keeps the results in `values`."""
         if node not in values:
             for source in node.all_input_nodes:
                 self._ahead(source, values)
@@ -210,7 +210,7 @@ def _layer(node: fx.Node) -> fx.Node | None:
 
 
 def _self_attention_layers(attention: fx.Node) -> list[fx.Node]:
-    """The linear layers of queries, keys and values, where they read the same and nothing else reads them."""
+    """The linear layers of queries, keys and values, if they share one input and only `attention` reads them."""
     given = arguments(attention)
     found = [_layer(given[name]) for name in ("query", "key", "value")]
     layers = list(dict.fromkeys(layer for layer in found if layer is not None))
@@ -221,7 +221,7 @@ def _self_attention_layers(attention: fx.Node) -> list[fx.Node]:
 
 
 def _read_only_by(layer: fx.Node, attention: fx.Node) -> bool:
-    """Whether what a layer gives goes to `attention` and nowhere else."""
+    """Whether a layer's outputs go to `attention` and nowhere else."""
     readers = list(layer.users)
     while readers:
         reader = readers.pop()

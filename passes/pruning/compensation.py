@@ -1,4 +1,4 @@
-"""What keeps accuracy after removal without training, taken by what it does on rows that no fit saw.
+"""Refits a pruned network without training, by the method that proves best on held-out rows, which no fit saw.
 
 Least squares on few rows, or statistics of data that the network was not trained on, can do harm. So every method up to
 the one asked for is tried, and the network that is nearest to the original on held-out rows is kept.
@@ -22,7 +22,7 @@ from lobo_fx.report.records import Sheet
 __all__ = ["METHODS", "Attempt", "Compensated", "Split", "attempts", "chosen", "compensate"]
 
 _WORTH = 0.5
-"""Decibels that a method must gain over a simpler one: less than that, few rows can't tell."""
+"""Decibels that a method must gain over a simpler one: few rows can't tell smaller differences."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Compensated:
     Attributes:
         program: the network.
         remark: how it was fitted and what that gained.
-        sheet: what was done to each layer; None where nothing was.
+        sheet: what was done to each layer; None if nothing was fitted.
     """
 
     program: Program
@@ -60,14 +60,14 @@ class Compensated:
 def compensate(
     program: Program, original: Program, context: Context, method: str, fit: Callable[..., Fit] = Fit
 ) -> Compensated:
-    """Fits a pruned network to the original's activations, and takes back what harms.
+    """Fits a pruned network to the original's activations, and takes the fit back if it harms.
 
     Args:
         program: the pruned network; its graph has the original's nodes under the same names.
         original: the network before removal.
-        context: its calibration data; and for notes of layers that can't be fitted.
+        context: gives calibration data, and takes notes about layers that can't be fitted.
         method: the last of `METHODS` to try.
-        fit: what fits the layers, made as `Fit` is.
+        fit: the class that fits the layers, or a function that is called as `Fit` is.
     """
     split = Split.of(context)
     if not split.held_out_rows:
@@ -85,7 +85,7 @@ def compensate(
 
 
 def chosen(decibels: Mapping[str, float]) -> str:
-    """The method to take, by what each gives on held-out rows, the simplest first: more of it must be worth it."""
+    """The method to take, given the decibels of each on held-out rows, simplest first; see `_WORTH`."""
     best = METHODS[0]
     for method, value in decibels.items():
         if not value <= decibels[best] + _WORTH:
@@ -95,11 +95,11 @@ def chosen(decibels: Mapping[str, float]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Calibration data as a fit sees it, and what judges it: read anew each time, one batch after the other.
+    """Calibration data, divided into rows to fit and rows held out; each use reads it anew, batch after batch.
 
     Attributes:
-        context: whose calibration data it is.
-        rows: how many in all.
+        context: gives the calibration data.
+        rows: how many there are in all.
         held_out_rows: how many of them are held out.
     """
 

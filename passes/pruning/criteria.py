@@ -45,9 +45,9 @@ __all__ = [
 ]
 
 Scorer = Callable[[Axis, Sequence[Member]], torch.Tensor]
-"""From a leaf and what it runs through to a score of each of its positions."""
+"""Gives a score for each position of a leaf, from the leaf and the parameters that it runs through."""
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
-"""From a parameter to a score of each of its elements; a position's importance is their sum."""
+"""Gives a score for each element of a parameter; a position's importance is the sum over its elements."""
 
 
 class Criterion(abc.ABC):
@@ -106,7 +106,7 @@ class BatchNormScale(Criterion):
 
 @dataclasses.dataclass(frozen=True)
 class GeometricMedian(Criterion):
-    """Sum of distances to the other filters: what lies in the middle is replaceable; L2 where there is no filter.
+    """Sum of distances to the other filters: a filter in the middle is replaceable; L2 where there is no filter.
 
     Source: He et al., "Filter Pruning via Geometric Median", 2019.
     """
@@ -141,7 +141,7 @@ class Taylor(Criterion):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it is computed from."""
+        """The data that it is computed from."""
         return ("train_data", "loss_fn")
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
@@ -164,7 +164,7 @@ class Fisher(Criterion):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it is computed from."""
+        """The data that it is computed from."""
         return ("train_data", "loss_fn")
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
@@ -186,7 +186,7 @@ class Activation(Criterion):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it is computed from."""
+        """The data that it is computed from."""
         return ("calibration_data",)
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
@@ -204,14 +204,14 @@ class Activation(Criterion):
 
 @dataclasses.dataclass(frozen=True)
 class SecondOrder(Criterion):
-    """What the layers that read a position lose by it once their other inputs make up for it; L2 where none does.
+    """Error of a position's readers if it goes and their other inputs make up for it; L2 if no layer reads it.
 
     Source: see `lobo_fx.passes.pruning.second_order.eliminations`.
     """
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it is computed from."""
+        """The data that it is computed from."""
         return ("calibration_data",)
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
@@ -227,7 +227,7 @@ class SecondOrder(Criterion):
 
 @dataclasses.dataclass(frozen=True)
 class Lamp(Criterion):
-    """L2 divided by the sum of all that is at least as large: comparable across layers.
+    """L2 divided by the sum of all scores that are at least as large, so that layers become comparable.
 
     Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", 2021.
     """
@@ -304,7 +304,7 @@ have it: `{consensus: {criteria: [l1, taylor]}}`."""
 
 
 def resolve(importance: Importance) -> Criterion:
-    """The criterion that is meant.
+    """The criterion that `importance=` means, in any of its forms.
 
     Raises:
         InvalidInput: an unknown name, one that names no criterion, or settings that it refuses.

@@ -1,7 +1,7 @@
-"""Every layer of a pruned network, fitted to what the original's gave, from the inputs that it really has by then.
+"""Fits every layer of a pruned network to the original layer's outputs, given the inputs that it gets by then.
 
-The original and the pruned network run side by side, node by node, on calibration data. A layer moves from what removal
-left towards the fitted bias, and on towards the fitted weight, each as far as rows that no fit saw gain by it.
+The original and the pruned network run side by side, node by node, on calibration data. A layer moves towards the
+fitted bias, then towards the fitted weight, each time as far as its error on held-out rows falls.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ __all__ = ["METHODS", "RIDGES", "Fit", "Fitted", "best_fit", "kept_outputs"]
 METHODS = ("none", "recalibrate", "bias", "reconstruct")
 """What is fitted: nothing, statistics of batch norms, biases too, weights too."""
 _SMALL = 1e-3
-"""A batch norm that scales by less than this hides what is before it."""
+"""A batch norm that scales a channel by less than this hides the layer before it."""
 _MOST = 16.0
-"""By what a norm's variance changes at most: a channel that hardly moves on these rows may on others."""
+"""Largest factor by which a norm's variance changes: a channel that hardly varies on these rows may vary on others."""
 _GROWS = 0.98
-"""A weight larger than what it replaces must have an error of less than this times that of one as large."""
+"""A fitted weight larger than the one that it replaces must have less than this times the error of the same fit when
+scaled down to the old size."""
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""How much a weight is kept where it was, as a share of the mean variance of its inputs: from what many rows need to
-where it hardly moves."""
+"""Ridges that keep a weight near its start, as shares of the mean variance of its inputs: the first suits many rows,
+with the last the weight hardly moves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Fitted:
     """What was done to a layer.
 
     Attributes:
-        name: of its module.
-        bias: share of the way to the fitted bias (of a norm: to the statistics of what it sees).
+        name: name of its module.
+        bias: share of the way to the fitted bias (of a norm: to the statistics of its inputs).
         weight: share of the way to the fitted weight.
         gain: by how many decibels its error on held-out rows fell.
     """
@@ -70,7 +71,7 @@ class Fitted:
 
 
 def kept_outputs(program: Program, original: Program) -> dict[str, torch.Tensor]:
-    """By name of a layer's node, which of the original's outputs stay: boolean, (outputs,)."""
+    """For each layer, by its node's name, a boolean (outputs,) of the original's outputs that stay."""
     after, before = kept_indices(program.module), kept_indices(original.module)
     found = {}
     for layer in layers(program.graph):
@@ -97,13 +98,13 @@ class _Befores:
 class Fit:
     """Fits the layers of a pruned network in place.
 
-    A weight that several layers share (ALBERT's) is fitted anew at each of them, to the equations of all that were met
-    so far: later layers then see activations near the original's, and the last fit weighs all of them.
+    A weight that several layers share (ALBERT's) is fitted again at each of them, to the sums of all those met so far:
+    later layers then get activations near the original's, and the last fit counts all of the layers.
 
     Attributes:
         program: the pruned network; its graph has the original's nodes under the same names.
         original: the network before removal.
-        pairs: calibration data, of which one batch is looked at at a time; the least-squares problems hold sums only.
+        pairs: calibration data, read one batch at a time; the least-squares problems hold sums only.
         method: one of `METHODS`.
         note: takes a remark about a layer that can't be fitted.
         fitted: the layers met so far.
@@ -140,7 +141,7 @@ class Fit:
         self.program.module.recompile()
 
     def _has_parameters(self, node: fx.Node) -> bool:
-        """Whether there is something to be fitted."""
+        """Whether a node has parameters that the method fits."""
         if is_call(node, aten.batch_norm.default):
             return True
         return self.method != "recalibrate" and node.op == "call_function" and bool(weight_uses(node))
@@ -161,13 +162,13 @@ class Fit:
         return [] if layer.read is None else self.readers[id(self.program.parameter(layer.read))]
 
     def _is_cut(self, node: fx.Node) -> bool:
-        """Whether something was removed from what a layer multiplies."""
+        """Whether positions were removed from a layer's weights."""
         after, before = kept_indices(self.program.module), kept_indices(self.original.module)
         names = [str(use.read.target) for use in weight_uses(node)]
         return any(after.get(name) != before.get(name) for name in names)
 
     def _why_fixed(self, layer: Layer) -> str | None:
-        """What keeps a layer from being refitted, whatever its inputs are."""
+        """The reason why a layer can't be refitted, whatever its inputs are; None if it can."""
         if layer.kind.transposed or layer.kind.group_dim is not None:
             return f"it is a {layer.kind.word}"
         if layer.read is None or layer.node.name not in self.kept:
@@ -175,7 +176,7 @@ class Fit:
         return None if self._is_shared_alike(layer) else "its weight has other readers"
 
     def _is_shared_alike(self, layer: Layer) -> bool:
-        """Whether all that reads a layer's weight are layers of its kind, directly or through swapped dimensions."""
+        """Whether only layers of the same kind, with dimensions swapped alike, read a layer's weight."""
         assert layer.read is not None
         weight, readers = self.program.parameter(layer.read), self._readers(layer)
         others = [other for reader in readers if (other := layer_of(reader)) is not None]
@@ -187,7 +188,7 @@ class Fit:
         return len(alike) == len(readers) and all(alike) and all(set(user.users) <= set(readers) for user in between)
 
     def _why_not(self, layer: Layer) -> str | None:
-        """What keeps a layer from being refitted to the inputs that it has."""
+        """The reason why a layer can't be refitted to the inputs that it has; None if it can."""
         if not layer.is_batched:
             return "its input has no batch"
         if layer.kind.convolves:
@@ -200,7 +201,7 @@ class Fit:
         """Refits weight and bias, or the bias alone."""
         assert layer.read is not None
         parameter = self.program.parameter(layer.read)
-        # All readers of a shared weight add to the same sums: each fit answers to all of them that were met so far.
+        # All readers of a shared weight add to the same sums: each fit counts all readers met so far.
         sums = Moments() if self.method == "reconstruct" else Means()
         sums, held_out = self.sums.setdefault(id(parameter), (sums, HeldOut()))
         self._add_rows(layer, sums, held_out)
@@ -224,7 +225,7 @@ class Fit:
     def _fit_weight(
         self, layer: Layer, start: torch.Tensor, moments: Moments, held_out: HeldOut, current: Affine
     ) -> tuple[Affine, float]:
-        """What a layer should be that computes `current`, and how much of the way to the fitted weight that is."""
+        """The layer to take in place of `current`, and its share of the way to the fitted weight."""
         return best_fit(start, moments, held_out, current)
 
     def _bias(self, layer: Layer) -> torch.Tensor:
@@ -232,7 +233,7 @@ class Fit:
         return self.program.parameter(layer.bias)
 
     def _add_rows(self, layer: Layer, sums: Means, held_out: HeldOut) -> None:
-        """Adds the layer's inputs, and what it should make of them."""
+        """Adds rows of the layer's inputs and target outputs to the sums, or to the held-out rows."""
         assert layer.read is not None
         bases = self._bases(layer)
         window = self.program.parameter(layer.read).shape[2:]
@@ -250,13 +251,13 @@ class Fit:
         self.fitted.append(Fitted(module_name(node) or node.name, bias, weight, gain))
 
     def _bases(self, layer: Layer) -> list[Basis]:
-        """Coordinates for the heads that read a linear layer."""
+        """New coordinates for the outputs of a linear layer that attention reads; none for other layers."""
         if self.method != "reconstruct" or layer.kind.convolves or len(self._readers(layer)) > 1:
             return []
         return self.bases.of(self.twins[layer.node.name], _Befores(self.pairs))
 
     def _target(self, node: fx.Node, pair: Pair) -> torch.Tensor:
-        """What a layer, or the batch norm after it, should give: what it gave, and what a sum after it lacks."""
+        """Target outputs of a layer or batch norm: the original's, plus what a residual sum after it lacks."""
         norm = _norm_after(node)
         whole = pair.before[self.twins[node.name]]
         if is_call(node, aten.batch_norm.default):
@@ -273,7 +274,7 @@ class Fit:
         return target + (lacking if norm is None else lacking / self._gain(norm).view(-1, *[1] * (whole.dim() - 2)))
 
     def _gain(self, norm: fx.Node) -> torch.Tensor:
-        """By what a batch norm multiplies each channel; infinity where that is next to nothing."""
+        """The factor of each channel in a batch norm; infinity where it is nearly zero, as it is divided by."""
         given = arguments(norm)
         gain = (self.program.parameter(given["running_var"]) + given["eps"]).rsqrt()
         if given["weight"] is not None:
@@ -296,7 +297,7 @@ class Fit:
             self.pairs.fix(arguments(reader)["bias"], self.program.module.get_parameter(name))
 
     def _fit_norm(self, node: fx.Node) -> None:
-        """Gives a batch norm's outputs the moments that the original's had, then fits scale and shift."""
+        """Gives a batch norm's outputs the original's mean and variance, then fits scale and shift."""
         given = arguments(node)
         if given["running_mean"] is None or len(given["running_mean"].users) > 1:
             return
@@ -308,7 +309,7 @@ class Fit:
         assert variance is not None
         twin = self.twins[node.name]
         stay = self._kept_channels(given["running_mean"])
-        moments, held_out = Moments(), HeldOut()  # of its inputs and what it should give, (channels, rows, 1)
+        moments, held_out = Moments(), HeldOut()  # of the norm's inputs and targets, (channels, rows, 1)
         original = Moments()  # of the original's inputs
         parts = self.pairs.count(True)
         for pair in self.pairs:
@@ -330,8 +331,8 @@ class Fit:
             return Affine(gain.view(-1, 1, 1), bias.view(-1, 1))
 
         start, before = affine(), (mean.clone(), variance.clone())
-        # The mean and variance of its outputs become the original's: where the statistics were those of the data they
-        # are again, where they were others (frozen norms, another domain, fresh networks) they differ as much as then.
+        # The outputs get the original's mean and variance: statistics that matched the data match it again; others
+        # (frozen norms, another domain, fresh networks) differ from the data as much as they did before.
         now, then = (sums.covariance.flatten().clamp_min(0) for sums in (moments, original))
         ratio = ((now + eps) / (then + eps)).clamp(1 / _MOST, _MOST)
         adapted = (variance.double() + eps) * ratio
@@ -362,9 +363,9 @@ class Fit:
 
 
 def best_fit(start: torch.Tensor, moments: Moments, held_out: HeldOut, current: Affine) -> tuple[Affine, float]:
-    """The best of what lies between a layer and its fits, with ever larger ridges, and its share of the way.
+    """The best layer between `current` and its fits with growing ridges, and its share of the way.
 
-    First each output is scaled, which few rows are enough for: what came to be noise is damped.
+    First each output is scaled, for which few rows suffice: outputs that became noise are damped.
     """
     scaled = start * moments.gain(start).unsqueeze(2)
     current, _, least = held_out.approach(current, Affine(scaled, moments.bias(scaled)))
@@ -374,7 +375,7 @@ def best_fit(start: torch.Tensor, moments: Moments, held_out: HeldOut, current: 
         weight = moments.weight(scaled, ridge)
         small = weight * (size / weight.norm(dim=2, keepdim=True)).nan_to_num(1.0).clamp_max(1.0)
         free, bounded = (held_out.approach(current, Affine(made, moments.bias(made))) for made in (weight, small))
-        # Rows unlike all of these grow in a network whose weights grew: it takes more than chance to let them.
+        # Larger weights amplify rows unlike all of these, so they must gain more than chance would give.
         found, way, error = free if free[2] < _GROWS * bounded[2] else bounded
         if error < least:
             best, share, least = found, way, error
@@ -396,7 +397,7 @@ def _norm_after(node: fx.Node) -> fx.Node | None:
 
 
 def _other_term(node: fx.Node) -> Any:
-    """What `node` is added to, where it goes nowhere else."""
+    """The other term of the sum that alone reads `node`; None if there is none."""
     users = list(node.users)
     if len(users) != 1 or not is_call(users[0], aten.add.Tensor) or arguments(users[0])["alpha"] != 1:
         return None

@@ -1,4 +1,4 @@
-"""A plan of a removal: which positions of which axes stay, and why, in words that a person and another model share."""
+"""A pruning plan: which positions of which axes stay, and why, in names that hold for any checkpoint of the model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class AxisCut:
     Attributes:
         name: the first parameter and dimension that the axis runs through, as `layer1.0.conv1.weight[0]`; where heads
             and their dimensions share it, `qkv.weight[0, 1]` is the second of them.
-        members: all of them, in graph order.
+        members: all parameters and dimensions that it runs through, named alike, in graph order.
         kind: what the axis is used as, one of `lobo_fx.axes.KINDS`.
         before: its positions before the removal.
         kept: the positions that stay, in order.
-        why: what chose them.
+        why: the criterion and the share that chose them.
     """
 
     name: str
@@ -128,11 +128,11 @@ class PruningPlan:
 
     @classmethod
     def of_json(cls, entries: Any) -> PruningPlan:
-        """From what JSON made of cuts.
+        """Builds a plan from decoded JSON.
 
         Raises:
-            ValueError: positions are none, not in order or not in range, or an axis is cut twice; or another error of
-                Python's where an entry is no cut.
+            ValueError: an axis keeps no positions, its positions are not in order or not in range, or it is cut twice.
+                An entry that is no cut raises other built-in errors.
         """
         cuts = tuple(_cut(entry) for entry in entries)
         if len({cut.members for cut in cuts}) < len(cuts):
@@ -170,7 +170,7 @@ def _cut(entry: Any) -> AxisCut:
 
 
 def _difference(cut: AxisCut, known: Mapping[str, tuple[str, ...]]) -> str:
-    """What differs first between a cut and the axes that there are."""
+    """The first difference between a cut and a program's axes, in words."""
     if cut.name not in known:
         return f"it has no free axis that starts at {cut.name}; {suggestion(cut.name, known)}"
     theirs = known[cut.name]

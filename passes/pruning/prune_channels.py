@@ -35,8 +35,9 @@ from lobo_fx.passes.pruning.widths import best_positions, parameters, runs_throu
 __all__ = ["PruneChannels"]
 
 _HALF = 0.5
+"""Default of `ratio` and `keep`."""
 _SHOWN_LOCKS = 3
-"""What `ratio` and `keep` are where they are left out."""
+"""How many reasons are named where nothing can be removed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +65,17 @@ class PruneChannels(Pass):
         target: `macs`, `parameters` or `file_size`: chooses the ratio so that the share `keep` of them stays.
         keep: share of `target` that stays, in (0, 1], 0.5 where left out; hit within 2 %.
         kinds: the kinds of axes to prune (`lobo_fx.axes.KINDS`); None prunes every kind.
-        steps: in how many steps to get there; importance is scored anew, and what stays fitted anew, in each.
+        steps: number of steps; in each, importance is scored again and the remaining weights are fitted again.
         exclude: patterns of names of modules or parameters; an axis that runs through one of them stays whole.
-        plan: a `PruningPlan`, or the file of one: what to remove was decided before, and nothing else says how much.
+        plan: a `PruningPlan`, or its file, that decides what to remove; settings that say how much must be left out.
         round_to: widths that stay are multiples of this, where the axis is at least twice as wide: the
             elements of a vector register, 8 for float32, 16 where the result will be quantized to int8.
-        minimum: no axis gets narrower.
+        minimum: the least width of an axis.
         compensation: what is fitted to calibration data after removal, so that the outputs stay near the
             original's: `none`, `recalibrate` (batch norms), `bias` (and biases), `reconstruct` (and weights, by
             least squares); `auto` is `reconstruct` where calibration data is given, else `none`. A share of the data
-            is held out, every layer moves only as far as that gains by it, and the simplest method is taken that
-            comes within half a decibel of the best: too few rows, or rows of another domain, do no harm.
+            is held out: every layer moves only as far as its error on it falls, and the simplest method within half
+            a decibel of the best is taken, so that too few rows, or rows of another domain, do no harm.
 
     Source: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023, for the problem; "Isomorphic Pruning
         for Vision Models", 2024, for the scope of that name.
@@ -184,7 +185,7 @@ class PruneChannels(Pass):
         return "none" if context.calibration_data is None else "reconstruct"
 
     def _prepared(self, program: Program, method: str) -> Program:
-        """Masks become plain zeros, and weights that refitting needs stored are."""
+        """Turns masks into plain zeros, and computed weights into stored ones if they are to be refitted."""
         strip_masks(program)
         if method != "none" and fold_weights(program, swapped=False):
             propagate(program.module)
@@ -244,7 +245,7 @@ class PruneChannels(Pass):
         return PruningPlan.load(self.plan)
 
     def plan_for(self, program: Program, context: Context) -> PruningPlan:
-        """Decides what would go, as `run` does, and touches nothing.
+        """Decides which positions would go, as `run` does, and changes nothing.
 
         Raises:
             InvalidInput: a pattern matches nothing, the target can't be hit, or there are several steps: what goes in
@@ -257,7 +258,7 @@ class PruneChannels(Pass):
         return PruningPlan.of(inference, removal, why)
 
     def removal(self, inference: Inference, context: Context, strict: bool = True) -> Removal:
-        """Decides what goes, and touches nothing.
+        """Decides which positions go, and changes nothing.
 
         Args:
             inference: axes of the program.
@@ -272,7 +273,7 @@ class PruneChannels(Pass):
     def _decide(
         self, inference: Inference, context: Context, strict: bool = True
     ) -> tuple[Removal, Mapping[Axis, str]]:
-        """What goes, and by axis the words that say why."""
+        """The positions to remove, and the reason for each axis, in words."""
         if self._given_plan is not None:
             return self._given_plan.removal(inference), {}
         free = self._free(inference, context)
@@ -341,16 +342,16 @@ class PruneChannels(Pass):
 
 
 Place = tuple[str, int, int]
-"""Where a leaf is found in any state of the network: name of a tensor, its dimension, and which of its leaves."""
+"""Identifies a leaf in any state of the network: the name of a tensor, its dimension, and the leaf's number in it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Portion(PruneChannels):
-    """A part of the way to the widths that one step would give, which the last part meets exactly.
+    """Goes a part of the way to the widths that one step would give; the last part reaches them exactly.
 
     Attributes:
         whole: the size of each leaf when nothing was removed.
-        after: which share of the way is gone then.
+        after: the share of the way that this part reaches.
     """
 
     whole: Mapping[Place, int] = dataclasses.field(default_factory=dict)
@@ -384,7 +385,7 @@ def _are_kinds(kinds: object) -> bool:
 
 
 def _cut(program: Program, inference: Inference, removal: Removal, context: Context) -> None:
-    """Removes positions, and says what the outputs must then be where that is known."""
+    """Removes positions; if removal equals zeroing, the outputs with zeros are what the compiler will expect."""
     zero(inference, removal)
     if reasons := {reason for leaf in removal for reason in leaf.inexact}:
         context.note(f"removal is more than zeroing on some axes: {'; '.join(sorted(reasons))}")
@@ -392,7 +393,7 @@ def _cut(program: Program, inference: Inference, removal: Removal, context: Cont
         return
     expected, numbers = program.run(), drawn(program.module)
     remove(inference, removal)
-    if numbers:  # a removed channel's are drawn no more, and others follow in their place
+    if numbers:  # numbers for removed channels are no longer drawn, which shifts the rest
         propagate(program.module)
     if drawn(program.module) == numbers:
         context.expect(expected)

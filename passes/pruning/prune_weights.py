@@ -23,7 +23,7 @@ __all__ = ["SCORES", "PruneWeights", "Score", "input_dims", "prunable_weights"]
 
 Score = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
-# Score of each weight; the lowest go first. Squares rank as magnitudes within a layer and across layers.
+# Score of each weight; the lowest go first. Squares rank weights as magnitudes do, within and across layers.
 SCORES: dict[str, Score] = {
     "l1": lambda weight, generator: weight.detach().abs(),
     "l2": lambda weight, generator: weight.detach().square(),
@@ -73,7 +73,7 @@ class PruneWeights(Pass):
 
         Args:
             before: where `now` is.
-            after: where to go, in (0, 1]. A pattern N:M has no way, and is reached in the last step.
+            after: where to go, in (0, 1]. An N:M pattern can't be reached in parts; the last step applies it.
             start: the program when nothing was removed.
             now: the program as it is.
         """
@@ -95,7 +95,7 @@ class PruneWeights(Pass):
         scores = {}
         for name, weight in weights.items():
             score = SCORES[self.criterion](weight, generator)
-            # what was removed before counts towards the share, and stays removed
+            # weights that were removed before count towards the share, and stay removed
             scores[name] = score.masked_fill(~known[name], -1.0) if name in known else score
         for name, mask in self._masks(scores, input_dims(program), context).items():
             mask_weight(program, name, mask)
@@ -124,7 +124,7 @@ def prunable_weights(program: Program) -> dict[str, torch.Tensor]:
 
 
 def input_dims(program: Program) -> dict[str, int]:
-    """By name of a weight that can be pruned, which of its dimensions runs over the inputs."""
+    """The input dimension of each weight that can be pruned, by the weight's name."""
     found: dict[int, tuple[str, int]] = {}
     for node in program.graph.nodes:
         for use in weight_uses(node):

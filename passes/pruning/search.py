@@ -46,11 +46,11 @@ class Candidates:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is to stay of a program.
+    """A target of pruning.
 
     Attributes:
-        of: what is counted, one of `COSTS`.
-        keep: the share of it that stays.
+        of: the cost that is counted, one of `COSTS`.
+        keep: the share of this cost that is to stay.
     """
 
     of: str
@@ -68,7 +68,7 @@ class Search:
     Attributes:
         scope: which axes are ranked together, one of `SCOPES`.
         round_to: widths are multiples of this, where the axis is at least twice as wide.
-        minimum: no axis gets narrower.
+        minimum: the least width of an axis.
     """
 
     scope: str
@@ -110,11 +110,11 @@ class Search:
     def hit(self, candidates: Candidates, inference: Inference, target: Target) -> tuple[Widths, float]:
         """The widths whose cost comes nearest to the target, and the share that they keep.
 
-        One ratio for all axes is bisected first. Since all axes step to their next widths at once, the nearest such
-        widths are then improved by moving single axes, those widths first that are nearest to the target.
+        First, one ratio for all axes is bisected. As all axes then step to their next widths at once, the best widths
+        found are improved by a best-first search, which moves one axis at a time.
 
         Raises:
-            InvalidInput: the program has nothing of what is to be kept.
+            InvalidInput: the program has none of what the target counts.
         """
         cost = COSTS[target.of]
         whole = cost(inference, {})
@@ -123,7 +123,7 @@ class Search:
         best: tuple[float, float, Widths] = (math.inf, 1.0, {})
 
         def try_out(widths: Widths) -> float:
-            """The share that these widths keep; remembered where it is nearer than any before."""
+            """The share that these widths keep; updates `best` if it is nearer to the target."""
             nonlocal best
             share = cost(inference, best_positions(candidates.scores, widths)) / whole
             best = min(best, (abs(share - target.keep), share, widths), key=lambda entry: entry[0])
@@ -164,20 +164,20 @@ class Search:
 
 
 class Patterns(Generic[Chosen]):
-    """Which pattern of module names counts for what: the most specific of those that match.
+    """Assigns patterns of module names to the things that modules belong to; the most specific match counts.
 
     Attributes:
-        chosen: the pattern that counts, by what it was matched with.
-        overridden: how often a less specific pattern would have counted; by that pattern and the one that does.
+        chosen: the pattern that counts for each thing.
+        overridden: how often a less specific pattern matched too, by that pattern and the one that counts.
     """
 
     def __init__(self, patterns: Iterable[str], modules: Mapping[Chosen, Iterable[str]], wanted: str) -> None:
         """Matches patterns with names of modules.
 
         Args:
-            patterns: of names.
+            patterns: patterns of module names.
             modules: the names of each thing that a pattern may count for.
-            wanted: what a module must have to be among them, for the message.
+            wanted: what those modules have, for the error message.
 
         Raises:
             InvalidInput: a pattern matches no module.
@@ -198,13 +198,13 @@ class Patterns(Generic[Chosen]):
                 raise InvalidInput(f"'{pattern}' matches no module with {wanted}; {near}")
 
     def note_overridden(self, context: Context, what: str) -> None:
-        """Notes which patterns count for less than they match."""
+        """Notes which patterns are overridden by more specific ones."""
         for (pattern, winner), count in self.overridden.items():
             context.note(f"'{pattern}' is overridden by '{winner}', which is more specific, on {count} {what}")
 
 
 def makers(free: Mapping[Axis, Sequence[Member]], graph: fx.Graph) -> dict[Axis, set[str]]:
-    """The modules whose output widths axes are."""
+    """The modules whose output width each axis is."""
     outputs = {str(use.read.target): use.output_dim for node in graph.nodes for use in weight_uses(node)}
     return {
         leaf: {m.name.rpartition(".")[0] for m in found if m.dim == outputs.get(m.name, 0)}

@@ -1,7 +1,7 @@
-"""Second-order selection: what can be left out of a layer's inputs at the least cost, the rest making up for it.
+"""Second-order selection: removes the inputs of a layer that its other inputs make up for at the least error.
 
-Each position of an axis is a group of columns of the layers that read it. Of all that are left, those go whose columns
-the others replace best; the weights of the others and the inverse of their moments are brought up to date.
+Each position of an axis is a group of columns in the layers that read the axis. In each step, the positions go whose
+columns the others replace best; then the remaining weights and the inverse Hessian are updated.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from lobo_fx.passes.fitting.linear_problem import matrix_of
 __all__ = ["Elimination", "eliminations", "output_weights"]
 
 _SHARE, _COARSE, _MANY = 16, 8, 128
-"""One of so many positions that are left goes in a step; of axes with many, one of fewer."""
+"""One in `_SHARE` remaining positions goes in a step; one in `_COARSE` if the axis has more than `_MANY`."""
 _WIDE = 1024
-"""Matrices of more columns are of single precision while they are cut."""
+"""Matrices with more columns are kept in single precision."""
 _TIMES = 8
-"""Of every batch, so many times as many rows as columns say which of them matter."""
+"""Most rows of a batch, as a multiple of a layer's columns."""
 _RIDGE = 1e-3
-"""Of the mean variance of the inputs: as least squares has it where rows are many."""
+"""Ridge, as a share of the mean variance of the inputs: the least of those that refitting tries."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Elimination:
-    """In what order positions of an axis go, and what that costs.
+    """The order in which positions of an axis are removed, and the error after each removal.
 
     Attributes:
-        order: positions, the first to go first.
-        errors: (positions + 1,) mean squared error of what reads the axis once so many are gone, the rest refitted.
-        halfway: with how many positions left `weights` were noted, about half of them.
-        weights: by layer's node, the weight that it has by then, as the call reads it, zero where positions are gone.
+        order: positions in order of removal.
+        errors: (positions + 1,) error of the layers that read the axis, by number of removals, the rest refitted.
+        halfway: how many positions were left when `weights` were recorded, about half of them.
+        weights: by layer's node, its refitted weight at that time, as the call reads it, zero where positions are gone.
     """
 
     order: torch.Tensor
@@ -56,7 +56,7 @@ class Elimination:
 
     @property
     def scores(self) -> torch.Tensor:
-        """What each position cost when it went, never less than those before it."""
+        """The error that each position's removal added, never less than that of positions removed before it."""
         costs = self.errors.diff().cummax(0).values
         ties = torch.arange(len(costs), dtype=costs.dtype) * torch.finfo(costs.dtype).eps * costs[-1].clamp_min(1e-300)
         return torch.empty_like(costs).index_copy_(0, self.order, costs + ties)
@@ -64,16 +64,16 @@ class Elimination:
 
 @dataclasses.dataclass
 class _Reader:
-    """A layer that reads an axis, as far as it was cut: columns of positions that are gone are dropped.
+    """A layer that reads an axis, without the columns of removed positions.
 
     Attributes:
         layer: the layer.
-        weight: (groups, outputs, columns), each output times the root of what its error counts; columns of the
-            positions that are left one after the other, then those that are none of the axis'.
-        inverse: (groups, columns, columns) of the moments of its inputs.
-        columns: which of the matrix' columns these are.
-        each: how many columns a position has.
-        counts: what an error of each output counts, (groups, outputs, 1).
+        weight: (groups, outputs, columns), each output times the root of its count; the columns of the remaining
+            positions come first, one position after the other, then the columns that are not of the axis.
+        inverse: (groups, columns, columns), inverse of the damped covariance of the inputs.
+        columns: indices of these columns in the whole matrix.
+        each: number of columns of a position.
+        counts: how much a squared error of each output counts, (groups, outputs, 1).
     """
 
     layer: Layer
@@ -93,7 +93,7 @@ class _Reader:
         return (whole.mT if self.layer.kind.group_dim is not None else whole).reshape(shape).float()
 
     def costs(self, left: int) -> torch.Tensor:
-        """By position that is left, the error that leaving it out adds: Σ W_p·(H⁻¹_pp)⁻¹·W_pᵀ."""
+        """The error that removing each remaining position adds: Σ W_p·(H⁻¹_pp)⁻¹·W_pᵀ."""
         groups, outputs, _ = self.weight.shape
         own = left * self.each
         blocks = self.inverse[:, :own, :own].view(groups, left, self.each, left, self.each)
@@ -104,7 +104,7 @@ class _Reader:
         return costs.double()
 
     def leave_out(self, gone: torch.Tensor) -> float:
-        """Takes positions out, the others making up for them; gives the error that this adds."""
+        """Removes positions and lets the others make up for them; returns the error that this adds."""
         chosen = (gone.unsqueeze(1) * self.each + torch.arange(self.each)).flatten()
         stays = torch.ones(self.weight.shape[2], dtype=torch.bool)
         stays[chosen] = False
@@ -122,13 +122,13 @@ class _Reader:
 def eliminations(
     inference: Inference, context: Context, weights: Mapping[fx.Node, torch.Tensor] | None = None
 ) -> dict[Axis, Elimination]:
-    """The order and the cost of leaving positions out, for every free axis that a layer reads.
+    """The order of removal and its errors, for every free axis that a layer reads.
 
     Args:
         inference: axes of the program.
-        context: its calibration data.
-        weights: by layer's node, what a squared error of each output counts, (outputs,), of groups one after another;
-            without them, errors count as shares of what each layer gives.
+        context: gives calibration data.
+        weights: by layer's node, how much a squared error of each output counts, (outputs,), groups one after another;
+            without them, errors are relative to the energy of the layer's outputs.
 
     Source: Hassibi and Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", 1992; the removal
         of groups with downdates: Kurtić et al., "ZipLM", 2023, and Meng et al., "OSSCAR", 2024.
@@ -155,7 +155,7 @@ def eliminations(
 def _reader(
     layer: Layer, gram: Gram, leaf: Axis, inference: Inference, weights: Mapping[fx.Node, torch.Tensor] | None
 ) -> _Reader | None:
-    """A layer as a reader of an axis; None where it does not read it."""
+    """A layer as a reader of an axis; None if it does not read the axis."""
     assert layer.read is not None
     parameter = inference.program.parameter(layer.read)
     axis = inference.stored[id(parameter)][layer.input_dim]
@@ -186,7 +186,7 @@ def _reader(
 
 
 def _eliminate(readers: Sequence[_Reader], size: int) -> Elimination:
-    """Takes positions out until one is left."""
+    """Removes positions until one is left."""
     left, order, errors = torch.arange(size), list[int](), [0.0]
     halfway, weights = size, dict[fx.Node, torch.Tensor]()
 
@@ -210,15 +210,15 @@ def _eliminate(readers: Sequence[_Reader], size: int) -> Elimination:
 
 
 def output_weights(program: Program, context: Context, probes: int = 2) -> dict[fx.Node, torch.Tensor]:
-    """By layer's node, how much noise at the outputs a squared error of each of its own outputs is, to first order.
+    """How much noise a squared error of each output of a layer causes at the program's outputs, to first order.
 
-    The squares of Jᵀv, summed over places, for random v: Hutchinson's estimate of the columns' energies of the
-    Jacobian J. Noise is a share of the variance of the outputs. Layers from which no gradient of a floating-point
-    output comes are left out.
+    Hutchinson's estimate: the squares of Jᵀv for random v, summed over places, estimate the energies of the columns of
+    the Jacobian J. Noise is relative to the variance of the program's outputs. The key is a layer's node; layers that
+    get no gradient from a floating-point output are left out.
 
     Args:
-        program: what runs.
-        context: its calibration data, of which the rows that no fit sees are taken.
+        program: the program to run.
+        context: gives calibration data, of which the held-out rows are taken.
         probes: random vectors for each batch.
     """
     chosen = {layer.node: layer for layer in layers(program.graph)}

@@ -51,7 +51,7 @@ class TorchPruning(Criterion):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it is computed from."""
+        """The data that it is computed from."""
         return ("train_data", "loss_fn") if self.gradients else ()
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
@@ -119,7 +119,7 @@ class _Group:
 
 
 def _items(leaf: Axis, members: Sequence[Member], layers: dict[str, _Layer]) -> list[_Item]:
-    """One item for each layer side that the leaf runs along: those that make it first."""
+    """One item for each side (outputs, inputs) of a layer that the leaf runs along, dimension 0 first."""
     found = []
     for member in sorted(members, key=lambda member: member.dim):
         layer = layers.get(member.name)

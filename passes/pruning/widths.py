@@ -1,4 +1,4 @@
-"""Widths of axes, and what is asked to choose them: likeness of axes, patterns of names, the best positions."""
+"""Widths of axes, and helpers to choose them: likeness of axes, patterns of names, the best positions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def best_positions(scores: Mapping[Axis, torch.Tensor], widths: Widths) -> Remov
 
 
 def likeness(found: Sequence[Member]) -> tuple[tuple[str, int, int], ...]:
-    """What kinds of parameters a leaf runs through: leaves alike here play the same part."""
+    """The kinds of parameters that a leaf runs through; leaves with equal kinds play the same part."""
     return tuple(sorted({(member.name.rpartition(".")[2], member.tensor.dim(), member.dim) for member in found}))
 
 
@@ -56,7 +56,7 @@ def modules_above(parameter: str) -> list[str]:
 
 
 def parameters(found: Sequence[Member]) -> list[Member]:
-    """The members that training made, and so say what matters; buffers are only cut along."""
+    """The members that are trained parameters, by which importance is scored; buffers are only cut with them."""
     return [member for member in found if isinstance(member.tensor, nn.Parameter)]
 
 

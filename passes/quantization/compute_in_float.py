@@ -1,4 +1,4 @@
-"""Integer regions back to float: what is done where they turn out slower than they were estimated."""
+"""Turns integer regions back to float, where they turn out slower than was estimated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lobo_fx.terminal.quiet import quiet
 __all__ = ["ComputeInFloat"]
 
 _NEW = "_in_float"
-"""Stands in names until the old tensors are gone."""
+"""Part of the names of new tensors until the old tensors are gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ComputeInFloat(Pass):
 
 
 def _decoded(program: Program, node: fx.Node) -> fx.Node:
-    """A weight as codes that are decoded, a bias as floats."""
+    """The float value of a dequantized weight, as decoded codes, or of a dequantized bias, as floats."""
     graph, (read, scales, _, axis) = program.graph, node.args[:4]
     assert isinstance(read, fx.Node)
     assert isinstance(scales, fx.Node)

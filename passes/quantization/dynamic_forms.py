@@ -1,7 +1,7 @@
-"""How a layer computes in integers whose ranges are taken at run time, and how much noise that adds of its own.
+"""Chooses how a layer computes in integers whose ranges are taken at run time, by the noise that each form adds.
 
-A range spans everything that the layer reads: rows, steps and columns. Where these differ much in size, the small ones
-are rounded away. So each layer is run both ways on data, and takes the first form that keeps enough.
+A range spans all rows, steps and columns of the layer's input. Where these differ much in size, the small ones are
+rounded away. So every layer is simulated on data, and takes the first form that adds little enough noise.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from lobo_fx.passes.quantization.integers.simulation import first_batches
 __all__ = ["BLOCK", "LEAST", "Form", "Integers", "choose_forms", "find_integers"]
 
 BLOCK = 32
-"""Neighbours that share a range where every row has its own."""
+"""Neighbours in a row that share a range, in the form `blocks`."""
 LEAST = 30.0
-"""Decibels that a layer's own noise must leave of its outputs: where inputs are alike in size it leaves about 40."""
+"""Least signal-to-noise ratio of a layer's outputs, in decibels; with inputs alike in size it is about 40."""
 _ROWS = 256
-"""Rows of a product in one batch that are compared."""
+"""Rows of a product that are compared in each batch."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,8 +46,8 @@ class Integers:
 
     Attributes:
         node: a linear layer or an LSTM.
-        weights: what it is multiplied with; an LSTM has one in each direction.
-        states: what an LSTM's states are multiplied with; none of a linear layer.
+        weights: weights that the input is multiplied with; an LSTM has one for each direction.
+        states: weights that an LSTM's states are multiplied with; a linear layer has none.
     """
 
     node: fx.Node
@@ -56,13 +56,13 @@ class Integers:
 
     @property
     def input(self) -> fx.Node:
-        """What is quantized, as the graph has it by now."""
+        """The input that is quantized, read from the graph as it is now."""
         found: fx.Node = arguments(self.node)["input"]
         return found
 
     @property
     def owns_weights(self) -> bool:
-        """Whether nothing else is multiplied with what the input is."""
+        """Whether nothing else is multiplied with the input's weights."""
         alone = all(weight.readers == (self.node,) for weight in self.weights)
         return alone and {weight.name for weight in self.weights}.isdisjoint(weight.name for weight in self.states)
 
@@ -73,7 +73,7 @@ class Form:
 
     Attributes:
         kind: `integers`, `blocks` (a range for every row's blocks) or `float`.
-        factor: by what columns of the weights are multiplied and those of the input divided; None for nothing.
+        factor: what the weights' columns are multiplied by, and the input's columns divided by; None for nothing.
     """
 
     kind: str
@@ -101,10 +101,10 @@ def choose_forms(program: Program, able: Sequence[Integers], number: Format, con
     """The first form of each layer whose own noise is low enough, with a note where that is not the plain one.
 
     Args:
-        program: in float.
+        program: the program in float.
         able: layers that have integer kernels.
-        number: of weights.
-        context: its calibration data where there is any, else the example inputs, are what noise is measured on.
+        number: number format of the weights.
+        context: gives the calibration data that noise is measured on; without any, the example inputs are used.
     """
     forms = {layer.node: Form("integers") for layer in able}
     has_data = context.calibration_data is not None
@@ -148,7 +148,7 @@ def choose_forms(program: Program, able: Sequence[Integers], number: Format, con
 
 
 _Simulated = Callable[[Mapping[str, Any], Any], tuple[torch.Tensor, torch.Tensor]]
-"""From a call's arguments and its value, rows of outputs in float and in another form."""
+"""Gives rows of outputs in float and in another form, from a call's arguments and its value."""
 
 
 def _simulated_product(layer: Integers, form: Form, number: Format, columns: _Columns) -> _Simulated:
@@ -184,7 +184,7 @@ def _simulated_lstm(layer: Integers, form: Form, number: Format, columns: _Colum
         call = Recurrent(**given)
         x = call.input if form.factor is None else call.input / form.factor
         x = x.transpose(0, 1) if call.batch_first else x
-        # one more row, whose first steps are the ends of the range
+        # one more row, whose first steps hold the ends of the range
         wide = torch.zeros_like(x[:, :1])
         for step, end in enumerate(columns.ends(form.factor)):
             wide[min(step, len(wide) - 1)] = end
@@ -200,7 +200,7 @@ def _simulated_lstm(layer: Integers, form: Form, number: Format, columns: _Colum
 def _decibels(
     program: Program, forms: Mapping[Integers, _Simulated], batches: Iterable[Inputs]
 ) -> dict[fx.Node, float]:
-    """How much stays of each layer's outputs where it alone runs in its form: of all, or of the middle row if less."""
+    """Signal-to-noise ratio of each layer's outputs in its form: of all rows, or of the median row if lower."""
     by_node = {layer.node: form for layer, form in forms.items()}
     totals = {node: torch.zeros(2, dtype=torch.double) for node in by_node}
     shares: dict[fx.Node, list[torch.Tensor]] = {node: [] for node in by_node}
@@ -228,7 +228,7 @@ def _decibels(
 
 
 def _factor(layer: Integers, columns: _Columns, number: Format) -> torch.Tensor | None:
-    """By what to even the columns of the input, where that lowers the noise of rounding it and the weights together."""
+    """The factor that evens the input's columns, if it lowers the noise of rounding input and weights together."""
     matrix = torch.cat([weight.matrix for weight in layer.weights])
 
     def noise(factor: torch.Tensor) -> float:
@@ -248,14 +248,14 @@ class _Columns:
         self.squares, self.count = torch.zeros(()), 0
 
     def add(self, value: torch.Tensor) -> None:
-        """Looks at the value for one batch."""
+        """Adds the value of one batch."""
         rows = value.reshape(-1, value.shape[-1])
         if len(rows):
             self.low, self.high = self.low.minimum(rows.amin(0)), self.high.maximum(rows.amax(0))
             self.squares, self.count = self.squares + rows.double().square().sum(0), self.count + len(rows)
 
     def ends(self, factor: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the range of all columns, divided by a factor or not."""
+        """The ends of the range over all columns, divided by the factor if there is one."""
         low, high = (self.low, self.high) if factor is None else (self.low / factor, self.high / factor)
         return low.min(), high.max()
 

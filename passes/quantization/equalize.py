@@ -22,7 +22,7 @@ __all__ = ["EqualizeLayers", "along", "largest_along", "own_layer", "usable", "w
 # f(s·x) = s·f(x) for s > 0, or values are only moved: a factor passes through.
 _HOMOGENEOUS = frozenset({aten.relu.default, aten.leaky_relu.default, aten.dropout.default})
 _SWEEPS = 3
-"""Times through all pairs: a layer in the middle of three belongs to two of them."""
+"""How often all pairs are equalized: a layer in the middle of three belongs to two pairs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def along(values: torch.Tensor, weight: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def usable(factor: torch.Tensor) -> torch.Tensor:
-    """Factors that are positive and finite; 1 in place of others, which come of channels of zeros."""
+    """The factors that are positive and finite; 1 in place of others, which come from channels of zeros."""
     return torch.where(factor.isfinite() & (factor > 0), factor, torch.ones_like(factor))
 
 

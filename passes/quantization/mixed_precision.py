@@ -28,10 +28,10 @@ from lobo_fx.report.records import SENSITIVITY, Sheet
 __all__ = ["DECIBELS", "MixedPrecision", "ever_fewer"]
 
 DECIBELS = 30.0
-"""The budget where none is given."""
+"""The budget if none is given."""
 
 _PRICES = range(-20, 13)
-"""Powers of two, of what the network's whole noise costs in networks' times."""
+"""Prices of noise, as powers of two: at 0, the noise of all layers costs as much time as the network in float."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class MixedPrecision(Pass):
     order, least sensitive first, as far as the budget goes. With `kernels="cheapest"`, every layer pays for its noise
     in microseconds, at the lowest price that keeps the budget, and the cheapest regions are cut anew; layers left
     float are stored as int8 unless that alone breaks the budget. The sensitivities are a table of the report.
-    Decibels are measured on the result, on calibration rows that no fit saw, in the worst output (or what is
-    concatenated into one): the fewer those rows are, the further other data may fall short.
+    The signal-to-noise ratio is that of the result, on held-out calibration rows, in the worst output (or the worst
+    part that is concatenated into one): the fewer rows there are, the further other data may fall short of it.
 
     Attributes:
         decibels: signal-to-noise ratio of the outputs that must stay; 30 where no budget is given.
@@ -76,7 +76,7 @@ class MixedPrecision(Pass):
         return ("calibration_data", *(("evaluate",) if self.drop is not None else ()))
 
     def check(self, program: Program) -> None:
-        """What the quantizer refuses."""
+        """Refuses what the quantizer refuses."""
         self.quantizer.check(program)
 
     def run(self, program: Program, context: Context) -> Program:
@@ -130,19 +130,21 @@ class MixedPrecision(Pass):
 
 
 def ever_fewer(choices: Choices, whole: Placement, sensitivities: Mapping[str, float]) -> list[Placement]:
-    """Ever fewer operators as integers, from all that are placed to none.
+    """Placements of ever fewer operators as integers, from all that are placed to none.
 
     Args:
-        choices: what could run as integers.
-        whole: all that would.
-        sensitivities: by name of an operator, decibels with it alone as integers.
+        choices: the operators that could run as integers.
+        whole: the placement without a budget.
+        sensitivities: decibels with each operator alone as integers, by the operator's name.
     """
     if choices.costs is None:
         ranked = sorted(sensitivities, key=lambda layer: -sensitivities[layer])
         return [choices.place(among=ranked[:count]) for count in range(len(ranked), -1, -1)]
     noise = {layer: 10 ** (-decibels / 10) for layer, decibels in sensitivities.items()}
     in_float = choices.place(among=whole.integer).in_float or 0.0
-    unit = in_float / max(sum(noise.values()), sys.float_info.min)  # a network's time for a network's noise
+    unit = in_float / max(
+        sum(noise.values()), sys.float_info.min
+    )  # the network's time in float for the noise of all layers
     found: dict[frozenset[str], Placement] = {}
     for price in (unit * 2.0**power for power in _PRICES):
         placement = choices.place({layer: price * noise[layer] for layer in noise}, whole.integer)
@@ -152,7 +154,7 @@ def ever_fewer(choices: Choices, whole: Placement, sensitivities: Mapping[str, f
 
 
 def _first(within: Callable[[int], bool], count: int) -> int:
-    """The first of ever smaller placements for which `within` holds, by bisection; of the last it is taken to hold."""
+    """The first of ever smaller placements for which `within` holds, by bisection; it is assumed for the last."""
     return bisect.bisect_left(range(count), True, hi=count - 1, key=within)
 
 

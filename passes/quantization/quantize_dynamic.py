@@ -46,10 +46,10 @@ class QuantizeDynamic(Pass):
     `decode(W₈, s)`, decoded once when the file is loaded; with calibration data, columns of these weights are evened
     by how large their inputs are. A tied weight is stored once. Zeros of pruned weights stay zero.
 
-    A range spans all that a layer reads. Where its own noise on calibration data, or else on the example inputs, leaves
-    less than 30 dB of its outputs, or of the middle one of their rows, the layer (1) has columns of its inputs evened
-    into the weight, given calibration data; (2) as a linear layer, a range for every 32 columns of each row
-    (MatMulNBits); (3) stays float; the first that keeps 30 dB. A note says which, and the decibels.
+    A range spans the whole input of a layer. If the signal-to-noise ratio of the layer's outputs, or of their median
+    row, is below 30 dB on calibration data (or else on the example inputs), the first of these that keeps 30 dB is
+    taken: (1) columns of its inputs are evened into the weight, given calibration data; (2) a linear layer has a range
+    for every 32 columns of each row (MatMulNBits); (3) the layer stays float. A note says which, and the decibels.
 
     Attributes:
         target: the CPU's integers, as for `QuantizeStatic`: `auto`, `x86-vnni`, `arm`, or `x86-avx2`, which gives
@@ -99,9 +99,9 @@ def _stored(
     number: Format,
     context: Context,
 ) -> list[Stored]:
-    """Stores every weight as codes, evened and in blocks as its readers take it."""
+    """Stores every weight as codes, evened or in blocks as the forms of its readers say."""
     blocks = {layer.weights[0].name for layer in able if forms[layer.node].kind == "blocks"}
-    for layer in able:  # what is stored in blocks has no kernel with one range
+    for layer in able:  # a weight stored in blocks has no kernel with one range
         if not blocks.isdisjoint(weight.name for weight in layer.weights + layer.states):
             forms[layer.node] = Form("float" if layer.states else "blocks")
     moved, named, noisy = dict[str, torch.Tensor](), set[str](), set[str]()
@@ -116,7 +116,7 @@ def _stored(
     decoded = [weight for weight in weights if weight.name not in named]
     if context.calibration_data is not None:
         factors = even_columns(program, decoded, number, context.fitting_batches())
-    else:  # example inputs may be anything: they are heard only where they said that columns matter
+    else:  # example inputs may be anything: they count only for layers that were noisy on them
         told = [weight for weight in decoded if weight.name in noisy]
         factors = even_columns(program, told, number, [program.example_inputs])
     rounded = []
@@ -132,7 +132,7 @@ def _stored(
 
 
 def _divided(program: Program, layer: Integers, form: Form, call: Callable[..., fx.Node]) -> fx.Node:
-    """The input of a layer, its columns evened where the form says so."""
+    """The input of a layer, its columns divided by the form's factor if there is one."""
     if form.factor is None:
         return layer.input
     name = free_name(program, f"{layer.weights[0].name}_columns")
@@ -154,7 +154,7 @@ def _write_product(program: Program, layer: Integers, form: Form, stored: Mappin
 
 
 def _caller(program: Program, node: fx.Node) -> Callable[..., fx.Node]:
-    """What makes calls that stand for a part of `node`."""
+    """A function that inserts calls which stand for a part of `node`."""
 
     def call(target: object, *args: object) -> fx.Node:
         new = program.graph.call_function(target, args)  # type: ignore[arg-type]

@@ -43,21 +43,21 @@ class QuantizeStatic(Pass):
     runs as one integer convolution. Batch norms are folded first. Zeros of pruned weights stay zero.
 
     Attributes:
-        observer: how the range of an activation is chosen from calibration data: `histogram` (smallest expected
-            squared error, approximately), `mse` (the same, searched), `entropy`, `percentile`, `min_max`,
+        observer: how the range of an activation is chosen from calibration data: `histogram` (least squared
+            error, without isolated values), `mse` (least squared error), `entropy`, `percentile`, `min_max`,
             `moving_average`, or one that another package offers
             (`lobo_fx.passes.quantization.integers.observer_names.OBSERVERS`).
-        percentile: share of the values that `percentile` keeps at either end, in percent.
+        percentile: share of the values that the observer `percentile` keeps at either end, in percent.
         target: the CPU's integers: `x86-vnni` (uint8 × int8), `x86-avx2` (weights of 7 bits, whose sums don't
             saturate), `arm` (int8 × int8); `auto` is this machine's.
         kernels: `cheapest` runs an operator as integers where that pays on the CPU, conversions included, and fuses
-            attention where that pays; `all` runs integers wherever there is a kernel. Either way, weights of what
-            stays float are stored as int8 and decoded at load: a small file at the speed of float; a weight that
-            can't be is named in the report, with the reason.
+            attention where that pays; `all` runs integers wherever there is a kernel. Either way, weights of
+            operators that stay float are stored as int8 and decoded at load: a small file at the speed of float; a
+            weight that can't be stored so is named in the report, with the reason.
         costs: a cost table of the machine to run on (`lobo_fx.measures.kernel_costs`); None measures this one, once.
         overrides: by pattern of module names, another observer, or `float` to leave its operators float.
-        rounding: of weights, to the `nearest` code, or `compensated`: what one adds to its layer's outputs on
-            calibration data, those after it take back (GPTQ).
+        rounding: rounds weights to the `nearest` code, or `compensated`: later weights of a row make up for the error
+            of each in the layer's outputs on calibration data (GPTQ).
         correct_bias: whether biases take back the mean error of their layers' outputs on calibration data.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
@@ -103,14 +103,14 @@ class QuantizeStatic(Pass):
         return self.quantize(program, placement, context, factors)
 
     def rounded(self, program: Program, placement: Placement, context: Context) -> Mapping[str, torch.Tensor]:
-        """Rounds weights where that is compensated; gives by what columns of the others are multiplied, by name."""
+        """Rounds weights if `rounding` is compensated; returns factors for columns of weights that stay float."""
         prepare_weights = round_weights if self.rounding == "compensated" else even_floating
         return prepare_weights(program, placement, context)
 
     def simplify(self, program: Program, context: Context) -> tuple[Program, Choices]:
-        """Folds batch norms, makes masks zeros, fuses attention where that pays; and finds what could run as integers.
+        """Folds batch norms, makes masks zeros, fuses attention where that pays; finds operators with integer kernels.
 
-        The cost table is opened once; what it lacks is measured.
+        The cost table is opened once; kernels that it lacks are measured.
         """
         program = folded(program, context)
         table = open_table(self.costs) if self.kernels == "cheapest" else None
@@ -121,8 +121,8 @@ class QuantizeStatic(Pass):
     def place(self, program: Program, context: Context) -> Placement:
         """Decides where integers run in a program whose batch norms are folded.
 
-        For training on quantized values, `prepare(program, placement, context, training=True)` takes the decision, and
-        `convert` what was trained (`lobo_fx.passes.quantization.integers.calibration`).
+        For training on quantized values, `prepare(program, placement, context, training=True)` takes the placement, and
+        `convert` the trained module (`lobo_fx.passes.quantization.integers.calibration`).
         """
         table = open_table(self.costs) if self.kernels == "cheapest" else None
         placement = self._choices(program, table, context).place()
@@ -142,9 +142,9 @@ class QuantizeStatic(Pass):
         Args:
             program: as `simplify` gives it.
             placement: where integers run.
-            context: for data and notes.
+            context: gives data, takes notes.
             factors: as `rounded` gives them.
-            stored: whether weights of what stays float become int8.
+            stored: whether weights of operators that stay float become int8.
         """
         prepared = prepare(program, placement, context)
         calibrate(prepared, context)
@@ -159,7 +159,7 @@ class QuantizeStatic(Pass):
         return store_rest(program, placement, context, factors) if stored else program
 
     def _choices(self, program: Program, table: CostTable | None, context: Context) -> Choices:
-        """What could run as integers, with its costs where they decide."""
+        """The operators that could run as integers, with their costs if these decide."""
         request = self._request()
         for pattern in request.unmatched(program.graph):
             context.note(f"overrides: nothing that '{pattern}' matches is left to be overridden")
@@ -179,7 +179,7 @@ class QuantizeStatic(Pass):
 
 
 def folded(program: Program, context: Context) -> Program:
-    """Makes masks zeros, computes what depends on weights alone, and folds batch norms."""
+    """Makes masks zeros, and folds computed weights and batch norms."""
     strip_masks(program)
     fold_weights(program)
     return FoldBatchNorm().run(program, context)
@@ -191,7 +191,7 @@ def fused_where_faster(program: Program, table: CostTable, context: Context) -> 
 
 
 def _slower_when_fused(graph: fx.Graph, table: CostTable, context: Context) -> Callable[[fx.Node], str | None]:
-    """What tells why an attention is not to be fused: its fused kernel is slower, or its cost is not known."""
+    """A function that tells why not to fuse an attention: its fused kernel is slower, or its cost is not known."""
     kernels = attention_kernels(graph)
     measure_missing(table, [kernel for kernel in kernels.values() if isinstance(kernel, Kernel)], context)
 

@@ -43,11 +43,11 @@ class QuantizeWeights(Pass):
     Before: `linear(x, W, b)`. After: (1) `product(x, codes, scale, …, b)`, where ONNX Runtime multiplies with
     int4 or int8 in blocks no slower than with floats, as measured on the CPU at hand (once; the table is kept);
     (2) anywhere else `linear(x, decode(codes, scale, …), b)`, which is decoded when the file is loaded: a small
-    file at the speed of float. Where calibration data says that inputs differ in size, columns of what is decoded are
-    evened before they are rounded. A tied weight is stored once. Zeros of pruned weights stay zero.
+    file at the speed of float. Where inputs differ in size on calibration data, columns of decoded weights are evened
+    before they are rounded. A tied weight is stored once. Zeros of pruned weights stay zero.
 
     A product is measured with as many rows as the example inputs have, and with as few as free sizes allow: one, where
-    a sequence is free. What is slower than float at either is not taken; of the others, the fastest over both.
+    a sequence is free. A way that is slower than float at either is not taken; of the others, the fastest over both is.
 
     Left alone, with the reason in the report: weights that are not float32, that other operators read too, or that
     would not get smaller.
@@ -57,13 +57,14 @@ class QuantizeWeights(Pass):
             `e5m2`, `e3m4`; or one that another package offers (`lobo_fx.own_operators.formats.FORMATS`).
         block_size: neighbours along the inputs that share a scale: 16, 32, 64, 128 or 256; None for one scale
             per output channel, which shorter rows get as well.
-        method: `round` to the nearest code, on the scale of least squared error; `hqq`, the same with outliers kept
-            apart; `gptq`, which makes up for the error of each weight of a product in those that follow and needs
-            calibration data; `auto` is `gptq` where there is such data, else `round`.
-        compute: what products compute activations in: `float32`, or `int8` in blocks, which is faster and noisier, and
-            is then done wherever there is a kernel; the report names those that are slower. `auto` takes the faster
-            where it adds at most half a decibel to the noise of a layer's codes, measured on held-out calibration
-            rows, or on the example inputs where there are none: mostly `int8` with int4, `float32` with int8.
+        method: `round` to the nearest code, on the scale of least squared error; `hqq`, the same with outliers set
+            apart; `gptq`, where later weights of a product make up for the error of each, which needs calibration
+            data; `auto` is `gptq` where there is such data, else `round`.
+        compute: what products compute activations in: `float32`, or `int8` in blocks, which is faster and noisier;
+            `int8` is taken wherever there is a kernel, and the report names products that are slower by it. `auto`
+            takes the faster where it adds at most half a decibel to the noise of a layer's codes, measured on held-out
+            calibration rows, or on the example inputs where there are none: mostly `int8` with int4, `float32` with
+            int8.
         costs: path of a cost table that was measured on the target, instead of this machine's.
 
     Source: see `lobo_fx.passes.quantization.codes.rounding`, `lobo_fx.own_operators.formats`.
@@ -110,10 +111,10 @@ class QuantizeWeights(Pass):
         """Stores all weights as codes but those that are named.
 
         Args:
-            program: whose weights are stored.
-            context: its calibration data, if any; and for notes.
-            leave: names of weights.
-            factors: by what columns of weights are multiplied before they are rounded, by name.
+            program: the program whose weights are stored.
+            context: gives calibration data, if any; takes notes.
+            leave: names of weights that stay as they are.
+            factors: factors that columns of weights are multiplied by before they are rounded, by name.
         """
         strip_masks(program)
         fold_weights(program)
@@ -127,7 +128,7 @@ class QuantizeWeights(Pass):
             if compensates
             else ((weight, None) for weight in track(weights, "round weights", context.show_progress))
         )
-        # all are rounded before the first is stored: the program is run for as long
+        # round all weights before the first is stored: until then the program is run
         rounded = {weight.name: self._round(weight, gram, (factors or {}).get(weight.name)) for weight, gram in pairs}
         computes = choose_computes(program, self._candidates(weights, rounded), self.compute, self.costs, context)
         for weight in weights:
@@ -152,7 +153,7 @@ class QuantizeWeights(Pass):
     def _round(
         self, weight: Weight, gram: Gram | None, factor: torch.Tensor | None
     ) -> tuple[Rounded, torch.Tensor | None]:
-        """The codes of a weight, and by what its columns were multiplied."""
+        """The codes of a weight, and the factors that its columns were multiplied by."""
         matrix = weight.matrix
         block_size = self._block_size(matrix.shape[1])
         if factor is None and gram is not None and not self._products(weight):
@@ -165,7 +166,7 @@ class QuantizeWeights(Pass):
         return round_nearest(matrix, self.number, block_size, "hqq" if self.method == "hqq" else "round"), factor
 
     def _products(self, weight: Weight) -> dict[fx.Node, Product]:
-        """The readers that ONNX Runtime has a kernel for, which multiplies with codes."""
+        """The readers for which ONNX Runtime has a kernel that multiplies with codes."""
         if not self.number.is_integer or self._block_size(weight.matrix.shape[1]) != self.block_size:
             return {}
         found = {reader: as_product(reader, weight) for reader in weight.readers}

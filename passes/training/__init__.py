@@ -1,1 +1,1 @@
-"""Passes that train: one loop, and what it is asked to lower."""
+"""Passes that train: one training loop, and the objectives that it lowers."""

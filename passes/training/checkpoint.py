@@ -26,7 +26,7 @@ _ALIKE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to.
+    """What a checkpoint belongs to: a pass, and the weights that its training starts from.
 
     Attributes:
         pass_: name of the pass, with its settings.
@@ -42,7 +42,7 @@ class Identity:
         return cls(pass_, {name: (list(p.shape), float(p.detach().double().norm())) for name, p in named})
 
     def difference(self, other: Identity) -> str | None:
-        """In which point a checkpoint of `other` is none of this; None where it is one."""
+        """How a checkpoint of `other` differs from one of this, in words; None if it does not."""
         if self.pass_ != other.pass_:
             return f"is one of {other.pass_}, not of {self.pass_}"
         if self.norms.keys() != other.norms.keys():
@@ -63,7 +63,7 @@ class Checkpoint:
 
     Attributes:
         identity: what it belongs to.
-        progress: numbers and words, as JSON.
+        progress: numbers and texts, as JSON has them.
         state: anything nested that holds tensors: weights, the best ones, the optimizer.
     """
 
@@ -72,7 +72,7 @@ class Checkpoint:
     state: Mapping[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Writes into a folder, made if missing; an older checkpoint there stands until this one does.
+        """Writes into a folder, made if missing; an older checkpoint there stays until this one is complete.
 
         Raises:
             InvalidInput: the folder can't be made or written to, or the disk is full.
@@ -98,7 +98,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path, identity: Identity) -> Checkpoint | None:
-        """What `write` wrote; None where nothing was written.
+        """Reads what `write` wrote; None if nothing was written.
 
         Raises:
             InvalidInput: it is damaged, or belongs to another model or another pass.
@@ -139,7 +139,7 @@ def _taken_out(state: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _filled(record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
-    """What `_taken_out` was made of."""
+    """The state that `_taken_out` took the tensors out of."""
     ((kind, value),) = record.items()
     if kind == "dict":
         return {key: _filled(entry, tensors) for key, entry in value}

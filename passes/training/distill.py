@@ -26,13 +26,13 @@ __all__ = ["Distill"]
 
 _WHAT: tuple[Literal["features", "attention"], ...] = ("features", "attention")
 Names = Mapping[str, str] | Sequence[str]
-"""Names of modules in the student, which the teacher has too, or by name of one in the student that of the teacher."""
+"""Names of modules that student and teacher both have, or a mapping from names in the student to the teacher's."""
 Match = Literal["auto", "logits", "probabilities", "binary_logits", "binary_probabilities", "values"]
 
 _LEAST = 1e-9
-"""The logarithm of a probability of 0 is that of this one."""
+"""Smaller probabilities are raised to this one before their logarithm is taken."""
 _SUM_TOLERANCE = 1e-2
-"""By what probabilities may miss a sum of 1: those of half precision do by as much."""
+"""How far a sum of probabilities may be from 1: in half precision it may be as far."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +41,20 @@ class Distill(TrainingPass):
 
     Attributes:
         teacher: any module that takes the same inputs; None is the model before all passes.
-        match: `logits` compares the distributions over the last dimension of each output, `probabilities` those that
-            the outputs are (after a softmax: classes, attention); `binary_logits` and `binary_probabilities` (after a
-            sigmoid) compare every number on its own, as bits and labels that don't exclude each other; `values` the
-            outputs themselves (regression, embeddings). `auto` takes probabilities for what they are, by their sum of 1
-            or the sigmoid that they come from, and all else for `logits`; the report says what it took and why. One
-            for all float outputs, or a list, one for each: `["values", "probabilities"]`.
-        temperature: that logits are divided by, so that the teacher's second choices count.
+        match: `logits` compares the distributions over the last dimension of each output; `probabilities`, outputs
+            that are distributions already (after a softmax: classes, attention); `binary_logits` and
+            `binary_probabilities` (after a sigmoid), every number on its own, as bits and labels that don't exclude
+            each other; `values`, the outputs themselves (regression, embeddings). `auto` knows probabilities by their
+            sum of 1 or the sigmoid that they come from, and takes all other outputs for `logits`; the report says what
+            it took and why. One for all float outputs, or a list, one for each: `["values", "probabilities"]`.
+        temperature: divides logits, so that the teacher's second choices count.
         label_share: how much the loss against labels counts, where there are labels and a loss; the rest is the
             teacher's.
-        features: modules whose outputs are to match, `["layer1"]`, or by name in the student the teacher's. Where
-            widths differ, a projection is learned beside the student, and thrown away.
-        feature_share: how much all features count, beside the outputs' 1.
+        features: modules whose outputs are to match, `["layer1"]`, or a mapping from names in the student to the
+            teacher's. Where widths differ, a projection is learned beside the student, and thrown away.
+        feature_share: weight of all features together; the outputs' weight is 1.
         attention: modules whose attention is to match, averaged over heads.
-        attention_share: how much all attention maps count, beside the outputs' 1.
+        attention_share: weight of all attention maps together; the outputs' weight is 1.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; features: Romero et al., "FitNets",
         2015; attention: Jiao et al., "TinyBERT", 2020.
@@ -132,7 +132,7 @@ class Distill(TrainingPass):
         return (self.match,) if isinstance(self.match, str) else self.match
 
     def _matches(self, outputs: Any, said: Any, graph: fx.Graph) -> list[tuple[torch.Tensor, Match, str]]:
-        """What the teacher says of each output, how the student is compared with it, and why where nobody said so.
+        """The teacher's value of each output, how the student's is compared with it, and why if `match` is `auto`.
 
         Raises:
             InvalidInput: `match` is a list, and not as long as there are outputs.
@@ -155,7 +155,7 @@ class Distill(TrainingPass):
 
     @contextlib.contextmanager
     def _sight(self, student: nn.Module, teacher: nn.Module) -> Iterator[tuple[nn.Module, Seen, nn.Module, Seen]]:
-        """Both networks, in inference mode the teacher, and what they show of their inside."""
+        """Both networks, the teacher in inference mode, and the features and attention maps of each."""
         wanted = [(what, *names) for what in _WHAT for names in self._paired(what)]
         in_student = [(what, mine) for what, mine, _ in wanted]
         in_teacher = [(what, theirs) for what, _, theirs in wanted]
@@ -191,8 +191,8 @@ class _Imitation(Objective):
         super().to_device(device)
         for other in self.others:
             other.to(device)
-        # a module that is moved keeps its parameters but gets new buffers: the statistics that move must be those
-        # that are saved
+        # moving a module keeps its parameters but makes new buffers: the student must update the statistics that are
+        # saved
         for name, buffer in self.module.named_buffers():
             path, _, last = name.rpartition(".")
             setattr(self.others[0].get_submodule(path), last, buffer)
@@ -202,7 +202,7 @@ class _Imitation(Objective):
         return self.others[0]
 
     def train(self, mode: bool = True) -> _Imitation:
-        """The student that is looked into follows the mode of the module whose parameters it shares."""
+        """Sets the mode of the running student too, which only shares the module's parameters."""
         super().train(mode)
         self.others[0].train(mode)
         return self
@@ -210,8 +210,8 @@ class _Imitation(Objective):
     def prepare(self, inputs: Inputs) -> None:
         """Measures the teacher's values, and makes a projection for every feature whose widths differ.
 
-        A difference counts as a share of the mean square of what the teacher says of these inputs: of the batch at
-        hand, the shares of several processes would not add up to that of one.
+        A difference counts as a share of the mean square of the teacher's values on these inputs. As shares of each
+        batch's own mean square, the differences of several processes would not add up to that of one.
         """
         generator = self.context.generator()
         with torch.no_grad():
@@ -274,7 +274,7 @@ def _called(module: nn.Module, inputs: Inputs) -> Any:
 
 
 def pairs(outputs: Any, said: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The float outputs of student and teacher, in order; a loss among them is none that is compared.
+    """The float outputs of student and teacher, in order, but for scalars (losses), which are not compared.
 
     Raises:
         InvalidInput: they are not of the same shapes.
@@ -332,7 +332,7 @@ def _distribution_dim(value: torch.Tensor) -> int:
 
 
 def _found(wanted: torch.Tensor, node: fx.Node) -> tuple[Match, str]:
-    """How an output is compared where nobody says so, and why."""
+    """How `auto` compares an output, and why."""
     if node.target is aten.sigmoid.default:
         return "binary_probabilities", "since it comes from a sigmoid"
     with contextlib.suppress(InvalidInput):
@@ -345,7 +345,7 @@ def _found(wanted: torch.Tensor, node: fx.Node) -> tuple[Match, str]:
 
 
 def _check_match(wanted: torch.Tensor, match: Match) -> None:
-    """Refuses to compare as a distribution what is none."""
+    """Refuses to compare outputs as distributions if they are none."""
     shape = list(wanted.shape)
     if match == "logits" and shape[-1] == 1:
         raise InvalidInput(
@@ -366,7 +366,7 @@ def _mean_square(value: torch.Tensor) -> float:
 
 
 def _rows(value: torch.Tensor) -> torch.Tensor:
-    """Features with their channels last: those of images stand second."""
+    """Features with their channels last; features of images have them second."""
     return value.movedim(1, -1) if value.dim() > 3 else value
 
 

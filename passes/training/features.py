@@ -1,4 +1,4 @@
-"""What lies inside of two networks, side by side: features and attention maps of modules, by name."""
+"""Shows values inside of a network: features and attention maps of modules, by name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lobo_fx.graph.provenance import module_name
 __all__ = ["Place", "Seen", "attention_maps", "output_nodes", "seeing"]
 
 Place = tuple[Literal["features", "attention"], str]
-"""What a module gives, or where its queries look; and its name."""
+"""Which value of a module is seen, its outputs or its attention map, and the module's name."""
 Seen = dict[Place, torch.Tensor]
-"""What was there in the last call."""
+"""The values of the last call, by place."""
 _ATTENTION = aten.scaled_dot_product_attention.default
 
 
@@ -63,14 +63,14 @@ class _AttentionTap(_Tap):
 
 @contextlib.contextmanager
 def seeing(module: nn.Module, places: Sequence[Place]) -> Iterator[tuple[nn.Module, Seen]]:
-    """A module that computes the same with the same parameters, and what it shows of its inside in every call.
+    """A module that computes the same with the same parameters, and the values inside that every call shows.
 
     Args:
-        module: a program's, or any other.
+        module: a program's module, or any other.
         places: what to look at.
 
     Raises:
-        InvalidInput: it has no such module, or none that can be seen.
+        InvalidInput: a place names no module, or a value that can't be seen.
     """
     seen: Seen = {}
     if isinstance(module, ProgramModule):
@@ -127,7 +127,7 @@ def _tapped(module: ProgramModule, places: Sequence[Place], seen: Seen) -> nn.Mo
 
 
 def output_nodes(graph: fx.Graph) -> dict[str, fx.Node]:
-    """By name of a module, the last float tensor that was computed in it."""
+    """The last float tensor that was computed in each module, by the module's name."""
     found: dict[str, fx.Node] = {}
     for node in graph.nodes:
         value = node.meta.get("val")
@@ -141,5 +141,5 @@ def output_nodes(graph: fx.Graph) -> dict[str, fx.Node]:
 
 
 def attention_maps(graph: fx.Graph) -> dict[str, fx.Node]:
-    """By name of a module, the fused attention in it."""
+    """The fused attention in each module, by the module's name."""
     return {module_name(node): node for node in graph.find_nodes(op="call_function", target=_ATTENTION)}

@@ -1,4 +1,4 @@
-"""Weights drawn anew, as their layers would draw them."""
+"""Draws new weights, as PyTorch's layers would draw them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def initialise(program: Program, generator: torch.Generator) -> None:
     """Draws every parameter anew, in place.
 
     Weights and biases of layers are uniform with the variance 1 / (3 × inputs), as PyTorch's layers draw them; norms
-    begin as identities, their statistics as those of a standard normal. What else is stored (embeddings, tokens,
-    positions) is normal, with the mean and spread that it has.
+    begin as identities, their statistics as those of a standard normal. Other parameters (embeddings, tokens,
+    positions) are normal, each with its present mean and spread.
 
     Args:
         program: changed in place.
-        generator: what is drawn from.
+        generator: draws the weights.
     """
     bounds: dict[int, float] = {}
     constants: dict[int, float] = {}

@@ -49,13 +49,13 @@ class Gradual(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class IterativePrune(TrainingPass):
-    """Prunes in steps and trains after each; what the optimizer knows of a weight is cut as the weight is.
+    """Prunes in steps and trains after each; the optimizer's moments are cut as the weights are.
 
     Attributes:
         prune: the pass that prunes: `PruneChannels(…)`, `PruneWeights(…)`, a name, or in recipes `{name: {settings}}`.
-        cuts: in how many steps.
+        cuts: number of steps.
         path: `cubic` removes much at first and little in the end; `linear` the same in each step.
-        epochs: of training after each cut.
+        epochs: epochs of training after each cut.
 
     Source: Zhu and Gupta, "To Prune, or Not to Prune", 2017, for the cubic path.
 
@@ -107,7 +107,7 @@ class IterativePrune(TrainingPass):
             propagate(program.module)
             check_expected(self, program, context)
             if interrupted:
-                continue  # no training, and no checkpoint that another run, which ends this cut, could not use
+                continue  # no training, and no checkpoint: another run, which completes this cut, could not use it
             state = _masked(cut_state(state, before, kept_indices(program.module)), program)
             loop = train(
                 Objective(program.module, context),
@@ -133,7 +133,7 @@ def _copy_of(program: Program) -> torch.nn.Module:
 
 
 def _masked(state: Mapping[str, Any], program: Program) -> dict[str, Any]:
-    """An optimizer's state without what it knows of weights that are masked, or it would move them on from zero."""
+    """An optimizer's state with zeros for masked weights, which other moments would move away from zero."""
     known = masks(program)
 
     def kept(name: str, value: Any) -> Any:
@@ -144,13 +144,13 @@ def _masked(state: Mapping[str, Any], program: Program) -> dict[str, Any]:
 
 
 def cut_state(state: Mapping[str, Any], before: KeptIndices, after: KeptIndices) -> dict[str, Any]:
-    """An optimizer's state once positions of its parameters are gone: moments lose the same positions.
+    """An optimizer's state after positions of its parameters were removed: moments lose the same positions.
 
     Args:
-        state: by name of a parameter, entries by name. Those of one position along a dimension (Adafactor's means
-            over rows and columns) have nothing to cut there.
-        before: what was kept of the original parameters before.
-        after: what is kept now.
+        state: by name of a parameter, entries by name. Entries of size 1 along a dimension (Adafactor's means over
+            rows and columns) are not cut there.
+        before: positions of the original parameters that were kept before.
+        after: positions that are kept now.
     """
 
     def positions(name: str, dim: int, now: Sequence[int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A learning rate from the data at hand: short trainings, and what longer ones would come to."""
+"""Finds a learning rate on the data at hand: by short trainings, extrapolated to the whole training."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _SHORTEST, _LONGEST = 8, 40
 _LONGER, _AGAIN = 3, 3
 """How many times as long the second trials are, and how many rates have one."""
 _AS_GOOD = 1.1
-"""Of losses after short trials: within this factor the higher rate is taken for the better one."""
+"""If losses after short trials differ by less than this factor, the higher rate counts as the better one."""
 _SHARE = 0.4
-"""Of the training to come, what finding its rate may cost, where that leaves trials of the shortest length."""
+"""Share of the training's steps that finding its rate may cost, unless that makes trials shorter than the shortest."""
 JUDGES = 6
-"""Batches that a trial is judged by."""
+"""Number of batches that a trial is judged by."""
 
 Trial = Callable[[float, int], float]
-"""Trains at a rate for so many steps, puts everything back, and gives the loss that it ended with."""
+"""Trains at a rate for a number of steps, puts everything back, and gives the loss at the end."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A rate, and what it was found by."""
+    """A rate, and how it was found."""
 
     rate: float
     reason: str
@@ -59,7 +59,7 @@ def best_rate(trial: Trial, steps: int) -> Found:
         )
     reason = f"best of {len(RATES)} trials of {short} steps"
     long = min(_LONGER * short, steps)
-    if long < 2 * short:  # the first trials were as long as what they are for
+    if long < 2 * short:  # the training is hardly longer than the first trials
         return Found(best, reason)
     as_good = max(rate for rate in RATES if first[rate] <= max(first[best], _AS_GOOD * first[best]))
     again = RATES[RATES.index(as_good) :][:_AGAIN]
@@ -75,7 +75,7 @@ def _finite(loss: float) -> float:
 def _expected(first: float, second: float, longer: float, rest: float) -> float:
     """The loss after `rest` times as many steps, where it fell from `first` to `second` in `longer` times as many.
 
-    Losses that are not positive follow no power law, and what rises is taken to stay.
+    Losses that are not positive follow no power law, and a loss that rises is taken to stay.
     """
     if not 0 < second < first < math.inf:
         return second

@@ -42,18 +42,18 @@ _INTERRUPTED = "interrupted"
 
 @dataclasses.dataclass
 class Trained:
-    """What a training did; it grows while it runs, and is what a checkpoint holds beside tensors.
+    """The record of a training: it grows while the training runs, and a checkpoint holds it beside tensors.
 
     Attributes:
         rate: the highest learning rate.
-        rate_from: where it comes from.
-        batches: how many were seen.
+        rate_from: how the rate was chosen.
+        batches: how many batches were seen.
         epoch_starts: the number of the first batch of each epoch begun.
         losses: mean loss of each whole epoch.
-        scores: what `evaluate` said before training, and after each whole epoch.
+        scores: scores of `evaluate` before training, and after each whole epoch.
         best: epochs done when the score was best; 0 is before training.
-        stopped: why it ended before its time; empty where it did not.
-        done: whether it has ended.
+        stopped: why training ended before its time; empty if it did not.
+        done: whether training has ended.
         seconds: time spent.
         partial: sum of the losses of the epoch that is running.
     """
@@ -85,15 +85,15 @@ def train(
     stage: str = "",
     known_rate: float | None = None,
 ) -> Loop:
-    """Runs the loop on an objective, and tells the report what came of it.
+    """Runs the loop on an objective, and puts the outcome into the report.
 
     Args:
         objective: trained in place.
-        settings: how.
-        context: for data and notes.
+        settings: how to train.
+        context: gives data, takes notes.
         candidate: gives a copy of the module to be scored.
-        optimizer_state: by name of a parameter, what an earlier optimizer knew of it.
-        stage: of a pass that trains more than once, which time it is.
+        optimizer_state: moments of an earlier optimizer, by name of the parameter.
+        stage: which training this is, for a pass that trains more than once.
         known_rate: the learning rate that was found the first time.
     """
     folder = None if settings.checkpoint_dir is None else Path(settings.checkpoint_dir) / stage
@@ -149,17 +149,18 @@ class _NotFinite(_Stop):
 class Loop:
     """Trains an objective in place.
 
-    Everything drawn in a step depends on the step's number alone, so that a training that was killed and goes on from
-    its checkpoint ends with the weights of one that was not.
+    All random numbers of a step depend on the step's number alone, so that a training that was killed and goes on from
+    its checkpoint ends with the same weights as one that was not.
 
     Args:
-        objective: what is trained, and the loss of a batch.
-        settings: how.
+        objective: the module to train, and the loss of a batch.
+        settings: how to train.
         context: data, score, seed and notes.
         candidate: gives a copy of the module in training, as it would be shipped, to be scored.
-        optimizer_state: of an earlier training of the same parameters, to go on from.
-        folder: for checkpoints; None writes none.
-        known_rate: that the same pass found when it trained before; None looks for one where none is given.
+        optimizer_state: moments from an earlier training of the same parameters, to go on from.
+        folder: folder for checkpoints; None writes none.
+        known_rate: learning rate that the same pass found when it trained before; None searches for one if the settings
+            give none.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class Loop:
         self.folder, self.trained = folder, Trained()
         self.optimizer_state, self.known_rate = optimizer_state, known_rate
         self.best: dict[str, torch.Tensor] | None = None
-        # a checkpoint may be moved
+        # without the folder, since a checkpoint may be moved
         self.identity = Identity.of(
             f"{dataclasses.replace(settings, checkpoint_dir=None)}, seed {context.seed}", objective
         )
@@ -231,10 +232,10 @@ class Loop:
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
-        """What fails on one process alone fails on all, where they would wait for it for ever.
+        """Makes an error on one process fail all processes, which would otherwise wait for it for ever.
 
         Raises:
-            InvalidInput: another process failed; the message tells what it said.
+            InvalidInput: another process failed; the message gives its error.
         """
         failed: Exception | None = None
         try:
@@ -273,7 +274,7 @@ class Loop:
         return found
 
     def _start(self, found: Checkpoint | None) -> None:
-        """Rate, optimizer and schedule; where a checkpoint was found, as they were then."""
+        """Sets learning rate, optimizer and schedule; if a checkpoint was found, as they were then."""
         parameters = trainable(self.objective)
         self.model = self.accelerator.prepare(self.objective)
         if found is not None:
@@ -291,7 +292,7 @@ class Loop:
             self._restore(found, parameters)
 
     def _make_optimizer(self, rate: float, steps: int) -> None:
-        """An optimizer that knows nothing yet, and its schedule."""
+        """Makes a fresh optimizer, and its schedule."""
         settings, parameters = self.settings, trainable(self.objective).values()
         self.plain_optimizer = make_optimizer(settings.optimizer, parameters, rate, settings.weight_decay)
         self.schedule = make_schedule(settings.schedule, self.plain_optimizer, steps, settings.warmup)
@@ -426,7 +427,7 @@ class Loop:
         trained.losses.append(trained.partial / max(1, seen))
         trained.partial = 0.0
         trained.seconds = clock()
-        self._write()  # whatever becomes of `evaluate`
+        self._write()  # even if `evaluate` fails
         if self.context.evaluate is not None:
             self._evaluate()
             self._write()
@@ -435,7 +436,7 @@ class Loop:
             raise _Stop(f"no better score in {patience} epochs")
 
     def _draw(self, number: int) -> int:
-        """What the generators start from in a step."""
+        """The seed of all generators in a step."""
         return (self.context.seed * 1_000_003 + number) % 2**32
 
     def _step(self, number: int, total: int, inputs: Inputs, labels: Any) -> float:
@@ -459,7 +460,7 @@ class Loop:
                     raise _NotFinite(f"the loss is {value}")
                 accelerator.backward(loss / count)
             if steps:
-                accelerator.unscale_gradients(self.optimizer)  # of all that were made, trials' too, it would be twice
+                accelerator.unscale_gradients(self.optimizer)  # those of trials too would unscale twice
                 norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip_norm or math.inf)
                 # with half precision, the scaler skips such steps and lowers its scale
                 if settings.mixed_precision != "fp16" and not math.isfinite(float(norm)):
@@ -477,7 +478,7 @@ class Loop:
         return value
 
     def _loss(self, inputs: Inputs, labels: Any) -> tuple[torch.Tensor, float]:
-        """What this process adds to the loss of a batch, and the loss itself."""
+        """This process's part of the loss of a batch, and the loss over all processes."""
         *mine, weight = self._share(inputs, labels)
         with self._together():
             loss = self.model(*mine) * weight
@@ -514,7 +515,7 @@ class Loop:
         )
 
     def optimizer_moments(self) -> dict[str, Any]:
-        """By name of a parameter, what the optimizer knows of it now."""
+        """The optimizer's present moments, by name of the parameter."""
         state = self.plain_optimizer.state
         return {name: state[p] for name, p in trainable(self.objective).items() if p in state}
 
@@ -545,12 +546,12 @@ class Loop:
             self.objective.load_state_dict(self.best)
 
     def _write(self) -> None:
-        """A checkpoint, where there is a folder for one; a disk that is full stops no training."""
+        """Writes a checkpoint if there is a folder for it; a full disk does not stop training."""
         if self.folder is None or not self.accelerator.is_main_process:
             return
         gradients = {name: p.grad for name, p in trainable(self.objective).items() if p.grad is not None}
         if gradients and self.accelerator.num_processes > 1:
-            return  # each process holds a part of what they sum up
+            return  # each process holds only its part of the gradients
         state = {
             "weights": self.objective.state_dict(),
             "optimizer": self.plain_optimizer.state_dict(),
@@ -577,7 +578,7 @@ def length(data: Any) -> int:
 
 
 def _statistics(module: nn.Module) -> list[torch.Tensor]:
-    """What a call moves: statistics of batch norms and ranges of observers, which have one dimension at most."""
+    """Buffers that a call changes: statistics of batch norms and ranges of observers, of one dimension at most."""
     return [buffer for buffer in module.buffers() if buffer.is_floating_point() and buffer.dim() <= 1]
 
 

@@ -20,11 +20,11 @@ __all__ = ["Objective", "frozen_parts", "trainable"]
 
 
 class Objective(nn.Module):
-    """The loss of a batch by the user's `loss_fn`, or by the model itself. What it holds parameters of is trained.
+    """The loss of a batch by the user's `loss_fn`, or by the model itself. All of its parameters are trained.
 
     Args:
-        module: what is trained.
-        context: for the loss.
+        module: the module to train.
+        context: gives the loss.
     """
 
     def __init__(self, module: nn.Module, context: Context) -> None:
@@ -33,7 +33,7 @@ class Objective(nn.Module):
         super().train(module.training)
 
     def forward(self, inputs: Inputs, labels: Any) -> torch.Tensor:
-        """A scalar."""
+        """The loss of a batch, a scalar."""
         return self.context.loss(self.module(*inputs.args, **inputs.kwargs), labels)
 
     @property
@@ -45,15 +45,15 @@ class Objective(nn.Module):
         """Called before every step with the share of the training that is done."""
 
     def to_device(self, device: torch.device) -> None:
-        """Moves everything that takes part to a device, what is not trained included."""
+        """Moves every module that takes part to a device, also those that are not trained."""
         self.to(device)
 
 
 def trainable(objective: Objective) -> dict[str, nn.Parameter]:
-    """What the optimizer moves, by name.
+    """The parameters that the optimizer updates, by name.
 
     Raises:
-        InvalidInput: there is nothing.
+        InvalidInput: there are none.
     """
     found = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     if not found:
@@ -63,11 +63,11 @@ def trainable(objective: Objective) -> dict[str, nn.Parameter]:
 
 @contextlib.contextmanager
 def frozen_parts(module: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
-    """Keeps what matches a pattern as it is: its parameters, and the statistics of its batch norms.
+    """Freezes modules that match a pattern: their parameters, and the statistics of their batch norms.
 
     Args:
-        module: in training mode.
-        patterns: of names of modules or parameters.
+        module: a module in training mode.
+        patterns: patterns of names of modules or parameters.
     """
     frozen = [p for name, p in module.named_parameters() if _matches(name, patterns) and p.requires_grad]
     for parameter in frozen:

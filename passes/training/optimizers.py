@@ -15,25 +15,25 @@ from lobo_fx.errors import InvalidInput, suggestion
 __all__ = ["SCHEDULES", "MakeOptimizer", "MakeSchedule", "make_optimizer", "make_schedule", "optimizer_class"]
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
-"""From groups of parameters and `lr=` to an optimizer: a class of `torch.optim`, or a `functools.partial` of one."""
+"""Makes an optimizer of groups of parameters and `lr=`: a class of `torch.optim`, or a `functools.partial` of one."""
 MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler]
-"""From an optimizer to a schedule that is stepped after it: a `functools.partial` of a `torch.optim.lr_scheduler`."""
+"""Makes a schedule for an optimizer, stepped after it: a `functools.partial` of a `torch.optim.lr_scheduler`."""
 
-# What the learning rate is multiplied with after a share of the steps, warm-up aside.
+# The factor of the learning rate after a share of the steps, without warm-up.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
     "linear": lambda share: 1 - share,
     "constant": lambda share: 1.0,
 }
 _SETTINGS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9, "nesterov": True}}
-"""What an optimizer is given beside the learning rate where it is named."""
+"""Settings of optimizers that are given by name, beside the learning rate."""
 
 
 _OTHERWISE = {
     "lbfgs": "calls the loss itself, several times a step",
     "sparseadam": "needs sparse gradients",
 }
-"""What can't take a step after a backward pass."""
+"""Optimizers that can't just take a step after a backward pass, and why."""
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:

@@ -34,7 +34,7 @@ class QuantizationAwareTraining(TrainingPass):
 
     Attributes:
         quantize: a `QuantizeStatic` with settings, or those settings by name.
-        ranges: of activations: `followed` by moving averages, or `learned` by gradients.
+        ranges: ranges of activations: `followed` by moving averages, or `learned` by gradients.
         settle_at: share of the steps after which ranges that are followed, and batch norms, stay as they are.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -129,26 +129,26 @@ class _Quantized(Objective):
         settled = share >= self.settings.settle_at
         if settled and not self.settled:
             self.stopped = settle(self.program_module)
-        elif self.settled and not settled:  # a trial has ended; that ranges are followed is part of the state put back
+        elif self.settled and not settled:  # a trial has ended, and its restored state lets ranges follow again
             _set_following(self.program_module, self.stopped, True)
         self.settled = settled
 
     def candidate(self) -> nn.Module:
-        """A copy whose ranges don't move any more."""
+        """A copy in inference mode, whose ranges and batch norms no longer change."""
         copied = copy.deepcopy(self.program_module)
         settle(copied)
         copied.eval()
         return copied
 
     def finish(self) -> None:
-        """Puts the ranges that were learned where converting reads them."""
+        """Puts the learned ranges into the fake quantizers, where `convert` reads them."""
         from lobo_fx.passes.quantization.integers.training_ranges import give_back_ranges
 
         give_back_ranges(self.program_module, self.learned)
 
 
 def settle(module: ProgramModule) -> list[fx.Node]:
-    """Ranges of activations, and statistics of batch norms, stay as they are from now on; the norms that followed."""
+    """Fixes ranges of activations and statistics of batch norms; returns the norms that followed the data."""
     from lobo_fx.passes.quantization.integers.training_ranges import stop_following
 
     stop_following(module)

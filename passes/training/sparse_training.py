@@ -29,9 +29,9 @@ class SparseTraining(TrainingPass):
 
     Attributes:
         prune: what will be removed afterwards: a `PruneChannels`, its name, or in recipes `{prune_channels: {…}}`.
-        penalty: `group_lasso` pulls every free channel towards zero, the small ones arrive; `growing` pulls only those
-            that will be removed, ever harder.
-        strength: of the penalty, beside a loss of 1; `growing` reaches it at the end.
+        penalty: `group_lasso` pulls every free channel towards zero, which the small ones reach; `growing` pulls only
+            those that will be removed, ever harder.
+        strength: the penalty before anything has shrunk, in units of the loss; `growing` reaches this at the end.
 
     Source: group lasso: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023, section 3.3; growing: Wang
         et al., "Neural Pruning via Growing Regularization", 2021.
@@ -96,7 +96,7 @@ class _Sparse(Objective):
     ) -> None:
         super().__init__(module, context)
         self.groups, self.gone, self.settings, self.share = groups, gone, settings, 0.0
-        # so that a penalty of 1 is as large as the loss where nothing has shrunk yet
+        # so that a strength of 1 adds 1 to the loss while nothing has shrunk
         with torch.no_grad():
             self.scale = 1 / max(float(self._size()), 1e-12)
 
@@ -108,7 +108,7 @@ class _Sparse(Objective):
         return super().forward(inputs, labels) + strength * self.scale * self._size()
 
     def _size(self) -> torch.Tensor:
-        """Sum over positions of their norms, or of their squares where they are to go."""
+        """Sum of the norms of all positions, or of the squares of those that are to go."""
         total = torch.zeros(())
         for leaf, found in self.groups.items():
             squares = torch.stack([member.along(leaf, member.tensor.square()) for member in found]).sum(0)

@@ -26,7 +26,7 @@ class Student(Pass):
         parameters: instead of `width`, share of the parameters that stays.
         start: `kept` begins with the channels that matter most, refitted where calibration data is given; `fresh` with
             weights drawn anew.
-        importance: what decides which channels matter most, see `PruneChannels`.
+        importance: the criterion of which channels matter most, see `PruneChannels`.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; that a student starts from the
         teacher's own weights: Sanh et al., "DistilBERT", 2019, section 2.

@@ -1,4 +1,4 @@
-"""What every pass that trains can be told."""
+"""The settings that all passes that train have in common."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["TrainingPass", "is_number"]
 class TrainingPass(Pass):
     """A pass that trains; subclasses say what the loss is.
 
-    Training runs on Hugging Face Accelerate: on one process, or on as many as `accelerate launch` starts, which all end
-    with the error of one whose data, loss, score or checkpoint fails. What a step draws at random depends on its number
-    alone, so an interrupted training goes on to the same weights.
+    Training runs on Hugging Face Accelerate: on one process, or on as many as `accelerate launch` starts; if data,
+    loss, score or checkpoint fails on one of them, all end with its error. Random numbers of a step depend on the
+    step's number alone, so an interrupted training goes on to the same weights.
 
     Attributes:
         epochs: passes over the training data.
         steps: how many steps to train instead of epochs; needed where the data does not say how long it is.
-        learning_rate: the highest; `auto` finds it by some short trainings on the data at hand.
-        optimizer: name of one of `torch.optim`'s, or a function of groups of parameters and `lr=`.
-        weight_decay: of weights; biases and norms have none.
+        learning_rate: the highest learning rate; `auto` finds it by some short trainings on the data at hand.
+        optimizer: name of an optimizer of `torch.optim`, or a function of groups of parameters and `lr=`.
+        weight_decay: decay of weights; biases and norms have none.
         schedule: `cosine`, `linear` or `constant`, or a function from an optimizer to a `torch.optim.lr_scheduler`.
         warmup: share of the steps in which the rate rises, for schedules by name.
         clip_norm: gradients longer than this are shortened to it; None leaves them.

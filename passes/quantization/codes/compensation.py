@@ -1,4 +1,4 @@
-"""Weights with the moments of what they are multiplied with, a few at a time, so that memory stays bounded."""
+"""Weights with the Gram matrices of their inputs, a few at a time, so that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["roles_of_weight", "with_grams"]
 
 
 def with_grams(program: Program, weights: Sequence[Weight], context: Context) -> Iterator[tuple[Weight, Gram | None]]:
-    """Every weight, and the moments over all calls that multiply with it; None where one of them has none.
+    """Yields every weight and the Gram matrix of its inputs over all calls that read it; None if a call has none.
 
     Args:
-        program: is run, so not to be changed before the last weight was given.
-        weights: of the program.
-        context: its calibration data; notes which weights of products can't be compensated.
+        program: the program to run; don't change it before the last weight was given.
+        weights: weights of the program.
+        context: gives calibration data, and notes which weights of products can't be compensated.
     """
     description = "round weights"
     for group in track(in_parts(weights, roles_of_weight), description, context.show_progress):

@@ -1,8 +1,8 @@
-"""Columns of a weight evened by how large their inputs are: what small inputs are multiplied with needs fewer steps.
+"""Evens the columns of a weight by the size of their inputs: columns of small inputs need fewer steps.
 
-A row of codes has one scale, or one a block, which its largest weight sets. Where inputs differ (power spectra,
-several sensors side by side), the largest weights are those of the smallest inputs, and steps that do them no harm are
-too coarse for the others. `W·f` is rounded instead, and multiplied by `1/f` where it is decoded.
+A row of codes has one scale, or one per block, which its largest weight sets. Where inputs differ in size (power
+spectra, several sensors side by side), the largest weights are those of the smallest inputs, and steps fine enough for
+them are too coarse for other columns. So `W·f` is rounded, and multiplied by `1/f` where it is decoded.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from lobo_fx.passes.quantization.codes.weights import Weight
 __all__ = ["best_factor", "even_columns", "factor_for", "weight_noise"]
 
 _STRENGTHS = (0.25, 0.5, 0.75, 1.0)
-"""Powers of an input's size that are tried; at 1 all columns weigh the same in the outputs."""
+"""Powers of the inputs' sizes that are tried as factors; at 1 all columns weigh the same in the outputs."""
 _GAIN = 10**0.1
 """A factor must lower the noise by this much: a decibel."""
 _LEAST = 1e-4
-"""Inputs smaller than this share of the largest count as of this size: other data may have more of them."""
+"""Least size of an input, as a share of the largest: other data may have larger values of it."""
 
 
 def weight_noise(matrix: torch.Tensor, number: Format, block_size: int, energy: torch.Tensor) -> float:
-    """Expected energy that rounding adds to the outputs, where errors are even within a step.
+    """Expected energy of the errors that rounding adds to the outputs, if errors are uniform within a step.
 
     Args:
         matrix: rows × columns.
@@ -46,16 +46,16 @@ def weight_noise(matrix: torch.Tensor, number: Format, block_size: int, energy: 
 
 
 def best_factor(energy: torch.Tensor, noise: Callable[[torch.Tensor], float]) -> torch.Tensor | None:
-    """By what to multiply each column of a weight, (columns,); None where no factor gains a decibel.
+    """The best factor for each column of a weight, (columns,); None if no factor gains a decibel.
 
     Args:
         energy: mean squares of the inputs, (columns,).
-        noise: what a factor leaves.
+        noise: gives the noise at a factor.
     """
     largest = energy.max()
     if not bool(largest > 0):
         return None
-    typical = energy[energy > 0].median()  # of an input that was always zero nothing is known
+    typical = energy[energy > 0].median()  # stands in for inputs that were always zero
     size = torch.where(energy > 0, energy, typical).clamp_min(_LEAST**2 * largest).sqrt().float()
     size = size / size.log().mean().exp()
     best, least = None, noise(torch.ones_like(size)) / _GAIN

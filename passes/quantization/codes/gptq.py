@@ -22,20 +22,20 @@ __all__ = ["round_compensated"]
 _DAMPING = 0.01
 """Share of the mean diagonal that is added to XᵀX, as in the paper: it keeps the factor well conditioned."""
 _LAZY = 128
-"""Columns after which all that follow are updated at once (the paper's section 3.3): one large product is faster."""
+"""Columns after which all later ones are updated at once (the paper's section 3.3): one large product is faster."""
 
 
 def round_compensated(matrix: torch.Tensor, number: Format, block_size: int, gram: Gram) -> Rounded:
-    """Column after column is rounded, and what that adds to the outputs is taken back by the columns to come.
+    """Rounds column after column; the columns to come make up for the error that each adds to the outputs.
 
-    Zeros stay zero. A scale is chosen when its block's turn comes, from the weights as they are by then. Rows of inputs
-    that are fewer than half the columns are used as they are, in time linear in the columns in place of cubic.
+    Zeros stay zero. A block's scale is chosen when its turn comes, from its weights as updated by then. If there are
+    fewer rows of inputs than half the columns, they are used directly, in time linear in the columns and not cubic.
 
     Args:
         matrix: rows × columns.
         number: the format.
         block_size: neighbours in a row that share a scale.
-        gram: of the layer's inputs; each group has as many rows of the matrix.
+        gram: Gram matrix of the layer's inputs; its groups share the rows of the matrix evenly.
 
     Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022.
     """
@@ -56,20 +56,20 @@ def round_compensated(matrix: torch.Tensor, number: Format, block_size: int, gra
 
 
 class _Curvature(Protocol):
-    """What errors of columns cost, and how those to come make up for them; asked for runs of columns in order."""
+    """The curvature of the output error, which tells how later columns make up; asked for runs of columns in order."""
 
     def ahead(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """By what these columns move for all before them, (columns, rows), and their part of the factor U.
+        """The update of these columns for errors of all before them, (columns, rows), and their part of the factor U.
 
         U is the upper Cholesky factor of (XᵀX + λI)⁻¹ over the columns from the first of these on.
         """
 
     def settle(self, start: int, end: int, errors: torch.Tensor, moved: torch.Tensor) -> None:
-        """Takes what became of these columns: errors over U's diagonal, and by what they moved from the start."""
+        """Takes the result for these columns: errors divided by U's diagonal, and how far the columns moved in all."""
 
 
 class _Sums:
-    """From XᵀX. Cholesky once: in its upper factor, the rows from any column on are those of the columns left."""
+    """Curvature from XᵀX, by one Cholesky factorization: from any column on, the rows of U serve the columns left."""
 
     def __init__(self, gram: torch.Tensor, ridge: float, rows: int) -> None:
         damped = gram.double().clone()
@@ -87,9 +87,9 @@ class _Sums:
 
 
 class _Rows:
-    """From the rows X themselves, where they are few.
+    """Curvature from the rows X themselves, if they are few.
 
-    With P = (X·Xᵀ + λI)⁻¹ over the columns that are left and r = X·moved of those that are done, the next columns B
+    With P = (X·Xᵀ + λI)⁻¹ over the columns that are left and r = X·moved over those that are done, the next columns B
     move by −(P·X_B)ᵀ·r, and the inverse of their own curvature, all later columns free, is S = I − X_Bᵀ·P·X_B. Without
     B, P becomes P + P·X_B·S⁻¹·(P·X_B)ᵀ (Woodbury): nothing of columns × columns is ever made.
     """
@@ -121,7 +121,7 @@ def _compensate(matrix: torch.Tensor, number: Format, block_size: int, curvature
     columns = matrix.shape[1]
     step = block_size if block_size < columns else _LAZY
     weights = matrix.T.contiguous()  # a column of the matrix in a row of memory
-    frozen, values = weights == 0, torch.zeros_like(weights)  # of what is frozen
+    frozen, values = weights == 0, torch.zeros_like(weights)  # values of frozen weights
     codes = torch.empty(weights.shape, dtype=torch.int8 if number.name == "int8" else torch.uint8)
     grids: list[Grid] = []
     for start in range(0, columns, step):
@@ -132,7 +132,7 @@ def _compensate(matrix: torch.Tensor, number: Format, block_size: int, curvature
         if start % block_size == 0:
             block = weights[start : start + block_size]
             grids.append(least_squares_grid(block.T.contiguous(), number))
-            if number.name == "int8":  # what the scale comes from stays: rounded once more, nothing would change
+            if number.name == "int8":  # keep the weight that sets the scale, so that rounding again changes nothing
                 extreme = block.abs() == block.abs().amax(0)
                 frozen[start : start + block_size] |= extreme
                 values[start : start + block_size] = block * extreme

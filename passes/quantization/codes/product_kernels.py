@@ -1,8 +1,8 @@
-"""How a product with a weight in codes is computed: what the ways cost, and the noise that rounding activations adds.
+"""Chooses how a product with a weight in codes is computed, by its cost and the noise that rounding activations adds.
 
-The weight is decoded when the file is loaded, and multiplied as floats; or ONNX Runtime multiplies with the codes,
-with activations as they are (`float32`) or rounded to int8 in blocks (`int8`). Which is fastest depends on the CPU,
-the bits, the block and the rows: one row costs what reading the weight costs, many rows what multiplying costs.
+Either the weight is decoded when the file is loaded, and multiplied as floats, or ONNX Runtime multiplies with the
+codes, with activations as they are (`float32`) or rounded to int8 in blocks (`int8`). Which is fastest depends on the
+CPU, the bits, the block and the rows: one row costs what reading the weight costs, many rows what multiplying costs.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ from lobo_fx.report.records import Sheet
 __all__ = ["KEPT", "Candidate", "added_noise", "choose_computes"]
 
 KEPT = 0.5
-"""Decibels that rounding activations may add to the noise of a layer's codes where nobody asked for it."""
+"""Decibels that rounding activations may add to the noise of a layer's codes, unless `int8` was asked for."""
 _MOST_ROWS = 256
-"""More rows are priced as so many: multiplying then costs far more than reading the weight."""
+"""More rows are priced as this many: multiplying then costs far more than reading the weight."""
 _MOST_WEIGHTS = 1 << 22
-"""Of a larger weight so many are priced, in rows of it: its time grows with them."""
+"""Of a larger weight, as many rows as hold this many weights are priced: time grows with their number."""
 _FEW_ROWS, _CACHED = 8, 1 << 23
-"""Few rows wait for the weight: where a network's weights are too many for a cache, for memory."""
+"""Up to `_FEW_ROWS` rows take the time of reading the weight; of more than `_CACHED` weights, from memory."""
 _JUDGED_ROWS = 512
-"""Rows of a layer's input in a batch that noise is measured on."""
+"""Rows of a layer's input, per batch, on which noise is measured."""
 
 Shares = dict[str, dict[int, float]]
-"""By what activations are computed in and count of rows: the time as a share of the float product's."""
+"""Time as a share of the float product's, by what activations are computed in and by number of rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A product that could multiply with codes, before its weight becomes them.
+    """A product that could multiply with codes; its weight is still float.
 
     Attributes:
-        x: the node that it multiplies.
+        x: the node of its input.
         weight: its weight.
         rounded: the weight in codes.
-        number: their format.
+        number: the codes' format.
         block_size: neighbours that share a scale, of the codes and of activations that are rounded.
     """
 
@@ -67,7 +67,7 @@ class Candidate:
     block_size: int
 
     def kernels(self, compute: str, streamed: bool) -> dict[int, Kernel]:
-        """By count of rows, what the cost table knows of: of the example inputs, and the fewest there can be.
+        """The kernels to look up in the cost table, by number of rows: that of the example inputs, and the fewest.
 
         Args:
             compute: what activations are computed in.
@@ -84,7 +84,7 @@ class Candidate:
 
     @property
     def _row_counts(self) -> list[int]:
-        """Free sizes taken as in the example, and as 1."""
+        """Numbers of rows, with free sizes as in the example and as 1."""
         sizes = self.x.meta["val"].shape[:-1]
         hints = [size if isinstance(size, int) else size.node.hint for size in sizes]
         formulas = [expression(size) for size in sizes]
@@ -106,11 +106,11 @@ def choose_computes(
     """What activations are computed in by each product that multiplies with codes; the others are decoded at load.
 
     Args:
-        program: the weights still as floats.
-        candidates: by product.
-        compute: what was asked for: `auto`, `float32` or `int8`. The last is done wherever there is a kernel.
+        program: the program, its weights still float.
+        candidates: candidates by product.
+        compute: what was asked for: `auto`, `float32` or `int8`; `int8` is taken for every candidate.
         costs: path of a cost table; None takes this machine's.
-        context: for calibration data, notes, and a sheet.
+        context: gives calibration data; takes notes and a sheet.
     """
     if not candidates:
         return {}
@@ -148,7 +148,7 @@ def choose_computes(
 def _shares(
     candidate: Candidate, kernels: Mapping[str, Mapping[int, Kernel]], table: CostTable, context: Context
 ) -> Shares:
-    """Of the ways whose costs are known; the others are noted."""
+    """The shares of time of all ways whose costs are known; the others are noted."""
     found: Shares = {}
     for way, of in kernels.items():
         costs = {rows: table.find(kernel) for rows, kernel in of.items()}
@@ -171,21 +171,21 @@ def _no_slower(shares: Shares) -> list[str]:
 
 
 def _mean(shares: Collection[float]) -> float:
-    """Geometric: of ratios."""
+    """Geometric mean, since shares are ratios."""
     return math.prod(shares) ** (1 / len(shares))
 
 
 def added_noise(
     program: Program, batches: Iterable[Inputs], candidates: Mapping[fx.Node, Candidate]
 ) -> dict[fx.Node, float]:
-    """By product, the decibels that rounding its activations would add to the noise of its codes.
+    """The decibels that rounding the activations of each product would add to the noise of its codes.
 
     Both noises go the same way from the layer to the outputs, so the ratio at the layer is the one that counts.
 
     Args:
-        program: the weights still as floats.
+        program: the program, its weights still float.
         batches: inputs of the program.
-        candidates: by product.
+        candidates: candidates by product.
     """
     readers: dict[fx.Node, list[fx.Node]] = {}
     for product, candidate in candidates.items():
@@ -214,7 +214,7 @@ def _sheet(
     noise: Mapping[fx.Node, float],
     chosen: Mapping[fx.Node, str],
 ) -> Sheet:
-    """A line a product: what was chosen, and what that rests on."""
+    """One line for each product: what was chosen, and the costs and noise behind the choice."""
     rows = []
     for product, candidate in candidates.items():
         own, way = shares[product], chosen.get(product, "decoded")

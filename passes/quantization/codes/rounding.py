@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 _FACTORS = tuple(1.08 - 0.06 * step for step in range(9))
-"""Shares of the full range that are tried where codes are too few to hold all of it finely."""
+"""Shares of the full range that are tried in formats of less than 8 bits."""
 
 _CHUNK = 1 << 22
-"""Weights that are worked on at a time: temporaries stay small."""
+"""Weights that are rounded at a time, so that temporaries stay small."""
 
 _HQQ_NORM, _HQQ_BETA, _HQQ_GROWTH, _HQQ_STEPS = 0.7, 10.0, 1.01, 20
 
@@ -63,8 +63,8 @@ class Grid:
 
     Attributes:
         number: the format.
-        scale: of each block.
-        zero: what is added before rounding.
+        scale: scale of each block.
+        zero: zero point of each block, added after rounding.
     """
 
     number: Format
@@ -93,22 +93,22 @@ class Grid:
 
 
 def round_nearest(matrix: torch.Tensor, number: Format, block_size: int, method: str = "round") -> Rounded:
-    """Each weight to its nearest code.
+    """Rounds each weight to its nearest code.
 
     Args:
         matrix: rows × columns, float32.
         number: the format.
         block_size: neighbours in a row that share a scale.
-        method: `round` takes the scale of least squared error; `hqq` refines it towards outliers kept apart.
+        method: `round` takes the scale of least squared error; `hqq` refines it with outliers set apart.
     """
     fit = {"round": least_squares_grid, "hqq": half_quadratic_grid}[method]
     return joined(_round_chunk(chunk, number, block_size, fit) for chunk in _chunks(matrix))
 
 
 def in_units(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix with every row divided by a power of two that brings its largest weight near 1, and these: `[rows, 1]`.
+    """Divides every row by a power of two that brings its largest weight near 1; also gives these powers, `[rows, 1]`.
 
-    Squares of weights of 1e-25 are zero in float32; divided like that, no bit is lost and none is needed.
+    Without this, squares of weights of 1e-25 would be zero in float32. Dividing by a power of two loses no bit.
     """
     _, exponent = torch.frexp(matrix.abs().amax(1, keepdim=True))
     half = exponent.div(2, rounding_mode="floor")  # in two steps: the inverse of a subnormal is no float32
@@ -143,7 +143,7 @@ def rounded_on(codes: torch.Tensor, grids: list[Grid], unit: torch.Tensor) -> Ro
 
 
 def _positive(scale: torch.Tensor) -> torch.Tensor:
-    """A scale; 1 where it is none, as that of zeros, for which any will do."""
+    """The scale, or 1 where it is not positive: a block of zeros may have any scale."""
     return torch.where(scale > 0, scale, 1.0)
 
 
@@ -180,7 +180,7 @@ def _better(
 
 
 def full_range(blocks: torch.Tensor, number: Format) -> Grid:
-    """The grid whose ends are the smallest and the largest value; int4 has the codes of zero where they fall."""
+    """The grid whose ends are the smallest and the largest value; only int4 has a zero point to move."""
     if number.name != "int4":
         scale = blocks.abs().amax(-1, keepdim=True) / number.largest
         return Grid(number, _positive(scale), torch.zeros_like(scale))
@@ -190,10 +190,10 @@ def full_range(blocks: torch.Tensor, number: Format) -> Grid:
 
 
 def half_quadratic_grid(blocks: torch.Tensor, number: Format) -> Grid:
-    """The grid of least error in a norm that forgives outliers: they are split off, the rest is fitted.
+    """The grid of least error in a norm that forgives outliers: they are split off, and the rest is fitted.
 
-    In units of the scale, so that it does not depend on that of the weights. Only int4 has a zero point to move;
-    the scale is fitted in every format.
+    It works in units of the scale, so that the result does not depend on the size of the weights. Only int4
+    has a zero point to move; the scale is fitted in every format.
 
     Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023.
     """

@@ -27,12 +27,12 @@ class Stored:
     """A weight in codes, in the graph.
 
     Attributes:
-        codes: the node that reads them.
-        scale: likewise.
-        zero_point: likewise; None where the format has a fixed one.
-        factor: reads what the columns were multiplied by, before they were rounded; None for nothing.
+        codes: the node that reads the codes.
+        scale: the node that reads the scales.
+        zero_point: the node that reads the zero points; None if the format has a fixed one.
+        factor: the node that reads what decoded columns are multiplied by; None if columns were not evened.
         number: the format.
-        shape: of the weight as it is stored.
+        shape: shape of the weight as it is stored.
         block_size: neighbours that share a scale.
     """
 
@@ -46,7 +46,7 @@ class Stored:
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """The arguments that say how codes are to be read, as our operators take them."""
+        """The arguments that tell our operators how to read the codes."""
         return (self.number.name, self.shape, self.block_size)
 
 
@@ -58,15 +58,15 @@ def store(
     block_size: int,
     factor: torch.Tensor | None = None,
 ) -> Stored:
-    """Registers codes in place of a parameter; its readers still read it.
+    """Registers codes in place of a parameter; the parameter's readers stay as they are.
 
     Args:
-        program: has the weight.
-        weight: what is stored.
+        program: the program that has the weight.
+        weight: the weight to store.
         rounded: its codes.
         number: the format.
         block_size: neighbours in a row that share a scale.
-        factor: by what its columns were multiplied before they were rounded, (columns,).
+        factor: the factors that its columns were multiplied by before they were rounded, (columns,).
     """
     mark_weights(program.module)
     for name in weight.names:
@@ -90,7 +90,7 @@ def store(
 
 
 def decode_for_readers(program: Program, weight: Weight, stored: Stored) -> None:
-    """Gives those who still read the parameter its decoded values, and drops the reads of it."""
+    """Lets the remaining readers of the parameter read its decoded values, and removes the reads of the parameter."""
     graph = program.graph
     readers = [user for read in weight.reads for user in read.users]
     if readers:

@@ -1,4 +1,4 @@
-"""Weights that can be stored as codes: which they are, who reads them, and why the others can't."""
+"""Finds the weights that can be stored as codes, and their readers, and notes why others can't be stored so."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from lobo_fx.graph.rewriting import call
 __all__ = ["Product", "Weight", "as_product", "find_weights"]
 
 _TABLES = frozenset({aten.add.Tensor})
-"""Readers of tables that are no operator's weight: learned positions, added to activations."""
+"""Operators that read a table which is no operator's weight: learned positions, added to activations."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A parameter of at least two dimensions that layers, lookups, or sums with activations alone read.
+    """A parameter of at least two dimensions that only layers, lookups, or sums with activations read.
 
     Codes are a matrix whose rows are outputs: a scale belongs to a row, or to a block of neighbours in it.
 
     Attributes:
-        names: under which it is registered; several where it is tied.
+        names: names that the parameter is registered under; several if it is tied.
         tensor: the parameter.
-        reads: the `get_attr` nodes of it.
+        reads: the parameter's `get_attr` nodes.
         readers: the calls that read it, directly or through its mask.
-        order: the parameter's dimensions as rows and columns have them: outputs before inputs.
+        order: the parameter's dimensions in the order of rows and columns: outputs before inputs.
         row_dims: how many of these make up the rows.
     """
 
@@ -49,7 +49,7 @@ class Weight:
 
     @property
     def shape(self) -> list[int]:
-        """Of what is stored: rows first; the window of a convolution keeps its dimensions."""
+        """Shape of the stored weight: rows first; the window of a convolution keeps its dimensions."""
         sizes = [self.tensor.shape[dim] for dim in self.order]
         return [math.prod(sizes[: self.row_dims]), *sizes[self.row_dims :]]
 
@@ -59,13 +59,13 @@ class Weight:
         return self.tensor.detach().permute(self.order).reshape(self.shape[0], -1)
 
     def put(self, matrix: torch.Tensor) -> None:
-        """Gives the parameter the values of a matrix like `matrix`."""
+        """Writes a matrix, shaped as `matrix` is, into the parameter."""
         sizes = [self.tensor.shape[dim] for dim in self.order]
         with torch.no_grad():
             self.tensor.copy_(matrix.reshape(sizes).permute(self._back))
 
     def restored(self, graph: fx.Graph, value: fx.Node) -> fx.Node:
-        """What is stored, shaped as the parameter was: at the graph's insertion point."""
+        """Gives the stored weight the parameter's shape, by calls at the graph's insertion point."""
         sizes = [self.tensor.shape[dim] for dim in self.order]
         if self.shape != sizes:
             value = call(graph, aten.view.default, value, sizes)
@@ -79,7 +79,7 @@ class Weight:
 
 
 def find_weights(program: Program, context: Context) -> list[Weight]:
-    """What can be stored as codes, in graph order; every other parameter of two or more dimensions is noted."""
+    """Returns the weights that can be codes, in graph order; notes every other parameter of two or more dimensions."""
     module, found = program.module, []
     reads: dict[int, list[fx.Node]] = {}
     for node in program.graph.find_nodes(op="get_attr"):
@@ -98,7 +98,7 @@ def find_weights(program: Program, context: Context) -> list[Weight]:
 
 
 def _why_not(tensor: torch.Tensor, reads: list[fx.Node]) -> str | None:
-    """What keeps a parameter from being stored as codes."""
+    """The reason why a parameter can't be stored as codes; None if it can."""
     users = [(user, read) for read in reads for user in read.users]
     if not users:
         return "nothing reads it"

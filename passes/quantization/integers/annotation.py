@@ -1,12 +1,12 @@
-"""Where observers go, so that a runtime's kernels compute what was placed as integers.
+"""Annotates where observers go, so that a runtime's integer kernels compute the operators that were placed.
 
 Formats: 8-bit activations (asymmetric, per tensor), int8 weights (symmetric, per output channel), int32
 biases whose scale is input scale × weight scale. A float bias would keep ONNX Runtime from fusing.
 
 Regions: (1) a convolution quantizes its input, and its output where the activation after it ends;
-(2) a linear layer quantizes its input and gives float, since what follows it mostly is float, but for an activation
-that the runtime would merge into the float product;
-(3) sums, products, concatenations, averages, sigmoid and leaky ReLU quantize what they read and what they give;
+(2) a linear layer quantizes its input and gives float, since the next operator mostly is float, unless that is an
+activation which the runtime would merge into the float product;
+(3) sums, products, concatenations, averages, sigmoid and leaky ReLU quantize their inputs and outputs;
 (4) maxima, resizes to the nearest, and reshapes hand a quantized value on. Which operators take part was decided
 before: `lobo_fx.passes.quantization.integers.placement`.
 """
@@ -34,7 +34,7 @@ from lobo_fx.passes.quantization.integers.placement import Placement
 __all__ = ["Annotator", "bias_parameters"]
 
 _ANNOTATION = "quantization_annotation"
-"""Where torchao looks for annotations in `meta`."""
+"""The key of torchao's annotations in a node's `meta`."""
 
 
 class Annotator(Quantizer):
@@ -50,7 +50,7 @@ class Annotator(Quantizer):
         self.table = kernel_table(placement.runtime)
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Marks every operator that was placed, and what hands integers on."""
+        """Annotates every operator that was placed, and the operators that hand integers on."""
         for node in model.graph.nodes:
             node.meta.pop(_ANNOTATION, None)  # of an earlier quantization
         quantized: set[fx.Node] = set()  # whose values are integers
@@ -68,7 +68,7 @@ class Annotator(Quantizer):
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
-        """Nothing to add: what has no integer kernel was not placed."""
+        """Checks nothing: an operator without an integer kernel is never placed."""
 
     def _inputs(self, node: fx.Node) -> dict[fx.Node, QuantizationSpecBase | None]:
         layer = layer_of(node)

@@ -19,10 +19,10 @@ __all__ = ["correct_biases", "shrunken_mean"]
 
 
 def correct_biases(prepared: fx.GraphModule, batches: Sequence[Inputs], show_progress: bool) -> None:
-    """Shifts the biases of all layers, in place; each sees the inputs it will really get.
+    """Shifts the biases of all layers, in place; each error is measured on the inputs that the layer will really get.
 
     Args:
-        prepared: with observers that have seen data.
+        prepared: the program with observers that have seen data.
         batches: calibration data, held in memory at once.
         show_progress: whether to draw a progress bar.
 
@@ -49,7 +49,7 @@ def _is_biased(node: fx.Node) -> bool:
 
 
 def shrunken_mean(errors: torch.Tensor) -> torch.Tensor:
-    """Mean of each column, less what chance may have put there: of few rows, only what they agree on.
+    """Mean of each column, shrunk by what chance may explain: of few rows, only what they agree on is left.
 
     Args:
         errors: rows × columns.

@@ -1,4 +1,4 @@
-"""From a float graph to an integer one: observers inserted, calibrated, and converted."""
+"""Turns a float graph into an integer one: inserts observers, calibrates them, and converts the graph."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _LARGEST_BIAS = 2**30
 
 
 def prepare(program: Program, placement: Placement, context: Context, training: bool = False) -> fx.GraphModule:
-    """Inserts observers where integers are to run. Changes the program's graph; batch norms that can be are folded.
+    """Inserts observers where integers are to run; changes the program's graph, and folds batch norms where possible.
 
     Training on quantized values: `prepare(..., training=True)`, a loop of your own over the module that it returns,
     then `convert`.
 
     Args:
         program: shapes propagated.
-        placement: says where, and with which observers (`QuantizeStatic.place`).
-        context: for notes.
-        training: whether they are fake quantizers, to be trained with before `convert`.
+        placement: where integers run, and with which observers (`QuantizeStatic.place`).
+        context: takes notes.
+        training: whether to insert fake quantizers, to be trained with before `convert`.
 
     Raises:
         ContractError: inserting observers changed what the program computes.
@@ -69,8 +69,8 @@ def prepare(program: Program, placement: Placement, context: Context, training: 
 def calibrate(prepared: fx.GraphModule, context: Context) -> None:
     """Runs the calibration data through the observers, one batch in memory at a time.
 
-    Where an observer clips far, as it does an outlier, what is computed from the clipped values is observed anew, as
-    the quantized network will have it: else a value that is cut off at the input would still set all later ranges.
+    If an observer clips values far beyond its range (outliers), all observers see the data again, now computed from
+    clipped values as in the quantized network: otherwise an outlier clipped at the input would set all later ranges.
 
     Raises:
         InvalidInput: no data, values that are NaN or infinite, or a layer that no data reaches.
@@ -102,8 +102,8 @@ def _observe(
     Args:
         prepared: holds the observers.
         nodes: the calls of the observers by name.
-        context: its rows that fits may see are read.
-        limits: by observer, the range that what leaves it is clipped to.
+        context: gives the rows that fits may see.
+        limits: by observer, the range that its output is clipped to.
 
     Returns:
         The observers that saw any value.
@@ -120,7 +120,7 @@ def _observe(
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise InvalidInput(f"calibration batch {batch} gives NaN or an infinite range at {describe(source)}")
             rows = count if source in by_row and len(value) % count == 0 else 1
-            vars(prepared.get_submodule(name))["rows"] = rows  # read by what counts by rows
+            vars(prepared.get_submodule(name))["rows"] = rows  # read by observers that count by rows
 
     hooks = [
         prepared.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: see(name, given[0]))
@@ -141,7 +141,7 @@ def _observe(
 
 
 def _split_by_rows(prepared: fx.GraphModule, context: Context) -> set[fx.Node]:
-    """The nodes whose values are the rows of the batch one after another, or several parts of each."""
+    """The nodes whose first dimension runs over the rows of the batch, or over several parts of each row."""
     values = {node: value for node in prepared.graph.nodes if isinstance(value := node.meta.get("val"), torch.Tensor)}
     specs = tensor_specs([""] * len(values), list(values.values()), dimension_names(prepared.graph))
     batch = context.signature.batch
@@ -169,15 +169,15 @@ def convert(program: Program, prepared: fx.GraphModule) -> Program:
 
 
 def _norm(*args: Any) -> torch.Tensor:
-    """A batch norm that torchao does not know for one."""
+    """A batch norm that torchao does not recognise."""
     return aten.batch_norm.default(*args)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
 def _norms_hidden(module: fx.GraphModule) -> Iterator[list[fx.GraphModule]]:
-    """Keeps torchao from folding the batch norms that are left; those of modules put into the list come back after.
+    """Keeps torchao from folding the remaining batch norms; restores them at the end in all modules of the list.
 
-    It would fold them into convolutions that are read elsewhere too, have another norm or share their weight.
+    It would fold them even into convolutions that others read too, that have another norm, or that share their weight.
     """
     modules = [module]
 
@@ -202,8 +202,8 @@ def _unobserved(prepared: fx.GraphModule) -> Runner:
 def widen_weight_scales(prepared: fx.GraphModule) -> None:
     """Raises weight scales so small that the bias, at input × weight scale, would overflow int32.
 
-    A channel of zeros (pruned, or a dead batch norm) is the usual case. Nor may the product of both scales leave the
-    normal numbers, below which a float32 holds what the layer gives no better.
+    A channel of zeros (pruned, or a dead batch norm) is the usual case. The product of both scales must not become
+    subnormal either: smaller scales would not make the layer's outputs more precise in float32.
     """
     from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 

@@ -1,8 +1,8 @@
-"""What one scale would drown: inputs of a join, and channels of an output, far smaller than what they share it with.
+"""Finds values that one scale would drown: inputs of a concatenation, or channels of an output, far below the others.
 
 A concatenation of boxes in pixels and of scores below one has one scale; rounded to it, every score is zero, while the
-whole keeps its decibels. Inside a network the next layer may hardly notice; where values are joined or leave it, they
-are not to be lost.
+whole keeps a high signal-to-noise ratio. Inside a network the next layer may hardly notice, so only concatenations and
+values that leave the network are checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lobo_fx.passes.quantization.integers.simulation import first_batches
 __all__ = ["DECIBELS", "drowned"]
 
 DECIBELS = 20.0
-"""What every part must keep after rounding to the shared scale: a tenth of its size in noise."""
+"""Signal-to-noise ratio that every part must keep at the shared scale: noise of a tenth of its size."""
 _STEPS = 255
 
 
@@ -33,10 +33,10 @@ def drowned(program: Program, able: Iterable[str], table: KernelTable, context: 
     """Operators that are to stay float, since their one scale would drown a part: the reason by name of the node.
 
     Args:
-        program: in float.
+        program: the program in float.
         able: names of the nodes that could run as integers.
         table: the integer kernels.
-        context: its first calibration batches are measured.
+        context: gives calibration data, of which the first batches are measured.
     """
     names = set(able)
     nodes = [node for node in program.graph.nodes if node.name in names and table.gives_integers(node)]
@@ -91,7 +91,7 @@ class _Parts:
         self.energy = torch.zeros(())
 
     def add(self, value: torch.Tensor) -> None:
-        """Looks at the value for one batch, channels in dimension 1."""
+        """Adds the value of one batch, with channels in dimension 1."""
         if not value.numel():
             return
         self.low, self.high = min(self.low, float(value.min())), max(self.high, float(value.max()))

@@ -1,7 +1,7 @@
-"""Histograms whose bins are as fine as the values in them: thirty-two in every octave, of either sign.
+"""Histograms with logarithmic bins: thirty-two in every octave, for either sign.
 
-Bins of one width are as fine as the largest value allows: beside a value of 1e6, all values near 1 share a bin. Bins
-here are the leading bits of a float32, so that no value coarsens those of others, and batches add up exactly.
+With bins of one width, the largest value sets the width: beside a value of 1e6, all values near 1 share a bin. Here a
+bin is the leading bits of a float32, so that no value makes other bins coarser, and batches add up exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MANTISSA_BITS = 5
 _DROPPED_BITS = 23 - _MANTISSA_BITS
 _MAGNITUDES = 255 << _MANTISSA_BITS  # exponent 255 is that of infinity and NaN
 BINS = 2 * _MAGNITUDES
-"""From the largest negative values to the largest positive ones; zero has the two in the middle nearly for itself."""
+"""Number of bins, from the most negative values to the largest; the two in the middle hold zero and little else."""
 
 
 def count_values(values: torch.Tensor) -> torch.Tensor:
@@ -56,12 +56,12 @@ class Histogram:
 
     @classmethod
     def of(cls, counts: torch.Tensor, lowest: float, highest: float) -> Histogram:
-        """What `count_values` counted.
+        """From what `count_values` counted.
 
         Args:
-            counts: a sum over batches.
-            lowest: of all values, where the first bin begins.
-            highest: of all values, where the last bin ends.
+            counts: the sum of counts over batches.
+            lowest: the lowest value, where the first bin begins.
+            highest: the highest value, where the last bin ends.
         """
         count, edges = counts.numpy(), _edges().clip(lowest, highest)
         filled = count > 0
@@ -72,11 +72,11 @@ class Histogram:
         return Histogram(self.low[kept], self.high[kept], self.count[kept])
 
     def without_zeros(self) -> Histogram:
-        """Without the bins around zero, which hold nothing else that matters."""
+        """Without the bins around zero, which hold little but zeros."""
         return self.where((self.low > 0) | (self.high < 0))
 
     def coarser(self, width: float) -> Histogram:
-        """With bins at least so wide, one of them around zero; ends move to the nearest of that grid."""
+        """With bins at least `width` wide, one of them around zero; ends of bins move to the nearest of that grid."""
         ends = np.concatenate([self.low, self.high]) / width
         places = np.unique(np.concatenate([np.floor(ends), np.ceil(ends[-1:] + 0.5)]) + 0.5) * width
         places = np.unique(np.append(places, [places[0] - width, places[-1] + width]))
@@ -86,19 +86,19 @@ class Histogram:
         return Histogram(places[:-1][filled], places[1:][filled], count[filled])
 
     def mirrored(self) -> Histogram:
-        """That of the negated values."""
+        """The histogram of the negated values."""
         return Histogram(-self.high[::-1], -self.low[::-1], self.count[::-1])
 
     def quantile(self, share: float) -> float:
-        """The smallest value below or at which this share of all values is."""
+        """The smallest value such that this share of all values is at or below it."""
         below = np.cumsum(self.count)
         wanted = share * below[-1]
-        place = int(np.searchsorted(below, wanted * (1 - 1e-12)))  # not past a gap for want of a last digit
+        place = int(np.searchsorted(below, wanted * (1 - 1e-12)))  # rounding must not skip to the next bin
         part = 1 - min((below[place] - wanted) / self.count[place], 1.0)
         return float(self.low[place] + part * (self.high[place] - self.low[place]))
 
     def share_below(self, places: Array) -> Array:
-        """The share of the values that is below each of some places."""
+        """The share of the values below each place."""
         ends = np.stack([self.low, self.high], 1).ravel()
         after = np.cumsum(self.count)
         found: Array = np.interp(places, ends, np.stack([after - self.count, after], 1).ravel() / after[-1])

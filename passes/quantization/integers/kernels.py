@@ -1,6 +1,6 @@
 """The table of integer kernels: which operators a runtime computes on 8-bit integers, and what it asks of them.
 
-This is the only place that says so. A line stands for a family of operators; what a runtime has is a `KernelTable`.
+No other place says so. A line stands for a family of operators; the lines of a runtime make up a `KernelTable`.
 Three things can happen to a quantized value: an operator computes with it (`computes`), hands it on as it is
 (`passes`), or only cuts its range and is folded into the operator before (`fuses`).
 """
@@ -39,14 +39,14 @@ Description = Kernel | str
 
 
 class Sizes:
-    """Sizes of tensors as they were traced; other sizes are what a subclass says."""
+    """Sizes of tensors as they were traced; a subclass gives other sizes."""
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
-        """Of a node's tensor, one row of the batch; None where it is not known."""
+        """Shape of a node's tensor with one row in the batch; None if it is not known."""
         return one_row(node)
 
     def argument(self, node: fx.Node, name: str) -> Any:
-        """An argument that may count positions."""
+        """An argument of a call that may depend on sizes, as `groups` does."""
         return arguments(node)[name]
 
 
@@ -59,10 +59,10 @@ class IntegerKernel:
 
     Attributes:
         operators: the operators.
-        describe: the kernel that a call asks for where tensors have these sizes, or why there is none.
-        refuse: why a call has no integer kernel; an empty string where there is nothing to say (a constant is added);
-            None where it has one.
-        gives_float: whether results are float, since what follows mostly is; otherwise they are quantized.
+        describe: gives the kernel of a call at these sizes, or the reason why there is none.
+        refuse: gives the reason why a call has no integer kernel; an empty string if nobody would expect one (a
+            constant is added); None if it has one.
+        gives_float: whether results are float, since the next operator mostly is; otherwise they are quantized.
         starts: whether its inputs are quantized for its sake, wherever it stands; the others run as integers only
             between integers, unless the costs say otherwise.
     """
@@ -76,18 +76,18 @@ class IntegerKernel:
 
 @dataclasses.dataclass(frozen=True)
 class KernelTable:
-    """What a runtime can do with integers.
+    """The integer kernels of a runtime.
 
     Attributes:
         runtime: name of the runtime, as its plug-in is registered.
         lines: the families that it computes.
         passing: operators that hand integers on, of the same scale and zero point.
         fusing: activations that are folded into the operator before them: they only cut the range that is quantized.
-        absorbed: activations that are merged into a float product of two dimensions with a bias: it then runs as
-            integers only where what leaves it is quantized.
-        crossed: of `passing`, the operators that the runtime moves a conversion to integers across, to before them,
-            whatever that costs. Where they compute, what describes their kernel: after a float layer it is slow, since
-            its input is not in the layout of integer layers.
+        absorbed: activations that the runtime merges into a float product of two dimensions with a bias: the product
+            then runs as integers only if its outputs are quantized.
+        crossed: the operators of `passing` that the runtime moves a conversion to integers across, to before them,
+            whatever that costs. For an operator that computes, the function that describes its kernel: after a float
+            layer it is slow, since its input is not in the layout of integer layers.
     """
 
     runtime: str
@@ -122,7 +122,7 @@ class KernelTable:
         return is_call(node, *self.crossed) and len(node.all_input_nodes[0].users) == 1
 
     def crossing(self, node: fx.Node, sizes: Sizes = TRACED) -> Kernel | None:
-        """The kernel of an operator that conversions are moved across; None where it only moves values, or is none."""
+        """The kernel of an operator that conversions are moved across; None for others, and if it only moves values."""
         describe = self.crossed[node.target] if self.crosses(node) else None
         found = None if describe is None else describe(node, sizes)
         return found if isinstance(found, Kernel) else None
@@ -142,7 +142,7 @@ class KernelTable:
         return users[0] if fused else node
 
     def gives_integers(self, node: fx.Node) -> bool:
-        """Whether what leaves an operator that runs as integers is quantized."""
+        """Whether the outputs of an operator are quantized if it runs as integers."""
         line = self.line(node)
         return line is None or not line.gives_float or self._is_absorbing(node)
 
@@ -167,7 +167,7 @@ def _reader(node: fx.Node) -> fx.Node | None:
 
 
 def _layer_refusal(node: fx.Node) -> str | None:
-    """A layer multiplies float32 with a stored weight."""
+    """Refuses a layer unless it multiplies float32 with a stored weight."""
     layer = layer_of(node)
     if layer is None or _is_quantized(layer.weight):
         return ""
@@ -177,7 +177,7 @@ def _layer_refusal(node: fx.Node) -> str | None:
 
 
 def _joined_refusal(node: fx.Node) -> str | None:
-    """Two or more computed float32 tensors are joined; what is added to a constant is no kernel's matter."""
+    """Refuses an operator unless it joins two or more computed float32 tensors; none of them may be a constant."""
     if layer_of(node) is not None:
         return "no integer kernel has weights of three dimensions"
     sources = node.all_input_nodes
@@ -192,7 +192,7 @@ def _sum_refusal(node: fx.Node) -> str | None:
 
 
 def _single_refusal(node: fx.Node) -> str | None:
-    """A pool or an activation of float32."""
+    """Refuses a pool or an activation unless it reads float32."""
     return None if _is_float32(node.all_input_nodes[0]) else ""
 
 
@@ -276,7 +276,7 @@ def _linear(node: fx.Node, sizes: Sizes) -> Description:
 
 
 def _inputs(operator: str) -> Callable[[fx.Node, Sizes], Description]:
-    """Of an operator whose cost depends on nothing but the shapes of its inputs."""
+    """Describes an operator whose cost depends only on the shapes of its inputs."""
     return lambda node, sizes: _described(operator, node.all_input_nodes, sizes)
 
 
@@ -344,7 +344,7 @@ def conversion(node: fx.Node, sizes: Sizes = TRACED) -> Kernel | None:
 
 
 def _layers(word: str) -> frozenset[object]:
-    """The operators that the table of layers calls so."""
+    """The operators that the table of layers calls by this word."""
     return frozenset(operator for operator, kind in LAYERS.items() if kind.word == word)
 
 
@@ -389,7 +389,7 @@ ONNX_RUNTIME = KernelTable(
 )
 
 TABLES: Mapping[str, KernelTable] = {table.runtime: table for table in (ONNX_RUNTIME,)}
-"""By name of the runtime."""
+"""Kernel tables by name of the runtime."""
 
 
 def kernel_table(runtime: str) -> KernelTable:

@@ -1,8 +1,8 @@
 """Which operators run as integers: the cheapest way to divide a network into integer and float regions.
 
-Every operator costs what its float or its integer kernel costs (`lobo_fx.measures.kernel_costs`), and every tensor
-between an integer and a float operator costs its conversion, and what the runtime slows down by where it makes it. The
-assignment with the least total is a minimum cut.
+Every operator costs what its float or its integer kernel costs (`lobo_fx.measures.kernel_costs`). Every tensor between
+an integer and a float operator costs its conversion, and the slowdown of operators that the conversion moves across.
+The assignment with the least total is a minimum cut.
 
 Source: the cut: Greig et al., "Exact Maximum A Posteriori Estimation for Binary Images", 1989.
 """
@@ -31,8 +31,8 @@ class Regions:
 
     Attributes:
         integer: names of the nodes that run as integers.
-        microseconds: expected sum over all nodes that have a choice, conversions included.
-        floating: the same with everything left float.
+        microseconds: expected sum over all nodes that have a choice, with conversions, `LEAST_GAIN` and penalties.
+        floating: the sum with everything left float.
     """
 
     integer: frozenset[str]
@@ -56,10 +56,10 @@ def cheapest_regions(
     Args:
         graph: shapes propagated.
         choices: nodes with an integer kernel, and what they cost both ways.
-        table: which of them give float, and which others hand integers on (views, pools, fused activations).
-        cost: of conversions, and of pools that they are moved across; a tensor whose conversion has none is never
-            converted.
-        penalties: microseconds that an integer operator must gain beside, by node name.
+        table: tells which of them give float, and which others hand integers on (views, pools, fused activations).
+        cost: gives the cost of conversions, and of pools that these are moved across; a tensor whose conversion has no
+            known cost is never converted.
+        penalties: further microseconds that an integer operator must gain, by node name.
     """
     import networkx
 
@@ -86,11 +86,11 @@ def cheapest_regions(
             net.add_edge(to_float, end)  # without a capacity: never cut
             net.add_edge(end, to_integer)
     for wire in wires:
-        # Of several readers all have to be integers, for which no edge stands: what is paid is never too little.
+        # The runtime does this only if all readers are integers, which edges can't say: the cost may be too high here.
         if not table.crosses(wire) or not known.issuperset(wire.users):
             continue
         for reader in wire.users:
-            net.add_edge(reader, wire)  # where a reader is integers the wire is too, and what it reads is converted
+            net.add_edge(reader, wire)  # an integer reader makes the wire integer too, and its input is converted
         source = _giver(wire, table)
         before = source if source in choices and table.gives_integers(source) else "float"
         net.add_edge(wire, before, capacity=_slowdown(wire, table, cost))
@@ -101,13 +101,13 @@ def cheapest_regions(
 def conversions_around(
     node: fx.Node, integer: Collection[str], table: KernelTable, cost: Callable[[Kernel], Cost | NoCost]
 ) -> float:
-    """Microseconds that conversions would cost if an operator that stays float ran as integers, all others as they are.
+    """Microseconds of conversions if an operator that stays float ran as integers, with all others as they are.
 
     Args:
         node: the operator.
         integer: names of the nodes that run as integers.
-        table: which operators give float, and which hand integers on.
-        cost: of conversions.
+        table: tells which operators give float, and which hand integers on.
+        cost: gives the cost of a conversion.
     """
 
     def hands_on(other: fx.Node) -> bool:
@@ -133,7 +133,7 @@ def conversions_around(
 
 
 def _giver(node: fx.Node, table: KernelTable) -> fx.Node:
-    """The operator whose values a node has, or hands on."""
+    """The operator that computes the values which a node gives or hands on."""
     while table.passes(node) or table.fuses(node):
         node = node.all_input_nodes[0]
     return node

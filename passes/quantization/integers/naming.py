@@ -1,4 +1,4 @@
-"""Quantized weights under the names of the parameters that they were."""
+"""Stores quantized weights under the names of their parameters."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stored_operands(prepared: fx.GraphModule) -> dict[tuple[str, int], str]:
 
 
 def _read_behind(value: object) -> fx.Node | None:
-    """The read of the one parameter that a value is, its dimensions swapped or not; None of any other value."""
+    """The read of the parameter that a value is made of, dimensions swapped or not; None for any other value."""
     while isinstance(value, fx.Node) and value.op == "call_function" and value.meta["val"].dim() == 2:
         if len(value.all_input_nodes) != 1 or not is_constant(value):
             return None
@@ -70,10 +70,10 @@ def name_weights(module: fx.GraphModule, sources: dict[tuple[str, int], str]) ->
 
 
 def look_up_codes(program: Program, left: Collection[str]) -> None:
-    """Lookups in a table that products read as int8 read the same codes, so that the file has it once.
+    """Lets lookups in a table that products read as int8 read the same codes, so that the file has the table once.
 
-    Not where they are `left` float, something else reads the table too, or codes are too coarse: the scale of a row
-    whose product has a large bias is wider than the row.
+    Left alone: lookups that are `left` float, tables that something else reads too, and codes that are too coarse,
+    since the scale of a row whose product has a large bias is wider than the row.
     """
     graph = program.graph
     for dequantize in graph.find_nodes(

@@ -25,5 +25,5 @@ OBSERVERS: Registry[Any] = Registry(
     must_be="a class of observers, of lobo-fx or of torchao",
     fits=lambda plugin: isinstance(plugin, type) and hasattr(plugin, "with_args"),  # torchao takes long to import
 )
-"""By name, as `QuantizeStatic(observer=...)` takes them. One of another package is a class; what chooses a range from a
-histogram derives from `lobo_fx.passes.quantization.integers.observers.CountingObserver`."""
+"""Observers by name, as `QuantizeStatic(observer=...)` takes them. Other packages register classes; one that chooses a
+range from a histogram derives from `lobo_fx.passes.quantization.integers.observers.CountingObserver`."""

@@ -40,28 +40,28 @@ __all__ = [
 ]
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-"""Scales below are no normal numbers."""
+"""Smaller scales are subnormal."""
 _SCALE_OF_ZEROS = 2.0**-8
-"""Of what was zero throughout: any would do for zeros; at its product with a weight's, biases are fine."""
+"""Scale of a tensor that was always zero: any scale holds zeros, and with this one biases get a fine scale."""
 
 _OCTAVES = 30
-"""How far below the largest value the end of a range is looked for."""
+"""How many octaves below the largest value the end of a range is searched."""
 _STEPS = 16
-"""Ends tried in an octave, around the best in steps of half an octave."""
+"""Ends tried in an octave around the best one, which is first found in steps of half an octave."""
 
 _ISOLATED = 1e-3
-"""Share of the values (but zeros) that is let go of at most, where hardly any row holds them."""
+"""Most isolated values that are left out, as a share of all values but zeros."""
 _FAR = 4.0
-"""How many times further than other rows reach such values are; and how many times its range what an observer clips is
-if values computed from it are to be observed anew."""
+"""Isolated values are this many times further out than other rows reach. If values are this many times beyond an
+observer's range, whatever is computed from them is observed again."""
 _RAREST = 1e-3
-"""Share of the values at either end that the bins of entropy are not made for."""
+"""Share of the values at either end that the width of `EntropyObserver`'s bins ignores."""
 _FEW = 1 / 64
-"""Share of the rows that is hardly any; one row always is, if there are three others."""
+"""Share of the rows that may hold isolated values; one row always may, if there are three others."""
 
 
 class _Scaled(UniformQuantizationObserverBase):
-    """Gives what was zero throughout a scale, and nothing else one that is larger than its range asks for."""
+    """Gives a tensor that was always zero a scale of its own; all others keep the scale of their range."""
 
     def _calculate_qparams(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scale, zero = super()._calculate_qparams(low, high)
@@ -69,7 +69,7 @@ class _Scaled(UniformQuantizationObserverBase):
 
 
 class RangeObserver(_Scaled, MinMaxObserver):
-    """From the smallest to the largest value."""
+    """The range from the smallest to the largest value."""
 
 
 class MovingObserver(_Scaled, MovingAverageMinMaxObserver):
@@ -77,11 +77,11 @@ class MovingObserver(_Scaled, MovingAverageMinMaxObserver):
 
 
 class ChannelObserver(_Scaled, PerChannelMinMaxObserver):
-    """From the smallest to the largest weight of each channel."""
+    """The range from the smallest to the largest weight of each channel."""
 
 
 class TrainingChannelObserver(_Scaled, MovingAveragePerChannelMinMaxObserver):
-    """The same of weights that train: an average of the last alone, not all that they have been."""
+    """The range of each channel's weights while weights train: that of the latest weights alone."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(averaging_constant=1.0, **settings)
@@ -91,7 +91,7 @@ class CountingObserver(_Scaled, abc.ABC):
     """Counts values in a histogram; the range is chosen when it is asked for. A subclass says how: `choose`.
 
     Attributes:
-        rows: of the batch that comes next, as equal parts of the value one after another.
+        rows: how many rows the next batch has; they are equal parts of the value, one after another.
     """
 
     counts: torch.Tensor
@@ -113,7 +113,7 @@ class CountingObserver(_Scaled, abc.ABC):
         return x
 
     def see(self, x: torch.Tensor) -> None:
-        """Takes the values of one batch in."""
+        """Adds the values of one batch."""
         low, high = x.aminmax()
         self.min_val.copy_(torch.minimum(self.min_val, low))
         self.max_val.copy_(torch.maximum(self.max_val, high))
@@ -140,11 +140,11 @@ class CountingObserver(_Scaled, abc.ABC):
 
     @abc.abstractmethod
     def choose(self, seen: Histogram) -> tuple[float, float]:
-        """The range for what was seen."""
+        """The range for the values that were seen."""
 
 
 class PercentileObserver(CountingObserver):
-    """Cuts the same share of the values off at each end that has any beyond zero.
+    """Cuts off the same share of the values at each end that has values beyond zero.
 
     Args:
         percentile: share of the values that stays below the upper limit, in percent.
@@ -160,7 +160,7 @@ class PercentileObserver(CountingObserver):
 
 
 class _SearchingObserver(CountingObserver):
-    """Tries ranges cut to one magnitude at both ends, then at each; takes the shortest of those that lose least."""
+    """Tries ranges cut to one magnitude at both ends, then refines each end; takes the shortest of the least loss."""
 
     def choose(self, seen: Histogram) -> tuple[float, float]:
         if not len(seen.count):
@@ -191,7 +191,7 @@ class _SearchingObserver(CountingObserver):
 
     @abc.abstractmethod
     def loss(self, seen: Histogram, low: float, high: float) -> float:
-        """What is lost when values are quantized to a range that holds zero."""
+        """The loss when values are quantized to a range that holds zero."""
 
 
 class MeanSquaredErrorObserver(_SearchingObserver):
@@ -205,7 +205,7 @@ class MeanSquaredErrorObserver(_SearchingObserver):
             return np.clip(np.round(x), -zero, largest - zero)
 
         def integral(x: Any) -> Any:
-            """Of (x - code(x))², x in units of the scale: between two codes the error grows to a half, 1/12 in all."""
+            """Integral of (x - code(x))², x in units of the scale: from code to code it grows by 1/12."""
             return code(x) / 12 + (x - code(x)) ** 3 / 3
 
         start, end = seen.low / scale, seen.high / scale
@@ -216,9 +216,10 @@ class MeanSquaredErrorObserver(_SearchingObserver):
 
 
 class HistogramObserver(MeanSquaredErrorObserver):
-    """The same over all values but isolated ones: a few that are far from all others, in hardly any of the rows.
+    """The range of least squared error without isolated values: a few far from all others, in hardly any of the rows.
 
-    Such a value says more of its row than of the data. What many rows reach is held, however rare it is in each.
+    An isolated value tells more about its row than about the data. Values that many rows reach count, however rare they
+    are in each.
     """
 
     peaks: torch.Tensor
@@ -264,7 +265,7 @@ class EntropyObserver(_SearchingObserver):
         return super().choose(values.coarser(self._bin))
 
     def loss(self, seen: Histogram, low: float, high: float) -> float:
-        """I-divergence of the values, clipped, from what is inside the range, spread evenly over each level."""
+        """I-divergence of the clipped values from the values inside the range, spread evenly over each level."""
         scale = self.grid(low, high)[0]
         merged = max(1, int(scale / self._bin))
         start, end = low - scale / 2, high + scale / 2
@@ -292,8 +293,8 @@ class Observers:
     """Constructors of observers (or fake quantizers), one for each kind of tensor.
 
     Attributes:
-        activation: for what an operator reads and gives, one range a tensor.
-        weight: for weights, a range for each output channel.
+        activation: for inputs and outputs of operators, one range for each tensor.
+        weight: for weights, one range for each output channel.
     """
 
     activation: Any
@@ -301,13 +302,13 @@ class Observers:
 
 
 def observers(observing: Observing, training: bool) -> Observers:
-    """What watches the values around an operator.
+    """Constructors of the observers for the values around an operator.
 
-    While weights train, activations move: their ranges follow moving averages, whatever was asked for.
+    While weights train, activations change: their ranges follow moving averages, whatever was asked for.
 
     Args:
         observing: what was asked for.
-        training: whether values are rounded on the way (fake quantizers), so that training feels it.
+        training: whether to use fake quantizers, so that training sees rounded values.
 
     Source: of training: Jacob et al., "Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference", 2018, section 3.

@@ -1,8 +1,8 @@
 """Where a network runs as integers: decided once, then read by everything that carries it out.
 
-`Choices.find` says which operators could, and with what kernels; `Choices.place` decides which do, by what the kernels
-cost or, without costs, wherever there is one. The decision is a `Placement`: names and numbers that can be printed and
-compared; nothing changes it afterwards.
+`Choices.find` finds the operators that could run as integers, and their kernels. `Choices.place` decides which do, by
+the costs of the kernels or, without costs, wherever there is a kernel. The decision is a `Placement`: names and numbers
+that can be printed and compared; nothing changes it afterwards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Observing:
 
     Attributes:
         observer: its name, as in `lobo_fx.passes.quantization.integers.observers`.
-        percentile: of the observer of that name.
+        percentile: setting of the observer `percentile`.
     """
 
     observer: str
@@ -49,7 +49,7 @@ class Request:
     Attributes:
         table: the integer kernels of the runtime.
         target: the CPU's integers.
-        observing: of all operators but those that are overridden.
+        observing: how all operators are observed, but those that are overridden.
         overrides: by pattern of module names, another way of observing, or None for operators that stay float; of
             several patterns that match, the last.
     """
@@ -81,9 +81,10 @@ class Placement:
         integer: names of the nodes that run as integers, each with how the ranges around it are observed.
         floating: by node name, the reason why an operator that could run as integers, or has weights, stays float.
         overridden: names of all nodes that overrides leave float, whose weights are not touched.
-        penalties: microseconds that an operator had to gain beside, by node name.
-        microseconds: expected sum over all operators that had a choice, conversions included; None without costs.
-        in_float: the same with everything left float.
+        penalties: further microseconds that an operator had to gain, by node name.
+        microseconds: expected sum over all operators that had a choice, with conversions, the margin that integers must
+            win by, and penalties; None without costs.
+        in_float: the sum with everything left float.
     """
 
     runtime: str
@@ -118,10 +119,10 @@ class Choices:
         graph: shapes propagated.
         request: what was asked for.
         kernels: by node name, the kernel that an operator asks for, or why its cost can't be described.
-        floating: by node name, why others that compute with weights, or were overridden, have no choice.
+        floating: by node name, why another operator that has weights, or was overridden, stays float.
         overridden: names of all nodes that overrides leave float.
-        conversions: of tensors that may have to be converted, and of what conversions are moved across.
-        costs: of all these kernels; None where integers run wherever there is a kernel.
+        conversions: kernels that convert tensors, and kernels of operators that conversions are moved across.
+        costs: costs of all these kernels; None to run integers wherever there is a kernel.
     """
 
     graph: fx.Graph
@@ -156,7 +157,7 @@ class Choices:
         return cls(graph, request, kernels, floating, overridden, conversions)
 
     def without(self, reasons: Mapping[str, str]) -> Choices:
-        """The same with some operators left float, with the reason by name of the node."""
+        """The same choices with some operators left float, for the reasons given by name of the node."""
         kernels = {name: kernel for name, kernel in self.kernels.items() if name not in reasons}
         return dataclasses.replace(self, kernels=kernels, floating={**self.floating, **reasons})
 
@@ -170,7 +171,7 @@ class Choices:
         """Decides where integers run: where that is cheapest, or without costs wherever there is a kernel.
 
         Args:
-            penalties: microseconds that an integer operator must gain beside, by node name.
+            penalties: further microseconds that an integer operator must gain, by node name.
             among: names of the nodes that may run as integers; None for all.
         """
         able = [node for node in self.graph.nodes if node.name in self.kernels]
@@ -181,7 +182,7 @@ class Choices:
         return self._cheapest(self.costs, may, floating, penalties or {})
 
     def exactly(self, names: Collection[str]) -> Placement:
-        """Integers where they were placed before, whatever they cost; operators that can't have them stay float."""
+        """Runs operators of these names as integers, whatever that costs; those without a kernel stay float."""
         able = [node for node in self.graph.nodes if node.name in self.kernels]
         floating = {node.name: "the plan leaves it float" for node in able if node.name not in names}
         return self._placement([node for node in able if node.name in names], {**self.floating, **floating})
@@ -213,7 +214,7 @@ class Choices:
     def _between_integers(
         self, may: Collection[fx.Node], floating: dict[str, str]
     ) -> tuple[list[fx.Node], dict[str, str]]:
-        """Layers wherever they stand, other operators where all they read is quantized."""
+        """Runs layers as integers wherever they stand, and other operators if all their inputs are quantized."""
         table, allowed = self.request.table, set(may)
         integer: list[fx.Node] = []
         quantized: set[fx.Node] = set()  # whose values are integers

@@ -1,4 +1,4 @@
-"""What the kernels that a network asks for cost: from a table, and measured where it does not say."""
+"""Costs of the kernels that a network needs: from a cost table, or measured if the table lacks them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def open_table(path: str | None) -> CostTable:
 
 
 def measure_missing(table: CostTable, kernels: Iterable[Kernel], context: Context) -> None:
-    """Adds to a table what it lacks, measured on this machine.
+    """Measures the kernels that a table lacks, on this machine, and adds their costs.
 
     Args:
-        table: added to; what can't be measured is kept with the reason.
-        kernels: whose costs will be asked.
-        context: for a note where the table was shipped from elsewhere, and for progress.
+        table: the table to fill; a kernel that can't be measured is kept with the reason.
+        kernels: kernels whose costs will be asked.
+        context: takes a note if the table was shipped from elsewhere; says whether to show progress.
 
     Raises:
         InvalidInput: the runtime measures no kernels.

@@ -1,4 +1,4 @@
-"""Weights put on the codes that they will be stored as, the rest of a row making up for what rounding adds."""
+"""Rounds weights to the codes that they will be stored as; the rest of a row makes up for each error (GPTQ)."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _INT8 = FORMATS.ours("int8")
 
 
 def round_weights(program: Program, placement: Placement, context: Context) -> dict[str, torch.Tensor]:
-    """Rounds weights in place; whatever rounds them to the nearest later changes nothing.
+    """Rounds weights in place, so that rounding them to the nearest code later changes nothing.
 
-    A weight whose readers all run as integers has the range of the CPU's integers, others that of stored int8. What
-    overrides leave float stays as it is, and so does what is read by something else than a layer.
+    A weight whose readers all run as integers has the range of the CPU's integers, others that of stored int8. Weights
+    that overrides leave float stay as they are, and so do weights that anything but a layer reads.
 
     Args:
         program: shapes propagated.
         placement: where integers run.
-        context: its calibration data says what rounding costs a layer's outputs.
+        context: gives calibration data.
 
     Returns:
-        By what columns of weights that stay float are to be multiplied when they are stored, by name.
+        Factors for the columns of weights that stay float, to be multiplied with when these are stored, by name.
 
     Source: see `lobo_fx.passes.quantization.codes.gptq`.
     """
     found = _weights(program, placement, context)
-    # all are rounded before the first is changed: what the program is run for is the float network
+    # round all weights before the first is changed: Gram matrices are those of the float network
     rounded = [(weight, _round(weight, gram, placement)) for weight, gram in with_grams(program, found, context)]
     factors = {}
     for weight, result in rounded:
@@ -51,13 +51,13 @@ def round_weights(program: Program, placement: Placement, context: Context) -> d
 
 
 def even_floating(program: Program, placement: Placement, context: Context) -> dict[str, torch.Tensor]:
-    """By what columns of weights that stay float are to be multiplied when they are stored, by name."""
+    """Factors for the columns of weights that stay float, to be multiplied with when these are stored, by name."""
     found = [weight for weight in _weights(program, placement, context) if _stays_float(weight, placement)]
     return even_columns(program, found, _INT8, context.fitting_batches()) if found else {}
 
 
 def _weights(program: Program, placement: Placement, context: Context) -> list[Weight]:
-    """Those that are to become codes."""
+    """The weights that are to become codes."""
     silent = dataclasses.replace(context, notes=[])
     return [
         weight
@@ -71,7 +71,7 @@ def _stays_float(weight: Weight, placement: Placement) -> bool:
 
 
 def _round(weight: Weight, gram: Gram | None, placement: Placement) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-    """The values of a weight on codes, and by what its columns were multiplied for that; None to leave it alone."""
+    """The rounded values of a weight, and the factors of its columns if they were evened; None leaves it alone."""
     if gram is None:
         return None
     matrix, factor = weight.matrix, None

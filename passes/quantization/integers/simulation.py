@@ -35,10 +35,10 @@ def first_batches(context: Context) -> list[Inputs]:
 
 
 def simulated(prepared: fx.GraphModule, active: Collection[str] | None = None) -> Runner:
-    """What runs a graph with observers as if it were quantized: values are rounded as the observers' ranges allow.
+    """A runner of a graph with observers as if it were quantized: values are rounded in the observers' ranges.
 
     Args:
-        prepared: with observers that have seen data.
+        prepared: a graph with observers that have seen data.
         active: names of the observers that round; None for all. The others hand their input on.
     """
 
@@ -52,7 +52,7 @@ def simulated(prepared: fx.GraphModule, active: Collection[str] | None = None) -
 
 
 def rounded_by(observer: Any, value: torch.Tensor) -> torch.Tensor:
-    """What leaves an observer once it quantizes; int32 biases are next to exact."""
+    """A value as an observer will quantize it; int32 biases stay as they are, since they are next to exact."""
     from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
 
     if isinstance(observer, DerivedObserverOrFakeQuantize):
@@ -68,10 +68,10 @@ class Simulation:
     """Measures what quantizing some layers costs.
 
     Args:
-        prepared: with observers that have seen data.
-        placement: where they were put.
-        context: outputs are compared on held-out rows of its calibration data.
-        original: what outputs are compared with.
+        prepared: a graph with observers that have seen data.
+        placement: the placement that the observers were inserted for.
+        context: gives calibration data; outputs are compared on its held-out rows.
+        original: the program whose outputs are compared with.
     """
 
     def __init__(self, prepared: fx.GraphModule, placement: Placement, context: Context, original: Program) -> None:
@@ -94,7 +94,7 @@ class Simulation:
 
 
 def observers_by_layer(prepared: fx.GraphModule, placement: Placement) -> dict[str, set[str]]:
-    """By name of an operator that runs as integers, the names of the observers around it."""
+    """The names of the observers around each operator that runs as integers, by the operator's name."""
     table = kernel_table(placement.runtime)
     found = {node.name: _observers_of(node, table) for node in prepared.graph.nodes if node.name in placement.integer}
     return {name: observers for name, observers in found.items() if observers}
@@ -103,7 +103,7 @@ def observers_by_layer(prepared: fx.GraphModule, placement: Placement) -> dict[s
 def _observers_of(layer: fx.Node, table: KernelTable) -> set[str]:
     """Names of the observers of an operator's inputs, and of its output, behind the activation that is fused.
 
-    A linear layer gives float: what observes its output belongs to the next.
+    A linear layer gives float: the observer of its output belongs to the next operator.
     """
     found = {str(source.target) for source in layer.all_input_nodes if source.op == "call_module"}
     if not found or not table.gives_integers(layer):

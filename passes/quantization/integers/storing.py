@@ -1,4 +1,4 @@
-"""Weights of what stays float, stored as int8: a small file at the speed of float."""
+"""Stores weights of operators that stay float as int8: a small file at the speed of float."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def store_rest(
 ) -> Program:
     """Stores weights that no integer kernel reads as int8, decoded when the file is loaded.
 
-    What overrides leave float stays as it is; every other weight that stays float is noted with the reason.
+    Weights that overrides leave float stay as they are; every other weight that stays float is noted with the reason.
 
     Args:
-        program: converted.
+        program: the converted program.
         placement: where integers run.
-        context: for notes.
-        factors: by what columns of weights are multiplied before they are rounded, by name.
+        context: takes notes.
+        factors: factors that columns of weights are multiplied by before they are rounded, by name.
     """
     look_up_codes(program, placement.overridden)
-    propagate(program.module)  # what convert inserted has no shapes yet
+    propagate(program.module)  # nodes that `convert` inserted have no shapes yet
     nodes = {node.name: node for node in program.graph.nodes}
     left = [nodes[name] for name in placement.overridden if name in nodes]
     named = {str(source.target) for node in left for source in node.all_input_nodes}

@@ -35,7 +35,7 @@ TARGETS = {
 
 
 def target_of_this_machine() -> str:
-    """The target that this CPU is."""
+    """The name of this CPU's target."""
     if platform.machine().lower() in ("aarch64", "arm64"):
         return "arm"
     try:

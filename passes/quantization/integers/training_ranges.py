@@ -15,7 +15,7 @@ class LearnedRange(nn.Module):
     """Rounds values to 8 bits between two ends that have gradients; rounding itself has the gradient 1.
 
     Args:
-        fake: the fake quantizer it stands for, which has seen data.
+        fake: the fake quantizer that it replaces, which has seen data.
 
     Source: Esser et al., "Learned Step Size Quantization", 2020, with a zero point as in Bhalgat et al., "LSQ+", 2020.
     """
@@ -43,7 +43,7 @@ def _rounded(value: torch.Tensor) -> torch.Tensor:
 
 
 def _followed(module: fx.GraphModule) -> dict[str, Any]:
-    """By name, the fake quantizers of activations: a range a tensor, observed."""
+    """The fake quantizers of activations, by name: each observes one range for a tensor."""
     found = {}
     for node in module.graph.find_nodes(op="call_module"):
         part = module.get_submodule(str(node.target))
@@ -59,7 +59,7 @@ def stop_following(module: fx.GraphModule) -> None:
 
 
 def learn_ranges(module: fx.GraphModule) -> dict[str, LearnedRange]:
-    """Puts ranges that are learned in the place of those that follow the data; returns them by name.
+    """Replaces ranges that follow the data by learned ranges; returns these by name.
 
     Args:
         module: prepared for training, its observers have seen data.
