@@ -122,7 +122,7 @@ def _spent(events: Any) -> dict[str, list[dict[str, Any]]]:
 def repeatedly(least: int) -> Iterator[int]:
     """Counts `least` runs, and more while little time has passed: many runs tell short kernels apart."""
     start = time.perf_counter()
-    for index in range(_MOST):
+    for index in range(max(least, _MOST)):
         if index >= least and time.perf_counter() - start > _SECONDS:
             return
         yield index

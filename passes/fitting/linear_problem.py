@@ -17,7 +17,6 @@ __all__ = [
     "by_channel",
     "count_rows",
     "draw",
-    "gram",
     "input_rows",
     "matrix_of",
     "output_rows",
@@ -209,12 +208,6 @@ def _padding(padding: str | int | Sequence[int], spans: Sequence[int]) -> list[i
 def by_channel(value: torch.Tensor) -> torch.Tensor:
     """(channels, rows, 1), each channel a problem of its own."""
     return value.movedim(1, 0).flatten(1).unsqueeze(2).double()
-
-
-def gram(layer: Layer, value: torch.Tensor, window: Sequence[int], chosen: torch.Tensor) -> torch.Tensor:
-    """XᵀX of chosen rows of a layer's input: (groups, columns, columns)."""
-    rows = input_rows(layer, value, window, chosen)
-    return rows.mT @ rows
 
 
 def _each(value: int | Sequence[int], rank: int) -> list[int]:

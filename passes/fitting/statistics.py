@@ -62,7 +62,7 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
 
 
 def input_norms(inference: Inference, context: Context) -> dict[tuple[str, int], torch.Tensor]:
-    """Root of the mean squares, summed over batches, of each input channel of layers without groups.
+    """Root of the sum over rows of the mean squares of each input channel of layers without groups.
 
     The key is a weight's name and its input dimension; a tied weight that is also read transposed has two entries. Each
     is shaped to be multiplied with the weight: its size along the input dimension, 1 along the others.
@@ -82,6 +82,7 @@ def input_norms(inference: Inference, context: Context) -> dict[tuple[str, int],
                 channel = layer.kind.channel_dim % value.dim() if layer.is_batched else layer.kind.channel_dim
                 channel = channel if layer.is_batched or not layer.kind.convolves else 0
                 energy = value.double().square().mean([d for d in range(value.dim()) if d != channel])
+                energy *= value.shape[0]  # a short batch counts for its rows
                 name = "{} {}".format(*_place(layer))
                 sums[name] = sums.get(name, torch.zeros_like(energy)) + energy
 

@@ -141,11 +141,9 @@ class LatencyModel:
                 add(
                     node,
                     self.conversion_grids[node].leaves(),
-                    lambda widths, g=self.conversions[node], f=to_float: (
-                        g.at(widths).integer if f else g.at(widths).floating
-                    ),
+                    lambda widths, g=self.conversions[node], f=to_float: _conversion(g.at(widths), f),
                 )
-        for node in slowed & self.pools.keys():
+        for node in (node for node in self.calls if node in slowed and node in self.pools):
             add(node, self.pool_grids[node].leaves(), lambda widths, g=self.pools[node]: _slowdown(g.at(widths)))
         return Sum(leaves, terms)
 

@@ -7,6 +7,7 @@ the one asked for is tried, and the network that is nearest to the original on h
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -88,7 +89,7 @@ def chosen(decibels: Mapping[str, float]) -> str:
     """The method to take, given the decibels of each on held-out rows, simplest first; see `_WORTH`."""
     best = METHODS[0]
     for method, value in decibels.items():
-        if not value <= decibels[best] + _WORTH:
+        if value > decibels[best] + _WORTH or math.isnan(decibels[best]):
             best = method
     return best
 

@@ -21,6 +21,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
 from lobo_fx.passes.quantization.integers.calibration import calibrate, prepare
 from lobo_fx.passes.quantization.integers.placement import Choices, Placement
+from lobo_fx.passes.quantization.integers.rounding import restore_floating
 from lobo_fx.passes.quantization.integers.simulation import Simulation
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
 from lobo_fx.report.records import SENSITIVITY, Sheet
@@ -94,7 +95,9 @@ class MixedPrecision(Pass):
         factors = self.quantizer.rounded(program, whole, context)
 
         def quantized(index: int, stored: bool, notes: Context) -> Program:
-            copy = (program if stored else original).clone()
+            copy = program.clone()
+            if not stored:
+                restore_floating(copy, original, placements[index], context)
             return self.quantizer.quantize(copy, placements[index], notes, factors, stored)
 
         @functools.cache

@@ -14,6 +14,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.operators import arguments, aten, set_argument
 from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.passes.quantization.integers.calibration import calibrate, convert, prepare
+from lobo_fx.passes.quantization.integers.rounding import even_floating
 from lobo_fx.passes.quantization.integers.storing import store_rest
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
 from lobo_fx.passes.training.loop import train
@@ -89,7 +90,7 @@ class QuantizationAwareTraining(TrainingPass):
         program, choices = static.simplify(program, context)
         placement = choices.place()
         placement.note(program.graph, context)
-        untrained = program.clone() if context.evaluate is not None else None
+        untrained, quiet = program.clone(), dataclasses.replace(context, notes=[])
         prepared = prepare(program, placement, context, training=True)
         calibrate(prepared, context)
         module = program.with_graph_module(prepared).module
@@ -97,10 +98,10 @@ class QuantizationAwareTraining(TrainingPass):
         objective = _Quantized(module, self, context)
         train(objective, self, context, objective.candidate)
         objective.finish()
-        trained = convert(program, module)
-        if untrained is not None:
-            quiet = dataclasses.replace(context, notes=[])
-            plain = static.quantize(untrained, placement, quiet, stored=False)
+        trained, factors = convert(program, module), even_floating(untrained, placement, quiet)
+        if context.evaluate is not None:
+            rounded = static.rounded(untrained, placement, quiet)
+            plain = static.quantize(untrained, placement, quiet, rounded, stored=False)
             score, best = quiet.score(plain), quiet.score(trained)
             assert score is not None
             assert best is not None
@@ -108,10 +109,10 @@ class QuantizationAwareTraining(TrainingPass):
                 context.note(
                     f"{self.name}: the score with training is {best:.4g}, without it {score:.4g}, which is kept"
                 )
-                trained = plain
+                trained, factors = plain, dict(rounded)
         if placement.integer and placement.microseconds is not None:
             trained.module.set_facts(estimated=True)
-        return store_rest(trained, placement, context)
+        return store_rest(trained, placement, context, factors)
 
 
 class _Quantized(Objective):

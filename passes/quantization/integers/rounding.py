@@ -16,7 +16,7 @@ from lobo_fx.passes.quantization.codes.gptq import round_compensated
 from lobo_fx.passes.quantization.codes.weights import Weight, find_weights
 from lobo_fx.passes.quantization.integers.placement import Placement
 
-__all__ = ["even_floating", "round_weights"]
+__all__ = ["even_floating", "restore_floating", "round_weights"]
 
 _INT8 = FORMATS.ours("int8")
 
@@ -54,6 +54,21 @@ def even_floating(program: Program, placement: Placement, context: Context) -> d
     """Factors for the columns of weights that stay float, to be multiplied with when these are stored, by name."""
     found = [weight for weight in _weights(program, placement, context) if _stays_float(weight, placement)]
     return even_columns(program, found, _INT8, context.fitting_batches()) if found else {}
+
+
+def restore_floating(program: Program, original: Program, placement: Placement, context: Context) -> None:
+    """Takes the rounding back of weights whose readers all stay float.
+
+    Args:
+        program: the program whose weights `round_weights` rounded; changed.
+        original: the same program with weights as they were.
+        placement: where integers run.
+        context: as for `round_weights`.
+    """
+    before = {weight.name: weight for weight in _weights(original, placement, context)}
+    for weight in _weights(program, placement, context):
+        if _stays_float(weight, placement):
+            weight.put(before[weight.name].matrix)
 
 
 def _weights(program: Program, placement: Placement, context: Context) -> list[Weight]:

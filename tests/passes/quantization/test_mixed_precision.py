@@ -99,11 +99,13 @@ def test_noise_is_paid_for_in_microseconds(tmp_path: Path) -> None:
     quantizer = QuantizeStatic(observer="min_max", costs=str(tmp_path / "table.json"), rounding="compensated")
     torch.manual_seed(0)
     expected = Net()(ROWS)
-    kept = []
+    kept, codes = [], []
     for decibels in (0, 25, 60):
         result = compiled(MixedPrecision(decibels=decibels, quantizer=quantizer))
         (sheet,) = result.report.sheets
         kept.append({row[0] for row in sheet.rows if row[2] == "int8"})
+        state = result.module.state_dict()
+        codes.append({name: value for name, value in state.items() if value.dtype == torch.int8 and value.dim() > 1})
         assert signal_to_noise(expected, result.module(ROWS)) >= decibels
         as_float = any("left the weights of the others float" in note for note in result.report.notes)
         assert as_float == (decibels > 0)
@@ -111,6 +113,9 @@ def test_noise_is_paid_for_in_microseconds(tmp_path: Path) -> None:
     assert kept[1] >= {"first", "third", "head"}
     assert "second" not in kept[1]
     assert not kept[2]
+    assert len(codes[1]) == len(kept[1])
+    for name, value in codes[1].items():  # compensated, though the others' rounding was taken back
+        assert torch.equal(value, codes[0][name]), name
 
 
 def test_the_score_is_the_budget() -> None:
