@@ -1,6 +1,6 @@
 """Accuracy at a measured latency: `FitGoal` beside pruning by shares and then quantizing, at the same latency.
 
-    python benchmarks/goal.py [--budgets 0.35 0.25] [--seeds 1] [network ...]
+    python benchmarks/goal.py [--budgets 0.35 0.25] [--seeds 1] [--methods 'goal*' 'equal*'] [network ...]
 
 Networks of `examples/tasks`, without a training step; a seed draws the rows that calibrate. The peers' ratio is
 bisected until their file takes what the budget asks for; both are measured in turn with the original's file. The random
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import functools
 import itertools
 import math
@@ -47,11 +48,12 @@ TASKS: dict[str, tuple[Task, str]] = {
     "SmallViT": (glyphs.TASK, "SmallViT"),
     "SmallCNN": (digits.TASK, "SmallCNN"),
     "Demapper": (receiver.TASK, "Demapper"),
-    **{name: (dataclasses.replace(glyphs.TASK, models=NETWORKS), name) for name in ("LeNet-5", "SimpleCNN 6x2")},
+    **{name: (dataclasses.replace(glyphs.TASK, models=NETWORKS), name) for name in NETWORKS},
 }
 CALIBRATION, LABELLED, TEST = 512, 1_024, 2_000
 BISECTIONS, ROUNDS, NEAR, OVER = 7, 50, 0.03, 0.015
 TRIES = 20
+"""Of the random search."""
 EQUAL = "equal shares, int8"
 
 
@@ -212,12 +214,15 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(TASKS))
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.35, 0.25])
     parser.add_argument("--seeds", type=int, default=1, help="how many draws of calibration rows")
+    parser.add_argument("--methods", nargs="+", default=["*"], help="patterns of what is compared")
     parser.add_argument("--output", type=Path, default=Path("docs/reports/goal.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     kept = KeptRows(options.output)
     for seed, name in itertools.product(range(options.seeds), options.networks):
         for budget, (method, run) in itertools.product(options.budgets, METHODS.items()):
+            if not any(fnmatch.fnmatchcase(method, pattern) for pattern in options.methods):
+                continue
             about = {"network": name, "budget": budget, "method": method, "seed": seed}
             kept.row(", ".join(map(str, about.values())), functools.partial(measure, about, run))
     kept.write_markdown(
