@@ -244,7 +244,7 @@ class GoalSearch:
             if not self._correct(precision, widths, built.measured, limits):
                 break
             over = any(built.measured[name] > limit for name, limit in limits.items())
-            budget = self._budget(precision, _times(limits, 1 - _LOWER * attempt * over))
+            budget = self._budget(precision, _scaled(limits, 1 - _LOWER * attempt * over))
             widths = solve(budget, repair.learned(), precision.options)
         self.starts[precision.name], self.learned[precision.name] = starts, repair.learned()
 
@@ -260,7 +260,7 @@ class GoalSearch:
             full = any(best.measured[name] >= (1 - NEAR) * limit for name, limit in limits.items())
             if full or best.widths == self.whole or time.monotonic() > self.until:
                 break
-            budget = self._budget(precision, _times(limits, 1 + share))
+            budget = self._budget(precision, _scaled(limits, 1 + share))
             widths = solve(budget, self.learned[precision.name], precision.options)
             if self.programs.is_built(precision, widths):
                 continue
@@ -388,7 +388,7 @@ class GoalSearch:
                 self.programs.compare(precision, widths)
 
 
-def _times(limits: Mapping[str, float], factor: float) -> dict[str, float]:
+def _scaled(limits: Mapping[str, float], factor: float) -> dict[str, float]:
     """The limits to aim at; that of size stays, since bytes are known exactly before they are written."""
     return {name: limit if name == "size" else factor * limit for name, limit in limits.items()}
 
