@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lobo_fx.files import write_files
-from lobo_fx.measures.machine import machine
+from lobo_fx.measures.machine import machine, versions
 
 __all__ = ["KeptRows", "Row"]
 
@@ -26,7 +26,10 @@ class KeptRows:
     def __init__(self, path: Path, **settings: object) -> None:
         self.path = path
         self.sections: dict[str, dict[str, Row]] = json.loads(path.read_text()) if path.is_file() else {}
-        own = ", ".join([machine(), *(f"{name} {value}" for name, value in settings.items())])
+        if not all(isinstance(row, dict) for rows in self.sections.values() for row in rows.values()):
+            raise SystemExit(f"{path} holds no rows by machine; give another --output")
+        packages = (f"{name} {version}" for name, version in versions().items() if name != "lobo_fx")
+        own = ", ".join([machine(), *packages, *(f"{name} {value}" for name, value in settings.items())])
         self.rows = self.sections.setdefault(own, {})
 
     def row(self, name: str, measure: Callable[[], Row]) -> Row:

@@ -114,7 +114,9 @@ BROKEN: dict[str, tuple[str, int, str]] = {
         4,
         "amount",
     ),
-    "passes given twice": ("passes: [fold_bn]\npasses: [prune_weights]\n", 2, "passes"),
+    "passes given twice": ("passes: [fold_bn]\npasses: [prune_weights]\n", 2, "'passes' is given twice"),
+    "passes given three times": (3 * "passes: [fold_bn]\n", 2, "'passes' is given twice"),
+    "another key before": ("models: [a]\npasses: [fold_bn]\n", 1, "unknown key 'models'"),
 }
 
 

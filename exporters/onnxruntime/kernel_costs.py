@@ -34,7 +34,7 @@ _ROUNDS = 12
 """Runs of each model; with fewer, times differ from call to call."""
 
 _HOPELESS = 3.0
-"""A kernel that takes this many times as long as the other is not measured more closely."""
+"""A fused attention, or a product with codes, that takes this many times as long as float is not measured closely."""
 
 _CLOSE, _MORE = 0.1, 4
 """Times that differ by less than `_CLOSE` are measured for `_MORE` times the rounds, or chance would decide."""

@@ -26,7 +26,7 @@ __all__ = ["KernelTime", "kernel_times", "node_times", "repeatedly", "typical"]
 
 _WARMUP = 3
 _MOST, _SECONDS = 60, 0.03
-"""Most runs of a short model, and the seconds after which no further run is begun."""
+"""Most runs of a short model, if no more are asked for, and the seconds after which no further run is begun."""
 _ONLY_FATAL = 4
 _OPTIMIZED = "optimized.onnx"
 _TYPES = {"float": "float32", "double": "float64"}

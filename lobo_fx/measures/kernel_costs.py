@@ -77,7 +77,7 @@ class CostTable:
             if content["format"] != _FORMAT:
                 raise InvalidInput(
                     f"the cost table {path} is of format {content['format']}; this version reads format {_FORMAT}. "
-                    "Measure it again on the machine that it is of: lobo-fx costs MODEL -o FILE"
+                    "Measure it again on the machine that it is of (lobo-fx costs MODEL -o FILE), with this version"
                 )
             costs = {key: Cost(float(pair[0]), float(pair[1])) for key, pair in content["costs"].items()}
             for key, cost in costs.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import fx
@@ -11,6 +12,7 @@ from lobo_fx.axes import Inference
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.measurements import Tensors
 from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.layers import Layer, layers
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import watch
@@ -62,7 +64,7 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
 
 
 def input_norms(inference: Inference, context: Context) -> dict[tuple[str, int], torch.Tensor]:
-    """Root of the sum over rows of the mean squares of each input channel of layers without groups.
+    """Root of the mean squares, summed over batches times their rows, of each input channel of layers without groups.
 
     The key is a weight's name and its input dimension; a tied weight that is also read transposed has two entries. Each
     is shaped to be multiplied with the weight: its size along the input dimension, 1 along the others.
@@ -76,18 +78,25 @@ def input_norms(inference: Inference, context: Context) -> dict[tuple[str, int],
 
     def measure() -> Tensors:
         sums: Tensors = {}
+        rows = 0
+
+        def batches() -> Iterator[Inputs]:
+            nonlocal rows
+            for inputs in context.fitting_batches("activations"):
+                rows = context.signature.count_rows(inputs)
+                yield inputs
 
         def see(source: fx.Node, value: torch.Tensor) -> None:
             for layer in readers[source]:
                 channel = layer.kind.channel_dim % value.dim() if layer.is_batched else layer.kind.channel_dim
                 channel = channel if layer.is_batched or not layer.kind.convolves else 0
                 energy = value.double().square().mean([d for d in range(value.dim()) if d != channel])
-                energy *= value.shape[0]  # a short batch counts for its rows
+                energy *= rows  # a short batch counts for less
                 name = "{} {}".format(*_place(layer))
                 sums[name] = sums.get(name, torch.zeros_like(energy)) + energy
 
         watchers = {source: functools.partial(see, source) for source in readers}
-        watch(program.module, context.fitting_batches("activations"), watchers)
+        watch(program.module, batches(), watchers)
         return sums
 
     sums = context.measured("energies", program, measure)

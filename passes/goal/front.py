@@ -38,7 +38,8 @@ def candidates_of(programs: Programs, best: Built, context: Context) -> list[Can
             )
         )
         known = programs.rounding(built)
-        rounding |= {} if known is None else {built.precision.name: known}
+        if known is not None:
+            rounding[built.precision.name] = known
     of_variance = decibels(1.0, best.noise)  # noise is relative to the variance, a verdict's decibels to the energy
     shift = best.verdict.whole - of_variance if math.isfinite(of_variance + best.verdict.whole) else 0.0
     whole = {(built.precision.name, tuple(built.widths.values())) for built in programs.built}

@@ -35,9 +35,9 @@ _LONG = 4 * _REGISTER
 """An axis as long as this is also measured once with a size that leaves part of a register empty."""
 _FILLS_REGISTERS = ("conv", "linear", "matmul", "attention")
 """Operators that multiply many columns; elementwise ones leave a register partly empty only at their very end."""
-_NOISE, _MOST = 0.05, 2.0
-"""The extra time of a partly empty register counts as noise below `_NOISE` of a kernel's time, and beyond `_MOST` times
-what the empty part would take if it were full."""
+_NOISE, _MOST = 0.25, 2.0
+"""The time that the empty part of a register takes, over the time that it would take if it were full: less than the one
+counts as noise of measuring, more than the other as that."""
 
 Describe = Callable[[Sizes], object]
 """Gives the kernel at some sizes; anything else if there is none."""
@@ -91,7 +91,7 @@ class Grid:
         axes: the axes that it depends on, whose sizes can be combined freely.
         levels: sizes of each axis that are measured, in rising order.
         kernels: kernels by sizes.
-        uneven: by axis, sizes with about a quarter of that axis, which leave a register partly empty, and the kernel.
+        uneven: by axis, sizes with one of that axis that leaves half a register empty, and the kernel.
     """
 
     axes: tuple[Axis, ...]
@@ -118,8 +118,8 @@ class Grid:
         uneven = {}
         for at, axis in enumerate(axes if found.operator in _FILLS_REGISTERS else ()):
             if axis.size >= _LONG and resized.asked.get(axis):  # a number of groups fills no register
-                quarter = _level(axis.size, 0.25) + _REGISTER // 2
-                sizes = tuple(quarter if other == at else level[-1] for other, level in enumerate(levels))
+                half_empty = levels[at][0] + _REGISTER // 2
+                sizes = tuple(half_empty if other == at else level[-1] for other, level in enumerate(levels))
                 uneven[axis] = sizes, resize(sizes)
         return cls(axes, levels, kernels, uneven)
 
@@ -139,22 +139,26 @@ class Grid:
         if len(costs) < len(self.kernels):
             return None
         plain = PricedGrid(self, costs, {})
-        return PricedGrid(self, costs, {axis: plain.excess(axis, table) for axis in self.uneven})
+        return PricedGrid(self, costs, {axis: plain.paid(axis, table) for axis in self.uneven})
 
 
 @dataclasses.dataclass(frozen=True)
 class PricedGrid:
     """A kernel's costs.
 
+    A size that leaves part of its last register empty costs as much as a larger size, up to the next full register:
+    between these effective sizes costs are interpolated.
+
     Attributes:
         grid: the kernel at several sizes.
         costs: costs by sizes.
-        empty: by axis, how much longer it takes at the uneven sizes, in float and in integers, as shares.
+        empty: by axis, the time of a register's empty part over what it would take if it were full, of the float kernel
+            and of the integer one.
     """
 
     grid: Grid
     costs: Mapping[tuple[int, ...], Cost]
-    empty: Mapping[Axis, Cost]
+    empty: Mapping[Axis, tuple[float, float]]
 
     def at(self, widths: Mapping[Axis, int], instead: Mapping[Axis, int] | None = None) -> Cost:
         """The cost at the widths of leaves, some axes of other sizes instead."""
@@ -162,47 +166,53 @@ class PricedGrid:
             [instead[axis] if instead and axis in instead else size_with(axis, widths) for axis in self.grid.axes]
         )
 
-    def excess(self, axis: Axis, table: CostTable) -> Cost:
-        """How much longer a kernel takes at the uneven size than on the line between its neighbours, as shares."""
+    def paid(self, axis: Axis, table: CostTable) -> tuple[float, float]:
+        """What `empty` says of an axis, by the uneven size that was measured."""
         sizes, kernel = self.grid.uneven[axis]
-        measured, even = table.find(kernel), self.between(sizes)
-        if isinstance(measured, NoCost) or not (even.floating and even.integer):
-            return Cost(0.0, 0.0)
-        shares = measured.floating / even.floating - 1, measured.integer / even.integer - 1
-        most = _MOST * (_REGISTER / 2) / sizes[self.grid.axes.index(axis)]
-        return Cost(*(min(share, most) if share > _NOISE else 0.0 for share in shares))
+        full = [
+            size + _REGISTER // 2 if other is axis else size for other, size in zip(self.grid.axes, sizes, strict=True)
+        ]
+        measured, none, whole = table.find(kernel), self.between(sizes), self.between(full)
+        if isinstance(measured, NoCost):
+            return 0.0, 0.0
+        return (
+            _share(measured.floating, none.floating, whole.floating),
+            _share(measured.integer, none.integer, whole.integer),
+        )
 
     def between(self, sizes: Sequence[int]) -> Cost:
-        """The cost on the line through the nearest sizes that were measured, as if their registers were all full."""
-        corners: list[list[tuple[int, float]]] = []
-        for size, levels in zip(sizes, self.grid.levels, strict=True):
-            above = min(bisect.bisect_left(levels, size), len(levels) - 1)
-            if len(levels) == 1 or levels[above] == size:
-                corners.append([(levels[above], 1.0)])
-                continue
-            low, high = levels[max(0, above - 1)], levels[max(1, above)]  # the two lowest where it is below both
-            share = (size - low) / (high - low)
-            corners.append([(low, 1 - share), (high, share)])
-        floating = integer = 0.0
-        for corner in itertools.product(*corners):
-            at = tuple(size for size, _ in corner)
-            weight, longer = math.prod(share for _, share in corner), self._lengthened(at)
-            floating += weight * self.costs[at].floating / longer.floating
-            integer += weight * self.costs[at].integer / longer.integer
-        longer = self._lengthened(sizes)
-        return Cost(max(0.0, floating * longer.floating), max(0.0, integer * longer.integer))
+        """The cost on the line through the nearest sizes that were measured."""
+        return Cost(self._line(sizes, 0), self._line(sizes, 1))
 
-    def _lengthened(self, sizes: Sequence[int]) -> Cost:
-        """The factor by which a kernel takes longer than if all of its registers were full."""
-        floating = integer = 1.0
-        for size, axis in zip(sizes, self.grid.axes, strict=True):
-            if size % _REGISTER and axis in self.empty:
-                measured = self.grid.uneven[axis][0][self.grid.axes.index(axis)]
-                padding = (-size % _REGISTER) / (_REGISTER / 2)  # half a register was empty where it was measured
-                share = padding * measured / size  # the extra time is about the same at every size
-                floating *= 1 + share * self.empty[axis].floating
-                integer *= 1 + share * self.empty[axis].integer
-        return Cost(floating, integer)
+    def _line(self, sizes: Sequence[int], integer: int) -> float:
+        """The cost of the float kernel, or of the integer one."""
+        corners: list[list[tuple[int, float]]] = []
+        for axis, size, levels in zip(self.grid.axes, sizes, self.grid.levels, strict=True):
+            if len(levels) == 1 or size in levels:
+                corners.append([(size if size in levels else levels[0], 1.0)])
+                continue
+            empty = self.empty.get(axis, (0.0, 0.0))[integer]
+            places = [_effective(level, empty) for level in levels]
+            place = _effective(size, empty)
+            above = min(max(1, bisect.bisect_left(places, place)), len(levels) - 1)  # the lowest two if it is below all
+            share = (place - places[above - 1]) / (places[above] - places[above - 1])
+            corners.append([(levels[above - 1], 1 - share), (levels[above], share)])
+        total = 0.0
+        for corner in itertools.product(*corners):
+            cost = self.costs[tuple(size for size, _ in corner)]
+            total += math.prod(share for _, share in corner) * (cost.integer if integer else cost.floating)
+        return max(0.0, total)
+
+
+def _effective(size: int, empty: float) -> float:
+    """The size that a kernel's time is in proportion to, with the empty part of the last register."""
+    return size + (-size % _REGISTER) * empty
+
+
+def _share(measured: float, none: float, whole: float) -> float:
+    """How far a time lies on the way from the empty part of a register costing nothing to its costing as the rest."""
+    share = (measured - none) / (whole - none) if whole > none else 0.0
+    return min(share, _MOST) if share > _NOISE else 0.0
 
 
 def _level(size: int, share: float) -> int:

@@ -98,7 +98,7 @@ class LatencyModel:
 
     def varies(self, node: fx.Node, axes: Iterable[Axis]) -> bool:
         """Whether a node's kernel was measured at several sizes of these axes."""
-        return node in self.grids and set(axes) <= set(self.grids[node].axes)
+        return node in self.layers and set(axes) <= set(self.grids[node].axes)
 
     def sum(self, leaves: Iterable[Axis], integer: Collection[str] = (), ranks: Iterable[RankAxis] = ()) -> Sum:
         """The latency as terms over widths, with these nodes as integers, and over the ranks of some layers.

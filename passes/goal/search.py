@@ -136,11 +136,12 @@ class GoalSearch:
         expected = {precision.name: self._set_right(precision, limits) for precision in able}
         inside: list[Built] = []
         waiting = sorted(able, key=lambda precision: expected[precision.name])
-        while waiting and (not inside or self._rounding_hurts() or time.monotonic() < self.early):
+        rounding_hurts = True
+        while waiting and (not inside or rounding_hurts or time.monotonic() < self.early):
             precision = waiting.pop(0)
             self._build_within(precision, limits)
-            inside = self._inside(limits)
-            if precision.name == "int8" and self.settings.precision == "auto" and self._rounding_hurts():
+            inside, rounding_hurts = self._inside(limits), self._rounding_hurts(precision)
+            if precision.name == "int8" and self.settings.precision == "auto" and rounding_hurts:
                 waiting = [*self._least_expected(self._fewer_integers(), limits), *waiting]
         if not self.programs.built:
             raise InvalidInput("the goal can't be met: " + "; ".join(nearest.values()))
@@ -188,12 +189,12 @@ class GoalSearch:
             )
         return ""
 
-    def _rounding_hurts(self) -> bool:
-        """Whether most noise of the last built program is rounding: a narrower one, rounded less, may lose less."""
-        for last in reversed(self.programs.built):
-            rounding = self.programs.rounding(last)
-            if rounding is not None:
-                return last.precision.name != "float" and rounding > last.noise / 2
+    def _rounding_hurts(self, precision: Precision) -> bool:
+        """Whether most noise of a precision's programs is rounding: a narrower one, rounded less, may lose less."""
+        for built in reversed(self.programs.built):
+            rounding = self.programs.rounding(built)
+            if built.precision.name == precision.name and rounding is not None:
+                return precision.name != "float" and rounding > built.noise / 2
         return False
 
     def _fewer_integers(self) -> list[Precision]:
@@ -244,7 +245,8 @@ class GoalSearch:
             if not self._correct(precision, widths, built.measured, limits):
                 break
             over = any(built.measured[name] > limit for name, limit in limits.items())
-            budget = self._budget(precision, _scaled(limits, 1 - _LOWER * attempt * over))
+            lower = {name: (1 - _LOWER * attempt * over) * limit for name, limit in limits.items()}
+            budget = self._budget(precision, lower)
             widths = solve(budget, repair.learned(), precision.options)
         self.starts[precision.name], self.learned[precision.name] = starts, repair.learned()
 
@@ -254,13 +256,17 @@ class GoalSearch:
         A model that is right on average is some percent wrong about a single file.
         """
         best = max(self._inside(limits), key=_quality)
+        if limits.keys() == {"size"}:
+            return best  # bytes are as expected
         if self.settings.costs is not None and "latency" in limits:
             return best  # another machine can't be measured here
         for share in _HIGHER:
             full = any(best.measured[name] >= (1 - NEAR) * limit for name, limit in limits.items())
             if full or best.widths == self.whole or time.monotonic() > self.until:
                 break
-            budget = self._budget(precision, _scaled(limits, 1 + share))
+            # Bytes are no more than expected, so nothing is gained by aiming above their limit.
+            higher = {name: limit if name == "size" else (1 + share) * limit for name, limit in limits.items()}
+            budget = self._budget(precision, higher)
             widths = solve(budget, self.learned[precision.name], precision.options)
             if self.programs.is_built(precision, widths):
                 continue
@@ -386,11 +392,6 @@ class GoalSearch:
             widths = solve(budget, self.losses, precision.options)
             if budget.fits(widths) and all(widths != known for _, known, _ in self.programs.tried):
                 self.programs.compare(precision, widths)
-
-
-def _scaled(limits: Mapping[str, float], factor: float) -> dict[str, float]:
-    """The limits to aim at; that of size stays, since bytes are known exactly before they are written."""
-    return {name: limit if name == "size" else factor * limit for name, limit in limits.items()}
 
 
 def _quality(built: Built) -> tuple[float, float]:

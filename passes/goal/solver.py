@@ -29,6 +29,8 @@ _SWEEPS = 20
 _BISECTIONS = 40
 _FEW = 12
 """Most axes among which pairs are exchanged: of more there are too many pairs, and filling leaves less."""
+_STARTS = 3
+"""Of several reweighings, the best from which pairs are exchanged."""
 _REWEIGHINGS = 8
 """Rounds in which limits that are full become dearer, and those with room cheaper."""
 
@@ -50,8 +52,9 @@ def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
         found.append(_priced(budget, weights, losses, options, least))
         raised = [weight * share**2 for weight, share in zip(weights, budget.shares(found[-1]), strict=True)]
         weights = [weight / sum(raised) for weight in raised]
-    filled = (fill(budget, losses, options, widths) for widths in found)
-    return _exchanged(budget, losses, options, min(filled, key=lambda widths: _loss(losses, widths)))
+    filled = sorted((fill(budget, losses, options, widths) for widths in found), key=lambda w: _loss(losses, w))
+    exchanged = (_exchanged(budget, losses, options, widths) for widths in filled[:_STARTS])
+    return min(exchanged, key=lambda widths: _loss(losses, widths))
 
 
 def cheapest(cost: Sum, options: Options) -> Widths:

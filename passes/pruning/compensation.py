@@ -89,7 +89,7 @@ def chosen(decibels: Mapping[str, float]) -> str:
     """The method to take, given the decibels of each on held-out rows, simplest first; see `_WORTH`."""
     best = METHODS[0]
     for method, value in decibels.items():
-        if value > decibels[best] + _WORTH or math.isnan(decibels[best]):
+        if value > decibels[best] + _WORTH or (math.isnan(decibels[best]) and not math.isnan(value)):
             best = method
     return best
 

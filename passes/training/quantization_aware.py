@@ -98,21 +98,21 @@ class QuantizationAwareTraining(TrainingPass):
         objective = _Quantized(module, self, context)
         train(objective, self, context, objective.candidate)
         objective.finish()
-        trained, factors = convert(program, module), even_floating(untrained, placement, quiet)
+        # What columns are evened by follows from their ranges before training, which changes them little.
+        factors = even_floating(untrained, placement, quiet)
+        best = store_rest(convert(program, module), placement, context, factors)
         if context.evaluate is not None:
-            rounded = static.rounded(untrained, placement, quiet)
-            plain = static.quantize(untrained, placement, quiet, rounded, stored=False)
-            score, best = quiet.score(plain), quiet.score(trained)
-            assert score is not None
-            assert best is not None
-            if score > best:
-                context.note(
-                    f"{self.name}: the score with training is {best:.4g}, without it {score:.4g}, which is kept"
-                )
-                trained, factors = plain, dict(rounded)
+            plain = static.quantize(untrained, placement, quiet, static.rounded(untrained, placement, quiet))
+            with_training, without = quiet.score(best), quiet.score(plain)
+            assert with_training is not None
+            assert without is not None
+            if without > with_training:
+                scores = f"the score with training is {with_training:.4g}, without it {without:.4g}, which is kept"
+                context.note(f"{self.name}: {scores}")
+                best = plain
         if placement.integer and placement.microseconds is not None:
-            trained.module.set_facts(estimated=True)
-        return store_rest(trained, placement, context, factors)
+            best.module.set_facts(estimated=True)
+        return best
 
 
 class _Quantized(Objective):

@@ -53,7 +53,7 @@ def measure_missing(table: CostTable, kernels: Iterable[Kernel], context: Contex
     if not isinstance(runtime, MeasuresKernels):
         raise InvalidInput(f"{runtime.version} measures no kernels; give costs=, or kernels='all'")
     if table.unreadable:
-        context.note(f"the cost table kept in {table.path} is damaged, or of an earlier version: measured again")
+        context.note(f"the cost table kept in {table.path} is damaged, or of another format: measured again")
     if table.shipped:
         context.note(f"the cost table lacks {len(missing)} kernels, measured on this machine instead")
     with spinner(f"measure {len(missing)} kernels", context.show_progress):

@@ -233,6 +233,7 @@ REGISTERS = [(64, 128), (32, 96), (40, 72), (24, 128), (56, 104), (41, 73), (33,
         *(((64, 128), widths) for widths in REGISTERS),
         ((72, 100), (72, 100)),
         ((72, 100), (71, 97)),
+        *(((1024, 512), widths) for widths in ((40, 40), (56, 200), (1000, 8))),
         ((65, 128), (60, 80)),
     ],
 )
@@ -250,31 +251,40 @@ def test_registers_filled_in_part_take_as_long_as_whole_ones(
     assert total == pytest.approx(expected, rel=1e-9)
 
 
-class AlmostEven(OfRegisters):
-    """Takes 4 % longer where part of a register is empty, which is noise."""
+class Overhead(OfRegisters):
+    """Takes a while however narrow it is; only whole registers of outputs count."""
 
-    longer = 1.04
+    empty = 1.0
+    """The time of the empty part of a register, over what it takes if it is full."""
 
     def find(self, kernel: Kernel) -> Cost | NoCost:
         if kernel.operator != "conv":
             return NoCost("it is not in the formula")
         (_, inputs, *_), (outputs, *_) = kernel.shapes
-        return Cost(inputs * outputs * (self.longer if outputs % 16 else 1), 1)
+        return Cost(72 + inputs * (outputs + self.empty * (-outputs % 16)), 1)
 
 
-class FarFromEven(AlmostEven):
-    """Takes nine times as long where part of a register is empty."""
-
-    longer = 9.0
+class AlmostEven(Overhead):
+    empty = 0.2
 
 
-@pytest.mark.parametrize(("table", "factor"), [(AlmostEven(), 1.0), (FarFromEven(), 1 + 2 * 8 / 40)])
-def test_what_is_noise_is_no_register(table: CostTable, factor: float) -> None:
+class FarFromEven(Overhead):
+    empty = 30.0
+
+
+@pytest.mark.parametrize(
+    ("table", "counted"), [(Overhead(), 1.0), (AlmostEven(), 0.0), (FarFromEven(), 2.0)], ids=["whole", "noise", "far"]
+)
+@pytest.mark.parametrize("widths", [(8, 8), (24, 40), (40, 24), (60, 120)])
+def test_an_empty_part_of_a_register_takes_no_more_than_twice_what_a_full_one_does(
+    table: CostTable, counted: float, widths: tuple[int, int]
+) -> None:
     inference, leaves = axes_of(Long(), torch.randn(2, 3, 8, 8))
     found = LatencyModel(inference, ONNX_RUNTIME, {})
     found.price(table)
-    expected = factor * (3 * 40 + 40 * 40)  # 8 of 16 in the last register are empty, and take at most twice as long
-    assert found.sum(leaves)(dict(zip(leaves, (40, 40), strict=True))) == pytest.approx(expected, rel=1e-9)
+    first, second = (width + counted * (-width % 16) for width in widths)
+    expected = 72 + 3 * first + 72 + widths[0] * second
+    assert found.sum(leaves)(dict(zip(leaves, widths, strict=True))) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_kernel_without_a_cost_takes_what_the_profile_says() -> None:

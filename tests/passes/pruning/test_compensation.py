@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,7 +30,7 @@ from lobo_fx.passes.fitting.held_out import HeldOut
 from lobo_fx.passes.fitting.linear_problem import Moments, count_rows, input_rows, matrix_of, output_rows, put_matrix
 from lobo_fx.passes.pruning import layer_fitting
 from lobo_fx.passes.pruning.attention_bases import Bases
-from lobo_fx.passes.pruning.compensation import compensate
+from lobo_fx.passes.pruning.compensation import METHODS, chosen, compensate
 
 Array = npt.NDArray[np.float64]
 RIDGE = layer_fitting.RIDGES[0]
@@ -339,6 +340,22 @@ def test_a_norms_outputs_keep_their_moments(residual: Residual, wrong: bool) -> 
         outputs.append((rows - state["inner.1.running_mean"]) / np.sqrt(state["inner.1.running_var"] + 1e-5))
     np.testing.assert_allclose(outputs[1].mean(0), outputs[0].mean(0), atol=1e-4)
     np.testing.assert_allclose(outputs[1].std(0), outputs[0].std(0), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("decibels", "taken"),
+    [
+        ((1, 1, 9, 20), "reconstruct"),
+        ((9, 9, 9, 9), "none"),
+        ((5, 6, 7, math.nan), "bias"),
+        ((math.nan, math.nan, 5, 5), "bias"),
+        ((math.nan, math.nan, math.nan, math.nan), "none"),
+    ],
+)
+def test_a_method_is_taken_for_what_it_gains_and_never_without_a_number(
+    decibels: tuple[float, ...], taken: str
+) -> None:
+    assert chosen(dict(zip(METHODS, decibels, strict=True))) == taken
 
 
 def test_recalibration_changes_statistics_only(residual: Residual) -> None:

@@ -19,8 +19,11 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import InvalidInput, Result
+from lobo_fx.axes import Inference
+from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
 from lobo_fx.passes import PruneChannels, QuantizeStatic
+from lobo_fx.passes.fitting.statistics import input_norms
 from lobo_fx.testing import assert_untouched, check_pass
 
 Array = npt.NDArray[Any]
@@ -568,3 +571,23 @@ def test_inputs_of_a_tied_weight_count_along_the_dimension_that_reads_them() -> 
     kept = result.kept_indices["weight"][0]
     assert len(kept) == 9
     assert set(kept) == set(score.topk(9).indices.tolist())
+
+
+@pytest.mark.parametrize("sizes", [(35,), (16, 16, 3)])
+def test_activations_count_for_their_rows(sizes: tuple[int, ...]) -> None:
+    """A short batch for less than a long one; of flattened positions one row has several."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Flatten(0, 1), nn.ReLU(), nn.Linear(16, 3))
+    data = [(at + 1) * torch.randn(size, 5, 4) for at, size in enumerate(sizes)]
+    program = lobo_fx.trace(model, data[0][:2])
+    context = Context(program.signature, calibration_data=data, show_progress=False)
+    found = input_norms(Inference(program).run(), context)
+    energies = {"0.weight": torch.zeros(4).double(), "3.weight": torch.zeros(16).double()}
+    with torch.no_grad():
+        for inputs in context.fitting_batches():
+            (batch,) = inputs.args
+            hidden = model[:3](batch)
+            energies["0.weight"] += len(batch) * batch.double().square().mean((0, 1))
+            energies["3.weight"] += len(batch) * hidden.double().square().mean(0)
+    for name, energy in energies.items():
+        torch.testing.assert_close(found[name, 1].flatten(), energy.sqrt(), rtol=1e-6, atol=0)

@@ -21,10 +21,13 @@ from lobo_fx.capture.tracing import trace
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.operators import arguments, aten
 from lobo_fx.graph.program import Program
+from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.passes import QuantizationAwareTraining, QuantizeStatic
 from lobo_fx.passes.quantization.integers.training_ranges import LearnedRange
 from lobo_fx.passes.training import loop, quantization_aware
 from lobo_fx.passes.training.learning_rate import Found
+from lobo_fx.plugins.kernels import Cost
+from lobo_fx.plugins.registry import RUNTIMES
 from lobo_fx.result import Result
 
 IMAGES = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -116,6 +119,30 @@ def test_a_score_that_is_lost_in_converting_is_seen(program: Program, rounding: 
     assert any("without it" in note.reason for note in result.report.notes)
     expected = static.module.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in result.module.state_dict().items())
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_weights_that_stay_float_are_rounded_before_scores_are_compared(
+    program: Program, rounding: Any, tmp_path: Path
+) -> None:
+    """What training gains before that may be lost by it."""
+    lobo_fx.compile(program, [QuantizeStatic()], calibration_data=[IMAGES[:32]], progress=False)  # measures costs
+    known = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version).costs
+    costs = {key: Cost(100, 1) if key.startswith("conv ") else Cost(0.1, 100) for key in known}
+    CostTable("test", costs | {k: Cost(0.1, 0.1) for k in known if k.startswith("convert")}).save(
+        tmp_path / "costs.json"
+    )
+    quantize = QuantizeStatic(rounding=rounding, costs=str(tmp_path / "costs.json"))
+    expected = program.module(IMAGES).detach()
+
+    def score(module: nn.Module) -> float:
+        with torch.no_grad():
+            return -1e4 * float((module(IMAGES) - expected).square().mean())
+
+    static = lobo_fx.compile(program, [quantize], calibration_data=[IMAGES[:32]], progress=False)
+    result = trained(program, score, quantize=quantize, learning_rate=1e-9, epochs=1)
+    assert any(name.endswith("codes") or "6.weight" in name for name in result.module.state_dict())
+    assert score(result.module) >= score(static.module) - 1e-6
 
 
 def test_ranges_follow_weights_and_settle(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -400,6 +400,6 @@ def test_a_damaged_table_is_measured_again_and_replaced(
         )
         return [note for note in result.report.notes if "damaged" in note]
 
-    assert notes() == [f"the cost table kept in {table.path} is damaged, or of an earlier version: measured again"]
+    assert notes() == [f"the cost table kept in {table.path} is damaged, or of another format: measured again"]
     assert CostTable.load(table.path).costs
     assert notes() == []
