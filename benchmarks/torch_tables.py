@@ -1,4 +1,4 @@
-"""Two tables that PyTorch builds anew for every export, half of the time of a small one: here they are built once."""
+"""Tables that PyTorch builds anew for every export, half of the time of a small one: here they are built once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ __all__ = ["tables_built_once"]
 def tables_built_once() -> Iterator[None]:
     """Builds them once a process.
 
-    The one holds PyTorch's 550 ONNX translations; every export gets lists of its own, since ours are added to them. The
-    other is `torch.ops` filled with all composite operators: filled once, it is full.
+    The first holds PyTorch's 550 ONNX translations; every export gets lists of its own, since ours are added to them.
+    The second is `torch.ops` filled with all composite operators: filled once, it is full. The third says how to
+    decompose the operators without a translation; it is built again when operators are added.
     """
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  the table holds only operators that exist by then
+    import torch.ao.quantization.fx._decomposed
+    from torch._decomp import decomposition_table
     from torch._export import utils
+    from torch.onnx._internal.exporter import _decomp
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     parsed = functools.cache(ONNXRegistry.from_torchlib)
@@ -30,7 +33,17 @@ def tables_built_once() -> Iterator[None]:
         registry.functions = {target: list(found) for target, found in registry.functions.items()}
         return registry
 
+    known: dict[Any, dict[Any, Any]] = {}
+    build = _decomp.create_onnx_friendly_decomposition_table
+
+    def decompositions(translated: set[Any]) -> dict[Any, Any]:
+        key = frozenset(translated), len(torch._C._dispatch_get_all_op_names()), len(decomposition_table)
+        if key not in known:
+            known[key] = build(translated)
+        return dict(known[key])
+
     with (
+        mock.patch.object(_decomp, "create_onnx_friendly_decomposition_table", decompositions),
         mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib)),
         mock.patch.object(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops)),
     ):

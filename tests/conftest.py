@@ -15,9 +15,7 @@ import pytest
 import torch
 import torch._dynamo.config
 from torch import nn
-from torch._decomp import decomposition_table
 from torch.fx import graph_module
-from torch.onnx._internal.exporter import _decomp
 from torch_tables import tables_built_once
 
 from lobo_fx.capture import tracing
@@ -73,22 +71,6 @@ def _graphs_compiled_once() -> Iterator[None]:
         return known[source]
 
     with mock.patch.object(graph_module, "compile", compiled, create=True):
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _decompositions_listed_once() -> Iterator[None]:
-    """What PyTorch's ONNX exporter decomposes, looked for anew among all operators at each export, is the same."""
-    known: dict[Any, dict[Any, Any]] = {}
-    look = _decomp.create_onnx_friendly_decomposition_table
-
-    def listed(translated: set[Any]) -> dict[Any, Any]:
-        key = frozenset(translated), len(torch._C._dispatch_get_all_op_names()), len(decomposition_table)
-        if key not in known:
-            known[key] = look(translated)
-        return dict(known[key])
-
-    with mock.patch.object(_decomp, "create_onnx_friendly_decomposition_table", listed):
         yield
 
 

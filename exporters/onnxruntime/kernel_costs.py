@@ -91,12 +91,15 @@ def _sessions(kernels: Sequence[Kernel]) -> dict[Kernel, Cost]:
         _BUILDERS[kernel.operator](model, "k0", kernel)
     sessions = [onnxruntime.InferenceSession(model.proto().SerializeToString(), _options()) for model in models]
     calls = {str(index): functools.partial(s.run, None, models[0].feed) for index, s in enumerate(sessions)}
-    floating, fused = (latency.cpu for latency in interleave(calls, rounds=3, warmup=1, rows=1).values())
+
+    def measure(rounds: int, warmup: int = 0) -> list[float]:
+        return [latency.cpu for latency in interleave(calls, rounds=rounds, warmup=warmup, rows=1).values()]
+
+    floating, fused = measure(3, warmup=1)
     if fused < _HOPELESS * floating:
-        floating, fused = (latency.cpu for latency in interleave(calls, rounds=_ROUNDS, warmup=0, rows=1).values())
+        floating, fused = measure(_ROUNDS)
     if abs(fused - floating) < _CLOSE * floating:
-        rounds = _MORE * _ROUNDS
-        floating, fused = (latency.cpu for latency in interleave(calls, rounds=rounds, warmup=0, rows=1).values())
+        floating, fused = measure(_MORE * _ROUNDS)
     return {kernel: Cost(1e3 * floating, 1e3 * fused)}  # CPU time of one thread, so that other processes do not count
 
 

@@ -188,8 +188,8 @@ class PricedGrid:
         """The cost of the float kernel, or of the integer one."""
         corners: list[list[tuple[int, float]]] = []
         for axis, size, levels in zip(self.grid.axes, sizes, self.grid.levels, strict=True):
-            if len(levels) == 1 or size in levels:
-                corners.append([(size if size in levels else levels[0], 1.0)])
+            if len(levels) == 1:
+                corners.append([(levels[0], 1.0)])
                 continue
             empty = self.empty.get(axis, (0.0, 0.0))[integer]
             places = [_effective(level, empty) for level in levels]

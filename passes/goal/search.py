@@ -151,7 +151,7 @@ class GoalSearch:
                 f"{name} {near.measured[name]:.3f} of the original's, not {limits[name]:.3f}" for name in limits
             )
             raise InvalidInput(f"the goal was not met by measurement: the nearest file has {told}")
-        best = self._using_what_is_left(max(inside, key=_quality).precision, limits)
+        best = self._using_what_is_left(max(inside, key=_quality), limits)
         return best if self.context.evaluate is None else self._by_score(best, limits)
 
     def _placed_anew(self, precision: Precision, limits: Mapping[str, float]) -> Precision:
@@ -250,12 +250,12 @@ class GoalSearch:
             widths = solve(budget, repair.learned(), precision.options)
         self.starts[precision.name], self.learned[precision.name] = starts, repair.learned()
 
-    def _using_what_is_left(self, precision: Precision, limits: Mapping[str, float]) -> Built:
-        """The best within limits, after also building programs expected a little above them but measured below.
+    def _using_what_is_left(self, best: Built, limits: Mapping[str, float]) -> Built:
+        """The best within limits, after also building programs expected a little above them but measured below them.
 
-        A model that is right on average is some percent wrong about a single file.
+        A model that is right on average is some percent wrong about a single file. Only the best's precision is tried.
         """
-        best = max(self._inside(limits), key=_quality)
+        precision = best.precision
         if limits.keys() == {"size"}:
             return best  # bytes are as expected
         if self.settings.costs is not None and "latency" in limits:

@@ -319,10 +319,10 @@ def test_axes_that_are_not_chosen_stay_whole_and_terms_name_their_modules() -> N
 
 
 class Groups(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, into: int = 64, out: int = 128, groups: int = 4) -> None:
         super().__init__()
-        self.into, self.grouped = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 128, 3, padding=1, groups=4)
-        self.out = nn.Conv2d(128, 8, 1)
+        self.into, self.grouped = nn.Conv2d(3, into, 1), nn.Conv2d(into, out, 3, padding=1, groups=groups)
+        self.out = nn.Conv2d(out, 8, 1)
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.out(self.grouped(self.into(x).relu()).relu())
@@ -356,16 +356,7 @@ def test_channels_and_their_groups_are_sized_together() -> None:
 
 
 def test_a_number_of_groups_fills_no_register() -> None:
-    class Many(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.into, self.grouped = nn.Conv2d(3, 256, 1), nn.Conv2d(256, 256, 3, padding=1, groups=64)
-            self.out = nn.Conv2d(256, 8, 1)
-
-        def forward(self, x: torch.Tensor) -> Any:
-            return self.out(self.grouped(self.into(x).relu()).relu())
-
-    found = LatencyModel(axes_of(Many(), torch.randn(2, 3, 8, 8))[0], ONNX_RUNTIME, {})
+    found = LatencyModel(axes_of(Groups(256, 256, groups=64), torch.randn(2, 3, 8, 8))[0], ONNX_RUNTIME, {})
     uneven = {node.name: [axis.size for axis in grid.uneven] for node, grid in found.grids.items()}
     assert uneven == {"conv2d": [256], "conv2d_1": [], "conv2d_2": [256]}
 
