@@ -213,7 +213,7 @@ def measure(about: Mapping[str, Any], method: Callable[[Network, float], dict[st
 def main() -> None:
     """Measures what is missing, and writes JSON and markdown."""
     parser = argparse.ArgumentParser(description="Accuracy at a measured latency.")
-    parser.add_argument("networks", nargs="*", default=list(TASKS))
+    parser.add_argument("networks", nargs="*", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.35, 0.25])
     parser.add_argument("--seeds", type=int, default=1, help="how many draws of calibration rows")
     parser.add_argument("--methods", nargs="+", default=["*"], help="patterns of what is compared")

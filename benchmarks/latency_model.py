@@ -135,7 +135,7 @@ def table_of(rows: Mapping[str, Row]) -> str:
 def main() -> None:
     """Measures what is missing, and writes JSON and markdown."""
     parser = argparse.ArgumentParser(description="Predicted against measured latency.")
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("networks", nargs="*", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--files", type=int, default=3, help="random widths of each precision")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/reports/latency_model.json"))

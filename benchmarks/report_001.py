@@ -167,11 +167,11 @@ COLUMNS: dict[str, Callable[[str, dict[str, Any]], str]] = {
 
 def main() -> None:
     """Runs what is missing, and writes JSON and markdown."""
-    chosen = options(__doc__ or "", "report_001.json")
+    chosen = options(__doc__ or "", "report_001.json", list(NETWORKS))
     train, test = GLYPHS.load(chosen.cache)
     learned, validation = train.apart(VALIDATION)
     training: dict[str, Any] = {"epochs": EPOCHS}
-    networks = {name: recipe for name, recipe in NETWORKS.items() if not chosen.networks or name in chosen.networks}
+    networks = {name: NETWORKS[name] for name in chosen.networks}
     if chosen.quick:
         networks = {"LeNet-5": dataclasses.replace(NETWORKS["LeNet-5"], epochs=1)}
         learned, validation, test = (

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import rich.table
 import torch
 from torch import nn
 
@@ -230,7 +231,7 @@ def torch_pruned(
 
 
 class Results:
-    """Rows by network and variant, in a JSON file with the machine and the time they took.
+    """Rows by network and variant, in a JSON file; each says what machine measured it, and how long it took.
 
     Args:
         path: of the JSON file; the markdown lies beside it.
@@ -239,7 +240,7 @@ class Results:
 
     def __init__(self, path: Path, wanted: Sequence[str] = ("*",)) -> None:
         self.path, self.wanted = path, wanted
-        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text())["networks"] if path.exists() else {}
+        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def measure(
         self, network: str, variants: Sequence[Variant], run: Callable[[Variant], dict[str, Any]], original: nn.Module
@@ -263,36 +264,41 @@ class Results:
             if row is None or variant.recipe != {
                 key: row.get(key, none) for key, none in Variant("", "").recipe.items()
             }:
-                found[variant.key] = run(variant) | variant.recipe | {"weights": weights}
+                found[variant.key] = run(variant) | variant.recipe | {"weights": weights, "machine": machine()}
                 print(f"{network}, {variant.key}: {found[variant.key]}", flush=True)
                 self.save()
 
     def save(self) -> None:
-        seconds = sum(row["seconds"] for rows in self.rows.values() for row in rows.values())
-        record = {"machine": machine(), "training and compiling seconds": round(seconds), "networks": self.rows}
-        write_files(self.path.parent, {self.path.name: json.dumps(record, indent=1)})
+        write_files(self.path.parent, {self.path.name: json.dumps(self.rows, indent=1)})
 
     def write_markdown(
         self, title: str, columns: Mapping[str, Callable[[str, dict[str, Any]], str]], remark: str = ""
     ) -> str:
-        """A table for each network, its columns made of the name and the figures of each row, behind a remark."""
-        seconds = sum(row["seconds"] for rows in self.rows.values() for row in rows.values())
-        parts = [f"# {title}\n\nMeasured on {machine()}; training and compiling took {seconds / 3600:.1f} hours.\n"]
-        parts += [f"{remark}\n"] if remark else []
+        """A table for each network and machine, its columns made of the name and the figures of each row."""
+        tables: dict[tuple[str, str], rich.table.Table] = {}
+        seconds = 0.0
         for network, rows in self.rows.items():
-            table = new_table("", list(columns))
             for key, row in rows.items():
+                seconds += row["seconds"]
+                table = tables.setdefault((network, row["machine"]), new_table("", list(columns)))
                 table.add_row(*(cell(key, row) for cell in columns.values()))
-            parts.append(f"## {network}\n\n{to_markdown(table)}")
+        parts = [
+            f"# {title}\n\nTraining and compiling took {seconds / 3600:.1f} hours.\n",
+            *([f"{remark}\n"] if remark else []),
+        ]
+        parts += [f"## {network}, on {name}\n\n{to_markdown(table)}" for (network, name), table in tables.items()]
         text = "\n".join(parts)
         write_files(self.path.parent, {self.path.with_suffix(".md").name: text})
         return text
 
 
-def options(description: str, name: str) -> argparse.Namespace:
-    """What every report can be told on the command line."""
+def options(description: str, name: str, networks: Sequence[str] = ()) -> argparse.Namespace:
+    """What every report can be told on the command line, where it has several networks: which of them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", help="which networks; default: all")
+    if networks:
+        parser.add_argument(
+            "networks", nargs="*", choices=networks, default=networks, help="which of them; default: all"
+        )
     parser.add_argument("--quick", action="store_true", help="a few rows and steps, to see that it works")
     parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of the rows wanted, such as 'student*'")
     parser.add_argument("--threads", type=int, default=2, help="to train with; latency is of one thread")

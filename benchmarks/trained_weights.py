@@ -109,12 +109,10 @@ COLUMNS: dict[str, Callable[[str, dict[str, Any]], str]] = {
 
 def main() -> None:
     """Runs what is missing, and writes JSON and markdown."""
-    chosen = options(__doc__ or "", "trained_weights.json")
+    chosen = options(__doc__ or "", "trained_weights.json", list(NETWORKS))
     results = Results(chosen.output, chosen.rows)
-    for name, load in NETWORKS.items():
-        if name not in (chosen.networks or (["R-Net"] if chosen.quick else NETWORKS)):
-            continue
-        network = load(QUICK) if chosen.quick else load()
+    for name in ["R-Net"] if chosen.quick else chosen.networks:
+        network = NETWORKS[name](QUICK) if chosen.quick else NETWORKS[name]()
         training = {"steps": 3, "learning_rate": 1e-3} if chosen.quick else network.training
 
         def run(variant: Variant, network: Network = network) -> dict[str, Any]:

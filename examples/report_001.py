@@ -18,7 +18,7 @@ from lobo_fx.report.comparison import Comparison
 def main() -> None:
     """Reads the results and writes all forms."""
     chosen = options(__doc__ or "", "report_001", results=True)
-    networks, machine = read_results(chosen.results)
+    networks = read_results(chosen.results)
     runs = []
     for network, rows in networks.items():
         original = original_row(rows)
@@ -26,7 +26,7 @@ def main() -> None:
             method = name.rpartition(" ")[0] if name.endswith(("%", "int8", "0.25")) else ""
             runs.append(
                 dataclasses.replace(
-                    run_of(network, name, row, original, machine),
+                    run_of(network, name, row, original),
                     group=method.removesuffix(" 50%,"),
                     score=row["accuracy"],
                     original_score=original["accuracy"] if original else None,

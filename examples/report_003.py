@@ -19,14 +19,14 @@ from lobo_fx.report.records import Sheet
 def main() -> None:
     """Reads the results and writes all forms."""
     chosen = options(__doc__ or "", "report_003", results=True)
-    networks, machine = read_results(chosen.results)
+    networks = read_results(chosen.results)
     runs, bits = [], []
     for network, rows in networks.items():
         original = original_row(rows)
         for name, row in rows.items():
             runs.append(
                 dataclasses.replace(
-                    run_of(network, name, row, original, machine),
+                    run_of(network, name, row, original),
                     score=2 ** -row["bits"],
                     original_score=2 ** -original["bits"] if original else None,
                     rate=row["tokens a second"],

@@ -65,12 +65,12 @@ def mean(rates: Mapping[str, float]) -> float:
 def main() -> None:
     """Reads the results and writes all forms."""
     chosen = options(__doc__ or "", "report_004", results=True)
-    networks, machine = read_results(chosen.results)
+    networks = read_results(chosen.results)
     (network, rows), *_ = networks.items()
     original = original_row(rows)
     runs = [
         dataclasses.replace(
-            run_of(network, name, row, original, machine),
+            run_of(network, name, row, original),
             group=group_of(name),
             score=1 - 2 * mean(row["rates"]),
             original_score=1 - 2 * mean(original["rates"]) if original else None,

@@ -154,7 +154,7 @@ def as_original(run: Figures) -> Figures:
     )
 
 
-def run_of(model: str, name: str, row: Mapping[str, Any], original: Mapping[str, Any] | None, machine: str) -> Figures:
+def run_of(model: str, name: str, row: Mapping[str, Any], original: Mapping[str, Any] | None) -> Figures:
     """The figures of a row of a benchmark's results; the original's latency is that measured in turn with it."""
     first = original or {}
     return Figures(
@@ -172,14 +172,13 @@ def run_of(model: str, name: str, row: Mapping[str, Any], original: Mapping[str,
         nonzero=row.get("non-zero"),
         original_parameters=first.get("parameters"),
         seconds=row["seconds"],
-        conditions=Conditions(machine),
+        conditions=Conditions(row["machine"]),
     )
 
 
-def read_results(path: Path) -> tuple[dict[str, dict[str, dict[str, Any]]], str]:
-    """Rows by network and name, and the machine that they were measured on."""
-    record = read_json(path)
-    return record["networks"], record["machine"]
+def read_results(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows by network and name."""
+    return read_json(path)
 
 
 def original_row(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:

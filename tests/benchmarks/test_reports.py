@@ -41,17 +41,16 @@ def test_a_report_runs_and_goes_on_where_it_stopped(name: str, tmp_path: Path) -
     run(name, output, tmp_path)
     record = json.loads(output.read_text())
     network, count = ROWS[name]
-    rows = record["networks"][network]
+    rows = record[network]
     assert len(rows) == count
-    assert record["machine"]
-    assert all(row["bytes"] > 0 and row["ms"] > 0 for row in rows.values())
+    assert all(row["bytes"] > 0 and row["ms"] > 0 and row["machine"] for row in rows.values())
     table = output.with_suffix(".md").read_text()
     assert table.count("\n| ") >= count
     stopped = dict(list(rows.items())[:-1])
-    output.write_text(json.dumps(record | {"networks": {network: stopped}}))
+    output.write_text(json.dumps(record | {network: stopped}))
     said = run(name, output, tmp_path)
     assert sum(line.startswith(f"{network}, ") for line in said.splitlines()) == 1
-    assert json.loads(output.read_text())["networks"][network].keys() == rows.keys()
+    assert json.loads(output.read_text())[network].keys() == rows.keys()
 
 
 @pytest.fixture
@@ -82,9 +81,9 @@ def test_a_row_of_other_settings_is_measured_again(report_004: Any, tmp_path: Pa
     assert measured(3) == ["tuned 50%"]
     assert measured(3, "one epoch with a penalty") == ["peer 50%"]
     record = json.loads((tmp_path / "report.json").read_text())
-    for row in record["networks"]["net"].values():  # as rows were kept before settings were
+    for row in record["net"].values():  # as rows were kept before settings were
         del row["settings"]
-    record["networks"]["net"]["peer 50%"].pop("weights")
+    record["net"]["peer 50%"].pop("weights")
     (tmp_path / "report.json").write_text(json.dumps(record))
     assert measured(3) == []
     original = nn.Linear(2, 2)
@@ -92,7 +91,24 @@ def test_a_row_of_other_settings_is_measured_again(report_004: Any, tmp_path: Pa
         measured(3)
 
 
+def test_rows_of_two_machines_stand_in_two_tables(report_004: Any, tmp_path: Path) -> None:
+    results = report_004.Results(tmp_path / "report.json")
+    results.rows["net"] = {name: {"seconds": 1800.0, "machine": machine} for name, machine in (("a", "X"), ("b", "Y"))}
+    text = results.write_markdown("Title", {"row": lambda key, row: key})
+    assert text.startswith("# Title\n\nTraining and compiling took 1.0 hours.\n")
+    assert text.index("## net, on X") < text.index("| a |") < text.index("## net, on Y") < text.index("| b |")
+
+
+@pytest.mark.parametrize("name", ["goal", "latency_model", "report_001"])
+def test_an_unknown_network_is_refused(name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr("sys.argv", [name, "resnet"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main()
+    assert "argument networks: invalid choice: 'resnet' (choose from" in capsys.readouterr().err
+
+
 def test_the_rows_of_the_receiver_are_those_that_its_report_asks_for(report_004: Any) -> None:
-    rows = json.loads((ROOT / "docs/reports/report_004.json").read_text())["networks"]["Demapper"]
+    rows = json.loads((ROOT / "docs/reports/report_004.json").read_text())["Demapper"]
     wanted = report_004.variants({"epochs": report_004.EPOCHS})
     assert {row.key: row.recipe["passes"] for row in wanted} == {key: row["passes"] for key, row in rows.items()}
