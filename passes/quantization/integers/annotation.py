@@ -9,6 +9,8 @@ activation which the runtime would merge into the float product;
 (3) sums, products, concatenations, averages, sigmoid and leaky ReLU quantize their inputs and outputs;
 (4) maxima, resizes to the nearest, and reshapes hand a quantized value on. Which operators take part was decided
 before: `lobo_fx.passes.quantization.integers.placement`.
+
+A value that an earlier pass has quantized keeps its scale and zero point: another pair would round it once more.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import fx
 from torchao.quantization.pt2e import ObserverOrFakeQuantize
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
     QuantizationAnnotation,
     QuantizationSpec,
     QuantizationSpecBase,
@@ -27,6 +30,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from lobo_fx.graph.layers import Layer, layer_of
 from lobo_fx.graph.masks import weight_node
+from lobo_fx.graph.operators import is_call
 from lobo_fx.passes.quantization.integers.kernels import kernel_table
 from lobo_fx.passes.quantization.integers.observers import observers
 from lobo_fx.passes.quantization.integers.placement import Placement
@@ -63,7 +67,7 @@ class Annotator(Quantizer):
                 _annotate(node, self._inputs(node), None)
                 if self.table.gives_integers(node):
                     end = self.table.end(node)
-                    self._annotate_output(end, self._activation(node))
+                    self._annotate_output(end, self._activation(node, end))
                     quantized.add(end)
         return model
 
@@ -73,9 +77,9 @@ class Annotator(Quantizer):
     def _inputs(self, node: fx.Node) -> dict[fx.Node, QuantizationSpecBase | None]:
         layer = layer_of(node)
         if layer is None:
-            return dict.fromkeys(node.all_input_nodes, self._activation(node))
+            return {source: self._activation(node, source) for source in node.all_input_nodes}
         found: dict[fx.Node, QuantizationSpecBase | None] = {
-            layer.input: self._activation(node),
+            layer.input: self._activation(node, layer.input),
             layer.weight: self._weight(layer),
         }
         # only convolutions and the two-dimensional product have a kernel that adds an integer bias
@@ -85,9 +89,12 @@ class Annotator(Quantizer):
                 found[layer.bias] = _bias(layer)
         return found
 
-    def _activation(self, node: fx.Node) -> QuantizationSpec:
-        """8-bit, asymmetric, one scale for the tensor."""
+    def _activation(self, node: fx.Node, value: fx.Node) -> QuantizationSpecBase:
+        """8-bit, asymmetric, one scale for the tensor: of a value that an operator reads or gives."""
         dtype, low, high = self.placement.target.activation
+        earlier = _quantized_before(value)
+        if earlier is not None and (earlier.dtype, earlier.quant_min, earlier.quant_max) == (dtype, low, high):
+            return earlier
         watching = observers(self.placement.integer[node.name], self.training).activation
         return QuantizationSpec(dtype, watching, low, high, torch.per_tensor_affine)
 
@@ -102,6 +109,19 @@ class Annotator(Quantizer):
         annotation = node.meta.get(_ANNOTATION) or QuantizationAnnotation(_annotated=True)
         annotation.output_qspec = spec
         node.meta[_ANNOTATION] = annotation
+
+
+def _quantized_before(value: fx.Node) -> FixedQParamsQuantizationSpec | None:
+    """How an earlier pass quantizes a value, if it does: where it comes from, or where it is read."""
+    codes = torch.ops.quantized_decomposed
+    if is_call(value, codes.dequantize_per_tensor.default):
+        calls = [value]
+    else:
+        calls = [user for user in value.users if is_call(user, codes.quantize_per_tensor.default)]
+    if len({call.args[1:6] for call in calls}) != 1:
+        return None
+    scale, zero_point, low, high, dtype = calls[0].args[1:6]
+    return FixedQParamsQuantizationSpec(dtype, scale, zero_point, low, high, torch.per_tensor_affine)
 
 
 def _bias(layer: Layer) -> DerivedQuantizationSpec:

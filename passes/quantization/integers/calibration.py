@@ -15,7 +15,7 @@ from torch import fx
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import exact_tolerance
 from lobo_fx.errors import ContractError, InvalidInput
-from lobo_fx.graph.operators import aten
+from lobo_fx.graph.operators import aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.running import AS_IT_IS, Runner
@@ -163,9 +163,20 @@ def convert(program: Program, prepared: fx.GraphModule) -> Program:
         with _norms_hidden(prepared) as modules:
             converted = convert_pt2e(prepared)
             modules.append(converted)
+        _drop_second_quantizing(converted.graph)
     program = program.with_graph_module(converted)
     name_weights(program.module, sources)
     return program
+
+
+def _drop_second_quantizing(graph: fx.Graph) -> None:
+    """Hands codes on where they would be dequantized and quantized alike: an earlier pass had quantized the value."""
+    codes = torch.ops.quantized_decomposed
+    for node in graph.find_nodes(op="call_function", target=codes.quantize_per_tensor.default):
+        source = node.args[0]
+        if is_call(source, codes.dequantize_per_tensor.default) and source.args[1:6] == node.args[1:6]:
+            node.replace_all_uses_with(source.args[0])
+            graph.erase_node(node)
 
 
 def _norm(*args: Any) -> torch.Tensor:

@@ -476,6 +476,21 @@ def test_a_tied_embedding_looks_up_what_products_multiply_with(
     assert any("Integer" in kernel or "QGemm" in kernel for kernel in artifact.details["kernels"])
 
 
+def test_what_is_quantized_is_not_rounded_again(free_integers: Callable[[], str]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(9 * 49, 5))
+    earlier, images = QuantizeStatic("min_max", kernels="all"), torch.randn(6, 3, 16, 16)
+    once = quantize(model, images)
+    again: dict[str, Any] = {"observer": "percentile", "kernels": "cheapest", "passes": [earlier]}
+    quantize(model, images, **again)
+    twice = quantize(model, images, **again, costs=free_integers())
+    ops = torch.ops.quantized_decomposed
+    pools = twice.program.graph.find_nodes(op="call_function", target=torch.ops.aten.avg_pool2d.default)
+    assert [pool.args[0].target for pool in pools] == [ops.dequantize_per_tensor.default]
+    pairs = twice.program.graph.find_nodes(op="call_function", target=ops.quantize_per_tensor.default)
+    assert all(pair.args[0].target is not ops.dequantize_per_tensor.default for pair in pairs)
+    assert torch.equal(once.module(images), twice.module(images))
+
+
 @pytest.mark.parametrize("why", ["coarse", "overridden", "read"])
 def test_a_tied_embedding_keeps_values_of_its_own_where_codes_would_not_do(
     why: str, free_integers: Callable[[], str]
