@@ -150,6 +150,7 @@ def variants(trial: Trial, training: dict[str, Any]) -> Sequence[Variant]:
     student = passes.Student(width=0.25, start="fresh")
     rows.append(Variant("Student alone", "0.25", [student, tuned]))
     rows.append(Variant("Student distilled", "0.25", [student, distilled]))
+    rows.append(Variant("Student kept, distilled", "0.25", [passes.Student(width=0.25), distilled]))
     return rows
 
 
