@@ -60,7 +60,8 @@ class FitGoal(Pass):
         round_to: widths are multiples of this, of half of it where the axis is less than twice as wide, and so on;
             heads and groups may be any number; ranks likewise. 0 takes 16 for int8, 8 for float.
         moves: candidates that are pruned, refitted and compared beside the solver's.
-        seconds: time of the search, after which no further candidate is begun; costs and losses are measured before.
+        seconds: time of the search, after which no further candidate is begun once one is within the limits; costs and
+            losses are measured before.
         quantizer: how operators are quantized.
         costs: a cost table of the machine to run on; None measures this one, once.
         target: the integers that the CPU multiplies fast, as in `QuantizeStatic`: `auto`, `x86-vnni`, `x86-avx2` or

@@ -137,7 +137,7 @@ class GoalSearch:
         inside: list[Built] = []
         waiting = sorted(able, key=lambda precision: expected[precision.name])
         rounding_hurts = True
-        while waiting and (not inside or rounding_hurts or time.monotonic() < self.early):
+        while waiting and (not inside or time.monotonic() < (self.until if rounding_hurts else self.early)):
             precision = waiting.pop(0)
             self._build_within(precision, limits)
             inside, rounding_hurts = self._inside(limits), self._rounding_hurts(precision)
@@ -242,7 +242,8 @@ class GoalSearch:
             if self.programs.is_built(precision, widths):
                 break
             built = self.programs.build(precision, widths)
-            if not self._correct(precision, widths, built.measured, limits):
+            missed = self._correct(precision, widths, built.measured, limits)
+            if not missed or (self._inside(limits) and time.monotonic() > self.until):
                 break
             over = any(built.measured[name] > limit for name, limit in limits.items())
             lower = {name: (1 - _LOWER * attempt * over) * limit for name, limit in limits.items()}

@@ -178,6 +178,22 @@ def test_what_is_left_of_a_budget_is_used(monkeypatch: pytest.MonkeyPatch) -> No
     assert less.plan.expected["decibels"] < found.plan.expected["decibels"]
 
 
+@pytest.mark.usefixtures("formulas")
+def test_once_time_is_up_nothing_is_built_after_a_program_within_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    build, shares = Programs.build, list[float]()
+
+    def noted(self: Programs, *args: Any) -> Any:
+        built = build(self, *args)
+        shares.append(built.measured["latency"])
+        return built
+
+    monkeypatch.setattr(Programs, "build", noted)
+    monkeypatch.setattr(search.GoalSearch, "_rounding_hurts", lambda *_: True)  # so others would be tried
+    fitted(FitGoal(latency=0.4, moves=0, seconds=0))
+    assert shares[-1] <= 0.4 * NEAR
+    assert all(share > 0.4 * NEAR for share in shares[:-1])
+
+
 def test_what_rounding_adds_is_known_where_pruning_alone_was_compared() -> None:
     leaf, whole = object(), 8
     known: Any = SimpleNamespace(costs=SimpleNamespace(whole={leaf: whole}), tried=[(None, {leaf: 4}, 0.2)])
