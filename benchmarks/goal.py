@@ -53,7 +53,7 @@ TASKS: dict[str, tuple[Task, str]] = {
     **{name: (dataclasses.replace(glyphs.TASK, models=NETWORKS, held_out=VALIDATION), name) for name in NETWORKS},
 }
 CALIBRATION, LABELLED, TEST = 512, 1_024, 2_000
-BISECTIONS, ROUNDS, NEAR, OVER = 7, 50, 0.03, 0.015
+BISECTIONS, ROUNDS, NEAR, OVER = 7, 200, 0.03, 0.015
 TRIES = 20
 """Of the random search."""
 EQUAL = "equal shares, int8"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,9 @@ class Latency:
         throughput: rows a second at the median.
         memory: peak memory of a fresh process that loads and runs the file, in bytes; None if not measured.
         base_memory: peak memory of that process before it loads the file, in bytes.
+        cpu_ratio: median over the rounds of the CPU time, divided by the reference's in the same round; None if the
+            clock ticks too slowly.
+        wall_ratio: likewise of the wall time; None in records of earlier versions.
     """
 
     p5: float
@@ -87,6 +90,8 @@ class Latency:
     throughput: float
     memory: int | None = None
     base_memory: int | None = None
+    cpu_ratio: float | None = None
+    wall_ratio: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +115,14 @@ class Benchmark:
     def ratio(self, label: str, measure: str = "cpu") -> float:
         """`label` divided by the reference, in one measure of `Latency`; under 1 is faster.
 
-        Wall time is compared if the reference's CPU time is 0, as calls are shorter than a tick of the CPU clock.
+        CPU time and median wall time are compared round by round, since other work slows both files of a round alike:
+        the ratio of two medians scatters half as much again. Wall time is compared if the reference's CPU time is 0, as
+        calls are shorter than a tick of the CPU clock.
         """
-        reference = next(iter(self.latencies.values()))
+        reference, found = next(iter(self.latencies.values())), self.latencies[label]
         measure = measure if getattr(reference, measure) else "p50"
-        return float(getattr(self.latencies[label], measure) / getattr(reference, measure))
+        by_round = {"cpu": found.cpu_ratio, "p50": found.wall_ratio}.get(measure)
+        return float(getattr(found, measure) / getattr(reference, measure)) if by_round is None else by_round
 
     @property
     def busy(self) -> list[str]:
@@ -240,29 +248,50 @@ def interleave(
     """Times functions in turn, `rounds` turns each after `warmup` uncounted ones.
 
     A turn is one call, or as many as fill a millisecond: otherwise a short function would find the data of the others
-    in the caches instead of its own. Every call is timed separately.
+    in the caches instead of its own. Every call is timed separately. The first function is the reference of ratios.
     """
-    wall: dict[str, list[float]] = {label: [] for label in calls}
-    cpu: dict[str, list[float]] = {label: [] for label in calls}
+    wall: dict[str, list[list[float]]] = {label: [] for label in calls}  # by round, of each call
+    cpu: dict[str, list[list[float]]] = {label: [] for label in calls}
     for index in track(range(-warmup, rounds), "benchmark", progress):
         for label, call in calls.items():
-            until = time.perf_counter() + _TURN
-            for _ in range(_MOST_CALLS):
-                cpu_start, start = time.process_time(), time.perf_counter()
-                call()
-                end, cpu_end = time.perf_counter(), time.process_time()
-                if index >= 0:
-                    wall[label].append(1e3 * (end - start))
-                    cpu[label].append(1e3 * (cpu_end - cpu_start))
-                if end >= until:
-                    break
-    found = {}
+            found = list(_turn(call))
+            if index >= 0:
+                wall[label].append([1e3 * seconds for seconds, _ in found])
+                cpu[label].append([1e3 * seconds for _, seconds in found])
+    first = next(iter(calls))
+    latencies = {}
     for label in calls:
-        p5, p50, p95 = (float(value) for value in np.percentile(wall[label], [5, 50, 95]))
-        # If the CPU clock ticks more slowly than a call takes, most times are 0, but their mean is right.
-        on_cpu = statistics.median(cpu[label]) or statistics.fmean(cpu[label])
-        found[label] = Latency(p5, p50, p95, on_cpu, 1e3 * rows / p50)
-    return found
+        every, on_cpu = ([time for turn in turns for time in turn] for turns in (wall[label], cpu[label]))
+        p5, p50, p95 = (float(value) for value in np.percentile(every, [5, 50, 95]))
+        latencies[label] = Latency(
+            p5,
+            p50,
+            p95,
+            # If the CPU clock ticks more slowly than a call takes, most times are 0, but their mean is right.
+            statistics.median(on_cpu) or statistics.fmean(on_cpu),
+            1e3 * rows / p50,
+            cpu_ratio=_by_round(cpu[label], cpu[first]),
+            wall_ratio=_by_round(wall[label], wall[first]),
+        )
+    return latencies
+
+
+def _turn(call: Callable[[], object]) -> Iterator[tuple[float, float]]:
+    """Wall and CPU seconds of each call of a turn."""
+    until = time.perf_counter() + _TURN
+    for _ in range(_MOST_CALLS):
+        cpu_start, start = time.process_time(), time.perf_counter()
+        call()
+        end, cpu_end = time.perf_counter(), time.process_time()
+        yield end - start, cpu_end - cpu_start
+        if end >= until:
+            break
+
+
+def _by_round(times: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> float | None:
+    """The median, over the rounds, of the mean time of a call divided by the reference's; None where that is 0."""
+    means = [(statistics.fmean(own), statistics.fmean(its)) for own, its in zip(times, reference, strict=True)]
+    return statistics.median(own / its for own, its in means) if all(its for _, its in means) else None
 
 
 def random_arrays(specs: list[ArraySpec], batch: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

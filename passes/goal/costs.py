@@ -55,7 +55,8 @@ _FINEST, _FEW = 8, 8
 """Options of an axis are multiples of 8 positions, or of more where that still gives 8 options."""
 _SMALL = 8
 """Axes of fewer positions may have any width: registers are not filled anyway."""
-_ROUNDS = 25
+_ROUNDS, _HALF_A_SECOND = 25, 500.0
+"""Fewest rounds in which a file is measured, and milliseconds that the original runs where its calls are short."""
 _LARGE = 0.02
 """A layer that takes this share of the time may become two of a lower rank."""
 _FORMATS = ("int8", "int4")
@@ -154,8 +155,10 @@ class FileCosts:
         measured = benchmark(
             {"original": self.file}, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False
         )
+        milliseconds = measured.latencies["original"].cpu
+        self.rounds = max(_ROUNDS, round(_HALF_A_SECOND / max(1.0, milliseconds)))
         self.original = {
-            "latency": measured.latencies["original"].cpu,
+            "latency": milliseconds,
             "size": float(_METADATA + sum(path.stat().st_size for path in self.folder.glob("original*"))),
         }
         if "memory" in self.settings.goal.limits:
@@ -266,7 +269,9 @@ class FileCosts:
         found = {"size": (artifact.bytes + _METADATA) / self.original["size"]}
         if self.settings.costs is None:
             files = {"original": self.file, "candidate": path}
-            measured = benchmark(files, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False)
+            measured = benchmark(
+                files, self.runtime, arrays=self.arrays, rounds=self.rounds, memory=False, progress=False
+            )
             found["latency"] = measured.ratio("candidate")
         if "memory" in self.original:
             found["memory"] = self._memory(path) / self.original["memory"]
