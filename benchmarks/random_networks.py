@@ -363,7 +363,7 @@ def work(numbers: Connection) -> None:
     torch._dynamo.config.fake_tensor_cache_enabled = False
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
-    with tables_built_once(), contextlib.suppress(EOFError):
+    with tables_built_once(), contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
             number, hard = numbers.recv(), resource.getrlimit(resource.RLIMIT_CPU)[1]
             resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + CPU_SECONDS, hard))
