@@ -6,9 +6,9 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-__all__ = ["CAPTURE", "Shared"]
+__all__ = ["CAPTURE_LOCK", "Shared"]
 
-CAPTURE = threading.RLock()
+CAPTURE_LOCK = threading.RLock()
 """Held while a library captures a program or propagates shapes. The state of torch.export, and of what silences it, is
 the process's: with two threads at once, it would fail or not be restored."""
 

@@ -14,7 +14,7 @@ import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from lobo_fx.graph.provenance import user_line
-from lobo_fx.process import CAPTURE
+from lobo_fx.process import CAPTURE_LOCK
 
 __all__ = ["Constants", "constants_located"]
 
@@ -57,7 +57,7 @@ def constants_located(found: Constants | None = None) -> Iterator[Constants]:
             found.lines.setdefault(symbol, user_line("".join(traceback.format_stack()[depth:])))
         replace(self, symbol, value, *args, **kwargs)
 
-    with CAPTURE:
+    with CAPTURE_LOCK:
         ShapeEnv._set_replacement = located  # type: ignore[method-assign, assignment]
         try:
             yield found

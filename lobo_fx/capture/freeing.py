@@ -15,11 +15,11 @@ from lobo_fx.graph.inputs import Inputs, dynamic_shapes_of
 from lobo_fx.graph.shapes import SEQUENCES
 from lobo_fx.graph.signature import Signature
 
-__all__ = ["Asked", "ask", "constant_notes", "step_notes"]
+__all__ = ["FreeSizes", "constant_notes", "free_sizes", "step_notes"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class FreeSizes:
     """An input with sizes other than the batch that should stay free where the model allows it.
 
     Attributes:
@@ -43,7 +43,7 @@ class Asked:
         return f"L{pytree.keystr(self.path)}.size()[{dim}]"
 
 
-def ask(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple[Inputs, Any, list[Asked]]:
+def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple[Inputs, Any, list[FreeSizes]]:
     """Inputs with at least two rows, a specification for `torch.export`, and the sizes requested besides the batch.
 
     `torch.export` treats a size of 1 as a constant, so a single row is repeated. Only tensors whose first dimension
@@ -76,25 +76,27 @@ def ask(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple[Inputs
         return ({0: batch} if carries_batch(leaf) else {}) | dict.fromkeys(sizes(leaf), Dim.AUTO) or None
 
     paths = pytree.tree_leaves_with_path(dynamic_shapes_of(inputs, forward, lambda leaf: leaf))
-    asked = [
-        Asked(path, place, sizes(leaf), leaf.dim() == 2 and leaf.is_floating_point())
+    requested = [
+        FreeSizes(path, place, sizes(leaf), leaf.dim() == 2 and leaf.is_floating_point())
         for place, (path, leaf) in enumerate(paths)
         if isinstance(leaf, torch.Tensor) and sizes(leaf)
     ]
-    return inputs, dynamic_shapes_of(inputs, forward, specify), asked
+    return inputs, dynamic_shapes_of(inputs, forward, specify), requested
 
 
-def constant_notes(asked: Sequence[Asked], signature: Signature, constants: Constants, sequence: object) -> list[str]:
+def constant_notes(
+    requested: Sequence[FreeSizes], signature: Signature, constants: Constants, sequence: object
+) -> list[str]:
     """Notes about inputs of which only the batch is free: where their sizes became constants.
 
     Args:
-        asked: the inputs whose sizes were requested to stay free.
+        requested: the inputs whose sizes were requested to stay free.
         signature: signature of the traced program.
         constants: constants that the capture located.
         sequence: name of an input that is known to be a sequence.
     """
     notes = []
-    for entry in asked:
+    for entry in requested:
         spec = signature.inputs[entry.place]
         assert spec is not None
         if any(isinstance(spec.shape[dim], str) for dim in entry.sizes):

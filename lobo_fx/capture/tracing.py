@@ -18,7 +18,7 @@ from lobo_fx.capture.binding import check_arity, gathered_named, in_order
 from lobo_fx.capture.constants import Constants, constants_located
 from lobo_fx.capture.disguised_layers import reveal_layers
 from lobo_fx.capture.free_dimensions import read_free_dimensions
-from lobo_fx.capture.freeing import ask, constant_notes, step_notes
+from lobo_fx.capture.freeing import constant_notes, free_sizes, step_notes
 from lobo_fx.capture.normalize import normalize
 from lobo_fx.capture.recurrent_stacks import separate_layers
 from lobo_fx.capture.refusals import check_dynamic_shapes, check_traceable
@@ -88,9 +88,9 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
     If the batch, or all requested sizes together, can't be free, fewer are requested.
     """
     reasons: dict[str, str] = {}
-    wanted = bool(ask(inputs, model.forward, which)[2])
+    wanted = bool(free_sizes(inputs, model.forward, which)[2])
     for attempt in dict.fromkeys((which if wanted else "batch", "batch", "lengths" if wanted else "batch")):
-        batched, specification, asked = ask(inputs, model.forward, attempt)
+        batched, specification, requested = free_sizes(inputs, model.forward, attempt)
         constants = Constants()
         try:
             exported = _export(model, batched, specification, doubled=batched is not inputs, constants=constants)
@@ -100,7 +100,7 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
             continue
         if not any(has_free_dimension(n.meta.get("val")) for n in program.graph.find_nodes(op="placeholder")):
             continue
-        notes = constant_notes(asked, program.signature, constants, getattr(model, "main_input_name", None))
+        notes = constant_notes(requested, program.signature, constants, getattr(model, "main_input_name", None))
         notes += step_notes(program.signature)
         if attempt == "batch" and which in reasons:
             notes.append(f"every size but the batch is fixed: {reasons[which]}")

@@ -100,7 +100,7 @@ class Tuned:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def gain(self) -> float:
+    def least_gain(self) -> float:
         """Least share of the latency that a choice had to save: more than copies of one file differ."""
         return max(LEAST_GAIN, self.noise)
 
@@ -118,7 +118,7 @@ class Tuned:
         others = f"tried and not kept: {', '.join(rejected) or 'nothing'}"
         if self.path is None:
             again = "" if self.ratio is None else f" (what did alone takes {self.ratio:.2f} times as long together)"
-            return f"nothing that the runtime offers saves {self.gain:.1%} of its time or more{again}; {others}"
+            return f"nothing that the runtime offers saves {self.least_gain:.1%} of its time or more{again}; {others}"
         kept = [_said(trial) for trial in self.trials if trial.kept]
         remarks = "".join(f"; {remark}" for remark in dict.fromkeys(choice.remark for choice in self.kept) if remark)
         return f"it takes {self.ratio:.2f} times as long as untuned; kept: {', '.join(kept)}{remarks}; {others}"

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from lobo_fx.graph.operators import RECURRENT, aten
 from lobo_fx.graph.recurrent import empty_outputs
 from lobo_fx.graph.tensors import require
-from lobo_fx.process import CAPTURE, Shared
+from lobo_fx.process import CAPTURE_LOCK, Shared
 
 __all__ = ["known_result", "shapes_known"]
 
@@ -58,7 +58,7 @@ def shapes_known() -> Iterator[None]:
 
     Other threads that enter it wait; those that don't are not affected.
     """
-    with CAPTURE, _REPLACED, _asked(True):
+    with CAPTURE_LOCK, _REPLACED, _asked(True):
         yield
 
 

@@ -19,14 +19,14 @@ from lobo_fx.terminal.tables import escape, new_table, printable, render, to_mar
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["FRONT_FILES", "Front", "Point", "undominated"]
+__all__ = ["FRONT_FILES", "Front", "FrontPoint", "undominated"]
 
 FRONT_FILES = ("front.md", "front.json")
 _SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class FrontPoint:
     """A trial that was measured.
 
     Attributes:
@@ -80,7 +80,7 @@ class Front:
     study: str
     model: str
     objectives: tuple[str, ...]
-    points: list[Point]
+    points: list[FrontPoint]
     trials: int
     refused: dict[int, str]
     errors: dict[int, str]
@@ -88,13 +88,13 @@ class Front:
     is_interrupted: bool = False
     notes: list[str] = dataclasses.field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Point]:
+    def __iter__(self) -> Iterator[FrontPoint]:
         return iter(self.points)
 
     def __len__(self) -> int:
         return len(self.points)
 
-    def __getitem__(self, index: int) -> Point:
+    def __getitem__(self, index: int) -> FrontPoint:
         return self.points[index]
 
     @property
@@ -162,7 +162,7 @@ class Front:
         )
 
 
-def undominated(points: Sequence[Point], objectives: Sequence[str]) -> list[Point]:
+def undominated(points: Sequence[FrontPoint], objectives: Sequence[str]) -> list[FrontPoint]:
     """The points that no other one beats, the best in the first objective first; of equal points, the first one."""
     signs = [-1 if OBJECTIVES[name].direction == "maximize" else 1 for name in objectives]
     costs = [tuple(s * p.measured[name] for s, name in zip(signs, objectives, strict=True)) for p in points]

@@ -24,7 +24,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.measures.latency import check_counts
 from lobo_fx.measures.machine import machine
 from lobo_fx.result import Result
-from lobo_fx.studies.front import Front, Point, undominated
+from lobo_fx.studies.front import Front, FrontPoint, undominated
 from lobo_fx.studies.objectives import OBJECTIVES, Measuring, chosen_objectives
 from lobo_fx.studies.space import Choice, Decide, Interval, Space, read_space
 from lobo_fx.studies.storage import check_identity, open_study, shown, storage_errors
@@ -229,7 +229,7 @@ def _front(ledger: Ledger, space: Space, front: Front) -> Front:
     for trial in ledger.done:
         facts = dict(trial.user_attrs[MEASURED])
         made_on = facts.pop("machine")
-        points.append(Point(trial.number, facts, trial.params, space.recipe(_known(trial.params)), made_on))
+        points.append(FrontPoint(trial.number, facts, trial.params, space.recipe(_known(trial.params)), made_on))
     return dataclasses.replace(
         front,
         points=undominated(points, front.objectives),

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from lobo_fx.process import CAPTURE
+from lobo_fx.process import CAPTURE_LOCK
 
 __all__ = ["no_errors_printed", "no_warnings", "quiet"]
 
@@ -36,7 +36,7 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
     """Silences warnings, one thread at a time."""
-    with CAPTURE, warnings.catch_warnings():
+    with CAPTURE_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -44,7 +44,7 @@ def no_warnings() -> Iterator[None]:
 @contextlib.contextmanager
 def no_errors_printed() -> Iterator[None]:
     """Drops what this thread writes to standard error, where some libraries print part of an error that they raise."""
-    with CAPTURE, contextlib.redirect_stderr(_ForOtherThreads(sys.stderr)):
+    with CAPTURE_LOCK, contextlib.redirect_stderr(_ForOtherThreads(sys.stderr)):
         yield
 
 

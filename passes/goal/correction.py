@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-__all__ = ["NEAR", "Correction", "most"]
+__all__ = ["NEAR", "Correction", "tolerated"]
 
 _OVER, NEAR = 0.015, 0.03
 """How far a measured quantity may be over its limit (so that it is within 3 % when measured again), and under it."""
@@ -62,6 +62,6 @@ class Correction:
         return math.exp(low)
 
 
-def most(name: str, limit: float) -> float:
+def tolerated(name: str, limit: float) -> float:
     """The most that a file may be measured to take: time and memory are noisy, bytes are exact."""
     return limit if name == "size" else (1 + _OVER) * limit

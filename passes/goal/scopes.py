@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from lobo_fx.passes.goal.correction import NEAR, Correction, most
+from lobo_fx.passes.goal.correction import NEAR, Correction, tolerated
 from lobo_fx.passes.goal.costs import Precision
 from lobo_fx.passes.goal.programs import Programs
 from lobo_fx.passes.pruning.search import SCOPES, Candidates, Search
@@ -47,7 +47,7 @@ def cut_by_scopes(
             for name, limit in limits.items():
                 value = measured.get(name, programs.costs.expected(precision, name, widths))
                 known[name].learn(precision.costs[name](widths), value)
-                taken.append(value / most(name, limit))
+                taken.append(value / tolerated(name, limit))
             if max(taken) <= 1:
                 best = widths
                 if max(taken) > 1 - NEAR:

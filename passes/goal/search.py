@@ -16,7 +16,7 @@ from lobo_fx.files import temporary_folder
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.judge import Judge
-from lobo_fx.passes.goal.correction import NEAR, most
+from lobo_fx.passes.goal.correction import NEAR, tolerated
 from lobo_fx.passes.goal.costs import FileCosts, Precision
 from lobo_fx.passes.goal.front import tell
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
@@ -133,7 +133,7 @@ class GoalSearch:
         self.precisions = [self._placed_anew(precision, limits) for precision in self.precisions]
         nearest = {precision.name: self._out_of_reach(precision, limits) for precision in self.precisions}
         able = [precision for precision in self.precisions if not nearest[precision.name]]
-        expected = {precision.name: self._set_right(precision, limits) for precision in able}
+        expected = {precision.name: self._expected_loss(precision, limits) for precision in able}
         inside: list[Built] = []
         waiting = sorted(able, key=lambda precision: expected[precision.name])
         rounding_hurts = True
@@ -222,7 +222,7 @@ class GoalSearch:
         """The expected loss of widths and of rounding together."""
         return precision.rounding + sum(self.losses[leaf][width] for leaf, width in widths.items())
 
-    def _set_right(self, precision: Precision, limits: Mapping[str, float]) -> float:
+    def _expected_loss(self, precision: Precision, limits: Mapping[str, float]) -> float:
         """Solves and measures structures until their costs are as expected; returns the loss expected then."""
         seen: list[Widths] = []
         for _ in range(_CORRECTIONS):
@@ -274,7 +274,7 @@ class GoalSearch:
             measured = self.programs.measure_structure(precision, widths)
             self.costs.learn(precision, widths, measured)
             expected = {name: self.costs.expected(precision, name, widths) for name in limits} | measured
-            if all(expected[name] <= most(name, limit) for name, limit in limits.items()):
+            if all(expected[name] <= tolerated(name, limit) for name, limit in limits.items()):
                 self.programs.compare(precision, widths)  # what pruning alone loses
                 self.costs.learn(precision, widths, self.programs.build(precision, widths).measured)
                 best = max(self._inside(limits), key=_quality)
@@ -289,7 +289,9 @@ class GoalSearch:
 
     def _inside(self, limits: Mapping[str, float]) -> list[Built]:
         """The programs that were built and measured to hold the limits."""
-        return [b for b in self.programs.built if all(b.measured[name] <= most(name, limits[name]) for name in limits)]
+        return [
+            b for b in self.programs.built if all(b.measured[name] <= tolerated(name, limits[name]) for name in limits)
+        ]
 
     def _budget(self, precision: Precision, limits: Mapping[str, float]) -> Budget:
         """The budget of widths under limits, corrected by the measurements so far."""
@@ -321,7 +323,7 @@ class GoalSearch:
         for name, limit in limits.items():
             if name not in measured:
                 continue  # another machine can't be measured here
-            over = measured[name] > most(name, limit)
+            over = measured[name] > tolerated(name, limit)
             under = widths != self.whole and measured[name] < (1 - NEAR) * limit and len(limits) == 1
             missed |= over or under
         return missed

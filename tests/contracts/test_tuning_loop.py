@@ -149,7 +149,7 @@ def test_a_choice_must_beat_what_copies_of_one_file_differ_by(
     found = tuned([Made("a", 0.95), Made("b", 1 - LEAST_GAIN / 2)], tmp_path, monkeypatch, noise)
     assert [choice.name for choice in found.kept] == kept
     assert found.noise == pytest.approx(noise)
-    assert found.gain == max(LEAST_GAIN, found.noise)
+    assert found.least_gain == max(LEAST_GAIN, found.noise)
 
 
 def test_further_counts_of_threads_are_choices_only_where_they_are_asked_for(

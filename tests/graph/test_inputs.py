@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 from lobo_fx.capture.binding import check_arity
-from lobo_fx.capture.freeing import ask
+from lobo_fx.capture.freeing import free_sizes
 from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
@@ -124,13 +124,13 @@ def test_inputs_that_forward_cannot_take(inputs: Inputs, complaint: str) -> None
 
 def test_one_row_is_doubled_so_that_the_batch_stays_free() -> None:
     row, shared = torch.randn(1, 3), torch.randn(5)
-    inputs, *_ = ask(Inputs((row,), {"shared": shared}), lambda row, shared: row, "batch")
+    inputs, *_ = free_sizes(Inputs((row,), {"shared": shared}), lambda row, shared: row, "batch")
     assert torch.equal(inputs.args[0], torch.cat([row, row]))
     assert inputs.kwargs["shared"] is shared
 
 
 def test_more_rows_stay_as_they_are() -> None:
-    inputs, specification, asked = ask(Inputs((LEFT, torch.randn(3, 2))), lambda left, right: left, "batch")
+    inputs, specification, asked = free_sizes(Inputs((LEFT, torch.randn(3, 2))), lambda left, right: left, "batch")
     assert not asked
     assert inputs.args[0] is LEFT
     assert list(specification["left"]) == [0]
@@ -138,7 +138,7 @@ def test_more_rows_stay_as_they_are() -> None:
 
 
 def test_only_the_batch_is_doubled_where_a_table_has_as_few_rows() -> None:
-    inputs, *_ = ask(Inputs((torch.randn(1, 3), torch.randn(4, 3))), lambda x, table: x, "batch")
+    inputs, *_ = free_sizes(Inputs((torch.randn(1, 3), torch.randn(4, 3))), lambda x, table: x, "batch")
     assert [tuple(tensor.shape) for tensor in inputs.tensors] == [(2, 3), (4, 3)]
 
 

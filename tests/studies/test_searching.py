@@ -23,7 +23,7 @@ from lobo_fx.passes import PruneWeights
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.recipe import resolve
 from lobo_fx.result import Result
-from lobo_fx.studies.front import Front, Point, undominated
+from lobo_fx.studies.front import Front, FrontPoint, undominated
 from lobo_fx.studies.objectives import Measuring, chosen_objectives
 from lobo_fx.studies.space import read_space
 from lobo_fx.studies.storage import open_study
@@ -117,7 +117,7 @@ def test_the_front_holds_what_no_other_trial_beats_and_recipes_that_compile(tmp_
 
 def test_points_that_another_one_beats_are_left_out() -> None:
     figures = [(10.0, 0.5), (9.0, 0.5), (8.0, 0.4), (8.0, 0.4), (11.0, 0.9), (7.0, 0.6)]
-    points = [Point(n, {"score": s, "latency": t}, {}, "") for n, (s, t) in enumerate(figures)]
+    points = [FrontPoint(n, {"score": s, "latency": t}, {}, "") for n, (s, t) in enumerate(figures)]
     assert [point.trial for point in undominated(points, ("score", "latency"))] == [4, 0, 2]
     assert [point.trial for point in undominated(points, ("latency",))] == [2]
     assert [point.trial for point in undominated(points, ("score",))] == [4]
