@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import add_networks
 from kept_rows import KeptRows, Row
 from report_001 import NETWORKS
 from trained_report import VALIDATION
@@ -213,7 +214,7 @@ def measure(about: Mapping[str, Any], method: Callable[[Network, float], dict[st
 def main() -> None:
     """Measures what is missing, and writes JSON and markdown."""
     parser = argparse.ArgumentParser(description="Accuracy at a measured latency.")
-    parser.add_argument("networks", nargs="*", choices=list(TASKS), default=list(TASKS))
+    add_networks(parser, TASKS)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.35, 0.25])
     parser.add_argument("--seeds", type=int, default=1, help="how many draws of calibration rows")
     parser.add_argument("--methods", nargs="+", default=["*"], help="patterns of what is compared")
@@ -223,8 +224,8 @@ def main() -> None:
     methods = {name: run for name, run in METHODS.items() if any(fnmatch.fnmatchcase(name, p) for p in options.methods)}
     if not methods:
         parser.error(f"no method is called {' or '.join(options.methods)}; there are: {', '.join(METHODS)}")
-    kept = KeptRows(options.output)
-    for seed, name in itertools.product(range(options.seeds), options.networks):
+    kept = KeptRows(options.output, rounds=ROUNDS)
+    for seed, name in itertools.product(range(options.seeds), options.networks or TASKS):
         for budget, (method, run) in itertools.product(options.budgets, methods.items()):
             about = {"network": name, "budget": budget, "method": method, "seed": seed}
             kept.row(", ".join(map(str, about.values())), functools.partial(measure, about, run))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import add_networks
 from kept_rows import KeptRows, Row
 
 from lobo_fx import sources
@@ -135,14 +136,14 @@ def table_of(rows: Mapping[str, Row]) -> str:
 def main() -> None:
     """Measures what is missing, and writes JSON and markdown."""
     parser = argparse.ArgumentParser(description="Predicted against measured latency.")
-    parser.add_argument("networks", nargs="*", choices=NETWORKS, default=NETWORKS)
+    add_networks(parser, NETWORKS)
     parser.add_argument("--files", type=int, default=3, help="random widths of each precision")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/reports/latency_model.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     kept = KeptRows(options.output, files=options.files, seed=options.seed)
-    for name in options.networks:
+    for name in options.networks or NETWORKS:
         kept.row(name, lambda n=name: measure(n, options.files, options.seed))  # type: ignore[misc]
     about = "# Predicted against measured latency\n\nOne thread, CPU time, random widths of each precision."
     kept.write_markdown(about, table_of)

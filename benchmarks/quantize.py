@@ -37,7 +37,7 @@ from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import signal_to_noise
-from lobo_fx.measures.latency import interleave
+from lobo_fx.measures.latency import Benchmark, interleave
 from lobo_fx.measures.machine import machine
 from lobo_fx.passes import MixedPrecision, QuantizeDynamic, QuantizeStatic
 from lobo_fx.plugins.protocols import Runtime, Session
@@ -185,14 +185,14 @@ def _rows(
 ) -> list[list[str]]:
     arrays = named_arrays(program, with_rows(program, 1))
     calls = {label: functools.partial(session.run, arrays) for label, session in sessions.items()}
-    latencies = interleave(calls, rounds=rounds, warmup=3, rows=1)
+    measured = Benchmark("onnxruntime", 1, 1, rounds, interleave(calls, rounds=rounds, warmup=3, rows=1))
     unseen = [named_arrays(program, batch) for batch in random_batches(inputs, 8, seed=1)]
     outputs = {label: [_floats(session.run(feed)) for feed in unseen] for label, session in sessions.items()}
     return [
         [
             name,
             label,
-            f"{latencies[label].cpu / latencies['float'].cpu:.2f}",
+            f"{measured.ratio(label):.2f}",
             f"{_size(path) / _size(files['float']):.3f}",
             f"{signal_to_noise(outputs['float'], outputs[label]):.1f}",
             f"{signal_to_noise(_varying(outputs['float']), _varying(outputs[label])):.1f}",

@@ -356,8 +356,8 @@ def _place(error: BaseException) -> str:
 def work(numbers: Connection) -> None:
     """A process that checks the networks whose numbers it is sent.
 
-    For small networks a sixth of the time goes to PyTorch's cache of shapes and to looking for garbage in what was
-    imported.
+    Without PyTorch's cache of shapes, which only costs time where networks are small, and without looking for garbage
+    in what was imported.
     """
     torch.set_num_threads(1)
     torch._dynamo.config.fake_tensor_cache_enabled = False

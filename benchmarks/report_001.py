@@ -169,17 +169,17 @@ COLUMNS: dict[str, Callable[[str, dict[str, Any]], str]] = {
 def main() -> None:
     """Runs what is missing, and writes JSON and markdown."""
     chosen = options(__doc__ or "", "report_001.json", list(NETWORKS))
+    results = Results(chosen.output, chosen.rows)
     train, test = GLYPHS.load(chosen.cache)
     learned, validation = train.apart(VALIDATION)
     training: dict[str, Any] = {"epochs": EPOCHS}
-    networks = {name: NETWORKS[name] for name in chosen.networks}
+    networks = {name: NETWORKS[name] for name in chosen.networks or (["LeNet-5"] if chosen.quick else NETWORKS)}
     if chosen.quick:
-        networks = {"LeNet-5": dataclasses.replace(NETWORKS["LeNet-5"], epochs=1)}
+        networks = {name: dataclasses.replace(network, epochs=1) for name, network in networks.items()}
         learned, validation, test = (
             part.sample(count) for part, count in ((learned, 512), (validation, 64), (test, 64))
         )
         training = {"steps": 4, "learning_rate": 1e-3}
-    results = Results(chosen.output, chosen.rows)
     for name, recipe in networks.items():
         task = dataclasses.replace(GLYPHS, models={name: recipe}, load=lambda cache: (learned, test))
         if chosen.quick:

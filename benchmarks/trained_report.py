@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.table
 import torch
+from command_line import add_networks
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -241,6 +241,8 @@ class Results:
     def __init__(self, path: Path, wanted: Sequence[str] = ("*",)) -> None:
         self.path, self.wanted = path, wanted
         self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        if "networks" in self.rows:
+            raise SystemExit(f"{path} was written by an earlier version: remove it, or give another --output")
 
     def measure(
         self, network: str, variants: Sequence[Variant], run: Callable[[Variant], dict[str, Any]], original: nn.Module
@@ -275,18 +277,16 @@ class Results:
         self, title: str, columns: Mapping[str, Callable[[str, dict[str, Any]], str]], remark: str = ""
     ) -> str:
         """A table for each network and machine, its columns made of the name and the figures of each row."""
-        tables: dict[tuple[str, str], rich.table.Table] = {}
-        seconds = 0.0
-        for network, rows in self.rows.items():
-            for key, row in rows.items():
-                seconds += row["seconds"]
-                table = tables.setdefault((network, row["machine"]), new_table("", list(columns)))
-                table.add_row(*(cell(key, row) for cell in columns.values()))
-        parts = [
-            f"# {title}\n\nTraining and compiling took {seconds / 3600:.1f} hours.\n",
-            *([f"{remark}\n"] if remark else []),
-        ]
-        parts += [f"## {network}, on {name}\n\n{to_markdown(table)}" for (network, name), table in tables.items()]
+        every = [(network, key, row) for network, rows in self.rows.items() for key, row in rows.items()]
+        seconds = sum(row["seconds"] for _, _, row in every)
+        parts = [f"# {title}\n\nTraining and compiling took {seconds / 3600:.1f} hours.\n"]
+        parts += [f"{remark}\n"] if remark else []
+        for place in dict.fromkeys((network, row["machine"]) for network, _, row in every):
+            table = new_table("", list(columns))
+            for network, key, row in every:
+                if (network, row["machine"]) == place:
+                    table.add_row(*(cell(key, row) for cell in columns.values()))
+            parts.append(f"## {place[0]}, on {place[1]}\n\n{to_markdown(table)}")
         text = "\n".join(parts)
         write_files(self.path.parent, {self.path.with_suffix(".md").name: text})
         return text
@@ -296,9 +296,7 @@ def options(description: str, name: str, networks: Sequence[str] = ()) -> argpar
     """What every report can be told on the command line, where it has several networks: which of them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if networks:
-        parser.add_argument(
-            "networks", nargs="*", choices=networks, default=networks, help="which of them; default: all"
-        )
+        add_networks(parser, networks)
     parser.add_argument("--quick", action="store_true", help="a few rows and steps, to see that it works")
     parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of the rows wanted, such as 'student*'")
     parser.add_argument("--threads", type=int, default=2, help="to train with; latency is of one thread")

@@ -111,7 +111,7 @@ def main() -> None:
     """Runs what is missing, and writes JSON and markdown."""
     chosen = options(__doc__ or "", "trained_weights.json", list(NETWORKS))
     results = Results(chosen.output, chosen.rows)
-    for name in ["R-Net"] if chosen.quick else chosen.networks:
+    for name in chosen.networks or (["R-Net"] if chosen.quick else NETWORKS):
         network = NETWORKS[name](QUICK) if chosen.quick else NETWORKS[name]()
         training = {"steps": 3, "learning_rate": 1e-3} if chosen.quick else network.training
 

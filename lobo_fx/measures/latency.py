@@ -78,9 +78,8 @@ class Latency:
         throughput: rows a second at the median.
         memory: peak memory of a fresh process that loads and runs the file, in bytes; None if not measured.
         base_memory: peak memory of that process before it loads the file, in bytes.
-        cpu_ratio: median over the rounds of the CPU time, divided by the reference's in the same round; None if the
-            clock ticks too slowly.
-        wall_ratio: likewise of the wall time; None in records of earlier versions.
+        cpu_ratio: median over the rounds of the mean CPU time of a call, divided by that of the first file in the same
+            round; None if the clock ticks too slowly, and in records of earlier versions.
     """
 
     p5: float
@@ -91,7 +90,6 @@ class Latency:
     memory: int | None = None
     base_memory: int | None = None
     cpu_ratio: float | None = None
-    wall_ratio: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +113,14 @@ class Benchmark:
     def ratio(self, label: str, measure: str = "cpu") -> float:
         """`label` divided by the reference, in one measure of `Latency`; under 1 is faster.
 
-        CPU time and median wall time are compared round by round, since other work slows both files of a round alike:
-        the ratio of two medians scatters half as much again. Wall time is compared if the reference's CPU time is 0, as
-        calls are shorter than a tick of the CPU clock.
+        CPU time is compared round by round: other work slows the files of a round alike. If the reference's CPU time is
+        0, as calls are shorter than a tick of the CPU clock, median wall times are compared.
         """
         reference, found = next(iter(self.latencies.values())), self.latencies[label]
+        if measure == "cpu" and found.cpu_ratio is not None:
+            return found.cpu_ratio
         measure = measure if getattr(reference, measure) else "p50"
-        by_round = {"cpu": found.cpu_ratio, "p50": found.wall_ratio}.get(measure)
-        return float(getattr(found, measure) / getattr(reference, measure)) if by_round is None else by_round
+        return float(getattr(found, measure) / getattr(reference, measure))
 
     @property
     def busy(self) -> list[str]:
@@ -271,7 +269,6 @@ def interleave(
             statistics.median(on_cpu) or statistics.fmean(on_cpu),
             1e3 * rows / p50,
             cpu_ratio=_by_round(cpu[label], cpu[first]),
-            wall_ratio=_by_round(wall[label], wall[first]),
         )
     return latencies
 
@@ -289,9 +286,9 @@ def _turn(call: Callable[[], object]) -> Iterator[tuple[float, float]]:
 
 
 def _by_round(times: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> float | None:
-    """The median, over the rounds, of the mean time of a call divided by the reference's; None where that is 0."""
+    """The median, over the rounds, of the mean time of a call divided by the reference's; None if any mean is 0."""
     means = [(statistics.fmean(own), statistics.fmean(its)) for own, its in zip(times, reference, strict=True)]
-    return statistics.median(own / its for own, its in means) if all(its for _, its in means) else None
+    return statistics.median(own / its for own, its in means) if all(map(all, means)) else None
 
 
 def random_arrays(specs: list[ArraySpec], batch: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

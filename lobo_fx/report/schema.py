@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -46,8 +46,8 @@ _PARTS: dict[str, tuple[Any, str]] = {
     "benchmark": (Benchmark | None, "latencies of files that ran in turn; null if not measured"),
 }
 
-_ADDED = frozenset({"modules"})
-"""Entries that older reports of this schema may lack."""
+_ADDED = frozenset({"modules", "cpu_ratio"})
+"""Entries, of the report or of a record, that older reports of this schema may lack."""
 
 
 def schema() -> dict[str, Any]:
@@ -60,7 +60,7 @@ def schema() -> dict[str, Any]:
         "title": "lobo-fx report",
         "description": 'Numbers that JSON lacks are the texts "inf", "-inf" and "nan"; what was not measured is null.',
         "type": "object",
-        "required": ["schema", *(name for name in parts if name not in _ADDED)],
+        "required": _required(["schema", *parts]),
         "properties": {"schema": {"const": SCHEMA}, **parts, "files": checksums},
         "$defs": dict(sorted(definitions.items())),
     }
@@ -74,7 +74,7 @@ def _of(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"type": _PLAIN[hint]}
     if hint is Note:
         names = list(Note("").as_json())
-        definitions["Note"] = _record(Note, {name: {"type": "string"} for name in names}, names)
+        definitions["Note"] = _record(Note, {name: {"type": "string"} for name in names})
         return {"$ref": "#/$defs/Note"}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if hint.__name__ not in definitions:
@@ -83,7 +83,7 @@ def _of(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             entries = {field.name: _of(hints[field.name], definitions) for field in dataclasses.fields(hint)}
             if hint is Artifact:
                 entries["gzip_bytes"] = _of(int | None, definitions)
-            definitions[hint.__name__] = _record(hint, entries, list(entries))
+            definitions[hint.__name__] = _record(hint, entries)
         return {"$ref": f"#/$defs/{hint.__name__}"}
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is types.UnionType:
@@ -95,7 +95,11 @@ def _of(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _record(record: type, entries: dict[str, Any], required: list[str]) -> dict[str, Any]:
+def _required(entries: Iterable[str]) -> list[str]:
+    return [name for name in entries if name not in _ADDED]
+
+
+def _record(record: type, entries: dict[str, Any]) -> dict[str, Any]:
     """The schema of a record; the attributes in its docstring describe the entries."""
     text = record.__doc__ or ""
     said = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)) | {
@@ -108,7 +112,7 @@ def _record(record: type, entries: dict[str, Any], required: list[str]) -> dict[
     return {
         "type": "object",
         "description": text.splitlines()[0],
-        "required": required,
+        "required": _required(entries),
         "properties": described,
         "additionalProperties": False,
     }

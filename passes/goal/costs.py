@@ -55,8 +55,10 @@ _FINEST, _FEW = 8, 8
 """Options of an axis are multiples of 8 positions, or of more where that still gives 8 options."""
 _SMALL = 8
 """Axes of fewer positions may have any width: registers are not filled anyway."""
-_ROUNDS, _HALF_A_SECOND = 25, 500.0
-"""Fewest rounds in which a file is measured, and milliseconds that the original runs where its calls are short."""
+_ROUNDS = 25
+"""Fewest rounds in which a file is measured."""
+_MILLISECONDS = 500.0
+"""How long the original runs in all rounds where its calls are short."""
 _LARGE = 0.02
 """A layer that takes this share of the time may become two of a lower rank."""
 _FORMATS = ("int8", "int4")
@@ -156,7 +158,7 @@ class FileCosts:
             {"original": self.file}, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False
         )
         milliseconds = measured.latencies["original"].cpu
-        self.rounds = max(_ROUNDS, round(_HALF_A_SECOND / max(1.0, milliseconds)))
+        self.rounds = max(_ROUNDS, round(_MILLISECONDS / max(1.0, milliseconds)))
         self.original = {
             "latency": milliseconds,
             "size": float(_METADATA + sum(path.stat().st_size for path in self.folder.glob("original*"))),

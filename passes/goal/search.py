@@ -48,7 +48,7 @@ _SHARES = (0.7, 0.5, 0.35, 0.25, 0.15)
 _PLACEMENTS = 2
 """How often integers are placed again, since widths change with the placement."""
 _EARLY = 0.25
-"""Share of the time in which every precision is tried; after it, more are tried only if none found was good."""
+"""Share of the time in which every precision is tried; after it, more are tried where rounding is most of the loss."""
 _FINER = 2
 """Placements of fewer integers that are tried if all integers together lose too much."""
 _LOSS_STEPS = 5
@@ -134,14 +134,14 @@ class GoalSearch:
         nearest = {precision.name: self._out_of_reach(precision, limits) for precision in self.precisions}
         able = [precision for precision in self.precisions if not nearest[precision.name]]
         expected = {precision.name: self._expected_loss(precision, limits) for precision in able}
-        inside: list[Built] = []
         waiting = sorted(able, key=lambda precision: expected[precision.name])
-        rounding_hurts = True
-        while waiting and (not inside or time.monotonic() < (self.until if rounding_hurts else self.early)):
+        inside, goes_on = list[Built](), True
+        while waiting and goes_on:
             precision = waiting.pop(0)
             self._build_within(precision, limits)
             inside, rounding_hurts = self._inside(limits), self._rounding_hurts(precision)
-            if precision.name == "int8" and self.settings.precision == "auto" and rounding_hurts:
+            goes_on = not inside or time.monotonic() < (self.until if rounding_hurts else self.early)
+            if goes_on and rounding_hurts and precision.name == "int8" and self.settings.precision == "auto":
                 waiting = [*self._least_expected(self._fewer_integers(), limits), *waiting]
         if not self.programs.built:
             raise InvalidInput("the goal can't be met: " + "; ".join(nearest.values()))
@@ -342,7 +342,7 @@ class GoalSearch:
         narrowest = precision.costs["latency"](cheapest(precision.costs["latency"], precision.options))
         low, high = math.log(narrowest), math.log(widest)
         for step in range(_LOSS_STEPS):
-            if step and time.monotonic() > self.until:
+            if (step or keeping) and time.monotonic() > self.until:
                 break
             middle = (low + high) / 2
             limits = {"latency": math.exp(middle)}

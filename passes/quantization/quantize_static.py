@@ -40,7 +40,8 @@ class QuantizeStatic(Pass):
     """Weights and activations become 8-bit integers; see `lobo_fx.passes.quantization.integers.kernels` for where.
 
     Before: `relu(conv(x, W, b))`. After: `q(relu(conv(dq(q(x)), dq(W₈), dq(b₃₂))))`, which ONNX Runtime
-    runs as one integer convolution. Batch norms are folded first. Zeros of pruned weights stay zero.
+    runs as one integer convolution. Batch norms are folded first. Zeros of pruned weights stay zero. Values that an
+    earlier pass quantized keep their scale and zero point.
 
     Attributes:
         observer: how the range of an activation is chosen from calibration data: `histogram` (least squared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -99,13 +100,25 @@ def test_rows_of_two_machines_stand_in_two_tables(report_004: Any, tmp_path: Pat
     assert text.index("## net, on X") < text.index("| a |") < text.index("## net, on Y") < text.index("| b |")
 
 
-@pytest.mark.parametrize("name", ["goal", "latency_model", "report_001"])
-def test_an_unknown_network_is_refused(name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_networks_are_named_all_or_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr("sys.argv", [name, "resnet"])
+    parser = argparse.ArgumentParser()
+    importlib.import_module("command_line").add_networks(parser, ("ResNet-50", "LeNet-5"))
+    assert parser.parse_args([]).networks == []
+    assert parser.parse_args(["LeNet-5"]).networks == ["LeNet-5"]
     with pytest.raises(SystemExit):
+        parser.parse_args(["resnet"])
+    assert "no network is called 'resnet'; there are: ResNet-50, LeNet-5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["goal", "latency_model", "report_001"])
+def test_a_benchmark_starts_without_names(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    output = tmp_path / "rows.json"
+    output.write_text(json.dumps({"networks": {"of an earlier version": 1}}))
+    monkeypatch.setattr("sys.argv", [name, "--output", str(output)])
+    with pytest.raises(SystemExit, match=f"{output}.*another --output"):  # read once the arguments are
         importlib.import_module(name).main()
-    assert "argument networks: invalid choice: 'resnet' (choose from" in capsys.readouterr().err
 
 
 def test_the_rows_of_the_receiver_are_those_that_its_report_asks_for(report_004: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -230,25 +231,33 @@ def test_functions_alone_can_be_timed(clock: Clock) -> None:
     assert found["b"].cpu == 0
 
 
-def test_ratios_are_taken_round_by_round(clock: Clock) -> None:
-    seconds = {name: np.random.default_rng(seed).uniform(2e-3, 9e-3, 12) for seed, name in enumerate("ab")}
+def test_ratios_of_processor_time_are_taken_round_by_round(clock: Clock) -> None:
+    spent: dict[str, list[list[float]]] = {"long": [], "short": []}  # of each call, by round
+    draw = np.random.default_rng(0)
 
-    def call(name: str) -> Any:
-        left = iter(seconds[name])
-
+    def call(name: str, milliseconds: float) -> Any:
         def run() -> None:
-            clock.wall += (taken := next(left))
-            clock.cpu += taken / (2 if name == "b" else 1)
+            taken = 1e-3 * milliseconds * float(draw.uniform(1, 4))
+            if name == "long":
+                spent["short"].append([])
+                spent["long"].append([])
+            spent[name][-1].append(taken)
+            clock.wall += taken
+            clock.cpu += taken
 
         return run
 
-    latencies = interleave({name: call(name) for name in seconds}, rounds=11, warmup=1, rows=1)
+    calls = {"long": call("long", 2), "short": call("short", 0.2)}
+    latencies = interleave(calls, rounds=11, warmup=1, rows=1)
+    rounds = list(zip(spent["short"][1:], spent["long"][1:], strict=True))
+    assert max(len(short) for short, _ in rounds) > 1
+    expected = float(np.median([np.mean(short) / np.mean(long) for short, long in rounds]))
     found = Benchmark("none", 1, 1, 11, latencies)
-    expected = float(np.median(seconds["b"][1:] / seconds["a"][1:]))
-    assert found.ratio("b", "p50") == pytest.approx(expected)
-    assert found.ratio("b") == pytest.approx(expected / 2)
-    assert found.ratio("a") == 1
-    assert abs(latencies["b"].p50 / latencies["a"].p50 - expected) > 0.01  # medians alone would tell another one
+    assert found.ratio("short") == pytest.approx(expected)
+    assert found.ratio("long") == 1
+    medians = latencies["short"].p50 / latencies["long"].p50
+    assert found.ratio("short", "p50") == medians
+    assert abs(medians / expected - 1) > 0.01
 
 
 # ONNX Runtime.
@@ -262,7 +271,7 @@ def test_two_files_are_measured_in_one_run(files: dict[str, Path]) -> None:
         assert 0 < latency.p5 <= latency.p50 <= latency.p95
         assert latency.cpu > 0
         assert latency.throughput == pytest.approx(2 / (1e-3 * latency.p50))
-    assert found.ratio("second", "p50") == found.latencies["second"].wall_ratio
+    assert found.ratio("second", "p50") == found.latencies["second"].p50 / found.latencies["first"].p50
 
 
 def test_a_session_says_what_it_takes_and_runs_it(files: dict[str, Path]) -> None:
@@ -561,5 +570,21 @@ def test_a_clock_that_ticks_more_slowly_than_a_call_takes_is_right_on_average(mo
     latencies = interleave(calls, rounds=3, warmup=0, rows=1)
     compared = Benchmark("none", 1, 1, 3, latencies).ratio("other")
     assert latencies["first"].cpu == 0
-    assert compared == latencies["other"].wall_ratio != 1
+    assert compared == latencies["other"].p50 / latencies["first"].p50
     assert latencies["other"].cpu_ratio is None
+
+
+def test_where_one_of_two_files_is_shorter_than_a_tick_means_are_compared(clock: Clock) -> None:
+    calls = itertools.count()
+
+    def short() -> None:
+        clock.wall += 2e-3
+        clock.cpu += 1e-2 if next(calls) % 5 == 0 else 0.0
+
+    def long() -> None:
+        clock.wall += 2e-2
+        clock.cpu += 2e-2
+
+    latencies = interleave({"long": long, "short": short}, rounds=10, warmup=0, rows=1)
+    assert latencies["short"].cpu_ratio is None
+    assert Benchmark("none", 1, 1, 10, latencies).ratio("short") == pytest.approx(0.1)

@@ -86,6 +86,17 @@ def test_a_report_from_before_modules_were_in_it_is_read(tmp_path: Path) -> None
         read_report(saved(tmp_path / "bad", modules=[{}]))
 
 
+def test_a_report_from_before_ratios_were_taken_by_round_is_read(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run")
+    content = json.loads((folder / "report.json").read_text())
+    for latency in content["benchmark"]["latencies"].values():
+        del latency["cpu_ratio"]
+    (folder / "report.json").write_text(json.dumps(content))
+    found = read_report(folder).benchmark
+    assert found is not None
+    assert all(latency.cpu_ratio is None for latency in found.latencies.values())
+
+
 @pytest.mark.parametrize("number", [0, 2, "1", None])
 def test_another_schema_is_refused(tmp_path: Path, number: object) -> None:
     with pytest.raises(InvalidInput, match=f"has schema {number!r}; this version reads schema 1"):

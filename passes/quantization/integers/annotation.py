@@ -10,10 +10,15 @@ activation which the runtime would merge into the float product;
 (4) maxima, resizes to the nearest, and reshapes hand a quantized value on. Which operators take part was decided
 before: `lobo_fx.passes.quantization.integers.placement`.
 
-A value that an earlier pass has quantized keeps its scale and zero point: another pair would round it once more.
+A value that an earlier pass has quantized for the same kind of integers keeps its scale and zero point, whatever the
+settings say: another pair would round it once more.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -92,11 +97,26 @@ class Annotator(Quantizer):
     def _activation(self, node: fx.Node, value: fx.Node) -> QuantizationSpecBase:
         """8-bit, asymmetric, one scale for the tensor: of a value that an operator reads or gives."""
         dtype, low, high = self.placement.target.activation
-        earlier = _quantized_before(value)
-        if earlier is not None and (earlier.dtype, earlier.quant_min, earlier.quant_max) == (dtype, low, high):
-            return earlier
+        for scale, zero_point, *codes in self._quantized_before(value):
+            if codes == [low, high, dtype]:
+                return FixedQParamsQuantizationSpec(dtype, scale, zero_point, low, high, torch.per_tensor_affine)
         watching = observers(self.placement.integer[node.name], self.training).activation
         return QuantizationSpec(dtype, watching, low, high, torch.per_tensor_affine)
+
+    def _quantized_before(self, value: fx.Node) -> Iterator[tuple[Any, ...]]:
+        """How an earlier pass quantizes a value, where it comes from or where it is read: scale, zero point, codes."""
+        while self.table.passes(value):
+            value = value.all_input_nodes[0]
+        codes = torch.ops.quantized_decomposed
+        if is_call(value, codes.dequantize_per_tensor.default):
+            yield value.args[1:6]
+        readers = deque(value.users)
+        while readers:
+            reader = readers.popleft()
+            if is_call(reader, codes.quantize_per_tensor.default):
+                yield reader.args[1:6]
+            elif self.table.passes(reader):
+                readers.extend(reader.users)
 
     def _weight(self, layer: Layer) -> QuantizationSpec:
         """int8, symmetric, one scale per output channel of the weight as the layer reads it."""
@@ -105,23 +125,10 @@ class Annotator(Quantizer):
         axis = layer.kind.output_dim
         return QuantizationSpec(torch.int8, watching, -limit, limit, torch.per_channel_symmetric, ch_axis=axis)
 
-    def _annotate_output(self, node: fx.Node, spec: QuantizationSpec) -> None:
+    def _annotate_output(self, node: fx.Node, spec: QuantizationSpecBase) -> None:
         annotation = node.meta.get(_ANNOTATION) or QuantizationAnnotation(_annotated=True)
         annotation.output_qspec = spec
         node.meta[_ANNOTATION] = annotation
-
-
-def _quantized_before(value: fx.Node) -> FixedQParamsQuantizationSpec | None:
-    """How an earlier pass quantizes a value, if it does: where it comes from, or where it is read."""
-    codes = torch.ops.quantized_decomposed
-    if is_call(value, codes.dequantize_per_tensor.default):
-        calls = [value]
-    else:
-        calls = [user for user in value.users if is_call(user, codes.quantize_per_tensor.default)]
-    if len({call.args[1:6] for call in calls}) != 1:
-        return None
-    scale, zero_point, low, high, dtype = calls[0].args[1:6]
-    return FixedQParamsQuantizationSpec(dtype, scale, zero_point, low, high, torch.per_tensor_affine)
 
 
 def _bias(layer: Layer) -> DerivedQuantizationSpec:

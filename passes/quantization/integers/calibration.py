@@ -170,13 +170,19 @@ def convert(program: Program, prepared: fx.GraphModule) -> Program:
 
 
 def _drop_second_quantizing(graph: fx.Graph) -> None:
-    """Hands codes on where they would be dequantized and quantized alike: an earlier pass had quantized the value."""
+    """Quantizes a value once: codes that would be dequantized and quantized alike are handed on."""
     codes = torch.ops.quantized_decomposed
+    known: dict[tuple[Any, ...], fx.Node] = {}
     for node in graph.find_nodes(op="call_function", target=codes.quantize_per_tensor.default):
         source = node.args[0]
-        if is_call(source, codes.dequantize_per_tensor.default) and source.args[1:6] == node.args[1:6]:
-            node.replace_all_uses_with(source.args[0])
-            graph.erase_node(node)
+        again = is_call(source, codes.dequantize_per_tensor.default) and source.args[1:6] == node.args[1:6]
+        instead = source.args[0] if again else known.setdefault(node.args, node)
+        if instead is node:
+            continue
+        node.replace_all_uses_with(instead)
+        graph.erase_node(node)
+        if again and not source.users:
+            graph.erase_node(source)
 
 
 def _norm(*args: Any) -> torch.Tensor:

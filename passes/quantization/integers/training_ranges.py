@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torchao.quantization.pt2e import FakeQuantize
+from torchao.quantization.pt2e import FakeQuantize, FixedQParamsFakeQuantize
 
 __all__ = ["LearnedRange", "give_back_ranges", "learn_ranges", "stop_following"]
 
@@ -43,11 +43,15 @@ def _rounded(value: torch.Tensor) -> torch.Tensor:
 
 
 def _followed(module: fx.GraphModule) -> dict[str, Any]:
-    """The fake quantizers of activations, by name: each observes one range for a tensor."""
+    """The fake quantizers of activations, by name: each observes one range for a tensor.
+
+    Not those of values that an earlier pass has quantized, whose ranges stay.
+    """
     found = {}
     for node in module.graph.find_nodes(op="call_module"):
         part = module.get_submodule(str(node.target))
-        if isinstance(part, FakeQuantize) and not part.is_per_channel:
+        fixed = isinstance(part, FixedQParamsFakeQuantize)
+        if isinstance(part, FakeQuantize) and not part.is_per_channel and not fixed:
             found[str(node.target)] = part
     return found
 

@@ -476,18 +476,22 @@ def test_a_tied_embedding_looks_up_what_products_multiply_with(
     assert any("Integer" in kernel or "QGemm" in kernel for kernel in artifact.details["kernels"])
 
 
-def test_what_is_quantized_is_not_rounded_again(free_integers: Callable[[], str]) -> None:
+@pytest.mark.parametrize("pool", ["int8", "float"])
+def test_what_is_quantized_is_not_rounded_again(pool: str, free_integers: Callable[[], str]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(9 * 49, 5))
-    earlier, images = QuantizeStatic("min_max", kernels="all"), torch.randn(6, 3, 16, 16)
-    once = quantize(model, images)
+    images, ops = torch.randn(6, 3, 16, 16), torch.ops.quantized_decomposed
+    earlier = QuantizeStatic("min_max", kernels="all", overrides={"2": "float"} if pool == "float" else {})
     again: dict[str, Any] = {"observer": "percentile", "kernels": "cheapest", "passes": [earlier]}
-    quantize(model, images, **again)
+    quantize(model, images, **again)  # measures what costs the table must have
     twice = quantize(model, images, **again, costs=free_integers())
-    ops = torch.ops.quantized_decomposed
-    pools = twice.program.graph.find_nodes(op="call_function", target=torch.ops.aten.avg_pool2d.default)
-    assert [pool.args[0].target for pool in pools] == [ops.dequantize_per_tensor.default]
+    once = lobo_fx.compile(
+        model, [earlier], example_inputs=images[:2], calibration_data=[images[:2], images[2:]], progress=False
+    )
+    (node,) = twice.program.graph.find_nodes(op="call_function", target=torch.ops.aten.avg_pool2d.default)
+    assert {user.target for user in node.users} == {ops.quantize_per_tensor.default}  # placed by one of the passes
     pairs = twice.program.graph.find_nodes(op="call_function", target=ops.quantize_per_tensor.default)
     assert all(pair.args[0].target is not ops.dequantize_per_tensor.default for pair in pairs)
+    assert all(node.users for node in twice.program.graph.nodes if node.op == "call_function")
     assert torch.equal(once.module(images), twice.module(images))
 
 

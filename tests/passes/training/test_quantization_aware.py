@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -263,3 +263,27 @@ def test_data_to_calibrate_is_asked_for(program: Program) -> None:
     with pytest.raises(InvalidInput, match="quantization_aware_training needs calibration_data="):
         lobo_fx.compile(program, ["quantization_aware_training"], train_data=DATA, loss_fn=cross_entropy)
     assert copy.deepcopy(program.module) is not program.module
+
+
+@pytest.mark.parametrize("ranges", ["followed", "learned"])
+def test_what_an_earlier_pass_quantized_keeps_its_range(ranges: Literal["followed", "learned"]) -> None:
+    """The convolution's output is quantized for the pool; the layer behind the pool is left to the training."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 9, 5)).eval()
+    images, codes = torch.randn(16, 3, 8, 8), torch.ops.quantized_decomposed
+    result = lobo_fx.compile(
+        model,
+        [
+            QuantizeStatic(kernels="all", overrides={"4": "float"}),
+            QuantizationAwareTraining(ranges=ranges, quantize={"kernels": "all"}, steps=3, learning_rate=1e-2),
+        ],
+        example_inputs=images[:2],
+        calibration_data=[images],
+        train_data=[(images, torch.zeros(16, dtype=torch.long))],
+        loss_fn=nn.functional.cross_entropy,
+        progress=False,
+    )
+    pairs = result.program.graph.find_nodes(op="call_function", target=codes.quantize_per_tensor.default)
+    assert all(pair.args[0].target is not codes.dequantize_per_tensor.default for pair in pairs)
+    (linear,) = result.program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
+    assert "dequantize" in str(linear.args[1].target)
