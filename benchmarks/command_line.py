@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection
 
+from lobo_fx.errors import suggestion
+
 __all__ = ["add_networks"]
 
 
@@ -13,7 +15,7 @@ def add_networks(parser: argparse.ArgumentParser, names: Collection[str]) -> Non
 
     def known(name: str) -> str:
         if name not in names:
-            raise argparse.ArgumentTypeError(f"no network is called {name!r}; there are: {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"no network is called {name!r}; {suggestion(name, names)}")
         return name
 
     parser.add_argument("networks", nargs="*", type=known, metavar="network", help="which networks; default: all")

@@ -41,6 +41,7 @@ from tasks.training import default_cache
 
 import lobo_fx
 from lobo_fx.contracts.passbase import Pass
+from lobo_fx.errors import suggestion
 from lobo_fx.files import temporary_folder
 from lobo_fx.passes import FitGoal, PruneChannels, QuantizeStatic
 from lobo_fx.terminal.tables import new_table, to_markdown
@@ -223,7 +224,7 @@ def main() -> None:
     torch.set_num_threads(1)
     methods = {name: run for name, run in METHODS.items() if any(fnmatch.fnmatchcase(name, p) for p in options.methods)}
     if not methods:
-        parser.error(f"no method is called {' or '.join(options.methods)}; there are: {', '.join(METHODS)}")
+        parser.error(f"no method is called {' or '.join(options.methods)}; {suggestion(options.methods[0], METHODS)}")
     kept = KeptRows(options.output, rounds=ROUNDS)
     for seed, name in itertools.product(range(options.seeds), options.networks or TASKS):
         for budget, (method, run) in itertools.product(options.budgets, methods.items()):

@@ -106,9 +106,10 @@ def test_networks_are_named_all_or_refused(monkeypatch: pytest.MonkeyPatch, caps
     importlib.import_module("command_line").add_networks(parser, ("ResNet-50", "LeNet-5"))
     assert parser.parse_args([]).networks == []
     assert parser.parse_args(["LeNet-5"]).networks == ["LeNet-5"]
-    with pytest.raises(SystemExit):
-        parser.parse_args(["resnet"])
-    assert "no network is called 'resnet'; there are: ResNet-50, LeNet-5" in capsys.readouterr().err
+    for name, words in (("resnet", "did you mean ResNet-50?"), ("vgg", "known: LeNet-5, ResNet-50")):
+        with pytest.raises(SystemExit):
+            parser.parse_args([name])
+        assert f"no network is called '{name}'; {words}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["goal", "latency_model", "report_001"])
