@@ -46,7 +46,7 @@ class Exhaustive(GoalSearch):
         self.built_by_search = len(self.programs.built)
         every = itertools.product(*([(leaf, width) for width in precision.options[leaf]] for leaf in self.leaves))
         for widths in track([dict(chosen) for chosen in every], "every width", show=True):
-            if not self.programs.is_built(precision, widths):
+            if self.programs.built_of(precision, widths) is None:
                 self.programs.build(precision, widths)
 
 

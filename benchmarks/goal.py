@@ -44,6 +44,7 @@ from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import suggestion
 from lobo_fx.files import temporary_folder
 from lobo_fx.passes import FitGoal, PruneChannels, QuantizeStatic
+from lobo_fx.passes.goal.correction import NEAR, tolerated
 from lobo_fx.terminal.tables import new_table, to_markdown
 
 TASKS: dict[str, tuple[Task, str]] = {
@@ -55,7 +56,7 @@ TASKS: dict[str, tuple[Task, str]] = {
     **{name: (dataclasses.replace(glyphs.TASK, models=NETWORKS, held_out=VALIDATION), name) for name in NETWORKS},
 }
 CALIBRATION, LABELLED, TEST = 512, 1_024, 2_000
-BISECTIONS, ROUNDS, NEAR, OVER = 7, 200, 0.03, 0.015
+BISECTIONS, ROUNDS = 7, 200
 TRIES = 20
 """Of the random search."""
 EQUAL = "equal shares, int8"
@@ -113,7 +114,7 @@ class Network:
             shares = {name: draw.uniform(0, 0.95) for name in names}
             found = self.run([PruneChannels(shares), QuantizeStatic()])
             spent += found["seconds"]
-            if found["latency"] <= (1 + OVER) * budget and found["decibels"] > best.get("decibels", -math.inf):
+            if found["latency"] <= tolerated("latency", budget) and found["decibels"] > best.get("decibels", -math.inf):
                 best = found
         if not best:
             raise lobo_fx.InvalidInput(f"none of {TRIES} random widths takes so little")

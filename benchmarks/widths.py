@@ -65,8 +65,10 @@ class Chosen:
         self.program = lobo_fx.trace(module, calibration.inputs[:2])
         self.whole, self.part = (self._context(split) for split in (calibration, compared))
         self.inference = Inference(self.program).run()
-        self.leaves = tuple(members(self.inference))
-        self.model = LossModel.measure(self.inference, self.whole, Noise(self.program, self.whole.held_out_batches(64)))
+        free = members(self.inference)
+        self.leaves = tuple(free)
+        noise = Noise(self.program, self.whole.held_out_batches(64))
+        self.model = LossModel.measure(self.inference, self.whole, noise, free)
         self.noise = Noise(self.program, [rows for rows, held_out in self.part.split_batches() if held_out])
         self.cost = macs(self.inference, self.leaves)
         self.options = {

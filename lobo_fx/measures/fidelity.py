@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["Ratio", "float_outputs", "largest_error", "signal_to_noise", "stacked", "tensor_leaves", "variation"]
+__all__ = [
+    "Ratio",
+    "float_outputs",
+    "largest_error",
+    "same_nonfinite",
+    "signal_to_noise",
+    "stacked",
+    "tensor_leaves",
+    "variation",
+]
 
 
 def float_outputs(outputs: Any) -> list[torch.Tensor]:
@@ -47,7 +56,7 @@ class Ratio:
         """Adds the outputs for a batch."""
         for r, o in zip(float_outputs(reference), float_outputs(outputs), strict=True):
             finite = r.isfinite()
-            if not _same_nonfinite(r, o):
+            if not same_nonfinite(r, o):
                 self.is_alike = False
                 continue
             self.signal += float(r[finite].double().pow(2).sum())
@@ -74,7 +83,7 @@ def largest_error(reference: Any, outputs: Any) -> float:
         if not r.is_floating_point():
             worst = max(worst, float((r != o).double().mean()))
             continue
-        if not _same_nonfinite(r, o):
+        if not same_nonfinite(r, o):
             return math.inf
         finite = r.isfinite()
         if bool(finite.any()):
@@ -90,8 +99,11 @@ def stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def variation(outputs: Iterable[torch.Tensor]) -> float:
-    """Sum of squares about the mean row; if all rows are equal, sum of squares about zero; if all are zero, 1."""
-    outputs = list(outputs)
+    """Sum of squares about the mean row; if all rows are equal, sum of squares about zero; if all are zero, 1.
+
+    Infinities and NaN, such as those of a mask, count as zero.
+    """
+    outputs = [y.nan_to_num(0, 0, 0) for y in outputs]
     about_mean = sum(float((y - y.mean(0)).square().sum()) for y in outputs)
     return about_mean or sum(float(y.square().sum()) for y in outputs) or 1.0
 
@@ -101,7 +113,7 @@ def tensor_leaves(outputs: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
-def _same_nonfinite(r: torch.Tensor, o: torch.Tensor) -> bool:
+def same_nonfinite(r: torch.Tensor, o: torch.Tensor) -> bool:
     """Whether NaN and infinities are at the same positions."""
     places = ~r.isfinite()
     return bool((places == ~o.isfinite()).all()) and bool((r[places].nan_to_num() == o[places].nan_to_num()).all())

@@ -121,6 +121,8 @@ class CostTable:
         if measured and self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self.path.is_file() and not self.unreadable:  # another process may have added costs meanwhile
+                    self.costs = CostTable.load(self.path).costs | self.costs
                 self.save(self.path)
             except (OSError, InvalidInput):
                 self.path = None  # it can't be written, and is only used in this process

@@ -88,10 +88,10 @@ class Measuring:
         Raises:
             InvalidInput: the outputs are not finite where the original's are.
         """
+        result.report.artifacts["original"] = self.original  # so that no export writes it again
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of low decibels, which are an objective
             artifact = result.export(self.folder / f"model{self.original.path.suffix}")
-        result.report.artifacts["original"] = self.original
         last = result.report.rows[-1]  # read after the export, which may replace integer kernels
         if last.snr == -math.inf:
             raise InvalidInput("the outputs are NaN or infinite where the original's are not, or hold no signal")

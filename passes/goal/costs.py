@@ -21,6 +21,7 @@ from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.layers import layers
+from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.fidelity import decibels
@@ -28,7 +29,7 @@ from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.memory import peak_memory
 from lobo_fx.passes.goal.correction import Correction
 from lobo_fx.passes.goal.latency_model import LatencyModel
-from lobo_fx.passes.goal.plan import with_firsts
+from lobo_fx.passes.goal.plan import shapes_of, with_firsts
 from lobo_fx.passes.goal.ranks import RankAxis, find_ranks
 from lobo_fx.passes.goal.settings import Settings
 from lobo_fx.passes.goal.solver import Options
@@ -38,7 +39,7 @@ from lobo_fx.passes.pruning.widths import Widths, best_positions
 from lobo_fx.passes.quantization.integers.kernels import kernel_table, one_row
 from lobo_fx.passes.quantization.integers.prices import measure_missing, open_table
 from lobo_fx.passes.quantization.mixed_precision import ever_fewer
-from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, fused_where_faster
+from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded, fused_where_faster
 from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.plugins.kernels import ProfilesNodes
 from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
@@ -103,6 +104,9 @@ class FileCosts:
         context: calibration data, without progress of its own.
         settings: the goal, how operators are quantized, and for what machine.
         folder: folder for files.
+
+    Attributes:
+        notes: what was found about the cost table.
     """
 
     def __init__(
@@ -116,20 +120,19 @@ class FileCosts:
     ) -> None:
         self.start, self.inference = start, inference
         self.program, self.context, self.settings, self.folder = inference.program, context, settings, folder
+        self.notes: list[Note] = []
         self.corrections: dict[tuple[str, str], Correction] = {}  # by precision and quantity
         self.exporter = EXPORTERS.ours(EXPORTERS.default)()
         self.runtime = RUNTIMES.ours(RUNTIMES.default)()
         self._measure_original()
         self.table = open_table(settings.costs)
         self.model = LatencyModel(inference, kernel_table(RUNTIMES.default), self.times)
-        measure_missing(self.table, self.model.priced, context)
-        self.model.price(self.table)
-        if settings.costs is not None:
-            self.model.adopt()
-        self.ranks = self._ranks(free)
+        self._price(self.model)
+        self.ranks = self._ranks()
         self.leaves = (*free, *(rank.leaf for rank in self.ranks))
         self.whole: Widths = {leaf: leaf.size for leaf in self.leaves}
         self.floating = self.model.sum(self.leaves, ranks=self.ranks)
+        self.microseconds = self._microseconds_of_original()
         if not self.floating(self.whole):
             raise InvalidInput("the model computes nothing that takes time: there is nothing to make faster")
         self.precisions = self._precisions()
@@ -151,9 +154,7 @@ class FileCosts:
         """Writes the original's file, and measures the latency, size and memory that costs are shares of."""
         self.arrays = named_arrays(self.program, with_rows(self.program, 1))
         self.file = self.exporter.export(self.context.original or self.start, self.folder / "original.onnx", {}).path
-        folded_file = self.exporter.export(self.program, self.folder / "folded.onnx", {}).path
-        names, profiles = _givers(self.program), isinstance(self.runtime, ProfilesNodes)
-        self.times = self.runtime.node_times(folded_file, self.arrays, names) if profiles else {}
+        self.times = self._profile(self.program)
         measured = benchmark(
             {"original": self.file}, self.runtime, arrays=self.arrays, rounds=_ROUNDS, memory=False, progress=False
         )
@@ -166,12 +167,38 @@ class FileCosts:
         if "memory" in self.settings.goal.limits:
             self.original["memory"] = float(self._memory(self.file))
 
+    def _price(self, model: LatencyModel) -> None:
+        """Gives a model the costs of its kernels; those that a table of another machine lacks are noted."""
+        told = dataclasses.replace(self.context, notes=self.notes)
+        measure_missing(self.table, model.priced, told)
+        model.price(self.table)
+        if self.settings.costs is not None:
+            model.adopt()
+
+    def _microseconds_of_original(self) -> float:
+        """What the original takes in float, by prediction: measured files correct it, but not on another machine."""
+        original = self.context.original
+        if self.settings.costs is None or original is None or shapes_of(original) == shapes_of(self.start):
+            return self.floating(self.whole)
+        program = folded(original.clone(), dataclasses.replace(self.context, notes=[]))
+        propagate(program.module)
+        model = LatencyModel(Inference(program).run(), self.model.kernels, self._profile(program))
+        self._price(model)
+        return model.sum(())({})
+
     def _memory(self, file: Path) -> int:
         kind = type(self.runtime)
         base, peak = peak_memory(file, f"{kind.__module__}:{kind.__qualname__}", 1, self.arrays)
-        return peak - base
+        return max(1, peak - base)
 
-    def _ranks(self, free: Sequence[Axis]) -> list[RankAxis]:
+    def _profile(self, program: Program) -> Mapping[str, Sequence[float]]:
+        """Microseconds of each operator within a program's file, where the runtime tells them."""
+        if not isinstance(self.runtime, ProfilesNodes):
+            return {}
+        file = self.exporter.export(program, self.folder / "folded.onnx", {}).path
+        return self.runtime.node_times(file, self.arrays, _givers(program))
+
+    def _ranks(self) -> list[RankAxis]:
         """Rank axes of the layers that take most of the time, if their kernels are known at other sizes."""
         if not self.settings.low_rank:
             return []
@@ -233,7 +260,7 @@ class FileCosts:
         graph = self.original["size"] - stored_bytes(self.inference, self.leaves)(self.whole)
         size = stored_bytes(self.inference, self.leaves, bits, self.ranks) + constant(self.leaves, max(0.0, graph))
         costs = {
-            "latency": latency.scaled(1 / self.floating(self.whole)),
+            "latency": latency.scaled(1 / self.microseconds),
             "size": size.scaled(1 / self.original["size"]),
         }
         if "memory" in self.original:  # memory of activations hardly changes, that of weights is the file's
@@ -312,7 +339,9 @@ def _rank_options(rank: RankAxis, unit: int) -> list[int]:
 
 
 def _unit(leaf: Axis, unit: int) -> int:
-    """The unit, halved as long as an axis would have few options."""
+    """The unit, halved as long as an axis would have few options; short axes may have any width."""
+    if leaf.size < _SMALL:
+        return 1
     while unit > _FINEST and leaf.size < _FEW * unit:
         unit //= 2
     return unit
@@ -321,7 +350,7 @@ def _unit(leaf: Axis, unit: int) -> int:
 def _options(leaf: Axis, unit: int) -> list[int]:
     """Widths that an axis may have, the widest last: multiples of the unit, or of a part of it where they are few."""
     size = leaf.size
-    step = 1 if kind(leaf) in _COUNTED or size < _SMALL else unit
+    step = 1 if kind(leaf) in _COUNTED else unit
     while size < 2 * step:
         step //= 2
     widths = list(range(step, size, step)) or [size]

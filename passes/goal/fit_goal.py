@@ -53,8 +53,8 @@ class FitGoal(Pass):
             of the loss, fewer operators are tried, and float. Where size or memory is limited, or where most of the
             time goes to linear layers of few rows, weights alone in 8 or 4 bits are tried too. `int8`, `float`,
             `weights_int8` and `weights_int4` leave no choice.
-        low_rank: whether layers may become two of a lower rank (`Factorize`): those that take 2 % of the time or more
-            and whose inputs and outputs are both free.
+        low_rank: whether layers may become two of a lower rank (`Factorize`): those that take 2 % of the time or more,
+            where the model fixes the width of neither their inputs nor their outputs.
         kinds: the kinds of axes that may be cut (`lobo_fx.axes.KINDS`); None for all.
         exclude: patterns of names of modules or parameters; an axis that runs through one of them stays whole.
         round_to: widths are multiples of this, of half of it where the axis is less than twice as wide, and so on;
@@ -121,6 +121,9 @@ class FitGoal(Pass):
             raise InvalidInput(f"seconds is {self.seconds!r}; it must be a number of at least 0")
         if self.quantizer is not None and not isinstance(self.quantizer, QuantizeStatic):
             raise InvalidInput(f"quantizer is a {type(self.quantizer).__name__}; expected a QuantizeStatic")
+        own = (self.costs, self.target)
+        if self.quantizer is not None and (self.quantizer.costs, self.quantizer.target) not in ((None, "auto"), own):
+            raise InvalidInput("quantizer has costs or a target of its own: give costs= and target= to the goal")
         check_costs(self.costs)
         target_named(self.target)
         limit = None if self.plan is not None else self.goal.limits.get("latency")
@@ -181,6 +184,8 @@ class FitGoal(Pass):
     def check(self, program: Program) -> None:
         """Every pattern must match; whether a plan fits is up to the passes before."""
         check_named("exclude", self.exclude, program.module)
+        if self.quantizer is not None:
+            self.quantizer.check(program)
 
     def run(self, program: Program, context: Context) -> Program:
         if self.given_plan is not None:

@@ -24,7 +24,7 @@ from lobo_fx.graph.layers import layer_of
 from lobo_fx.graph.operators import named_values
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import AS_IT_IS, Runner
-from lobo_fx.measures.fidelity import float_outputs, stacked, variation
+from lobo_fx.measures.fidelity import float_outputs, same_nonfinite, stacked, variation
 from lobo_fx.passes.pruning.second_order import Elimination, eliminations, output_weights
 from lobo_fx.passes.pruning.widths import best_positions, parameters
 from lobo_fx.terminal.progress import track
@@ -38,7 +38,8 @@ _MOST = 1e12
 class Noise:
     """Noise of a program's outputs as a share of the variance of the original's, on rows that no fit saw.
 
-    Every output counts alike, however large its values are.
+    Every output counts alike, however large its values are. Where the original is infinite or NaN, as behind a mask,
+    the program has to be so too; else its noise is infinite.
 
     Args:
         original: the program to compare with.
@@ -53,12 +54,13 @@ class Noise:
     def of(self, runner: Runner) -> float:
         """The noise of a runner in the original's place."""
         found = self._outputs(runner)
+        if not all(map(same_nonfinite, self.reference, found)):
+            return math.inf
         shares = [
-            float((y - r).square().sum()) / signal
+            float((y - r)[r.isfinite()].square().sum()) / signal
             for y, r, signal in zip(found, self.reference, self.signals, strict=True)
         ]
-        noise = math.fsum(shares) / len(shares)
-        return math.inf if math.isnan(noise) else noise
+        return math.fsum(shares) / len(shares)
 
     def _outputs(self, runner: Runner) -> list[torch.Tensor]:
         """Each floating-point output over all batches."""
@@ -86,7 +88,12 @@ class LossModel:
 
     @classmethod
     def measure(
-        cls, inference: Inference, context: Context, noise: Noise, beside: Mapping[Axis, Elimination] | None = None
+        cls,
+        inference: Inference,
+        context: Context,
+        noise: Noise,
+        free: Mapping[Axis, Sequence[Member]],
+        beside: Mapping[Axis, Elimination] | None = None,
     ) -> LossModel:
         """Eliminates along every axis, and runs the original once for each.
 
@@ -94,31 +101,37 @@ class LossModel:
             inference: axes of the program.
             context: gives calibration data.
             noise: measures the noise of the program's outputs.
+            free: the leaves whose widths are chosen, with what they run through.
             beside: eliminations of further leaves.
         """
         program = inference.program
-        found = {**eliminations(inference, context, output_weights(program, context)), **(beside or {})}
-        free: dict[Axis, list[Member]] = {**members(inference), **{leaf: [] for leaf in beside or ()}}
+        beside = beside or {}
+        found = {**eliminations(inference, context, output_weights(program, context), free), **beside}
         means = _means(program, noise.batches, {node for entry in found.values() for node in entry.weights})
         scores: dict[Axis, torch.Tensor] = {}
         losses: dict[Axis, torch.Tensor] = {}
-        for leaf in track(list(free), "loss of widths", context.show_progress):
+        leaves = (*free, *beside)
+        for leaf in track(leaves, "loss of widths", context.show_progress):
             entry = found.get(leaf)
             if entry is not None:
                 scores[leaf] = entry.scores
                 shape = entry.errors.flip(0)  # by how many are left
-                measured = noise.of(_replaced(program, entry, means))
-                halfway = entry.halfway
+                halfway, measured = entry.halfway, noise.of(_replaced(program, entry.weights, means))
             else:
                 parts = [member.along(leaf, member.weight.square()) for member in parameters(free[leaf])]
                 scores[leaf] = sum(parts, start=torch.zeros(leaf.size, dtype=torch.double))
                 ranked = scores[leaf].sort(descending=True).values
                 shape = ranked.sum() - torch.cat([torch.zeros(1, dtype=torch.double), ranked.cumsum(0)])
                 halfway = max(1, leaf.size // 2)
-                measured = noise(_zeroed(program, list(free).index(leaf), scores[leaf], halfway))
+                measured = noise(_zeroed(inference, leaf, scores[leaf], halfway))
+            if measured < _LEAST and entry is not None:  # half of the positions are dead: the others are not
+                nothing = {node: torch.zeros_like(weight) for node, weight in entry.weights.items()}
+                halfway, measured = 0, noise.of(_replaced(program, nothing, means))
+            elif measured < _LEAST:
+                halfway, measured = 0, noise(_zeroed(inference, leaf, scores[leaf], 0))
             height = min(added(measured), _MOST) / max(float(shape[halfway]), _LEAST)
             losses[leaf] = (shape * height).flip(0).cummax(0).values.flip(0)
-        return cls(tuple(free), scores, losses)
+        return cls(leaves, scores, losses)
 
 
 def added(noise: float) -> float:
@@ -154,27 +167,29 @@ def _channel_mean(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
     return value.mean([dim for dim in range(value.dim()) if dim not in kept], keepdim=True)
 
 
-def _replaced(program: Program, entry: Elimination, means: Mapping[fx.Node, torch.Tensor]) -> Runner:
+def _replaced(
+    program: Program, weights: Mapping[fx.Node, torch.Tensor], means: Mapping[fx.Node, torch.Tensor]
+) -> Runner:
     """Runs a program with other weights in some layers, and biases that keep the means of their outputs."""
 
     def instead(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if node not in entry.weights:
+        if node not in weights:
             return AS_IT_IS
         layer = layer_of(node)
         assert layer is not None
         given = named_values(node, args, kwargs)
-        weight = entry.weights[node].to(given[layer.kind.weight].dtype)
+        weight = weights[node].to(given[layer.kind.weight].dtype)
         value = node.target(**{**given, layer.kind.weight: weight})  # type: ignore[operator]
         return value + (means[node] - _channel_mean(node, value))
 
     return Runner(program.module, instead=instead)
 
 
-def _zeroed(program: Program, at: int, scores: torch.Tensor, stay: int) -> Program:
+def _zeroed(inference: Inference, leaf: Axis, scores: torch.Tensor, stay: int) -> Program:
     """A copy with the least important positions of one axis zeroed."""
-    copy = program.clone()
-    inference = Inference(copy).run()
-    leaf = list(members(inference))[at]
-    removal: Removal = best_positions({leaf: scores}, {leaf: stay})
-    zero(inference, removal)
+    copy = inference.program.clone()
+    found = Inference(copy).run()
+    twin = dict(zip(members(inference), members(found), strict=True))[leaf]
+    removal: Removal = best_positions({twin: scores}, {twin: stay})
+    zero(found, removal)
     return copy

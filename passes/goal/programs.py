@@ -118,6 +118,7 @@ class Programs:
         self.program, self.show_progress = inference.program, show_progress
         self.tried: list[tuple[Precision, Widths, float]] = []
         self.built: list[Built] = []
+        self._noises: dict[tuple[int, ...], float] = {}
 
     def cut(self, widths: Widths) -> tuple[Program, PruningPlan]:
         """A narrowed copy, and the plan of the removal."""
@@ -129,7 +130,14 @@ class Programs:
         return [one for one in low_rank.find_candidates(program, self.context) if one.name in names] if names else []
 
     def compare(self, precision: Precision, widths: Widths) -> float:
-        """Prunes and refits a copy; returns its noise as a loss that can be summed."""
+        """Prunes and refits a copy, once for all precisions; returns its noise as a loss that can be summed."""
+        key = tuple(widths[leaf] for leaf in self.costs.leaves)
+        if key not in self._noises:
+            self._noises[key] = self._pruned_noise(widths)
+        self.tried.append((precision, widths, self._noises[key]))
+        return added(self._noises[key])
+
+    def _pruned_noise(self, widths: Widths) -> float:
         program, _ = self.cut(widths)
         if widths != self.costs.whole:
             ranks = chosen_ranks(self.costs.ranks, widths)
@@ -137,9 +145,7 @@ class Programs:
             with torch.no_grad(), Pairs(self.program.graph, program.graph, self._fit_batches()) as pairs:
                 given = self.program, pairs, "reconstruct", self.context.note
                 LowRankFit(program, *given, ranks=ranks, wholes=wholes).run(False)
-        noise = self.noise(program)
-        self.tried.append((precision, widths, noise))
-        return added(noise)
+        return self.noise(program)
 
     def _fit_batches(self) -> Iterator[tuple[Sequence[Any], bool]]:
         seen = 0
@@ -149,9 +155,10 @@ class Programs:
             if seen >= _FIT_ROWS:
                 return
 
-    def is_built(self, precision: Precision, widths: Widths) -> bool:
-        """Whether the whole program was made before."""
-        return any(built.precision.name == precision.name and built.widths == widths for built in self.built)
+    def built_of(self, precision: Precision, widths: Widths) -> Built | None:
+        """The whole program of these widths, if it was made before."""
+        same = (built for built in self.built if built.precision.name == precision.name and built.widths == widths)
+        return next(same, None)
 
     def rounding(self, built: Built) -> float | None:
         """The noise that rounding adds to pruning and refitting; None if these alone were not compared."""
@@ -161,7 +168,7 @@ class Programs:
         return max(0.0, built.noise - min(pruned)) if pruned else None
 
     def build(self, precision: Precision, widths: Widths) -> Built:
-        """The whole program of these widths: refitted to all data, quantized, written and measured."""
+        """The whole program of these widths: refitted to all data, quantized, written and measured; corrects costs."""
         _, pruning = self.cut(widths)
         plan = self.plan(precision, widths, pruning)
         own = dataclasses.replace(self.context, notes=[], sheets=[])
@@ -169,6 +176,7 @@ class Programs:
             program = plan.apply(self.start.clone(), own, self.settings.quantizing)
             propagate(program.module)
             measured = self.costs.measure(program)
+            self.costs.learn(precision, widths, measured)
             measured.setdefault("latency", self.costs.expected(precision, "latency", widths))
             noise, verdict, score = self.noise(program), self.judge(program), self.score(program)
         expected = {f"{name} of the original's": value for name, value in measured.items()}

@@ -91,6 +91,7 @@ class GoalSearch:
             with spinner("goal: costs of widths", self.context.show_progress):
                 given = self.start, self.inference, tuple(self.free), self.quiet, self.settings, folder
                 self.costs = FileCosts(*given)
+            self.context.notes.extend(self.costs.notes)
             self.leaves, self.whole, original = self.costs.leaves, self.costs.whole, self.costs.original
             self._learn_losses()
             self.precisions = [*map(self._rounded, self.costs.precisions)]
@@ -112,7 +113,7 @@ class GoalSearch:
         if not self.noise.reference:
             raise InvalidInput("the model gives no floating-point output, by which a loss could be told")
         beside = rank_eliminations(self.program, self.costs.ranks, self.quiet)
-        model = LossModel.measure(self.inference, self.context, self.noise, beside)
+        model = LossModel.measure(self.inference, self.context, self.noise, self.free, beside)
         self.scores = {leaf: model.scores[leaf] for leaf in self.free}
         self.losses: Losses = {leaf: dict(enumerate(model.losses[leaf].tolist())) for leaf in self.leaves}
         given = self.start, self.inference, self.costs, self.scores, self.noise, judge, self.score
@@ -140,7 +141,8 @@ class GoalSearch:
             precision = waiting.pop(0)
             self._build_within(precision, limits)
             inside, rounding_hurts = self._inside(limits), self._rounding_hurts(precision)
-            goes_on = not inside or time.monotonic() < (self.until if rounding_hurts else self.early)
+            kept = any(map(self._keeps, inside))
+            goes_on = not kept or time.monotonic() < (self.until if rounding_hurts else self.early)
             if goes_on and rounding_hurts and precision.name == "int8" and self.settings.precision == "auto":
                 waiting = [*self._least_expected(self._fewer_integers(), limits), *waiting]
         if not self.programs.built:
@@ -151,7 +153,7 @@ class GoalSearch:
                 f"{name} {near.measured[name]:.3f} of the original's, not {limits[name]:.3f}" for name in limits
             )
             raise InvalidInput(f"the goal was not met by measurement: the nearest file has {told}")
-        best = self._using_what_is_left(max(inside, key=_quality), limits)
+        best = self._using_what_is_left(max(inside, key=self._quality), limits)
         return best if self.context.evaluate is None else self._by_score(best, limits)
 
     def _placed_anew(self, precision: Precision, limits: Mapping[str, float]) -> Precision:
@@ -168,14 +170,15 @@ class GoalSearch:
 
     def _out_of_reach(self, precision: Precision, limits: Mapping[str, float]) -> str:
         """Which limit even the narrowest widths exceed, and what takes most of it, in words; empty if there is none."""
-        narrowest = cheapest(precision.costs["latency"], precision.options)
-        if all(precision.costs[name](narrowest) <= limit for name, limit in limits.items()):
-            return ""
-        measured = self.programs.measure_structure(precision, narrowest)  # models may be wrong
-        self.costs.learn(precision, narrowest, measured)
         for name, limit in limits.items():
-            least = measured.get(name, precision.costs[name](narrowest))
+            narrowest = cheapest(precision.costs[name], precision.options)
+            least = precision.costs[name](narrowest)
             if least <= limit:
+                continue
+            measured = self.programs.measure_structure(precision, narrowest)  # models may be wrong
+            self.costs.learn(precision, narrowest, measured)
+            least = measured.get(name, least)
+            if least <= tolerated(name, limit):
                 continue
             parts: dict[str, float] = {}
             for term in precision.costs[name].terms:
@@ -239,7 +242,7 @@ class GoalSearch:
         """Repairs the solver's widths within the corrected budget, and builds the best."""
         repair, widths, starts = self._repaired(precision, limits, self.until)
         for attempt in range(1, _CORRECTIONS + 1):
-            if self.programs.is_built(precision, widths):
+            if self.programs.built_of(precision, widths):
                 break
             built = self.programs.build(precision, widths)
             missed = self._correct(precision, widths, built.measured, limits)
@@ -269,23 +272,23 @@ class GoalSearch:
             higher = {name: limit if name == "size" else (1 + share) * limit for name, limit in limits.items()}
             budget = self._budget(precision, higher)
             widths = solve(budget, self.learned[precision.name], precision.options)
-            if self.programs.is_built(precision, widths):
+            if self.programs.built_of(precision, widths):
                 continue
             measured = self.programs.measure_structure(precision, widths)
             self.costs.learn(precision, widths, measured)
             expected = {name: self.costs.expected(precision, name, widths) for name in limits} | measured
             if all(expected[name] <= tolerated(name, limit) for name, limit in limits.items()):
                 self.programs.compare(precision, widths)  # what pruning alone loses
-                self.costs.learn(precision, widths, self.programs.build(precision, widths).measured)
-                best = max(self._inside(limits), key=_quality)
+                self.programs.build(precision, widths)
+                best = max(self._inside(limits), key=self._quality)
         return best
 
     def _by_score(self, best: Built, limits: Mapping[str, float]) -> Built:
         """The best by its score, after also building the widths of the solver and the scopes: noise may mislead."""
         for widths in self.starts[best.precision.name]:
-            if time.monotonic() < self.until and not self.programs.is_built(best.precision, widths):
-                self.costs.learn(best.precision, widths, self.programs.build(best.precision, widths).measured)
-        return max(self._inside(limits), key=_quality)
+            if time.monotonic() < self.until and self.programs.built_of(best.precision, widths) is None:
+                self.programs.build(best.precision, widths)
+        return max(self._inside(limits), key=self._quality)
 
     def _inside(self, limits: Mapping[str, float]) -> list[Built]:
         """The programs that were built and measured to hold the limits."""
@@ -336,24 +339,23 @@ class GoalSearch:
         if not self._keeps(whole[0]):
             whole += [self.programs.build(precision, self.whole) for precision in self._finer(whole[0])]
         keeping = [built for built in whole if self._keeps(built)]
-        best = min(keeping, key=lambda built: built.measured["latency"]) if keeping else max(whole, key=_quality)
+        if not keeping:
+            return max(whole, key=self._quality)
+        best = min(keeping, key=_latency)
         precision = best.precision
-        widest = precision.costs["latency"](self.whole)
-        narrowest = precision.costs["latency"](cheapest(precision.costs["latency"], precision.options))
-        low, high = math.log(narrowest), math.log(widest)
-        for step in range(_LOSS_STEPS):
-            if (step or keeping) and time.monotonic() > self.until:
+        narrowest = cheapest(precision.costs["latency"], precision.options)
+        low, high = math.log(self.costs.expected(precision, "latency", narrowest)), math.log(_latency(best))
+        for _ in range(_LOSS_STEPS):
+            if high - low < NEAR or time.monotonic() > self.until:
                 break
             middle = (low + high) / 2
-            limits = {"latency": math.exp(middle)}
             until = min(self.until, time.monotonic() + self.settings.seconds / _LOSS_STEPS)
-            widths = self._repaired(precision, limits, until)[1]
-            if self.programs.is_built(precision, widths):
-                break
-            found = self.programs.build(precision, widths)
-            self.costs.learn(precision, found.widths, found.measured)
-            low, high = (low, middle) if self._keeps(found) else (middle, high)
-        return min(filter(self._keeps, self.programs.built), key=lambda built: built.measured["latency"], default=best)
+            widths = self._repaired(precision, {"latency": math.exp(middle)}, until)[1]
+            found = self.programs.built_of(precision, widths) or self.programs.build(precision, widths)
+            # a file may take more or less than it was to take: what it took is no longer in question either
+            taken = math.log(_latency(found))
+            low, high = (low, min(middle, taken)) if self._keeps(found) else (max(middle, min(taken, high)), high)
+        return min(filter(self._keeps, self.programs.built), key=_latency)
 
     def _finer(self, built: Built) -> Iterator[Precision]:
         """If all integers lose too much: precisions with fewer of them, at a quarter of the noise and less."""
@@ -372,6 +374,10 @@ class GoalSearch:
             assert built.score is not None
             return built.score >= self.score.original - self.goal.drop
         return self.goal.decibels is None or built.verdict.worst >= self.goal.decibels
+
+    def _quality(self, built: Built) -> tuple[bool, float, float]:
+        """The order of programs within the other limits: those within the limit of loss, then by score and decibels."""
+        return self._keeps(built), 0.0 if built.score is None else built.score, built.verdict.worst
 
     def _check_loss(self, best: Built) -> None:
         if not self._keeps(best):
@@ -397,5 +403,5 @@ class GoalSearch:
                 self.programs.compare(precision, widths)
 
 
-def _quality(built: Built) -> tuple[float, float]:
-    return (0.0 if built.score is None else built.score, built.verdict.worst)
+def _latency(built: Built) -> float:
+    return built.measured["latency"]

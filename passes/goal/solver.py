@@ -45,16 +45,25 @@ def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
     weights, found = [1.0 / count] * count, list[Widths]()
     if budget.fits(widest):
         return widest
-    least = cheapest(budget.weighted(weights), options)
+    for _ in range(_REWEIGHINGS):
+        least = cheapest(budget.weighted(weights), options)
+        if budget.fits(least) or count == 1:
+            break
+        weights = _reweighed(weights, budget.shares(least))
     if not budget.fits(least):
         return least
     for _ in range(_REWEIGHINGS if count > 1 else 1):
         found.append(_priced(budget, weights, losses, options, least))
-        raised = [weight * share**2 for weight, share in zip(weights, budget.shares(found[-1]), strict=True)]
-        weights = [weight / sum(raised) for weight in raised]
+        weights = _reweighed(weights, budget.shares(found[-1]))
     filled = sorted((fill(budget, losses, options, widths) for widths in found), key=lambda w: _loss(losses, w))
     exchanged = (_exchanged(budget, losses, options, widths) for widths in filled[:_STARTS])
     return min(exchanged, key=lambda widths: _loss(losses, widths))
+
+
+def _reweighed(weights: Sequence[float], shares: Sequence[float]) -> list[float]:
+    """Weights of limits of which these shares are taken: the fuller, the dearer."""
+    raised = [weight * share**2 for weight, share in zip(weights, shares, strict=True)]
+    return [weight / sum(raised) for weight in raised]
 
 
 def cheapest(cost: Sum, options: Options) -> Widths:

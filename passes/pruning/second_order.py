@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -120,15 +120,19 @@ class _Reader:
 
 
 def eliminations(
-    inference: Inference, context: Context, weights: Mapping[fx.Node, torch.Tensor] | None = None
+    inference: Inference,
+    context: Context,
+    weights: Mapping[fx.Node, torch.Tensor] | None = None,
+    leaves: Iterable[Axis] | None = None,
 ) -> dict[Axis, Elimination]:
-    """The order of removal and its errors, for every free axis that a layer reads.
+    """The order of removal and its errors, for axes that a layer reads.
 
     Args:
         inference: axes of the program.
         context: gives calibration data.
         weights: by layer's node, how much a squared error of each output counts, (outputs,), groups one after another;
             without them, errors are relative to the energy of the layer's outputs.
+        leaves: the axes; None for every free one.
 
     Source: Hassibi and Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", 1992; the removal
         of groups with downdates: Kurtić et al., "ZipLM", 2023, and Meng et al., "OSSCAR", 2024.
@@ -141,7 +145,7 @@ def eliminations(
     }
     grams = collect_grams(program, roles.values(), context, centred=True, times=_TIMES)
     found: dict[Axis, Elimination] = {}
-    for leaf in members(inference):
+    for leaf in members(inference) if leaves is None else leaves:
         readers = [
             reader
             for layer, role in roles.items()
@@ -247,7 +251,8 @@ def output_weights(program: Program, context: Context, probes: int = 2) -> dict[
                     if gradient is not None:
                         kind = chosen[node].kind
                         own = {kind.channel_dim % gradient.dim(), *((0,) if kind.group_dim is not None else ())}
-                        energy = gradient.double().square().sum([d for d in range(gradient.dim()) if d not in own])
+                        others = [dim for dim in range(gradient.dim()) if dim not in own]
+                        energy = gradient.double().nan_to_num(0, 0, 0).square().sum(others)
                         sums[node] = sums.get(node, torch.zeros(())) + energy.flatten()
     signal = variation([stacked(parts) for parts in zip(*given, strict=True)])
     return {node: total / (probes * signal) for node, total in sums.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +78,12 @@ def test_a_table_that_knows_everything_measures_nothing() -> None:
     asked.clear()
     table.measure([SMALL], runtime(1.0, asked))
     assert not asked
+
+
+def test_costs_that_another_process_wrote_meanwhile_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, second = (CostTable.of_this_machine("a runtime") for _ in range(2))
+    one, other = (Kernel("linear", ((1, size), (size, size))) for size in (8, 16))
+    first.add({one: Cost(1.0, 2.0)})
+    second.add({other: Cost(3.0, 4.0)})
+    assert CostTable.of_this_machine("a runtime").costs == {one.key: Cost(1.0, 2.0), other.key: Cost(3.0, 4.0)}

@@ -26,7 +26,7 @@ from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.measures.latency import Benchmark, Latency
-from lobo_fx.passes import FitGoal, QuantizeStatic
+from lobo_fx.passes import FitGoal, PruneChannels, QuantizeStatic
 from lobo_fx.passes.goal import search
 from lobo_fx.passes.goal.plan import GoalPlan
 from lobo_fx.passes.goal.programs import Programs
@@ -677,3 +677,113 @@ def test_a_model_that_computes_nothing_is_refused() -> None:
         fitted(FitGoal(latency=0.5), nn.Identity(), **ON_ROWS)
     with pytest.raises(InvalidInput, match="exclude is None"):
         FitGoal(latency=0.5, exclude=None)  # type: ignore[arg-type]
+
+
+# Limits of loss beside others, and alone.
+
+SMALL: dict[str, Any] = {"precision": "float", "low_rank": False, "moves": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_of_programs_within_the_other_limits_one_within_the_limit_of_loss_is_taken_whatever_its_score() -> None:
+    def few_parameters(module: Any) -> float:
+        return -float(sum(value.numel() for value in module.state_dict().values()))
+
+    found = fitted(FitGoal(latency=0.6, decibels=16, moves=6, precision="float"), evaluate=few_parameters)
+    assert found.plan.expected["decibels"] >= 16
+    assert taken(found)["latency"] <= 0.6 * NEAR
+
+
+@pytest.mark.usefixtures("formulas")
+def test_another_precision_is_tried_as_long_as_none_is_within_the_limit_of_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "OVERHEAD", 0.02)
+    tokens = ROWS.reshape(16, 16, 24)
+
+    def without_integers(module: Any) -> float:
+        return 0.0 if any(value.dtype in (torch.int8, torch.uint8) for value in module.buffers()) else 100.0
+
+    goal = FitGoal(latency=0.3, drop=1, quantizer=QuantizeStatic("min_max"), moves=0, seconds=0)
+    rows = {"example_inputs": tokens[:2], "calibration_data": [tokens]}
+    found = fitted(goal, perceptron(), evaluate=without_integers, **rows)
+    assert found.report.rows[-1].score == 100
+    assert taken(found)["latency"] <= 0.3 * NEAR
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+@pytest.mark.parametrize("least", [8.0, 12.0, 20.0])
+def test_a_limit_of_loss_alone_is_used_up_where_files_take_more_than_was_predicted(
+    monkeypatch: pytest.MonkeyPatch, least: float
+) -> None:
+    def flat(path: Path) -> float:
+        return 0.02 + 0.1 * math.pow(1e-4 * float(json.loads(path.read_text())["work"]), 0.35)
+
+    monkeypatch.setattr(sys.modules[__name__], "milliseconds", flat)
+    found = fitted(FitGoal(decibels=least, **SMALL), perceptron(), **ON_ROWS)
+    assert found.plan.expected["decibels"] >= least
+    assert taken(found)["latency"] < 0.96
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_size_is_out_of_reach_by_the_smallest_file_and_not_by_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls take longer than what they compute, and some kernels are slow by chance."""
+
+    def irregular(kernel: Kernel) -> Cost | NoCost:
+        if kernel.operator not in ("conv", "linear"):
+            return costs_of(kernel)
+        chance = int(hashlib.sha256(kernel.key.encode()).hexdigest()[:8], 16) / 2**32
+        return Cost(5 + 1e-6 * work_of_kernel(kernel) + 0.3 * chance, 9)
+
+    monkeypatch.setattr(OnnxRuntime, "measure_kernels", lambda self, kernels: {k: irregular(k) for k in kernels})
+    found = fitted(FitGoal(size=0.1, **SMALL), perceptron(128), **ON_ROWS)
+    assert taken(found)["size"] <= 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("formulas")
+def test_costs_of_another_machine_are_told_as_shares_of_the_original_after_other_passes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "OVERHEAD", 0.0)
+    CostTable("another", {}).save(tmp_path / "costs.json")
+    goal = FitGoal(latency=0.3, costs=str(tmp_path / "costs.json"), **SMALL)
+    found = fitted([PruneChannels(0.25), goal], perceptron(), **ON_ROWS)
+    share = work_of(found.program) / (24 * 64 + 64 * 64 + 64 * 10)
+    assert taken(found)["latency"] == pytest.approx(share, rel=0.05)
+    assert 0.2 < share <= 0.3 * NEAR
+    assert any("the cost table lacks" in str(note) for note in found.report.notes)
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_memory_that_loading_does_not_add_to_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lobo_fx.passes.goal.costs.peak_memory", lambda path, *rest: (50_000, 50_000))
+    with pytest.raises(InvalidInput, match="the memory is still 1"):
+        fitted(FitGoal(memory=0.5, **SMALL), perceptron(), **ON_ROWS)
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_quantizer_is_checked_and_gives_no_machine_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"'no\.such' matches no module"):
+        fitted(FitGoal(latency=0.5, quantizer=QuantizeStatic(overrides={"no.such": "float"})), perceptron(), **ON_ROWS)
+    CostTable("another", {}).save(tmp_path / "costs.json")
+    of_its_own = QuantizeStatic(costs=str(tmp_path / "costs.json"), target="arm")
+    with pytest.raises(InvalidInput, match="give costs= and target= to the goal"):
+        FitGoal(latency=0.5, quantizer=of_its_own)
+    FitGoal(latency=0.5, quantizer=of_its_own, costs=of_its_own.costs, target="arm")
+
+
+@pytest.mark.usefixtures("formulas")
+def test_the_same_widths_are_refitted_once_for_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    refit, seen = Programs._pruned_noise, list[tuple[int, ...]]()
+
+    def counted(self: Programs, widths: Any) -> Any:
+        seen.append(tuple(widths.values()))
+        return refit(self, widths)
+
+    monkeypatch.setattr(sys.modules[__name__], "OVERHEAD", 0.02)
+    monkeypatch.setattr(Programs, "_pruned_noise", counted)
+    fitted(FitGoal(latency=0.4, size=0.3, moves=1), perceptron(), **ON_ROWS)
+    assert len(seen) == len(set(seen)) > 1

@@ -13,6 +13,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx.axes import Inference
+from lobo_fx.axes.members import members
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.running import Runner
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
@@ -28,7 +29,7 @@ def measured(model: nn.Module, data: Any) -> tuple[LossModel, Inference, Context
     context = Context(program.signature, calibration_data=[data], show_progress=False)
     noise = Noise(program, context.held_out_batches(10_000))
     inference = Inference(program).run()
-    return LossModel.measure(inference, context, noise), inference, context, noise
+    return LossModel.measure(inference, context, noise, members(inference)), inference, context, noise
 
 
 def rows_of(context: Context, held_out: bool) -> torch.Tensor:
@@ -185,3 +186,55 @@ def test_outputs_count_alike_however_large_they_are() -> None:
     share = float((0.1 * small).square().sum() / (small - small.mean(0)).square().sum())
     assert noise(wrong) == pytest.approx(share / 2, rel=1e-5)
     assert noise(program) == 0
+
+
+class Masked(nn.Module):
+    """Two of its outputs are minus infinity, as those of forbidden tokens are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.net(x)
+        return torch.cat([y, torch.full_like(y[:, :2], -torch.inf)], 1)
+
+
+def test_outputs_that_are_infinite_do_not_hide_the_loss_of_the_others() -> None:
+    torch.manual_seed(0)
+    masked, data = Masked(), draw(512, 6)
+    found, plain = (measured(model, data)[0] for model in (masked, masked.net))
+    ((_, of_masked),), ((_, of_plain),) = found.losses.items(), plain.losses.items()
+    torch.testing.assert_close(of_masked, of_plain, rtol=0.3, atol=0)
+    assert float(of_masked[1]) > 0.1
+
+
+def test_noise_where_the_original_is_infinite_is_infinite_unless_it_is_the_same() -> None:
+    program, other = (lobo_fx.trace(model.eval(), draw(2, 6)) for model in (Masked(), nn.Linear(6, 7)))
+    noise = Noise(program, [program.example_inputs])
+    assert noise(program) == 0
+    assert noise(other) == math.inf
+
+
+@pytest.mark.parametrize("reads", [nn.Linear, nn.Identity])
+def test_an_axis_with_more_than_half_of_its_positions_dead_still_loses_by_the_others(reads: Any) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(6, 16)
+    with torch.no_grad():
+        first.weight[:10], first.bias[:10] = 0, -0.01
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 4)) if reads is nn.Linear else Summing(first)
+    found = measured(model, draw(512, 6))[0]
+    ((_, losses),) = found.losses.items()
+    assert float(losses[1]) > 0.1
+    assert float(losses[6]) < 0.1 * float(losses[1])
+
+
+class Summing(nn.Module):
+    """No layer reads the axis."""
+
+    def __init__(self, first: nn.Linear) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.first(x).relu().sum(1)

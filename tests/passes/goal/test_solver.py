@@ -154,3 +154,11 @@ def test_an_option_that_is_narrower_and_dearer_does_not_make_a_budget_too_small(
     assert solve(Budget.of(cost, 2.0), losses, options) == {width: 2, rank: 8}
     assert solve(Budget.of(cost, 4.0), losses, options) == {width: 4, rank: 8}
     assert solve(Budget.of(cost, 1.0), losses, options) == {width: 2, rank: 8}  # nothing fits
+
+
+def test_of_two_limits_that_exclude_each_others_cheapest_the_width_that_holds_both_is_found() -> None:
+    """A rank that is small takes longer than the whole layer, one that is large takes more bytes."""
+    leaf = Axis(8)
+    latency, size = {1: 1.2, 4: 0.9, 8: 1.0}, {1: 0.5, 4: 0.95, 8: 1.4}
+    budget = Budget(tuple((Sum([leaf], [Term((leaf,), lambda w, of=of: of[w[leaf]])]), 1.0) for of in (latency, size)))  # type: ignore[misc]
+    assert solve(budget, {leaf: {1: 3.0, 4: 1.0, 8: 0.0}}, {leaf: [1, 4, 8]}) == {leaf: 4}
