@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from lobo_fx.axes.axis import Axis
 from lobo_fx.axes.call import Axes
 from lobo_fx.axes.inference import Inference
+from lobo_fx.axes.kept import names_of_tensors
 from lobo_fx.axes.removal import project
 
-__all__ = ["Member", "members"]
+__all__ = ["Member", "members", "parameters"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Member:
         tensor: its values.
         axes: the axes of the tensor.
         dim: the dimension that the leaf runs through.
+        names: all names of the tensor, which may be tied.
     """
 
     name: str
     tensor: torch.Tensor
     axes: Axes
     dim: int
+    names: tuple[str, ...] = ()
 
     @property
     def weight(self) -> torch.Tensor:
@@ -43,17 +48,28 @@ class Member:
 
 
 def members(inference: Inference) -> dict[Axis, list[Member]]:
-    """Every unlocked leaf that runs through a stored tensor, with its members, in graph order."""
+    """Every unlocked leaf that runs through a parameter, with its members, buffers too, in graph order.
+
+    Leaves of buffers alone (the bins of a spectrogram's filters) are as the user made them: nothing tells which
+    positions matter.
+    """
     found: dict[Axis, list[Member]] = {}
     seen: set[int] = set()
+    names = names_of_tensors(inference.program.module)
     for node in inference.program.graph.find_nodes(op="get_attr"):
         tensor = inference.program.parameter(node)
         if id(tensor) in seen or id(tensor) not in inference.stored:
             continue
         seen.add(id(tensor))
-        axes = inference.stored[id(tensor)]
+        axes, name = inference.stored[id(tensor)], str(node.target)
+        aliases = (name, *names.get(id(tensor), ()))
         for dim, axis in enumerate(axes):
             for leaf in dict.fromkeys(axis.leaves()):
                 if not leaf.locks and leaf.size != 1:
-                    found.setdefault(leaf, []).append(Member(str(node.target), tensor, axes, dim))
-    return found
+                    found.setdefault(leaf, []).append(Member(name, tensor, axes, dim, aliases))
+    return {leaf: through for leaf, through in found.items() if parameters(through)}
+
+
+def parameters(found: Sequence[Member]) -> list[Member]:
+    """The members that are parameters, by which importance is scored; buffers are only cut with them."""
+    return [member for member in found if isinstance(member.tensor, nn.Parameter)]

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -87,17 +88,17 @@ def _resize(node: fx.Node, name: str, axes: Axis | Sequence[Axis], removal: Remo
 
 
 def _resized(node: fx.Node, value: Any, axis: Axis, removal: Removal) -> Any:
-    """The new value of a size in a list: -1 stays, a number is replaced, a computed size is scaled."""
+    """The new value of a size in a list: -1 stays, a number is replaced, a computed size is scaled or lessened."""
     if isinstance(value, int):
         return value if value == -1 else kept_size(axis, removal)
-    before, after = 1, 1
-    for leaf in axis.leaves():
-        if leaf in removal:
-            assert isinstance(leaf.size, int)
-            before, after = before * leaf.size, after * int(removal[leaf].sum())
+    before, after = sympy.sympify(axis.find().size), sympy.sympify(kept_size(axis, removal))
+    ratio, gone = sympy.cancel(after / before), sympy.expand(before - after)
     with node.graph.inserting_before(node):
-        scaled = node.graph.call_function(operator.mul, (value, after))
-        result = node.graph.call_function(operator.floordiv, (scaled, before))
+        if ratio.is_Rational:
+            scaled = node.graph.call_function(operator.mul, (value, int(ratio.p)))
+            result = node.graph.call_function(operator.floordiv, (scaled, int(ratio.q)))
+        else:  # a concatenation with a free size
+            scaled = result = node.graph.call_function(operator.sub, (value, int(gone)))
     for new in (scaled, result):
         inherit(new, node)
     return result

@@ -11,7 +11,7 @@ import torch
 from lobo_fx.axes.axis import Axis
 from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.kinds import kind
-from lobo_fx.axes.members import Member, members
+from lobo_fx.axes.members import Member, members, parameters
 from lobo_fx.terminal.tables import new_table
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ def _ranked(reasons: dict[str, int]) -> dict[str, int]:
 
 
 def _summary(leaf: Axis, found: list[Member]) -> AxisSummary:
-    parameters = {member.name: member.tensor.numel() for member in found}
-    energy = torch.stack([member.along(leaf, member.weight.square()) for member in found]).sum(0)
+    trained = parameters(found)
+    energy = torch.stack([member.along(leaf, member.weight.square()) for member in trained]).sum(0)
     smallest, largest = float(energy.min()), float(energy.max())
     return AxisSummary(
         leaf.size,
         kind(leaf),
         tuple(f"{member.name}[{member.dim}]" for member in found),
-        sum(parameters.values()),
+        sum({member.name: member.tensor.numel() for member in trained}.values()),
         (largest / smallest) ** 0.5 if smallest else float("inf") if largest else 1.0,
         tuple(leaf.inexact),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.operators import is_inplace
@@ -56,6 +56,19 @@ class Runner(fx.Interpreter):
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
         found = AS_IT_IS if self.instead is None else self.instead(node, args, kwargs)
         return getattr(self, node.op)(node.target, args, kwargs) if found is AS_IT_IS else found
+
+
+@contextlib.contextmanager
+def differentiated(module: nn.Module) -> Iterator[None]:
+    """Lets gradients pass through everything, frozen parameters too."""
+    frozen = [p for p in module.parameters() if not p.requires_grad and p.is_floating_point()]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextlib.contextmanager

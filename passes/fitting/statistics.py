@@ -15,7 +15,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.layers import Layer, layers
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.running import watch
+from lobo_fx.graph.running import differentiated, kept_buffers, watch
 
 __all__ = ["gradients", "input_norms"]
 
@@ -26,9 +26,10 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
     """Mean gradient of the loss, and mean of its square over batches, by identity of the parameter.
 
     Taken over the first 32 batches or 1,024 rows, whichever is more: a ranking settles long before an epoch ends.
+    Frozen parameters have gradients too: what they are worth does not depend on whether they are trained.
     """
     program = inference.program
-    parameters = {name: parameter for name, parameter in program.module.named_parameters() if parameter.requires_grad}
+    parameters = {name: p for name, p in program.module.named_parameters() if p.is_floating_point()}
 
     def measure() -> Tensors:
         sums = {f"{kind} {name}": torch.zeros_like(p) for kind in ("first", "second") for name, p in parameters.items()}
@@ -37,9 +38,7 @@ def gradients(inference: Inference, context: Context) -> tuple[dict[int, torch.T
         for inputs, labels in context.training_batches("gradients"):
             if stopped := count >= _BATCHES and rows >= _ROWS:
                 break
-            if not parameters:
-                raise InvalidInput("all parameters are frozen: no gradient can be taken")
-            with torch.enable_grad():
+            with torch.enable_grad(), differentiated(program.module), kept_buffers(program.module):
                 loss = context.loss(program.module(*inputs.args, **inputs.kwargs), labels)
                 if not bool(loss.isfinite()):
                     raise InvalidInput(f"loss_fn gives {float(loss.detach())} on batch {count} of train_data")

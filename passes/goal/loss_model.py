@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from lobo_fx.axes import Axis, Inference
-from lobo_fx.axes.members import Member, members
+from lobo_fx.axes.members import Member, members, parameters
 from lobo_fx.axes.removal import Removal
 from lobo_fx.axes.surgery import zero
 from lobo_fx.contracts.context import Context
@@ -26,7 +26,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import AS_IT_IS, Runner
 from lobo_fx.measures.fidelity import float_outputs, same_nonfinite, stacked, variation
 from lobo_fx.passes.pruning.second_order import Elimination, eliminations, output_weights
-from lobo_fx.passes.pruning.widths import best_positions, parameters
+from lobo_fx.passes.pruning.widths import best_positions
 from lobo_fx.terminal.progress import track
 
 __all__ = ["LossModel", "Noise", "added"]

@@ -41,6 +41,7 @@ __all__ = ["METHODS", "RIDGES", "Fit", "Fitted", "best_fit", "kept_outputs"]
 
 METHODS = ("none", "recalibrate", "bias", "reconstruct")
 """What is fitted: nothing, statistics of batch norms, biases too, weights too."""
+_ROWS_REMOVED = "rows of its input were removed"
 _SMALL = 1e-3
 """A batch norm that scales a channel by less than this hides the layer before it."""
 _MOST = 16.0
@@ -173,7 +174,9 @@ class Fit:
             return f"it is a {layer.kind.word}"
         if layer.read is None or layer.node.name not in self.kept:
             return "its weight is computed"
-        return None if self._is_shared_alike(layer) else "its weight has other readers"
+        if not self._is_shared_alike(layer):
+            return "its weight has other readers"
+        return None if self._may_set_bias(layer) else "its bias is computed, or has other readers"
 
     def _is_shared_alike(self, layer: Layer) -> bool:
         """Whether only layers of the same kind, with dimensions swapped alike, read a layer's weight."""
@@ -191,11 +194,22 @@ class Fit:
         """The reason why a layer can't be refitted to the inputs that it has; None if it can."""
         if not layer.is_batched:
             return "its input has no batch"
-        if layer.kind.convolves:
-            return None
-        pair = next(iter(self.pairs))
-        after, before = pair.after[layer.input], pair.before[self.twins[layer.node.name]]
-        return None if after.shape[:-1] == before.shape[:-1] else "rows of its input were removed"
+        pair, twin = next(iter(self.pairs)), self.twins[layer.node.name]
+        after, before = pair.after[layer.input], pair.before[twin]
+        alike = self._has_same_space(layer.node) if layer.kind.convolves else after.shape[:-1] == before.shape[:-1]
+        return None if alike else _ROWS_REMOVED
+
+    def _has_same_space(self, node: fx.Node) -> bool:
+        """Whether a convolution or batch norm reads as many places of each row as the original's does."""
+        after = next(iter(self.pairs)).after[arguments(node)["input"]].shape[2:]
+        before = arguments(self.twins[node.name])["input"].meta["val"].shape[2:]
+        return all(b == a for b, a in zip(before, after, strict=True) if isinstance(b, int))
+
+    def _may_set_bias(self, layer: Layer) -> bool:
+        """Whether a fitted bias can be written, if one is fitted."""
+        if layer.bias is None or _norm_after(layer.node) is not None:
+            return True
+        return layer.bias_read is not None and all(user in self._readers(layer) for user in layer.bias_read.users)
 
     def _fit_layer(self, layer: Layer) -> None:
         """Refits weight and bias, or the bias alone."""
@@ -283,9 +297,7 @@ class Fit:
 
     def _set_bias(self, layer: Layer, bias: torch.Tensor) -> None:
         if layer.bias is not None:
-            read = layer.bias_read
-            if read is not None and all(user in self._readers(layer) for user in read.users):
-                self.program.parameter(read).copy_(bias)
+            self._bias(layer).copy_(bias)
             return
         assert layer.read is not None
         prefix = str(layer.read.target).rpartition(".")[0]
@@ -300,6 +312,9 @@ class Fit:
         """Gives a batch norm's outputs the original's mean and variance, then fits scale and shift."""
         given = arguments(node)
         if given["running_mean"] is None or len(given["running_mean"].users) > 1:
+            return
+        if not self._has_same_space(node):
+            self.note(f"is not refitted: {_ROWS_REMOVED}", node)
             return
         names = ("running_mean", "running_var", "weight", "bias")
         mean, variance, scale, shift = (

@@ -12,7 +12,7 @@ import torch
 
 from lobo_fx.axes import KINDS, Axis, Inference, kind
 from lobo_fx.axes.cost import COSTS
-from lobo_fx.axes.members import Member, members
+from lobo_fx.axes.members import Member, members, parameters
 from lobo_fx.axes.removal import Removal
 from lobo_fx.axes.surgery import remove, zero
 from lobo_fx.axes.survey import survey
@@ -20,7 +20,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.contracts.verification import check_expected
 from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.masks import strip_masks
+from lobo_fx.graph.masks import masks, strip_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import check_named, check_patterns
 from lobo_fx.graph.randomness import drawn
@@ -30,7 +30,7 @@ from lobo_fx.passes.pruning.compensation import METHODS, Compensated, compensate
 from lobo_fx.passes.pruning.criteria import Importance, resolve
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.search import SCOPES, Candidates, Patterns, Search, Target, makers
-from lobo_fx.passes.pruning.widths import best_positions, parameters, runs_through
+from lobo_fx.passes.pruning.widths import best_positions, runs_through
 
 __all__ = ["PruneChannels"]
 
@@ -144,6 +144,11 @@ class PruneChannels(Pass):
 
     def run(self, program: Program, context: Context) -> Program:
         method = self._method(context)
+        if masks(program):
+            filled = ", and refitting fills them" if method != "none" else ""
+            context.note(
+                f"weights that were zeroed before are no longer kept at zero{filled}: prune weights after channels"
+            )
         program = self._prepared(program, method)
         original = program if method == "none" else program.clone()
         inference = Inference(program).run()
@@ -172,6 +177,11 @@ class PruneChannels(Pass):
         if compensated is not None:
             context.note(compensated.remark)
             context.sheets.extend([compensated.sheet] if compensated.sheet else [])
+        if self.target and self.steps > 1:
+            after, before = (COSTS[self.target](Inference(state).run(), {}) for state in (program, start))
+            if not Target(self.target, self._keep).is_hit(after / before):
+                said = f"keep={self._keep} of the {self.target} was asked for, and {after / before:.3f} is left"
+                context.note(f"{said}: the widths that earlier steps left come no nearer")
         if not removed:
             found = survey(inference)
             locks = list(dict.fromkeys("; ".join(found.locks).split("; ")))[:_SHOWN_LOCKS]
@@ -362,7 +372,7 @@ class _Portion(PruneChannels):
     ) -> dict[Axis, int]:
         found = {}
         for leaf, share in shares.items():
-            whole = next((self.whole[place] for place in _places(leaf, free[leaf]) if place in self.whole), leaf.size)
+            whole = next(self.whole[place] for place in _places(leaf, free[leaf]) if place in self.whole)
             end = search.width(whole, share)
             found[leaf] = min(leaf.size, whole - round((whole - end) * self.after))
         return found
@@ -376,8 +386,16 @@ def _places(leaf: Axis, found: Iterable[Member]) -> Iterator[Place]:
 
 
 def _sizes(program: Program) -> dict[Place, int]:
-    inference = Inference(program).run()
-    return {place: leaf.size for leaf, found in members(inference).items() for place in _places(leaf, found)}
+    """The size of each leaf, under the names that weights have before and after they are folded."""
+    folded = program.clone()
+    states = [program, *([folded] if fold_weights(folded, swapped=False) else [])]
+    found: dict[Place, int] = {}
+    for state in states:
+        propagate(state.module)
+        for leaf, through in members(Inference(state).run()).items():
+            for place in _places(leaf, through):
+                found[place] = leaf.size
+    return found
 
 
 def _are_kinds(kinds: object) -> bool:

@@ -18,7 +18,9 @@ from lobo_fx.axes.cost import COSTS
 from lobo_fx.axes.members import Member
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput, suggestion
-from lobo_fx.graph.layers import weight_uses
+from lobo_fx.graph.layers import LOOKUPS, weight_uses
+from lobo_fx.graph.masks import weight_node
+from lobo_fx.graph.operators import is_call
 from lobo_fx.passes.pruning.widths import Widths, best_positions, likeness, specificity
 
 __all__ = ["SCOPES", "TARGET_TOLERANCE", "Candidates", "Patterns", "Search", "Target", "makers"]
@@ -103,8 +105,15 @@ class Search:
         shares: dict[Axis, float] = {}
         for leaves in ranked.values():
             scaled = {leaf: scores[leaf] / scores[leaf].mean().clamp_min(1e-300) for leaf in leaves}
-            threshold = torch.cat(list(scaled.values())).quantile(ratio) if ratio else -math.inf
-            shares |= {leaf: float((score < threshold).double().mean()) for leaf, score in scaled.items()}
+            every = torch.cat(list(scaled.values()))
+            threshold = every.quantile(ratio) if ratio else every.new_tensor(-math.inf)
+            # Of positions with exactly the threshold's score, the same share goes everywhere.
+            below, ties = (every < threshold).sum(), (every == threshold).sum()
+            part = ((ratio * len(every) - below) / ties.clamp_min(1)).clamp(0, 1)
+            shares |= {
+                leaf: float((score < threshold).double().mean() + part * (score == threshold).double().mean())
+                for leaf, score in scaled.items()
+            }
         return shares
 
     def hit(self, candidates: Candidates, inference: Inference, target: Target) -> tuple[Widths, float]:
@@ -205,8 +214,14 @@ class Patterns(Generic[Chosen]):
 
 def makers(free: Mapping[Axis, Sequence[Member]], graph: fx.Graph) -> dict[Axis, set[str]]:
     """The modules whose output width each axis is."""
-    outputs = {str(use.read.target): use.output_dim for node in graph.nodes for use in weight_uses(node)}
+    outputs: dict[str, set[int]] = defaultdict(set)
+    for node in graph.nodes:
+        for use in weight_uses(node):
+            outputs[str(use.read.target)].add(use.output_dim)
+        table = weight_node(node.args[0]) if is_call(node, *LOOKUPS) else None
+        if table is not None:
+            outputs[str(table.target)].add(1)
     return {
-        leaf: {m.name.rpartition(".")[0] for m in found if m.dim == outputs.get(m.name, 0)}
+        leaf: {m.name.rpartition(".")[0] for m in found if m.dim in outputs.get(m.name, (0,))}
         for leaf, found in free.items()
     }

@@ -6,12 +6,11 @@ columns the others replace best; then the remaining weights and the inverse Hess
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.members import members
@@ -20,7 +19,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.layers import Layer, layers
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.randomness import seeded
-from lobo_fx.graph.running import Runner, kept_buffers
+from lobo_fx.graph.running import Runner, differentiated, kept_buffers
 from lobo_fx.measures.fidelity import stacked, tensor_leaves, variation
 from lobo_fx.passes.fitting.gram import Gram
 from lobo_fx.passes.fitting.layer_grams import Role, collect_grams
@@ -235,7 +234,7 @@ def output_weights(program: Program, context: Context, probes: int = 2) -> dict[
             found[node] = value
 
     generator = context.generator()
-    with _differentiated(program.module):
+    with differentiated(program.module):
         for inputs in context.held_out_batches():
             found.clear()
             with torch.enable_grad(), kept_buffers(program.module), seeded(program.module):
@@ -256,16 +255,3 @@ def output_weights(program: Program, context: Context, probes: int = 2) -> dict[
                         sums[node] = sums.get(node, torch.zeros(())) + energy.flatten()
     signal = variation([stacked(parts) for parts in zip(*given, strict=True)])
     return {node: total / (probes * signal) for node, total in sums.items()}
-
-
-@contextlib.contextmanager
-def _differentiated(module: nn.Module) -> Iterator[None]:
-    """Lets gradients pass through everything, frozen parameters too."""
-    frozen = [p for p in module.parameters() if not p.requires_grad and p.is_floating_point()]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)

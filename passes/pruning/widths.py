@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
 
 from lobo_fx.axes import Axis
 from lobo_fx.axes.members import Member
@@ -19,7 +18,6 @@ __all__ = [
     "is_named",
     "likeness",
     "modules_above",
-    "parameters",
     "runs_through",
     "specificity",
 ]
@@ -55,14 +53,9 @@ def modules_above(parameter: str) -> list[str]:
     return [".".join(parts[: at + 1]) for at in range(len(parts))]
 
 
-def parameters(found: Sequence[Member]) -> list[Member]:
-    """The members that are trained parameters, by which importance is scored; buffers are only cut with them."""
-    return [member for member in found if isinstance(member.tensor, nn.Parameter)]
-
-
 def runs_through(found: Sequence[Member], pattern: str) -> bool:
     """Whether an axis runs through a parameter of this name, or of a module of this name."""
-    return is_named((member.name for member in found), [pattern])
+    return is_named((name for member in found for name in member.names), [pattern])
 
 
 def is_named(names: Iterable[str], patterns: Iterable[str]) -> bool:

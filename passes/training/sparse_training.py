@@ -8,13 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from lobo_fx.axes import Axis, Inference
-from lobo_fx.axes.members import Member, members
+from lobo_fx.axes.members import Member, members, parameters
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.passes.pruning.prune_channels import PruneChannels
-from lobo_fx.passes.pruning.widths import parameters
 from lobo_fx.passes.training.loop import train
 from lobo_fx.passes.training.objective import Objective
 from lobo_fx.passes.training.training_pass import TrainingPass, is_number

@@ -22,7 +22,7 @@ from lobo_fx import InvalidInput, Result
 from lobo_fx.axes import Inference
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.program import Program
-from lobo_fx.passes import PruneChannels, QuantizeStatic
+from lobo_fx.passes import PruneChannels, PruneWeights, QuantizeStatic
 from lobo_fx.passes.fitting.statistics import input_norms
 from lobo_fx.testing import assert_untouched, check_pass
 
@@ -591,3 +591,172 @@ def test_activations_count_for_their_rows(sizes: tuple[int, ...]) -> None:
             energies["3.weight"] += len(batch) * hidden.double().square().mean(0)
     for name, energy in energies.items():
         torch.testing.assert_close(found[name, 1].flatten(), energy.sqrt(), rtol=1e-6, atol=0)
+
+
+# What else may share, fix or follow an axis.
+
+
+def compiled(model: nn.Module, pass_: Any, inputs: torch.Tensor, **given: Any) -> Result:
+    return lobo_fx.compile(model.eval(), pass_, example_inputs=inputs, progress=False, **given)
+
+
+def widths(result: Result, *names: str) -> list[int]:
+    return [result.module.get_parameter(f"{name}.weight").shape[0] for name in names]
+
+
+class Blurred(nn.Module):
+    """Each channel of a concatenation is an image of its own for a while: a computed size is a sum times the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(48, 8, 1)
+        self.register_buffer("kernel", torch.ones(1, 1, 3, 3) / 9)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = torch.cat([self.a(x), self.b(x)], 1)
+        n, c, h, w = y.shape
+        z = F.conv2d(y.reshape(n * c, 1, h, w), self.kernel, padding=1).reshape(n, c, h, w)  # type: ignore[arg-type]
+        return self.c(z.relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("ratio", [0.5, {"a": 0.5}])
+def test_a_computed_size_of_a_concatenation_shrinks_with_its_pieces(ratio: Any) -> None:
+    result = check_pass(PruneChannels(ratio), Blurred().eval(), IMAGES, export=True)
+    assert widths(result, "a", "b") == [16, 8 if ratio == 0.5 else 16]
+
+
+class Tokens(nn.Module):
+    """The channels of the first layer are what a convolution or a batch norm takes for space."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.inside, self.head = nn.Linear(12, 64), inside, nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.inside(self.stem(x)).relu().mean(1))
+
+
+@pytest.mark.parametrize("inside", [nn.Conv1d(9, 9, 1), nn.BatchNorm1d(9)])
+def test_what_reads_pruned_channels_as_space_is_not_refitted(inside: nn.Module) -> None:
+    data = [torch.randn(32, 9, 12, generator=torch.Generator().manual_seed(at)) for at in range(2)]
+    result = compiled(Tokens(inside), [PruneChannels(0.5)], data[0][:2], calibration_data=data)
+    assert widths(result, "stem") == [32]
+
+
+class Spectrogram(nn.Module):
+    """Filters of a front end that are no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.randn(64, 1, 32, generator=torch.Generator().manual_seed(0)))
+        self.register_buffer("mel", torch.rand(20, 64, generator=torch.Generator().manual_seed(1)))
+        self.head = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        power = F.conv1d(x.unsqueeze(1), self.basis, stride=16).square()  # type: ignore[arg-type]
+        return self.head((self.mel @ power).mean(2))  # type: ignore[operator]
+
+
+def test_an_axis_of_buffers_alone_stays_as_the_user_made_it() -> None:
+    result = compiled(Spectrogram(), [PruneChannels(0.5)], torch.randn(2, 128))
+    assert result.module.get_buffer("basis").shape[0] == 64
+    assert widths(result, "head.0") == [8]
+
+
+class TiedEmbedding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.f, self.head = nn.Embedding(20, 16), nn.Linear(16, 16), nn.Linear(16, 20, bias=False)
+        self.head.weight = self.e.weight
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.f(self.e(x)).relu())
+
+
+@pytest.mark.parametrize("name", ["e", "head"])
+def test_a_tied_weight_is_excluded_by_each_of_its_names(name: str) -> None:
+    result = compiled(TiedEmbedding(), [PruneChannels(0.5, exclude=[name])], torch.arange(6).reshape(2, 3))
+    assert result.module.get_parameter("e.weight").shape == (20, 16)
+    assert not any("excludes nothing" in str(note) for note in result.report.notes)
+
+
+def test_an_embedding_is_pruned_by_its_name() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.f = nn.Embedding(20, 16), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.f(self.e(x))
+
+    result = compiled(Embedded(), [PruneChannels({"e": 0.5})], torch.arange(6).reshape(2, 3))
+    assert result.module.get_parameter("e.weight").shape == (20, 8)
+
+
+class Counted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TwoLayers()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.calls.add_(1)  # type: ignore[operator]
+        return self.net(x)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "fisher"])
+def test_gradients_rank_frozen_weights_too_and_leave_buffers_alone(importance: str) -> None:
+    model = Counted().requires_grad_(False)
+    with torch.no_grad():
+        model.net.second.weight[:, :4] /= 1000  # so that the first positions matter least
+    labelled = [
+        (torch.randn(32, 6, generator=torch.Generator().manual_seed(at)), torch.zeros(32).long()) for at in (0, 1)
+    ]
+    given = {"train_data": labelled, "loss_fn": F.cross_entropy}
+    result = compiled(model, [PruneChannels(0.5, importance=importance)], ROWS, **given)
+    assert float(result.module.get_buffer("calls")) == 0
+    second, before = result.module.get_parameter("net.second.weight"), model.net.second.weight
+    kept = [at for at in range(16) if any(torch.equal(before[:, at], column) for column in second.T)]
+    assert len(kept) == 8
+    assert kept != list(range(8))
+    assert not any(parameter.requires_grad for parameter in result.module.parameters())
+
+
+def test_masks_that_pruning_channels_lifts_are_told() -> None:
+    given: dict[str, Any] = {"calibration_data": [torch.randn(64, 6)]}
+    result = compiled(TwoLayers(), [PruneWeights(0.5), PruneChannels(0.25)], ROWS, **given)
+    assert any("no longer kept at zero, and refitting fills them" in str(note) for note in result.report.notes)
+
+
+@pytest.mark.parametrize("scope", ["global", "isomorphic"])
+def test_positions_of_equal_score_go_in_equal_shares(scope: Any) -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU()),
+        nn.Conv2d(32, 4, 1),
+    )
+    result = compiled(model, [PruneChannels(0.5, importance="batch_norm", scope=scope)], IMAGES)
+    assert widths(result, "0", "3") == [8, 16]
+
+
+def test_a_target_that_steps_come_no_nearer_to_is_told() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 40, 3), nn.ReLU(), nn.Conv2d(40, 4, 1))
+    result = compiled(model, [PruneChannels(target="parameters", keep=0.8, steps=3)], IMAGES)
+    left = result.report.rows[-1].parameters / result.report.rows[0].parameters
+    told = [str(note) for note in result.report.notes if "keep=0.8 of the parameters was asked for" in str(note)]
+    assert bool(told) == (abs(left - 0.8) > 0.02 * 0.8)
+
+
+class SharedBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 5), nn.Linear(16, 5, bias=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.first(x).relu()
+        return self.one(x), F.linear(x.tanh(), self.two.weight, self.one.bias)
+
+
+def test_a_layer_whose_bias_others_read_is_not_refitted_by_half() -> None:
+    result = compiled(SharedBias(), [PruneChannels(0.5)], ROWS, calibration_data=[torch.randn(256, 6)])
+    notes = [str(note) for note in result.report.notes]
+    assert any("is not refitted: its bias is computed, or has other readers" in note for note in notes)

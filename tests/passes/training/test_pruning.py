@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 import lobo_fx
 from lobo_fx.axes import Inference
 from lobo_fx.axes.kept import kept_indices
-from lobo_fx.axes.members import members
+from lobo_fx.axes.members import members, parameters
 from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
@@ -26,7 +26,6 @@ from lobo_fx.graph.inputs import as_inputs
 from lobo_fx.graph.masks import masks
 from lobo_fx.graph.program import Program
 from lobo_fx.passes import IterativePrune, PruneChannels, PruneWeights, SparseTraining, Student
-from lobo_fx.passes.pruning.widths import parameters
 from lobo_fx.passes.training import iterative_prune
 from lobo_fx.passes.training.iterative_prune import cut_state
 from lobo_fx.passes.training.loop import train
@@ -418,3 +417,18 @@ def test_an_interrupted_pruning_cuts_to_the_end_and_goes_on_later(program: Progr
     assert "cuts 2 to 3 were made without training" in "".join(note.reason for note in stopped.report.notes)
     again = compiled(program, IterativePrune(checkpoint_dir=tmp_path, **pruning)).module.state_dict()
     assert all(torch.equal(again[name], value) for name, value in whole.module.state_dict().items())
+
+
+def test_weights_that_are_folded_are_cut_in_steps_to_the_same_widths() -> None:
+    layers = (nn.utils.parametrizations.weight_norm(nn.Linear(6, 64, bias=False)), nn.ReLU(), nn.Linear(64, 5))
+    data = [(torch.randn(32, 6, generator=torch.Generator().manual_seed(at)), torch.zeros(32).long()) for at in (0, 1)]
+    result = lobo_fx.compile(
+        nn.Sequential(*layers).eval(),
+        [IterativePrune(PruneChannels(0.5), cuts=4, epochs=1, learning_rate=1e-4)],
+        example_inputs=data[0][0][:2],
+        calibration_data=[rows for rows, _ in data],
+        train_data=data,
+        loss_fn=cross_entropy,
+        progress=False,
+    )
+    assert result.module.get_parameter("2.weight").shape == (5, 32)
