@@ -17,7 +17,7 @@ from torch import nn
 from lobo_fx import passes
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = {"report_001": ("LeNet-5", 20), "report_003": ("Decoder", 5), "report_004": ("Demapper", 5)}
+ROWS = {"report_001": ("LeNet-5", 21), "report_003": ("Decoder", 5), "report_004": ("Demapper", 5)}
 ROWS["trained_weights"] = ("R-Net", 22)
 PACKAGES = {"trained_weights": ("rdkit", "skimage", "facenet_pytorch", "rxnmapper")}
 """What a report needs beside the extra `test`."""
