@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
 import lobo_fx
@@ -156,6 +157,39 @@ def test_fresh_weights_are_drawn_as_their_layers_would() -> None:
     assert values["tied.weight"].data_ptr() == values["again.weight"].data_ptr()
     assert all(torch.equal(values[name], value) for name, value in fresh(0).state_dict().items())
     assert not torch.equal(values["linear.weight"], fresh(1).state_dict()["linear.weight"])
+
+
+class Fixed(nn.Module):
+    """What training does not change: a kernel, positions, a norm's scale; beside layers with starts of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("blur", torch.ones(3, 1, 3, 3) / 9)
+        self.positions = nn.Parameter(torch.ones(3, 6, 6), requires_grad=False)
+        self.norm = nn.BatchNorm2d(3)
+        self.norm.weight.requires_grad_(False).fill_(5.0)
+        self.up = nn.ConvTranspose2d(3, 64, 3)
+        self.lstm, self.gru = nn.LSTM(64, 4), nn.GRU(4, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(functional.conv2d(x, self.blur, groups=3) + self.positions)  # type: ignore[arg-type]
+        return self.gru(self.lstm(self.up(hidden).mean(-1).permute(2, 0, 1))[0])[0]  # type: ignore[no-any-return]
+
+
+def test_what_is_not_trained_is_not_drawn_anew() -> None:
+    model = Fixed().eval()
+    for parameter in model.parameters():
+        parameter.detach().mul_(3)
+    start = model.state_dict()
+    values = lobo_fx.compile(
+        model, [Student(width=1.0, start="fresh")], example_inputs=torch.randn(2, 3, 8, 8), progress=False
+    ).module.state_dict()
+    for name in ("blur", "positions", "norm.weight"):
+        assert torch.equal(values[name], start[name])
+    for name, value in values.items():  # PyTorch's own bounds
+        if name.startswith(("up", "lstm", "gru")):
+            bound = 1 / math.sqrt(64 * 9) if name.startswith("up") else 0.5
+            assert 0.7 * bound < value.abs().max() <= bound
 
 
 # --- in steps ---------------------------------------------------------------------------------------------
