@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -43,7 +44,7 @@ def check_patterns(patterns: Iterable[str], graph: fx.Graph) -> None:
 
 
 def check_named(setting: str, patterns: Iterable[str], module: fx.GraphModule) -> None:
-    """Refuses patterns that match no module or parameter name.
+    """Refuses patterns that match no name of a parameter, a module, or a module above one.
 
     Args:
         setting: the setting that holds the patterns, for messages.
@@ -53,8 +54,9 @@ def check_named(setting: str, patterns: Iterable[str], module: fx.GraphModule) -
     Raises:
         InvalidInput: names the pattern, and names that are near.
     """
-    names = {name for name, _ in module.named_parameters()}
-    names |= {module_name(node) for node in module.graph.nodes} - {""}
+    named = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    named |= {module_name(node) for node in module.graph.nodes} - {""}
+    names = {above for name in named for above in itertools.accumulate(name.split("."), "{}.{}".format)}
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise InvalidInput(f"{setting}: '{pattern}' matches no module or parameter; {suggestion(pattern, names)}")

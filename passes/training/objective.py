@@ -69,7 +69,8 @@ def frozen_parts(module: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
         module: a module in training mode.
         patterns: patterns of names of modules or parameters.
     """
-    frozen = [p for name, p in module.named_parameters() if _matches(name, patterns) and p.requires_grad]
+    named = module.named_parameters(remove_duplicate=False)  # any name of a tied one freezes it
+    frozen = {p for name, p in named if _matches(name, patterns) and p.requires_grad}
     for parameter in frozen:
         parameter.requires_grad_(False)
     if isinstance(module, fx.GraphModule):

@@ -477,6 +477,24 @@ def test_what_is_frozen_keeps_every_bit(drawing_program: Program) -> None:
         assert all(p.requires_grad for p in result.module.parameters())
 
 
+@pytest.mark.parametrize("pattern", ["embed", "head", "head.weight", "parts", "parts.head"])
+def test_any_name_of_a_tied_weight_or_of_a_module_above_it_freezes_it(pattern: str) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+            self.head.weight = self.embed.weight
+            self.parts = nn.ModuleDict({"head": self.head})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.parts["head"](self.embed(x)))  # type: ignore[no-any-return]
+
+    tied = trace(Tied().eval(), torch.randn(2, 6))
+    after = weights(tuned(tied, batches(), frozen=[pattern]))
+    assert torch.equal(after["embed.weight"], tied.module.state_dict()["embed.weight"])
+    assert not torch.equal(after["last.weight"], tied.module.state_dict()["last.weight"])
+
+
 def test_everything_frozen_is_refused(program: Program) -> None:
     with pytest.raises(InvalidInput, match="nothing is left to train"):
         tuned(program, batches(), frozen=["*"])
