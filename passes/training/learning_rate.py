@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lobo_fx.errors import InvalidInput
 
@@ -52,11 +52,7 @@ def best_rate(trial: Trial, steps: int) -> Found:
     """
     short = length_of_trials(steps)
     first = {rate: _finite(trial(rate, short)) for rate in RATES}
-    best = min(first, key=lambda rate: first[rate])
-    if math.isinf(first[best]):
-        raise InvalidInput(
-            "the loss is NaN or infinite at every learning rate tried: check the data, loss_fn and weights"
-        )
+    best = _best(first)
     reason = f"best of {len(RATES)} trials of {short} steps"
     long = min(_LONGER * short, steps)
     if long < 2 * short:  # the training is hardly longer than the first trials
@@ -64,8 +60,22 @@ def best_rate(trial: Trial, steps: int) -> Found:
     as_good = max(rate for rate in RATES if first[rate] <= max(first[best], _AS_GOOD * first[best]))
     again = RATES[RATES.index(as_good) :][:_AGAIN]
     second = {rate: _finite(trial(rate, long)) for rate in again}
+    reason += f" and {len(again)} of {long}"
+    if all(math.isinf(loss) for loss in second.values()):
+        lower = {rate: loss for rate, loss in first.items() if rate < as_good}
+        return Found(_best(lower), f"{reason}, which diverged")
     expected = {rate: _expected(first[rate], second[rate], long / short, steps / long) for rate in again}
-    return Found(min(again, key=lambda rate: expected[rate]), f"{reason} and {len(again)} of {long}")
+    return Found(_best(expected), reason)
+
+
+def _best(losses: Mapping[float, float]) -> float:
+    """The rate with the lowest loss."""
+    best = min(losses, key=lambda rate: losses[rate], default=math.inf)
+    if math.isinf(losses.get(best, math.inf)):
+        raise InvalidInput(
+            "the loss is NaN or infinite at every learning rate tried: check the data, loss_fn and weights"
+        )
+    return best
 
 
 def _finite(loss: float) -> float:

@@ -283,6 +283,8 @@ class Loop:
             self.trained.rate, self.trained.rate_from = float(self.settings.learning_rate), "given"
         elif self.known_rate is not None:
             self.trained.rate, self.trained.rate_from = self.known_rate, "as found at first"
+        elif not self._batches():
+            self.trained.rate_from = "not needed"
         else:
             self._find_rate()
         self._make_optimizer(self.trained.rate, max(1, math.ceil(self._batches() / self.settings.accumulate)))
@@ -387,8 +389,9 @@ class Loop:
             except KeyboardInterrupt:  # maybe within a step: the last checkpoint stands, for another run to go on from
                 self.trained.stopped = _INTERRUPTED
                 return
+            finally:
+                self.trained.seconds = spent + time.perf_counter() - start
         self.trained.done = True
-        self.trained.seconds = spent + time.perf_counter() - start
         self._write()
 
     def _epoch(self, total: int, update: Callable[[int, float | None, float | None], None], clock: Any) -> None:

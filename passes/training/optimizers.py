@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lobo_fx.errors import InvalidInput, suggestion
 
@@ -59,10 +60,14 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer over parameters; weights decay, biases and norms (one dimension) don't.
 
+    A `functools.partial` that gives `weight_decay` says how much itself.
+
     Raises:
         InvalidInput: what was passed makes no optimizer.
     """
     parameters = list(parameters)
+    if isinstance(kind, functools.partial):
+        decay = kind.keywords.get("weight_decay", decay)
     groups = [
         {"params": chosen, "weight_decay": share}
         for chosen, share in (
@@ -93,6 +98,11 @@ def make_schedule(kind: str | MakeSchedule, optimizer: torch.optim.Optimizer, st
         made = kind(optimizer)
         if not isinstance(made, LRScheduler):
             raise InvalidInput(f"schedule made a {type(made).__name__}; expected a torch.optim.lr_scheduler")
+        if isinstance(made, ReduceLROnPlateau):
+            raise InvalidInput(
+                "schedule made a ReduceLROnPlateau, which is stepped by a score; schedules are stepped after every step "
+                "of the optimizer: give one that needs no score, or patience= to stop where the score gets no better"
+            )
         return made
     rising = max(1, round(warmup * steps)) if warmup else 0
 

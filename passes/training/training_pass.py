@@ -32,7 +32,8 @@ class TrainingPass(Pass):
         steps: how many steps to train instead of epochs; needed where the data does not say how long it is.
         learning_rate: the highest learning rate; `auto` finds it by some short trainings on the data at hand.
         optimizer: name of an optimizer of `torch.optim`, or a function of groups of parameters and `lr=`.
-        weight_decay: decay of weights; biases and norms have none.
+        weight_decay: decay of weights, where `optimizer` is no `functools.partial` that gives its own; biases and norms
+            have none.
         schedule: `cosine`, `linear` or `constant`, or a function from an optimizer to a `torch.optim.lr_scheduler`.
         warmup: share of the steps in which the rate rises, for schedules by name.
         clip_norm: gradients longer than this are shortened to it; None leaves them.

@@ -41,6 +41,19 @@ def test_what_learns_nothing_is_not_taken_for_its_rate() -> None:
     assert best_rate(lambda rate, steps: 1.0 if rate <= 3e-4 else 2.0 + rate * steps, 500).rate == 3e-4
 
 
+def test_what_diverges_later_is_not_taken() -> None:
+    # 3e-4 is as good as the best at first, and the only one that is tried again
+    losses = {1e-5: 1.2, 1e-4: 1.0, 3e-4: 1.05}
+
+    def trial(rate: float, steps: int) -> float:
+        return math.nan if rate == 3e-4 and steps > 40 else losses.get(rate, math.inf)
+
+    found = best_rate(trial, 2000)
+    assert (found.rate, found.reason) == (1e-4, "best of 6 trials of 40 steps and 3 of 120, which diverged")
+    with pytest.raises(InvalidInput, match="NaN or infinite at every learning rate"):
+        best_rate(lambda rate, steps: 1.0 if rate == 1e-5 and steps <= 40 else math.inf, 2000)
+
+
 @pytest.mark.parametrize("sign", [0.0, -1.0])
 def test_losses_that_are_not_positive_are_taken_as_they_are(sign: float) -> None:
     found = best_rate(lambda rate, steps: sign * (1 + (rate == 1e-3)) * steps - (rate == 1e-3), 500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import re
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 import lobo_fx
 from lobo_fx.capture.tracing import trace
+from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.program import Program
 from lobo_fx.passes import FineTune, PruneWeights
@@ -161,6 +163,14 @@ def test_the_loop_is_a_plain_loop(program: Program, settings: dict[str, Any], or
         assert (found[name] - start[name]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("decay", [0.3, 0.0])
+def test_a_partial_that_gives_its_decay_says_how_much(program: Program, decay: float) -> None:
+    optimizer = functools.partial(torch.optim.AdamW, weight_decay=decay)
+    found = weights(tuned(program, batches(), optimizer=optimizer))
+    expected = written_out(network(), batches(), epochs=2, rate=1e-2, decay=decay)
+    assert all((found[name] - value).abs().max() <= 1e-6 for name, value in expected.items())
+
+
 def test_two_batches_accumulated_are_one_of_both(program: Program) -> None:
     settings = {"optimizer": "sgd", "epochs": 3}
     twice = weights(tuned(program, batches(4), accumulate=2, **settings))
@@ -188,6 +198,17 @@ def test_a_schedule_object_is_stepped_with_the_optimizer(program: Program) -> No
 
     tuned(program, batches(), schedule=schedule, accumulate=2)
     assert seen[-1] == 5  # ten batches
+
+
+def test_a_schedule_that_needs_a_score_is_refused(program: Program) -> None:
+    with pytest.raises(InvalidInput, match="a ReduceLROnPlateau, which is stepped by a score"):
+        tuned(program, batches(), schedule=torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def test_no_epoch_needs_no_rate(program: Program) -> None:
+    result = tuned(program, batches(), epochs=0, learning_rate="auto", loss_fn=dying(cross_entropy, 0))
+    assert "0 batches in 0 epochs, 0 s; learning rate 0, not needed" in reasons(result)
+    assert same(weights(result), dict(program.module.state_dict()))
 
 
 def test_dicts_tuples_and_pairs_are_the_same_data(program: Program) -> None:
@@ -614,6 +635,14 @@ def test_a_later_loss_that_is_not_finite_ends_training_with_the_last_good_weight
     assert f"Stopped early: the loss is {value} at step 8 (epoch 2, batch 3)" in reasons(result)
     expected = written_out(network(), (batches() * 2)[:7], epochs=1, rate=1e-2, shape="constant", warmup=0.0)
     assert all((weights(result)[name] - found).abs().max() <= 1e-6 for name, found in expected.items())
+
+
+def test_the_time_of_an_epoch_that_was_not_ended_counts(program: Program) -> None:
+    settings = FineTune(learning_rate=1e-2)
+    context = Context(program.signature, train_data=batches(), loss_fn=spoiled(4))
+    trained = loop.train(Objective(program.clone().module, context), settings, context, network).trained
+    assert trained.stopped.startswith("the loss is nan at step 4 (epoch 1, batch 4)")
+    assert trained.seconds > 0
 
 
 def test_a_gradient_that_is_not_finite_ends_training_too(program: Program) -> None:
