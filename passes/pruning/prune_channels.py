@@ -214,17 +214,16 @@ class PruneChannels(Pass):
             return dataclasses.replace(self, steps=1)
         if self.plan is not None:
             raise InvalidInput("plan= says what to remove at once; it can't be gone a part of the way")
-
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(PruneChannels)}
         if self.target is None and self.scope == "axis":
-            given = {field.name: getattr(self, field.name) for field in dataclasses.fields(PruneChannels)}
             return _Portion(**given | {"steps": 1}, whole=_sizes(start), after=after)
-        ratio, keep = 1 - (1 - self._share * after) / (1 - self._share * before), self.keep
+        rounding = self.round_to if after == 1 else 1
         if self.target is not None:
             sizes = [COSTS[self.target](Inference(program).run(), {}) for program in (now, start)]
             keep = min(1.0, self._keep**after * sizes[1] / sizes[0])
-        rounding = self.round_to if after == 1 else 1
-        chosen = None if self.target is not None else ratio
-        return dataclasses.replace(self, ratio=chosen, keep=keep, round_to=rounding, steps=1)
+            return _PortionOfTarget(**given | {"keep": keep, "round_to": rounding, "steps": 1})
+        ratio = 1 - (1 - self._share * after) / (1 - self._share * before)
+        return dataclasses.replace(self, ratio=ratio, round_to=rounding, steps=1)
 
     def _widths(
         self, search: Search, shares: Mapping[Axis, float], free: Mapping[Axis, Sequence[Member]]
@@ -376,6 +375,13 @@ class _Portion(PruneChannels):
             end = search.width(whole, share)
             found[leaf] = min(leaf.size, whole - round((whole - end) * self.after))
         return found
+
+
+class _PortionOfTarget(PruneChannels):
+    """Goes as near to a part of the way to a target as the widths allow."""
+
+    def removal(self, inference: Inference, context: Context, strict: bool = False) -> Removal:
+        return super().removal(inference, context, strict=False)
 
 
 def _places(leaf: Axis, found: Iterable[Member]) -> Iterator[Place]:

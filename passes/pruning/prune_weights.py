@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import ClassVar, Literal
@@ -73,12 +74,14 @@ class PruneWeights(Pass):
 
         Args:
             before: where `now` is.
-            after: where to go, in (0, 1]. An N:M pattern can't be reached in parts; the last step applies it.
+            after: where to go, in (0, 1]. A part of the way to the pattern 2:4 is 3:4.
             start: the program when nothing was removed.
             now: the program as it is.
         """
-        if self.pattern is not None and after < 1:
-            return dataclasses.replace(self, pattern=None, amount=0.0)
+        if self.pattern is not None:
+            kept, group = _parse(self.pattern)
+            removed = math.ceil((group - kept) * after)
+            return dataclasses.replace(self, pattern=f"{group - removed}:{group}")
         return dataclasses.replace(self, amount=self.amount * after)
 
     def run(self, program: Program, context: Context) -> Program:

@@ -18,6 +18,7 @@ from lobo_fx.graph.facts import KeptIndices
 from lobo_fx.graph.masks import masks
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
+from lobo_fx.passes.pruning.prune_channels import PruneChannels
 from lobo_fx.passes.training.loop import train
 from lobo_fx.passes.training.objective import Objective
 from lobo_fx.passes.training.training_pass import TrainingPass
@@ -78,6 +79,10 @@ class IterativePrune(TrainingPass):
             raise InvalidInput(f"path is {self.path!r}; it must be one of {', '.join(_PATHS)}")
         if not isinstance(self._pruning, Gradual):
             raise InvalidInput(f"prune is {self._pruning}, which can't go a part of its way: it has no `portion`")
+        if isinstance(self._pruning, PruneChannels) and self._pruning.steps > 1:
+            raise InvalidInput(
+                f"prune is {self._pruning}, which has steps of its own: leave them out, cuts= says how many"
+            )
 
     @functools.cached_property
     def _pruning(self) -> Pass:
@@ -95,6 +100,8 @@ class IterativePrune(TrainingPass):
             cast("Gradual", self._pruning).portion(0, 0.5, program, program)
 
     def run(self, program: Program, context: Context) -> Program:
+        if isinstance(self._pruning, PruneChannels) and self._pruning.target is not None:
+            self._pruning.plan_for(program, context)  # a target that can't be hit is refused before any training
         start = program.clone()
         state: dict[str, Any] = {}
         shares = [_PATHS[self.path](cut / self.cuts) for cut in range(self.cuts + 1)]

@@ -100,8 +100,8 @@ def make_schedule(kind: str | MakeSchedule, optimizer: torch.optim.Optimizer, st
             raise InvalidInput(f"schedule made a {type(made).__name__}; expected a torch.optim.lr_scheduler")
         if isinstance(made, ReduceLROnPlateau):
             raise InvalidInput(
-                "schedule made a ReduceLROnPlateau, which is stepped by a score; schedules are stepped after every step "
-                "of the optimizer: give one that needs no score, or patience= to stop where the score gets no better"
+                "schedule made a ReduceLROnPlateau, which is stepped by a score, but schedules are stepped after every "
+                "step of the optimizer: give one that needs no score, or patience= to stop where no score is better"
             )
         return made
     rising = max(1, round(warmup * steps)) if warmup else 0

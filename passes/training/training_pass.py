@@ -42,7 +42,6 @@ class TrainingPass(Pass):
         patience: epochs without a better score after which training ends; needs `evaluate`.
         frozen: patterns of names of modules or parameters that are left as they are.
         checkpoint_dir: folder for checkpoints, from which a killed training goes on; None writes none.
-        keeps_best: whether the weights with the best score are kept, or the last ones.
     """
 
     epochs: int = 3
@@ -60,7 +59,7 @@ class TrainingPass(Pass):
     checkpoint_dir: str | Path | None = None
 
     promise: ClassVar[Promise] = Promise.APPROXIMATE
-    keeps_best: ClassVar[bool] = True
+    keeps_best: ClassVar[bool] = True  # no setting: whether a pass keeps the weights with the best score, or the last
 
     def __post_init__(self) -> None:
         import_package("accelerate", "accelerate", extra="train")

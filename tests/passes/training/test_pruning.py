@@ -311,6 +311,50 @@ def test_single_weights_go_in_steps_and_stay_zero(program: Program) -> None:
     assert ((groups == 0).sum(1) == 2).all()
 
 
+def test_every_cut_towards_a_pattern_removes_some(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[set[int]] = []
+    trained = train
+
+    def noted(objective: Any, *arguments: Any, **settings: Any) -> Any:
+        kept.append(set((objective.module.get_parameter("7.weight").view(-1, 8) != 0).sum(1).tolist()))
+        return trained(objective, *arguments, **settings)
+
+    monkeypatch.setattr(iterative_prune, "train", noted)
+    result = compiled(program, IterativePrune(PruneWeights(pattern="2:8"), cuts=4, path="linear", **RATE))
+    assert kept == [{6}, {5}, {3}, {2}]
+    assert set((result.module.get_parameter("7.weight").view(-1, 8) != 0).sum(1).tolist()) == {2}
+
+
+@pytest.mark.parametrize(("keep", "round_to"), [(0.2, 1), (0.7, 8)])
+def test_a_target_is_checked_as_a_whole_and_before_any_training(keep: float, round_to: int) -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 5)).eval()
+    cut = PruneChannels(target="parameters", keep=keep, round_to=round_to)
+    inputs, calls = torch.randn(8, 20), []
+
+    def loss_fn(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return cross_entropy(outputs, labels)
+
+    def found() -> float:
+        result = lobo_fx.compile(
+            wide,
+            [IterativePrune(cut, cuts=6, **RATE)],
+            example_inputs=inputs,
+            train_data=[(inputs, torch.arange(8) % 5)],
+            loss_fn=loss_fn,
+            progress=False,
+        )
+        return sum(p.numel() for p in result.module.parameters()) / sum(p.numel() for p in wide.parameters())
+
+    if round_to == 1:  # a part of the way that six cuts make can't be hit with 20 channels; the whole can
+        assert found() == pytest.approx(keep, rel=0.02)
+    else:
+        with pytest.raises(InvalidInput, match=r"keep=0\.7 of the parameters can't be hit with round_to=8"):
+            found()
+        assert not calls
+
+
 def test_a_killed_pruning_goes_on_in_its_step(program: Program, tmp_path: Path) -> None:
     pruning: dict[str, Any] = {"prune": PruneChannels(0.5, round_to=1, compensation="none"), "cuts": 3} | RATE
     whole = compiled(program, IterativePrune(**pruning)).module.state_dict()
@@ -466,3 +510,27 @@ def test_weights_that_are_folded_are_cut_in_steps_to_the_same_widths() -> None:
         progress=False,
     )
     assert result.module.get_parameter("2.weight").shape == (5, 32)
+
+
+class FrontEnd(nn.Module):
+    """A spectrum by stored matrices, whose axis between them has no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("basis", torch.rand(16, 8))
+        self.register_buffer("bands", torch.rand(6, 16))
+        self.first, self.second = nn.Linear(6, 12), nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        spectrum = functional.linear(x, self.basis).square()  # type: ignore[arg-type]
+        return self.second(self.first(functional.linear(spectrum, self.bands)).relu())  # type: ignore[no-any-return, arg-type]
+
+
+@pytest.mark.parametrize("kind", ["group_lasso", "growing"])
+def test_axes_of_buffers_alone_have_no_penalty(kind: Any) -> None:
+    program = trace(FrontEnd().eval(), torch.randn(2, 8))
+    sparse = SparseTraining(PruneChannels(0.5), kind, epochs=1, **RATE)
+    after = compiled(program, sparse, train_data=[(torch.randn(4, 8), torch.arange(4) % 2)]).module.state_dict()
+    for name, value in program.module.state_dict().items():
+        assert torch.equal(after[name], value) == (name in ("basis", "bands"))

@@ -73,6 +73,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"cuts": 0}, "cuts is 0"),
         ({"cuts": 2.0}, "cuts is 2.0"),
         ({"path": "square"}, "path is 'square'"),
+        ({"prune": {"prune_channels": {"steps": 4}}}, "has steps of its own: leave them out, cuts= says how many"),
         ({"prune": "fold_batch_norm"}, "can't go a part of its way"),
         ({"prune": "prune_chanels"}, "did you mean prune_channels"),
         ({"prune": {"prune_channels": {"rato": 1}}}, "did you mean ratio"),
