@@ -15,9 +15,10 @@ from torch.utils import _pytree as pytree
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.layers import layer_of
 from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
-from lobo_fx.passes.training.features import Seen, seeing
+from lobo_fx.passes.training.features import Seen, output_nodes, seeing
 from lobo_fx.passes.training.loop import train
 from lobo_fx.passes.training.objective import Objective
 from lobo_fx.passes.training.training_pass import TrainingPass, is_number
@@ -45,8 +46,9 @@ class Distill(TrainingPass):
             that are distributions already (after a softmax: classes, attention); `binary_logits` and
             `binary_probabilities` (after a sigmoid), every number on its own, as bits and labels that don't exclude
             each other; `values`, the outputs themselves (regression, embeddings). `auto` knows probabilities by their
-            sum of 1 or the sigmoid that they come from, and takes all other outputs for `logits`; the report says what
-            it took and why. One for all float outputs, or a list, one for each: `["values", "probabilities"]`.
+            sum of 1 or the sigmoid that they come from, takes outputs of one dimension for `values`, and all others for
+            `logits`; the report says what it took and why. One for all float outputs, or a list, one for each:
+            `["values", "probabilities"]`.
         temperature: divides logits, so that the teacher's second choices count.
         label_share: how much the loss against labels counts, where there are labels and a loss; the rest is the
             teacher's.
@@ -114,9 +116,10 @@ class Distill(TrainingPass):
                 ) from error
         for wanted, match, _ in self._matches(outputs, said, program.module.graph):
             _check_match(wanted, match)
-        for what in _WHAT:
-            for name, other in self._paired(what):
-                _check_places(name, seen[what, name], known[what, other])
+        self._width_dims(seen, known, program.module.graph)
+        for name, other in self._paired("attention"):
+            if seen["attention", name].shape != known["attention", other].shape:
+                raise InvalidInput(_differing(name, seen["attention", name], known["attention", other], "no size"))
 
     def run(self, program: Program, context: Context) -> Program:
         assert context.original is not None
@@ -147,6 +150,27 @@ class Distill(TrainingPass):
             (theirs, *(_found(theirs, node) if match == "auto" else (match, "")))
             for theirs, match, node in zip(wanted, given, nodes, strict=True)
         ]
+
+    def _width_dims(self, seen: Seen, known: Seen, graph: fx.Graph) -> dict[str, int]:
+        """The dimension of the widths of every feature whose width differs from the teacher's, by its name.
+
+        Raises:
+            InvalidInput: features differ in more than their widths.
+        """
+        nodes, found = output_nodes(graph), {}
+        for name, other in self._paired("features"):
+            mine, theirs = seen["features", name], known["features", other]
+            if mine.shape == theirs.shape:
+                continue
+            differing = [
+                dim for dim, (one, two) in enumerate(zip(mine.shape, theirs.shape, strict=False)) if one != two
+            ]
+            dim = _channel_dim(nodes[name])
+            expected = [dim % mine.dim()] if dim is not None else differing[-1:]
+            if mine.dim() != theirs.dim() or differing != expected or (dim is None and differing == [0]):
+                raise InvalidInput(_differing(name, mine, theirs, "only widths"))
+            found[name] = differing[0]
+        return found
 
     def _paired(self, name: str) -> dict[tuple[str, str], None]:
         given = getattr(self, name)
@@ -227,11 +251,10 @@ class _Imitation(Objective):
         self.feature_scales = {
             theirs: _mean_square(self.known["features", theirs]) for _, theirs in self.settings._paired("features")
         }
+        self.width_dims = self.settings._width_dims(self.seen, self.known, self.module.graph)
         for mine, theirs in self.settings._paired("features"):
-            given, wanted = (
-                _rows(value).shape[-1] for value in (self.seen["features", mine], self.known["features", theirs])
-            )
-            if given != wanted:
+            if (dim := self.width_dims.get(mine)) is not None:
+                given, wanted = self.seen["features", mine].shape[dim], self.known["features", theirs].shape[dim]
                 self.projections[mine.replace(".", "/")] = _projection(given, wanted, generator)
 
     def forward(self, inputs: Inputs, labels: Any) -> torch.Tensor:
@@ -248,10 +271,9 @@ class _Imitation(Objective):
         if (labels is not None) if context.loss_fn is not None else context.signature.gives_loss:
             loss = (1 - settings.label_share) * loss + settings.label_share * context.loss(outputs, labels)
         for mine, theirs in settings._paired("features"):
-            given, wanted = _rows(self.seen["features", mine]), _rows(self.known["features", theirs])
-            key = mine.replace(".", "/")
-            if key in self.projections:
-                given = self.projections[key](given)
+            given, wanted = self.seen["features", mine], self.known["features", theirs]
+            if (dim := self.width_dims.get(mine)) is not None:
+                given = self.projections[mine.replace(".", "/")](given.movedim(dim, -1)).movedim(-1, dim)
             squared = (given - wanted).square().mean() / self.feature_scales[theirs]
             loss = loss + settings.feature_share * squared / len(settings.features)
         for mine, theirs in settings._paired("attention"):
@@ -335,6 +357,8 @@ def _found(wanted: torch.Tensor, node: fx.Node) -> tuple[Match, str]:
     """How `auto` compares an output, and why."""
     if node.target is aten.sigmoid.default:
         return "binary_probabilities", "since it comes from a sigmoid"
+    if wanted.dim() == 1:
+        return "values", "since it has one dimension; say match='binary_logits' where its numbers are logits of bits"
     with contextlib.suppress(InvalidInput):
         return "probabilities", f"since the teacher's sum to 1 along dimension {_distribution_dim(wanted)}"
     return "logits", (
@@ -347,10 +371,10 @@ def _found(wanted: torch.Tensor, node: fx.Node) -> tuple[Match, str]:
 def _check_match(wanted: torch.Tensor, match: Match) -> None:
     """Refuses to compare outputs as distributions if they are none."""
     shape = list(wanted.shape)
-    if match == "logits" and shape[-1] == 1:
+    if (match == "logits" and shape[-1] == 1) or (match in ("logits", "probabilities") and len(shape) == 1):
         raise InvalidInput(
-            f"match: the teacher's output of shape {shape} holds one number in its last dimension, and a distribution "
-            "over one class says nothing: say match='binary_logits', 'binary_probabilities' or 'values'"
+            f"match: the teacher's output of shape {shape} holds one number a row, and a distribution over one class "
+            "says nothing: say match='binary_logits', 'binary_probabilities' or 'values'"
         )
     if match == "probabilities":
         _distribution_dim(wanted)
@@ -365,14 +389,26 @@ def _mean_square(value: torch.Tensor) -> float:
     return float(value.double().square().mean()) or 1.0
 
 
-def _rows(value: torch.Tensor) -> torch.Tensor:
-    """Features with their channels last; features of images have them second."""
-    return value.movedim(1, -1) if value.dim() > 3 else value
+def _channel_dim(node: fx.Node) -> int | None:
+    """The dimension of channels, from the end, by a layer that a value comes from; None where that is not known."""
+    ahead, seen = [node], set()
+    while ahead:
+        source = ahead.pop()
+        if source in seen or source.op != "call_function":
+            continue
+        seen.add(source)
+        if (layer := layer_of(source)) is not None:
+            return -1 - layer.kind.spatial_dims
+        keeps = any(word in str(source.target) for word in ("norm", "pool", "dropout"))
+        if keeps or torch.Tag.pointwise in getattr(source.target, "tags", ()):
+            ahead += [one for one in source.all_input_nodes if _rank(one) == _rank(source)]
+    return None
 
 
-def _check_places(name: str, mine: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Refuses features that are not of the same places: only their widths may differ."""
-    if _rows(mine).shape[:-1] != _rows(theirs).shape[:-1]:
-        raise InvalidInput(
-            f"'{name}' gives {list(mine.shape)}, the teacher's {list(theirs.shape)}: only widths may differ"
-        )
+def _rank(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else -1
+
+
+def _differing(name: str, mine: torch.Tensor, theirs: torch.Tensor, what: str) -> str:
+    return f"'{name}' gives {list(mine.shape)}, the teacher's {list(theirs.shape)}: {what} may differ"

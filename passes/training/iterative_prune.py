@@ -77,12 +77,12 @@ class IterativePrune(TrainingPass):
             raise InvalidInput(f"cuts is {self.cuts!r}; it must be a whole number of at least 1")
         if self.path not in _PATHS:
             raise InvalidInput(f"path is {self.path!r}; it must be one of {', '.join(_PATHS)}")
-        if not isinstance(self._pruning, Gradual):
-            raise InvalidInput(f"prune is {self._pruning}, which can't go a part of its way: it has no `portion`")
         if isinstance(self._pruning, PruneChannels) and self._pruning.steps > 1:
             raise InvalidInput(
                 f"prune is {self._pruning}, which has steps of its own: leave them out, cuts= says how many"
             )
+        if not isinstance(self._pruning, Gradual):
+            raise InvalidInput(f"prune is {self._pruning}, which can't go a part of its way: it has no `portion`")
 
     @functools.cached_property
     def _pruning(self) -> Pass:

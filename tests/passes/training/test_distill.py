@@ -241,6 +241,51 @@ def test_a_cut_model_comes_nearer_to_the_original_without_labels(program: Progra
         assert torch.equal(labelled.module.state_dict()[name], value)
 
 
+class Signal(nn.Module):
+    """Features of every layout: channels second of three dimensions, and last of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Sequential(nn.Conv1d(2, 12, 3), nn.BatchNorm1d(12), nn.ReLU(), nn.MaxPool1d(2))
+        self.split, self.last = nn.Linear(12, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv(x).transpose(1, 2).unflatten(1, (2, -1))
+        return self.last(self.split(hidden).relu().mean((1, 2)))  # type: ignore[no-any-return]
+
+
+def test_pruned_features_of_every_layout_are_projected() -> None:
+    x = torch.randn(4, 2, 22)
+    result = lobo_fx.compile(
+        Signal().eval(),
+        [PruneChannels(0.5, round_to=1), Distill(features=["conv", "conv.0", "split"], steps=2, learning_rate=1e-3)],
+        example_inputs=x,
+        train_data=[x],
+        progress=False,
+    )
+    assert result.module.get_parameter("split.weight").shape == (8, 6)
+
+
+class Tokens(nn.Module):
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.count, self.up, self.head = count, nn.Linear(6, width), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.up(x[:, : self.count])
+        return self.head((hidden + hidden.relu()).mean(1))  # type: ignore[no-any-return]
+
+
+def test_features_of_other_lengths_are_no_other_widths() -> None:
+    x = torch.randn(2, 5, 6)
+    student = trace(Tokens(5, 8).eval(), x)
+    for count, width in ((4, 8), (4, 9)):
+        with pytest.raises(InvalidInput, match=r"'up' gives \[2, 5, 8\], the teacher's .*: only widths may differ"):
+            Distill(teacher=Tokens(count, width).eval(), features=["up"]).check(student)
+    Distill(teacher=Tokens(5, 9).eval(), features=["up"]).check(student)
+
+
 def test_the_teacher_is_left_as_it_was(program: Program) -> None:
     teacher = Net(9, seed=1).train()
     teacher.stem[1].eval()  # a mode of its own

@@ -132,3 +132,12 @@ def test_a_distribution_over_one_class_is_refused() -> None:
         with pytest.raises(lobo_fx.InvalidInput, match="over one class says nothing: say match='binary_logits'"):
             loss_of(match, student, teacher, inputs)
     assert loss_of("binary_logits", student, teacher, inputs) > 0.01
+
+
+@pytest.mark.parametrize("end", [nn.Flatten(0), nn.Sequential(nn.Sigmoid(), nn.Flatten(0))], ids=["any", "bits"])
+def test_outputs_of_one_dimension_are_compared_number_by_number(end: nn.Module) -> None:
+    student, teacher, inputs = two(end, labels=1)
+    assert loss_of("auto", student, teacher, inputs) == loss_of("values", student, teacher, inputs)
+    for match in ("logits", "probabilities"):
+        with pytest.raises(lobo_fx.InvalidInput, match=r"one number a row.*'binary_probabilities' or 'values'"):
+            loss_of(match, student, teacher, inputs)
