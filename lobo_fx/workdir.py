@@ -27,7 +27,9 @@ from lobo_fx.contracts.pipeline import Pipeline
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import make_folder
 from lobo_fx.graph.notes import Note
+from lobo_fx.graph.program import Program
 from lobo_fx.measures.machine import machine
+from lobo_fx.report.records import Row
 
 __all__ = ["Workdir"]
 
@@ -85,6 +87,7 @@ class Workdir:
     def _take_up(self, passes: Sequence[Pass], places: Sequence[Path | None]) -> int:
         """Loads the state after as many passes as possible; returns how many."""
         context, damaged, done = self.pipeline.context, list[Note](), 0
+        start, earlier = self.pipeline.program, len(self.pipeline.rows)
         for count in range(len(passes), 0, -1):
             place = places[count]
             if place is None or not (place / saving.MANIFEST_FILE).is_file():
@@ -97,24 +100,36 @@ class Workdir:
             context.notes[:], context.sheets[:] = saved.report.notes, saved.report.sheets
             self.pipeline.go_on_from(saved.program, saved.report.rows)
             after, done = passes[count - 1].name, count
-            self._take_up_plan(passes[:count], places)
             context.notes.append(Note(f"went on after {after}, which an earlier run left in {self.folder}"))
+            self._take_up_plan(passes[:count], places, start, self.pipeline.rows[earlier:])
             break
         context.notes.extend(damaged)
         return done
 
-    def _take_up_plan(self, passes: Sequence[Pass], places: Sequence[Path | None]) -> None:
-        """Restores the candidate that the last search chose; its other candidates are lost."""
+    def _take_up_plan(
+        self, passes: Sequence[Pass], places: Sequence[Path | None], start: Program, rows: Sequence[Row]
+    ) -> None:
+        """Restores the candidate that the last search chose; its other candidates are lost.
+
+        Args:
+            passes: the passes that are not run again.
+            places: where the states are kept, the one before all passes first.
+            start: the program before all passes.
+            rows: a row for each pass.
+        """
         for count in range(len(passes), 0, -1):
             pass_, place = passes[count - 1], places[count]
             file = place.with_name(place.name + _PLAN) if place else None
             if isinstance(pass_, Plans) and file and file.is_file():
-                before = places[count - 1]
-                start = saving.read(before).program if before else self.pipeline.original
-                row, planned = self.pipeline.rows[count], pass_.planned(file)
+                before, row, context = places[count - 1], rows[count - 1], self.pipeline.context
+                try:
+                    start, planned = saving.read(before).program if before else start, pass_.planned(file)
+                except InvalidInput as error:
+                    context.notes.append(Note(f"what {pass_.name} chose can't be compiled again: {error}"))
+                    return
                 expected = planned.plan.expected
                 latency = next((value for name, value in expected.items() if name.startswith("latency")), 1.0)
-                self.pipeline.context.candidates.append(
+                context.candidates.append(
                     Candidate("kept", planned, pass_.name, start, latency, None, row.bytes, row.snr, row.score, True)
                 )
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import ContractError, InvalidInput, checksums
+from lobo_fx.contracts.candidates import Candidate
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.graph.program import Program
@@ -50,6 +52,29 @@ class Counted(Pass):
             raise RuntimeError("the power went out")
         context.note("was here")
         return program
+
+
+class Plan:
+    """Nothing to decide; what a real plan has."""
+
+    expected: ClassVar[dict[str, float]] = {"latency of the original's": 0.5}
+
+    def save(self, file: Path) -> None:
+        file.write_text("")
+
+
+@dataclasses.dataclass(frozen=True)
+class Searching(Counted):
+    """Chooses to do nothing, once from a plan."""
+
+    plan: ClassVar[Plan] = Plan()
+
+    def run(self, program: Program, context: Context) -> Program:
+        context.candidates.append(Candidate("first", self, self.name, program.clone(), 0.5, None, 1, 1.0, chosen=True))
+        return super().run(program, context)
+
+    def planned(self, file: Path) -> Pass:
+        return self
 
 
 @functools.cache
@@ -207,6 +232,29 @@ def test_a_damaged_state_is_left_aside(tmp_path: Path) -> None:
     result = compiled(tmp_path, PruneWeights(0.5), Counted())
     assert len(RECORD.runs) == 2
     assert any("is of no use" in str(note) for note in result.report.notes)
+
+
+def test_the_choice_of_a_search_starts_from_what_an_earlier_result_held(tmp_path: Path) -> None:
+    earlier = compiled(None, PruneWeights(0.5))
+    for _ in range(2):
+        found = lobo_fx.compile(earlier, [Searching()], workdir=tmp_path, calibration_data=[DATA], progress=False)
+    assert RECORD.runs == [False]
+    (choice,) = found.front
+    assert choice.candidate.bytes == found.report.rows[-1].bytes
+    again = choice.compile()
+    assert RECORD.runs == [False, False]
+    assert [row.name for row in again.report.rows] == [row.name for row in found.report.rows]
+    torch.testing.assert_close(again.module(DATA), earlier.module(DATA), rtol=0, atol=0)
+
+
+def test_a_search_whose_start_is_gone_is_not_repeated(tmp_path: Path) -> None:
+    compiled(tmp_path, PruneWeights(0.5), Searching())
+    (state,) = tmp_path.glob("prune_weights-*")
+    shutil.rmtree(state)
+    found = compiled(tmp_path, PruneWeights(0.5), Searching())
+    assert RECORD.runs == [False]
+    assert found.front == []
+    assert any("can't be compiled again" in str(note) for note in found.report.notes)
 
 
 def test_a_folder_that_can_not_be_made_is_refused_before_any_pass(tmp_path: Path) -> None:
