@@ -138,7 +138,7 @@ def _product(graph: fx.Graph, left: fx.Node, right: fx.Node) -> fx.Node | None:
         swap = [*range(_rank(right) - 2), _rank(right) - 1, _rank(right) - 2]
         rows = call(graph, aten.linear.default, _permuted(graph, right, swap), left)
         return _permuted(graph, rows, swap)
-    if _rank(left) == _rank(right) == 3 and _multiplies(left, right) and _same(left, right, 0):
+    if _rank(left) == _rank(right) == 3 and _multiplies(left, right) and _same(left, 0, right, 0):
         return call(graph, aten.bmm.default, left, right)
     return None
 
@@ -155,17 +155,25 @@ def _multiplies(value: fx.Node, weight: fx.Node) -> bool:
     return is_constant(weight) and not is_constant(value)
 
 
-def _same(left: fx.Node, right: fx.Node, dim: int) -> bool:
-    """Whether both tensors have the same constant size along a dimension."""
-    sizes = left.meta["val"].shape[dim], right.meta["val"].shape[dim]
+def _same(left: fx.Node, of_left: int, right: fx.Node, of_right: int) -> bool:
+    """Whether both tensors have the same constant size along a dimension of each; a size of 1 may be broadcast."""
+    sizes = left.meta["val"].shape[of_left], right.meta["val"].shape[of_right]
     return all(isinstance(size, int) for size in sizes) and sizes[0] == sizes[1]
 
 
 def _with_bias(graph: fx.Graph, x: fx.Node, weight: fx.Node, bias: fx.Node) -> fx.Node:
-    """A linear layer with `bias`, if that is a vector over its outputs; else a linear layer and an addition."""
-    if _rank(bias) == 1 and is_constant(bias) and bias.meta["val"].shape[0] == weight.meta["val"].shape[0]:
+    """A linear layer with `bias`, if that can be its bias; else a linear layer and an addition."""
+    if _is_bias(bias, weight):
         return call(graph, aten.linear.default, x, weight, bias)
     return call(graph, aten.add.Tensor, call(graph, aten.linear.default, x, weight), bias)
+
+
+def _is_bias(value: fx.Node, weight: fx.Node) -> bool:
+    """Whether a linear layer can take `value` as its bias: a stored vector over its outputs, of the weight's dtype."""
+    if _rank(value) != 1 or not is_constant(value):
+        return False
+    stored, of = value.meta["val"], weight.meta["val"]
+    return bool(stored.shape[0] == of.shape[0] and stored.dtype == of.dtype)
 
 
 def _bias(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -175,8 +183,7 @@ def _bias(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         if given["alpha"] != 1 or not is_call(layer, aten.linear.default) or len(layer.users) > 1:
             continue
         product = arguments(layer)
-        width = layer.meta["val"].shape[-1]
-        if product["bias"] is None and _rank(bias) == 1 and is_constant(bias) and bias.meta["val"].shape[0] == width:
+        if product["bias"] is None and _rank(product["weight"]) == 2 and _is_bias(bias, product["weight"]):
             fused = call(graph, aten.linear.default, product["input"], product["weight"], bias)
             inherit(fused, layer)
             return fused
@@ -218,6 +225,8 @@ def _contracted(graph: fx.Graph, x: fx.Node, in_x: str, weight: fx.Node, in_weig
     rows = [c for c in in_x if c not in in_weight]
     made = [c for c in in_weight if c not in in_x]
     if not summed or not made or not {*rows, *made} <= set(output):
+        return None
+    if not all(_same(x, in_x.index(c), weight, in_weight.index(c)) for c in (*summed, *groups)):
         return None
     if groups:
         if [len(part) for part in (groups, rows, summed, made)] != [1, 1, 1, 1]:

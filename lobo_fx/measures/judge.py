@@ -18,6 +18,9 @@ from lobo_fx.measures.fidelity import signal_to_noise, tensor_leaves
 
 __all__ = ["Judge", "Verdict"]
 
+_MOVES = VALUE_PRESERVING - {aten.max_pool2d.default, aten.dropout.default}
+"""Operators that move labels as they move values: they take integers, and choose nothing by value or by chance."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -97,7 +100,7 @@ def _parts(node: fx.Node, name: str, values: Mapping[fx.Node, Any]) -> dict[str,
         if is_call(of, aten.cat.default):
             given = arguments(of)
             return torch.cat([labels(source) for source in given["tensors"]], given["dim"])
-        if is_call(of, *VALUE_PRESERVING - {aten.max_pool2d.default}) and len(of.all_input_nodes) == 1:
+        if is_call(of, *_MOVES) and len(of.all_input_nodes) == 1:
             moved = {source: labels(source) for source in of.all_input_nodes}
             args, kwargs = fx.node.map_arg((of.args, of.kwargs), lambda source: moved[source])
             return torch.as_tensor(of.target(*args, **kwargs))  # type: ignore[operator]

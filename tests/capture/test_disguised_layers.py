@@ -76,6 +76,8 @@ NO_LAYERS: dict[str, Callable[..., Any]] = {
     "a diagonal": lambda x, w: torch.einsum("bii,ij->bi", x[:, :4, :4], w),
     "a sum over what only one has": lambda x, w: torch.einsum("bti,ij->b", x, w),
     "a weight made from an input": lambda x, w: torch.einsum("bti,ij->btj", x, w * x.mean()),
+    "a broadcast sum": lambda x, w: torch.einsum("bti,ij->btj", x, w[:1]),
+    "a broadcast group": lambda x, w: torch.einsum("bti,tij->btj", x, w[None]),
 }
 
 
@@ -96,6 +98,16 @@ def test_a_vector_that_something_else_reads_the_product_before_is_no_bias() -> N
     program = lobo_fx.trace(Written(forward, (6, 4), (6,)).eval(), torch.randn(3, 4))
     (layer,) = layers(program.graph)
     assert layer.bias is None
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_a_vector_of_another_dtype_is_no_bias(dtype: torch.dtype) -> None:
+    model = Written(lambda x, w, b: x @ w + b.to(dtype), (4, 6), (6,)).eval()
+    x = torch.randn(3, 4)
+    program = lobo_fx.trace(model, x)
+    (layer,) = layers(program.graph)
+    assert layer.bias is None
+    torch.testing.assert_close(program.run(), model(x))
 
 
 def test_gradients_reach_the_stored_weight() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import lobo_fx
@@ -79,6 +80,22 @@ def test_what_one_module_joins_is_as_many_parts() -> None:
     assert verdict.worst == pytest.approx(signal_to_noise(before, after), abs=1e-3)
     assert verdict.whole > verdict.worst + 30
     assert verdict.part == "output, sigmoid"
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_dropout_that_always_draws_is_a_part_of_its_own(joined: bool) -> None:
+    class Drops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            dropped = F.dropout(self.layer(x), 0.5, training=True)
+            return torch.cat([dropped, x], 1) if joined else dropped
+
+    program = trace(Drops().eval(), ROWS[:2])
+    (parts,) = Judge(program, [program.example_inputs]).parts[0]
+    assert [int(places.sum()) for places in parts.values()] == ([512, 384] if joined else [512])
 
 
 def test_one_output_is_one_part() -> None:
