@@ -56,6 +56,8 @@ def as_dim(size: sympy.Expr, dims: dict[sympy.Symbol, Any]) -> Any:
     if len(size.free_symbols) != 1 or not size.is_polynomial() or sympy.degree(size) != 1:
         return Dim.AUTO
     (symbol,) = size.free_symbols
+    if size != symbol and not isinstance(dims[symbol], Dim):
+        return Dim.AUTO  # a hint, which can't be multiplied
     factor, offset = int(size.coeff(symbol, 1)), int(size.coeff(symbol, 0))
     dim = dims[symbol] if factor == 1 else factor * dims[symbol]
     return dim + offset if offset else dim
@@ -85,7 +87,10 @@ def _step(symbol: sympy.Symbol, environment: Any) -> tuple[int, int]:
     forms = [form for form in forms if form.free_symbols == {symbol}]
 
     def holds(other: int) -> bool:
-        return all(form.xreplace({symbol: sympy.Integer(other)}) == sympy.true for form in forms)
+        try:
+            return all(form.xreplace({symbol: sympy.Integer(other)}) == sympy.true for form in forms)
+        except ZeroDivisionError:  # no size that the guard was made for
+            return False
 
     near = (step for step in range(1, _LONGEST_STEP) if holds(int(size) + step) or (size > step and holds(size - step)))
     step = next(near, int(size))

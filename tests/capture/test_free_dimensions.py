@@ -169,3 +169,32 @@ def test_what_is_saved_bounds_sizes_as_the_user_did_and_no_more(tmp_path: Path) 
     assert taken(torch.randn(1, 3, 64, 5)).shape == (1, 4, 62, 3)
     with pytest.raises(Exception, match="64"):
         taken(torch.randn(1, 3, 65, 5))
+
+
+class Fourths(nn.Module):
+    """Takes twice as many steps of `y`, and treats lengths of fours in another way."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([x, x], 1) + y
+        return joined if x.shape[1] % 4 == 0 else 2 * joined
+
+
+def test_multiples_of_a_size_that_goes_in_steps_are_left_to_torch(tmp_path: Path) -> None:
+    inputs = torch.randn(2, 8, 3), torch.randn(2, 16, 3)
+    result = lobo_fx.compile(Fourths(), example_inputs=inputs, progress=False)
+    known = "x: float32[batch, length, x_2]; y: float32[batch, 2*length, x_2]"
+    again = lobo_fx.load(result.save(tmp_path / "saved"))
+    assert str(result.program.signature) == str(again.program.signature) == known
+    assert [dimension.step for dimension in again.program.signature.free] == [1, 4, 1]
+    again.export(tmp_path / "model.onnx")
+
+
+def test_a_size_that_a_guard_divides_by_is_no_step() -> None:
+    class Halved(Pairs):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            found = super().forward(x, y)
+            return found if x.shape[0] % 4 == 0 else 2 * found
+
+    shapes = {"x": {0: Dim.AUTO}, "y": {0: Dim.AUTO}}
+    program = lobo_fx.trace(Halved(), (torch.randn(8, 3), torch.randn(16, 3)), shapes)
+    assert program.signature.free[0].step % 4 == 0
