@@ -106,7 +106,7 @@ class Pipeline:
                 keep it.
         """
         start = time.perf_counter()
-        context = dataclasses.replace(self.context, made_by=pass_.name)
+        context = dataclasses.replace(self.context, made_by=pass_.name, expected=[])
         with spinner(str(pass_), context.show_progress and not pass_.needs):
             program = _rewritten(pass_, self.program, context)
             after = verify(pass_, self.last, program, context)

@@ -138,8 +138,7 @@ def verify(pass_: Pass, before: Snapshot, program: Program, context: Context) ->
         after = snapshot(program)
     except Exception as error:
         raise ContractError(f"{pass_} left a program that does not run: {error}") from error
-    evidence = Evidence(pass_, before, program, after, list(context.expected))
-    context.expected.clear()
+    evidence = Evidence(pass_, before, program, after, context.expected)
     for check in CHECKS:
         if complaint := check(evidence):
             raise ContractError(f"{pass_} broke its contract: {complaint}")

@@ -374,6 +374,21 @@ def test_what_one_pass_expects_is_not_asked_of_the_next() -> None:
     assert len(result.report.rows) == 3
 
 
+def test_what_a_pass_that_failed_expected_is_not_asked_of_others() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Fails(Pass):
+        def run(self, program: Program, context: Context) -> Program:
+            context.expect(torch.zeros(3, 5))
+            raise RuntimeError("it failed")
+
+    pipeline = lobo_fx.compile(traced(), progress=False).pipeline
+    assert pipeline is not None
+    for tried in (pipeline.fork(), pipeline):
+        with pytest.raises(ContractError, match="it failed"):
+            tried.run(Fails())
+    pipeline.run(Rewrite(scale(3.0)))
+
+
 class Masked(nn.Module):
     """An output that holds minus infinity on purpose."""
 
