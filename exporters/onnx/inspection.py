@@ -15,7 +15,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.exporters.onnx.loading import element_type, files_of, load_structure, shown_value
 from lobo_fx.exporters.onnxruntime.profile import KernelTime, kernel_times
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
-from lobo_fx.measures.latency import MEGABYTE, random_arrays
+from lobo_fx.measures.latency import MEGABYTE, random_arrays, random_shape
 from lobo_fx.plugins.protocols import Arrays
 from lobo_fx.terminal.tables import decimals, new_table, printable, render
 
@@ -119,7 +119,7 @@ def inspect_file(path: Path, arrays: Arrays | None = None, batch: int = 1) -> Fi
     Args:
         path: path of the file.
         arrays: inputs by name to time it with; None makes up random ones.
-        batch: every free size of random inputs.
+        batch: rows of random inputs, where they are free; every other free size is 64.
 
     Raises:
         InvalidInput: the file is missing, damaged, or wants files from elsewhere. One that ONNX Runtime can't load
@@ -147,7 +147,7 @@ def _timed(path: Path, arrays: Arrays | None, batch: int) -> tuple[tuple[KernelT
     try:
         specs = OnnxRuntime().load(path, 1).inputs
         if arrays is None:
-            wanted = sum(math.prod(size or batch for size in spec.shape) * 8 for spec in specs)
+            wanted = 8 * sum(math.prod(random_shape(spec, batch)) for spec in specs)
             if wanted > _MOST_INPUT:
                 return (), f"not run: its inputs would take {wanted / 1e9:,.1f} GB"
             arrays = random_arrays(specs, batch)

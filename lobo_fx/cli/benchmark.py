@@ -22,9 +22,13 @@ def benchmark(
     runtime: RuntimeName = "onnxruntime",
     threads: Threads = 1,
     batch: Batch = 1,
+    length: Annotated[int, typer.Option(min=1, help="Size of every other free dimension.")] = 64,
     rounds: Rounds = 30,
 ) -> Answer:
-    """Measure files in turn: latency, throughput, peak memory."""
+    """Measure files in turn: latency, throughput, peak memory.
+
+    Inputs are random: of --batch rows, and of --length along every other dimension that is free.
+    """
     from lobo_fx.measures.latency import benchmark as measure
     from lobo_fx.plugins.registry import RUNTIMES
     from lobo_fx.plugins.tuning import TunesFiles
@@ -36,7 +40,7 @@ def benchmark(
     if len(set(labels)) < len(labels):
         raise InvalidInput("a file is given twice")
     engine, named = RUNTIMES.get(runtime)(), dict(zip(labels, files, strict=True))
-    found = measure(named, engine, threads=threads, batch=batch, rounds=rounds)
+    found = measure(named, engine, threads=threads, batch=batch, length=length, rounds=rounds)
     options = (
         {label: engine.options_of(file) for label, file in named.items()} if isinstance(engine, TunesFiles) else {}
     )

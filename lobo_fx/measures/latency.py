@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "LENGTH",
     "MEGABYTE",
     "Benchmark",
     "Latency",
@@ -29,9 +30,13 @@ __all__ = [
     "check_counts",
     "interleave",
     "random_arrays",
+    "random_shape",
 ]
 
 MEGABYTE = 1e6
+
+LENGTH = 64
+"""Size of a free dimension of random inputs that does not count rows: of a sequence, or of an image's sides."""
 
 _OWN_SHARE = 0.8
 """Least share of the wall time that is CPU time on a quiet machine. Kernels compute and never wait, so the rest went to
@@ -152,6 +157,7 @@ def benchmark(
     arrays: Arrays | None = None,
     threads: int = 1,
     batch: int = 1,
+    length: int = LENGTH,
     rounds: int = 30,
     warmup: int = 3,
     memory: bool = True,
@@ -165,15 +171,17 @@ def benchmark(
         arrays: inputs, the same for all; random data of the first file's input shapes by default.
         threads: threads of the runtime.
         batch: rows of the inputs, where the batch is free; the result holds the actual number.
+        length: size of every other free dimension of random inputs.
         rounds: how many turns each file has.
         warmup: turns of each file that are not counted.
         memory: also measure peak memory, in a fresh process for each file.
         progress: whether to draw a progress bar.
 
     Raises:
-        InvalidInput: a number makes no sense, a file is missing or damaged, or the files take different inputs.
+        InvalidInput: a number makes no sense, a file is missing or damaged or does not run on the inputs, or the files
+            take different inputs.
     """
-    check_counts(threads, batch, rounds, warmup)
+    check_counts(threads, batch, rounds, warmup, length)
     if not files:
         raise InvalidInput("there is no file to measure")
     for path in files.values():
@@ -185,10 +193,11 @@ def benchmark(
         if session.inputs != specs:
             first, theirs, own = next(iter(sessions)), _names(specs), _names(session.inputs)
             raise InvalidInput(f"files in turn get the same inputs; '{first}' takes {theirs}, '{label}' {own}")
-    feed = random_arrays(specs, batch) if arrays is None else arrays
+    feed = random_arrays(specs, batch, length) if arrays is None else arrays
+    advice = "give other inputs" if arrays else "give other sizes with batch= and length= (--batch and --length)"
     _check_arrays(specs, feed)
     rows = _rows(specs, feed)
-    calls = {label: _call(session, feed) for label, session in sessions.items()}
+    calls = {label: _call(session, feed, f"{files[label]} does not run", advice) for label, session in sessions.items()}
     latencies = interleave(calls, rounds=rounds, warmup=warmup, rows=rows, progress=progress)
     if memory:
         kind = type(runtime)
@@ -198,13 +207,14 @@ def benchmark(
     return Benchmark(runtime.version, threads, rows, rounds, latencies)
 
 
-def check_counts(threads: int = 1, batch: int = 1, rounds: int = 1, warmup: int = 0) -> None:
+def check_counts(threads: int = 1, batch: int = 1, rounds: int = 1, warmup: int = 0, length: int = 1) -> None:
     """Refuses settings of a benchmark that make no sense, before any work.
 
     Raises:
         InvalidInput: one is no whole number, or too small.
     """
-    counts = {"threads": (threads, 1), "batch": (batch, 1), "rounds": (rounds, 1), "warmup": (warmup, 0)}
+    counts = {"threads": (threads, 1), "batch": (batch, 1), "length": (length, 1)}
+    counts |= {"rounds": (rounds, 1), "warmup": (warmup, 0)}
     for name, (value, least) in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InvalidInput(f"{name} is {value!r}; it must be a whole number, at least {least}")
@@ -236,8 +246,16 @@ def _rows(specs: list[ArraySpec], arrays: Arrays) -> int:
     return len(arrays[chosen.name]) if chosen else 1
 
 
-def _call(session: Session, arrays: Arrays) -> Callable[[], object]:
-    return lambda: session.run(arrays)
+def _call(session: Session, arrays: Arrays, fault: str, advice: str) -> Callable[[], object]:
+    def run() -> object:
+        try:
+            return session.run(arrays)
+        except Exception as error:
+            sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+            reason = " ".join(str(error).split())
+            raise InvalidInput(f"{fault} on inputs of {sizes or 'no size'}; {advice}: {reason}") from error
+
+    return run
 
 
 def interleave(
@@ -291,12 +309,26 @@ def _by_round(times: Sequence[Sequence[float]], reference: Sequence[Sequence[flo
     return statistics.median(own / its for own, its in means) if all(map(all, means)) else None
 
 
-def random_arrays(specs: list[ArraySpec], batch: int, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Random inputs: normal floats, zero integers (a token that every vocabulary has)."""
+def random_shape(spec: ArraySpec, batch: int, length: int = LENGTH) -> list[int]:
+    """The shape of a random input: `batch` for a free first dimension, `length` for every other free one."""
+    return [(length if at else batch) if size is None else size for at, size in enumerate(spec.shape)]
+
+
+def random_arrays(
+    specs: list[ArraySpec], batch: int, length: int = LENGTH, seed: int = 0
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Random inputs: normal floats, zero integers (a token that every vocabulary has).
+
+    Args:
+        specs: the inputs of a file.
+        batch: size of a free first dimension.
+        length: size of every other free dimension.
+        seed: seed of the floats.
+    """
     generator = np.random.default_rng(seed)
     arrays = {}
     for spec in specs:
-        shape = [batch if size is None else size for size in spec.shape]
+        shape = random_shape(spec, batch, length)
         floats = np.issubdtype(np.dtype(spec.dtype), np.floating)
         values = generator.standard_normal(shape) if floats else np.zeros(shape)
         arrays[spec.name] = values.astype(spec.dtype)

@@ -18,7 +18,7 @@ __all__ = ["call_from_file", "function_from_file"]
 def call_from_file(path: Path, function: str) -> Any:
     """Runs a Python file of the user and calls one of its functions without arguments.
 
-    As when Python itself runs a file, it can import what lies beside it.
+    As when Python itself runs a file, it can import what lies beside it, also later; but nothing there hides a module.
 
     Raises:
         InvalidInput: no such file or function (similar ones are suggested), or its code fails; names the line.
@@ -62,12 +62,15 @@ def _with_function(path: Path, function: str, use: Callable[[Callable[..., Any]]
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
+    """Puts a folder first in the search for modules; afterwards last, for what a function imports when it is called."""
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def _place(path: Path, error: BaseException) -> str:

@@ -362,6 +362,7 @@ def test_benchmark_measures_files(model: str) -> None:
         (["empty.onnx"], "empty.onnx is empty"),
         (["bad.onnx", "bad.onnx"], "a file is given twice"),
         (["bad.onnx", "--rounds", "0"], "--rounds"),
+        (["bad.onnx", "--length", "0"], "--length"),
         (["bad.onnx", "--runtime", "onnxruntimes"], "did you mean onnxruntime?"),
     ],
 )

@@ -367,6 +367,7 @@ def test_random_inputs_are_seeded_and_of_the_right_kind() -> None:
         ArraySpec("half", "float16", (3,)),
         ArraySpec("tokens", "int64", (None, 7)),
         ArraySpec("mask", "bool", (None,)),
+        ArraySpec("audio", "float32", (None, 1, None)),
     ]
     one, same, other = random_arrays(specs, 4), random_arrays(specs, 4), random_arrays(specs, 4, seed=1)
     assert {name: (a.shape, str(a.dtype)) for name, a in one.items()} == {
@@ -374,11 +375,23 @@ def test_random_inputs_are_seeded_and_of_the_right_kind() -> None:
         "half": ((3,), "float16"),
         "tokens": ((4, 7), "int64"),
         "mask": ((4,), "bool"),
+        "audio": ((4, 1, 64), "float32"),
     }
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not np.array_equal(one["x"], other["x"])
     assert abs(one["x"].std() - 1) < 0.05
     assert not one["tokens"].any()
+
+
+def test_sizes_that_a_file_can_not_run_on_are_told_with_the_options_that_set_them(tmp_path: Path) -> None:
+    path = write_product(tmp_path / "a.onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "length"
+    onnx.save(model, path)
+    settings: dict[str, Any] = {"rounds": 1, "warmup": 0, "memory": False, "progress": False}
+    with pytest.raises(InvalidInput, match=r"a\.onnx does not run on inputs of x \[1, 64\]; .*--length"):
+        benchmark({"first": path}, OnnxRuntime(), **settings)
+    assert benchmark({"first": path}, OnnxRuntime(), length=4, **settings).batch == 1
 
 
 # Memory.

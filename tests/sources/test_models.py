@@ -18,7 +18,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.sources.checkpoints import load_checkpoint
 from lobo_fx.sources.libraries import head_outputs
 from lobo_fx.sources.models import build, build_program, weights_are_random
-from lobo_fx.sources.user_code import call_from_file
+from lobo_fx.sources.user_code import call_from_file, function_from_file
 
 save_file = pytest.importorskip("safetensors.torch").save_file
 
@@ -449,7 +449,8 @@ def file(tmp_path: Path) -> Any:
     path.write_text(NETWORK)
     before = list(sys.path)
     yield path
-    assert sys.path == before
+    assert sys.path == [*before, str(tmp_path)]  # once, and last: it hides nothing
+    sys.path[:] = before
     for name in ("sizes_beside", "more_beside", "lobo_fx_file_network"):
         sys.modules.pop(name, None)
 
@@ -462,6 +463,13 @@ def test_a_file_may_import_what_lies_beside_it_and_declare_dataclasses(file: Pat
     _, inputs = build(f"{file}:make_with_inputs")
     assert isinstance(inputs, Inputs)
     assert inputs.args[0].shape == (3, 6)
+
+
+def test_a_function_may_import_what_lies_beside_its_file_when_it_is_called(file: Path) -> None:
+    with file.open("a") as stream:
+        stream.write("\ndef width():\n    from sizes_later import WIDTH\n    return WIDTH\n")
+    (file.parent / "sizes_later.py").write_text("WIDTH = 7\n")
+    assert function_from_file(f"{file}:width")() == 7
 
 
 @pytest.mark.parametrize(
