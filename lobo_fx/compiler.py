@@ -147,7 +147,7 @@ def compile(
     pipeline = Pipeline.start(program if earlier is None or earlier.original is None else earlier.original, context)
     if earlier is not None:
         pipeline.go_on_from(earlier.program, earlier.report.rows)
-        context.notes[:0] = earlier.report.notes
+        context.notes[:] = dict.fromkeys([*earlier.report.notes, *context.notes])
         context.sheets[:0] = earlier.report.sheets
     if workdir is not None:
         Workdir(Path(workdir), pipeline).run(chosen)
@@ -185,12 +185,14 @@ def _program(model: Model | Program | Result, example_inputs: object, dynamic_sh
     """The program that the passes start from: a traced model, a given program, or the program of a result.
 
     Raises:
-        InvalidInput: inputs are given where they are fixed already.
+        InvalidInput: inputs or free sizes are given where they are fixed already.
     """
     if not isinstance(model, (Program, Result)):
         return trace(model, example_inputs, dynamic_shapes)
     if example_inputs is not None:
         raise InvalidInput(f"a {type(model).__name__} holds its example inputs; leave example_inputs out")
+    if dynamic_shapes != "auto":
+        raise InvalidInput(f"a {type(model).__name__} says itself which sizes are free; leave dynamic_shapes out")
     return model if isinstance(model, Program) else model.program
 
 

@@ -53,12 +53,12 @@ def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple
     Args:
         inputs: inputs of the model.
         forward: the model's `forward`.
-        which: a word of `FREED`; or "lengths", which is "auto" without the batch.
+        which: a word of `FREED`; or "lengths" and "sizes", which are "auto" and "all" without the batch.
     """
     rows = next((tensor.shape[0] for tensor in inputs.tensors if tensor.dim()), 0)
 
     def carries_batch(leaf: object) -> bool:
-        return which != "lengths" and isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
+        return which not in ("lengths", "sizes") and isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
 
     if rows == 1:
         inputs = inputs.map(lambda t: t.repeat(2, *[1] * (t.dim() - 1)) if carries_batch(t) else t)
@@ -67,7 +67,7 @@ def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple
 
     def sizes(leaf: torch.Tensor) -> dict[int, int]:
         every = {} if which == "batch" else dict(enumerate(leaf.shape))
-        wanted = which == "all" or leaf.dim() in SEQUENCES
+        wanted = which in ("all", "sizes") or leaf.dim() in SEQUENCES
         return {dim: size for dim, size in every.items() if dim and (wanted or size in lengths)}
 
     def specify(leaf: object) -> dict[int, Any] | None:

@@ -26,6 +26,7 @@ from lobo_fx.errors import InvalidInput, TraceError
 from lobo_fx.graph.inputs import FREED, HOW_TO_PASS, DynamicShapes, Inputs, as_inputs
 from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.masks import restore_masks
+from lobo_fx.graph.node_facts import facts_of
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program, ProgramModule, mark_always_training, seal
 from lobo_fx.graph.provenance import describe, user_line
@@ -64,6 +65,8 @@ def trace(model: Model, example_inputs: object = None, dynamic_shapes: DynamicSh
 
         model = read_pt2(Path(model))
     if isinstance(model, ExportedProgram):
+        if dynamic_shapes != "auto":
+            raise InvalidInput("an exported program says itself which of its sizes are free; leave dynamic_shapes out")
         return _from_exported(model, example_inputs)
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"model is a {type(model).__name__}; expected an nn.Module, an ExportedProgram or a path")
@@ -89,7 +92,8 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
     """
     reasons: dict[str, str] = {}
     wanted = bool(free_sizes(inputs, model.forward, which)[2])
-    for attempt in dict.fromkeys((which if wanted else "batch", "batch", "lengths" if wanted else "batch")):
+    attempts = (which, "batch", *["sizes"] * (which == "all"), "lengths") if wanted else ("batch",)
+    for attempt in dict.fromkeys(attempts):
         batched, specification, requested = free_sizes(inputs, model.forward, attempt)
         constants = Constants()
         try:
@@ -104,7 +108,7 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
         notes += step_notes(program.signature)
         if attempt == "batch" and which in reasons:
             notes.append(f"every size but the batch is fixed: {reasons[which]}")
-        elif attempt == "lengths":
+        elif attempt in ("sizes", "lengths"):
             notes.append(f"the batch size is fixed: {reasons['batch']}")
         program.module.set_facts(notes=(*program.notes, *map(Note, notes)))
         return program
@@ -225,7 +229,15 @@ def _from_exported(exported: ExportedProgram, example_inputs: object) -> Program
         if exported.example_inputs is None:
             raise InvalidInput("the exported program holds no example inputs; pass example_inputs=")
         example_inputs = Inputs(*exported.example_inputs)
-    return _program(exported, as_inputs(example_inputs))
+    program = _program(exported, as_inputs(example_inputs))
+    training = [str(node.target) for node in program.graph.nodes if facts_of(node).always_training]
+    if training:
+        note = Note(
+            f"WARNING: exported in training mode: {len(training)} operators ({', '.join(dict.fromkeys(training))}) stay "
+            "as in training; unless that is meant, call model.eval() before torch.export.export"
+        )
+        program.module.set_facts(notes=(*program.notes, note))
+    return program
 
 
 def _program(exported: ExportedProgram, inputs: Inputs) -> Program:

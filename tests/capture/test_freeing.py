@@ -115,6 +115,19 @@ def test_a_batch_that_the_code_fixes_leaves_the_length_free() -> None:
     assert program.module(torch.ones(2, 9)).shape == (9,)
 
 
+def test_a_batch_that_the_code_fixes_leaves_all_sizes_free_where_they_are_asked_for() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = x.unbind(0)
+            return first + second
+
+    program = trace(Pair(), torch.randn(2, 3, 8, 9), "all")
+    assert str(program.signature) == "x: float32[2, x_1, x_2, x_3]"
+    (note,) = program.notes
+    assert note.startswith("the batch size is fixed: ")
+    assert program.module(torch.ones(2, 3, 5, 6)).shape == (3, 5, 6)
+
+
 def test_bounds_that_the_code_sets_are_held() -> None:
     module = trace(Text(), tokens()).module
     assert module(tokens(3, 20)).shape == (3, 20, 7)

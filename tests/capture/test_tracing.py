@@ -196,6 +196,12 @@ def test_a_model_that_fixes_the_batch_is_traced_as_it_is_and_says_so() -> None:
     )
 
 
+def test_a_result_that_is_compiled_further_tells_each_note_once() -> None:
+    first = lobo_fx.compile(FixedBatch(), example_inputs=torch.randn(2, 12), dynamic_shapes="batch", progress=False)
+    again = lobo_fx.compile(first, progress=False)
+    assert again.report.notes == first.report.notes != []
+
+
 def test_the_line_that_fixes_a_size_is_told_beside_torchs_suggestion_and_whose_it_is() -> None:
     class Compares(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -385,6 +391,25 @@ def test_an_exported_program_with_fixed_sizes_and_other_example_inputs() -> None
     assert torch.equal(program.example_inputs.tensors[0], IMAGES * 2)
     with pytest.raises(InvalidInput, match=r"float32\[2, 3, 9, 9\], the program takes input: float32\[2, 3, 8, 8\]"):
         trace(exported, torch.randn(2, 3, 9, 9))
+
+
+def test_free_sizes_are_chosen_once(tmp_path: Path) -> None:
+    exported = torch.export.export(convnet().eval(), (IMAGES,))
+    torch.export.save(exported, tmp_path / "model.pt2")
+    program = trace(exported)
+    models: list[Any] = [exported, tmp_path / "model.pt2", program, lobo_fx.compile(program, progress=False)]
+    for model in models:
+        for sizes in ("batch", None, {"input": {0: Dim.AUTO}}):
+            with pytest.raises(InvalidInput, match="leave dynamic_shapes out"):
+                lobo_fx.compile(model, dynamic_shapes=sizes, progress=False)
+
+
+def test_a_program_exported_in_training_mode_says_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    (note,) = trace(torch.export.export(model.train(), (torch.randn(3, 4),))).notes
+    assert "2 operators (aten.batch_norm.default, aten.dropout.default) stay as in training" in note
+    assert "model.eval()" in note
+    assert not trace(torch.export.export(model.eval(), (torch.randn(3, 4),))).notes
 
 
 @pytest.mark.parametrize("kind", [str, Path])
