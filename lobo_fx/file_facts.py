@@ -14,7 +14,7 @@ import torch
 
 from lobo_fx.contracts.passbase import Pass, shown
 from lobo_fx.contracts.pipeline import Pipeline
-from lobo_fx.errors import LoboError
+from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.report.report import Report
 from lobo_fx.version import __version__
@@ -47,7 +47,7 @@ def file_facts(
     if pipeline is not None:
         facts["source_checksum"] = pipeline.source_checksum
         if rows := pipeline.context.split.held_out:
-            facts["calibration_rows"] = str(len(rows))
+            facts["calibration_rows_read"] = str(len(rows))
             facts["calibration_checksum"] = hashlib.sha256(b"".join(sorted(rows))).hexdigest()[:16]
     if report.rows:
         row = report.rows[0 if original else -1]
@@ -66,8 +66,17 @@ def all_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _date() -> str:
-    """Today in UTC, or the day of SOURCE_DATE_EPOCH, for reproducible builds."""
+    """Today in UTC, or the day of SOURCE_DATE_EPOCH, for reproducible builds.
+
+    Raises:
+        InvalidInput: SOURCE_DATE_EPOCH is no time.
+    """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     zone = datetime.UTC
-    day = datetime.datetime.fromtimestamp(int(epoch), zone) if epoch else datetime.datetime.now(zone)
+    try:
+        day = datetime.datetime.fromtimestamp(int(epoch), zone) if epoch else datetime.datetime.now(zone)
+    except (ValueError, OverflowError, OSError):
+        raise InvalidInput(
+            f"SOURCE_DATE_EPOCH is {epoch!r}; it must be a whole number of seconds since 1970"
+        ) from None
     return day.date().isoformat()

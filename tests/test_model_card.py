@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -61,13 +63,33 @@ def test_a_file_tells_what_was_done_and_to_what(tmp_path: Path, monkeypatch: pyt
     assert json.loads(told["lobo_fx.passes"])[1] == ["quantize_static", {"kernels": "all"}]
     assert told["lobo_fx.date"] == "2023-11-14"
     assert told["lobo_fx.source_checksum"] == checksum_of_program(lobo_fx.trace(network(), ROWS[:2]))
-    assert told["lobo_fx.calibration_rows"] == "40"
+    assert told["lobo_fx.calibration_rows_read"] == "40"
     assert float(told["lobo_fx.decibels"]) == pytest.approx(result.report.rows[-1].snr, abs=0.01)
     assert float(told["lobo_fx.score"]) == pytest.approx(result.report.rows[-1].score, rel=1e-5)
     assert float(told["lobo_fx.parity"]) == pytest.approx(artifact.parity, rel=0.1)
     original = facts_of(result.export_original(tmp_path / "original.onnx").path)
     assert json.loads(original["lobo_fx.settings"]) == []
     assert "lobo_fx.decibels" not in original
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(InvalidInput, match="SOURCE_DATE_EPOCH is 'yesterday'; it must be a whole number of seconds"):
+        result.export(tmp_path / "model.onnx")
+
+
+def test_the_checksum_is_of_the_weights_that_were_compiled(tmp_path: Path) -> None:
+    model = network()
+    result = compiled(model)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    told = facts_of(result.export(tmp_path / "model.onnx").path)
+    assert told["lobo_fx.source_checksum"] == checksum_of_program(traced())
+
+
+def test_no_signal_at_all_is_not_no_loss(tmp_path: Path) -> None:
+    result = compiled()
+    result.export(tmp_path / "model.onnx")
+    result.report.rows[-1] = dataclasses.replace(result.report.rows[-1], snr=-math.inf)
+    result.save_card(tmp_path)
+    assert "| dB against the original | = | -inf |" in " ".join((tmp_path / "model_card.md").read_text().split())
 
 
 def test_checksums_tell_weights_and_data_apart_but_not_their_order(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Sequence
@@ -41,6 +40,7 @@ class Pipeline:
         judge: measures decibels on held-out rows of the calibration data, or on the example inputs if there are none.
         first: the snapshot of the original: its outputs on the example inputs.
         last: the snapshot of `program`.
+        source_checksum: checksum of the original's weights and code before any pass; the user may train them later.
 
     Example:
         ```python
@@ -57,6 +57,7 @@ class Pipeline:
     judge: Judge
     first: Snapshot
     last: Snapshot
+    source_checksum: str
 
     @classmethod
     @random_state_kept
@@ -76,12 +77,7 @@ class Pipeline:
         same, score = Verdict(math.inf, math.inf), context.score(original)
         row = Row.of("original", measure(original, first.macs), same, score, 0.0)
         judge = Judge(original, batches or [original.example_inputs])
-        return cls(original, context, original.clone(), [row], judge, first, first)
-
-    @functools.cached_property
-    def source_checksum(self) -> str:
-        """Checksum of the original's weights and code."""
-        return checksum_of_program(self.original)
+        return cls(original, context, original.clone(), [row], judge, first, first, checksum_of_program(original))
 
     @random_state_kept
     def go_on_from(self, program: Program, rows: Sequence[Row]) -> None:

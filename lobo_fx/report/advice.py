@@ -56,7 +56,7 @@ def _one_alone(runs: Sequence[Figures]) -> Iterator[Advice]:
     ranked = [METRICS[name].ranked(runs) for name in ("size", "speed", quality)]
     if any(len(found) < sum(not run.fault for run in runs) for found in ranked):
         return  # a run that was not measured may be the best
-    if len({found[0].name for found in ranked}) == 1:
+    if all(found[0] is ranked[0][0] for found in ranked):
         best = ranked[0][0]
         yield Advice(
             f"Take {best.name}: it is the smallest, the fastest and the best in {quality} of the {len(runs)} runs.",
@@ -86,12 +86,12 @@ def _best(runs: Sequence[Figures]) -> Iterator[Advice]:
         "speed": "the lowest latency",
         ranking_metric(runs).name: "the most size and speed together",
     }
-    granted: dict[str, list[str]] = {}
+    granted: dict[int, list[str]] = {}  # by identity, as names differ only within a model
     for name in wishes:
         for best in METRICS[name].ranked(runs)[:1]:
-            granted.setdefault(best.name, []).append(name)
+            granted.setdefault(id(best), []).append(name)
     for best in runs:
-        if names := granted.get(best.name):
+        if names := granted.get(id(best)):
             rest = "" if METRICS[quality].of(best) is None else f", at {_quality_words(best, quality)}"
             *others, last = (wishes[name] for name in names)
             wished = f"{', '.join(others)} and {last}" if others else last
@@ -134,14 +134,14 @@ def _beaten(runs: Sequence[Figures]) -> Iterator[Advice]:
     """Runs that another one beats in size, speed and quality alike."""
     names = ("size", "speed", quality_metric(runs).name)
     best = front(runs, names)
-    kept = {run.name for run in best}
-    beaten: dict[str, list[Figures]] = {}
+    kept = set(map(id, best))
+    beaten: dict[int, list[Figures]] = {}
     for run in runs:
-        if run.name not in kept and all(METRICS[name].of(run) is not None for name in names):
+        if id(run) not in kept and all(METRICS[name].of(run) is not None for name in names):
             winner = next(other for other in best if front([other, run], names) == [other])
-            beaten.setdefault(winner.name, []).append(run)
+            beaten.setdefault(id(winner), []).append(run)
     for winner in best:
-        if losers := beaten.get(winner.name):
+        if losers := beaten.get(id(winner)):
             yield Advice(
                 f"Nothing speaks for {', '.join(run.name for run in losers)}: {winner.name} is no worse in size, speed "
                 f"and {names[2]}, and better in one of them.",

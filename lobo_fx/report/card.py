@@ -39,7 +39,7 @@ def model_card(report: Report, facts: Mapping[str, str], signature: Signature, n
     parts += ["## Before and after\n", _figures(report), "## What was done\n", _passes(json.loads(told["settings"]))]
     parts += ["## Inputs and outputs\n", _values(signature), "## How to run it\n", _code(file, signature)]
     made = new_table("", ["made of", "value"])
-    for name in ("source_checksum", "calibration_rows", "calibration_checksum", "seed", "machine"):
+    for name in ("source_checksum", "calibration_rows_read", "calibration_checksum", "seed", "machine"):
         made.add_row(name.replace("_", " "), told.get(name, "none" if "calibration" in name else "not known"))
     for package, version in report.versions.items():
         made.add_row(package, version)
@@ -77,7 +77,7 @@ def _figures(report: Report) -> str:
     add("parameters", lambda label: f"{rows[label].parameters:,}")
     add("not zero", lambda label: f"{rows[label].nonzero:,}")
     add("score of the file", lambda label: file(label, lambda a: _UNKNOWN if a.score is None else f"{a.score:.6g}"))
-    add("dB against the original", lambda label: "=" if math.isinf(rows[label].snr) else f"{rows[label].snr:.1f}")
+    add("dB against the original", lambda label: "=" if rows[label].snr == math.inf else f"{rows[label].snr:.1f}")
     add(
         "largest difference from PyTorch",
         lambda label: file(label, lambda a: "not compared" if math.isnan(a.parity) else f"{a.parity:.1e}"),

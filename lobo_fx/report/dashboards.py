@@ -169,15 +169,15 @@ def _trade_off(axes: Axes, runs: Sequence[Figures], start: float | None) -> None
         axes.scatter([1.0], [start], color=_COLOURS[0], marker="D", zorder=2)
         axes.annotate("original", (1.0, start), (4, 4), textcoords="offset points", fontsize="x-small")
     quality = quality_metric(runs)
-    best = {run.name for run in front(runs, ["speed", quality.name])}
+    best = set(map(id, front(runs, ["speed", quality.name])))
     known = [(run, METRICS["speed"].of(run), quality.of(run)) for run in runs]
     points = [(run, x, y) for run, x, y in known if x is not None and y is not None and math.isfinite(y)]
     speeds, levels = [x for _, x, _ in points] or [0.0], [y for _, _, y in points] or [0.0]
     middle = (min(speeds) + max(speeds)) / 2
     room = _ROOM[0] * (max(speeds) - min(speeds)), _ROOM[1] * (max(levels) - min(levels))
     named: list[tuple[float, float]] = []
-    for run, x, y in sorted(points, key=lambda point: point[0].name not in best):
-        axes.scatter([x], [y], color=_COLOURS[run.name in best], zorder=2)
+    for run, x, y in sorted(points, key=lambda point: id(point[0]) not in best):
+        axes.scatter([x], [y], color=_COLOURS[id(run) in best], zorder=2)
         if not any(abs(x - other) < room[0] and abs(y - level) < room[1] for other, level in named):
             side, offset = ("right", (-5, 4)) if x > middle else ("left", (4, 4))
             axes.annotate(

@@ -272,18 +272,18 @@ METRICS = {
 def front(runs: Sequence[Figures], names: Sequence[str]) -> list[Figures]:
     """Runs that no other one beats in all named metrics; runs that lack one of them are left out."""
     metrics = [METRICS[name] for name in names]
-    costs = {}
-    for run in runs:
+    costs = {}  # by place, as names differ only within a model
+    for place, run in enumerate(runs):
         values = [metric.of(run) for metric in metrics]
         if None not in values:
             signs = (1 if metric.is_less_better else -1 for metric in metrics)
-            costs[run.name] = tuple(s * v for s, v in zip(signs, values, strict=True) if v is not None)
+            costs[place] = tuple(s * v for s, v in zip(signs, values, strict=True) if v is not None)
     return [
         run
-        for run in runs
-        if run.name in costs
+        for place, run in enumerate(runs)
+        if place in costs
         and not any(
-            other != costs[run.name] and all(o <= c for o, c in zip(other, costs[run.name], strict=True))
+            other != costs[place] and all(o <= c for o, c in zip(other, costs[place], strict=True))
             for other in costs.values()
         )
     ]

@@ -116,6 +116,17 @@ def test_rankings_and_the_front() -> None:
     assert front([figures("a", score=None)], ["score"]) == []
 
 
+def test_runs_of_two_models_may_have_one_name() -> None:
+    small = figures("int8", model="first", bytes=10, milliseconds=9.0, score=0.5)
+    fast = figures("int8", model="second", bytes=90, milliseconds=1.0, score=0.9)
+    assert front([small, fast], ["size", "speed"]) == [small, fast]
+    slow = figures("int8", model="third", bytes=95, milliseconds=2.0, score=0.8)
+    said = [advice.text for advice in advise([small, fast, slow])]
+    assert not any(text.startswith("Take int8") for text in said)
+    assert sum(text.startswith("For ") for text in said) == 2
+    assert sum(text.startswith("Nothing speaks for int8: int8") for text in said) == 1
+
+
 def test_recommendations_follow_the_numbers() -> None:
     said = [str(advice) for advice in Comparison.of(THREE).advice]
     every = "For the smallest file, the lowest latency and the most size and speed together"
