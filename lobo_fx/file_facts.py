@@ -76,7 +76,5 @@ def _date() -> str:
     try:
         day = datetime.datetime.fromtimestamp(int(epoch), zone) if epoch else datetime.datetime.now(zone)
     except (ValueError, OverflowError, OSError):
-        raise InvalidInput(
-            f"SOURCE_DATE_EPOCH is {epoch!r}; it must be a whole number of seconds since 1970"
-        ) from None
+        raise InvalidInput(f"SOURCE_DATE_EPOCH is {epoch!r}; it must be a whole number of seconds since 1970") from None
     return day.date().isoformat()

@@ -28,11 +28,21 @@ __all__ = [
     "read_value",
     "recipe_text",
     "resolve",
+    "value_of",
 ]
 
-_N_OF_M = re.compile(r"\d+:\d+")
+_N_OF_M, _POWER = re.compile(r"\d+:\d+"), re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 PassSpec = Pass | type[Pass] | str | Path
 """A pass (or its class), a pass name, or a recipe: the path of a YAML file or the name of a built-in one."""
+
+
+class _Values(yaml.SafeLoader):
+    """Reads `1e-3` as a number; YAML 1.1 takes it for text, and only `1.0e-3` for a number."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        found = super().construct_object(node, deep)
+        plain = isinstance(node, yaml.ScalarNode) and not node.style
+        return float(found) if plain and isinstance(found, str) and _POWER.fullmatch(found) else found
 
 
 def resolve(passes: PassSpec | Iterable[PassSpec]) -> list[Pass]:
@@ -168,7 +178,7 @@ def read_pass(text: str) -> Pass:
             raise InvalidInput(f"'{text}': '{key}' is set twice")
         try:
             # YAML 1.1 reads 2:4 as a number in base 60
-            settings[key] = value if _N_OF_M.fullmatch(value) else yaml.safe_load(value)
+            settings[key] = value if _N_OF_M.fullmatch(value) else yaml.load(value, _Values)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = getattr(error, "problem", error)
             raise InvalidInput(f"'{text}': the value of '{key}' is not YAML: {reason}") from None
@@ -212,7 +222,7 @@ def pass_of(node: yaml.Node, source: str) -> Pass:
                 raise InvalidInput(f"{source}:{line_of(key)}: '{key.value}' is set twice")
             lines[key.value] = line_of(key)
         try:
-            settings = _value(body)
+            settings = value_of(body)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{source}:{line_of(body)}: {getattr(error, 'problem', error)}") from None
     if not isinstance(name, yaml.ScalarNode):
@@ -262,8 +272,9 @@ def read_value(value: object, setting: str) -> Pass:
     raise InvalidInput(f"{setting} is {value!r}; give a pass, its name, or {{name: {{setting: value}}}}")
 
 
-def _value(node: yaml.Node) -> Any:
-    return yaml.SafeLoader("").construct_object(node, deep=True)
+def value_of(node: yaml.Node) -> Any:
+    """What a node holds, as Python has it."""
+    return _Values("").construct_object(node, deep=True)
 
 
 def line_of(node: yaml.Node) -> int:

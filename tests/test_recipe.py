@@ -36,6 +36,11 @@ def test_json_is_yaml() -> None:
     assert read_recipe(text, "good.json") == [FoldBatchNorm(), PruneWeights(pattern="2:4")]
 
 
+def test_powers_of_ten_are_numbers() -> None:
+    (found,) = read_recipe("passes: [{prune_weights: {amount: 3e-1}}]", "good.yaml")
+    assert found == PruneWeights(0.3)
+
+
 def test_settings_may_be_shared_by_anchors() -> None:
     text = "passes:\n  - prune_weights: &half {amount: 0.4}\n  - prune_weights: *half\n"
     assert read_recipe(text, "anchors.yaml") == [PruneWeights(0.4)] * 2
@@ -197,6 +202,9 @@ def test_building_a_pass_checks_its_settings() -> None:
         ("fold_bn:", FoldBatchNorm()),
         ("prune_weights:amount=0.3,scope=global", PruneWeights(0.3, scope="global")),
         ("prune-weights: amount = 0.3 , criterion = 'l2' ", PruneWeights(0.3, criterion="l2")),
+        ("prune_weights:amount=3e-1", PruneWeights(0.3)),
+        ("prune_channels:ratio={a: 3E-1, b: 2.5e-1}", PruneChannels({"a": 0.3, "b": 0.25})),
+        ("prune_channels:ratio=0.3,exclude=['1e-1']", PruneChannels(0.3, exclude=["1e-1"])),
         ("prune_weights:pattern=2:4", PruneWeights(pattern="2:4")),
         ("prune_weights:pattern='2:4'", PruneWeights(pattern="2:4")),
         ("prune_channels:ratio={layer1.*: 0.3, layer2.*: 0.5}", PruneChannels({"layer1.*": 0.3, "layer2.*": 0.5})),

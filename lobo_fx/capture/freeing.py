@@ -58,7 +58,12 @@ def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple
     rows = next((tensor.shape[0] for tensor in inputs.tensors if tensor.dim()), 0)
 
     def carries_batch(leaf: object) -> bool:
-        return which not in ("lengths", "sizes") and isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == rows
+        return (
+            which not in ("lengths", "sizes")
+            and isinstance(leaf, torch.Tensor)
+            and leaf.dim() > 0
+            and leaf.shape[0] == rows
+        )
 
     if rows == 1:
         inputs = inputs.map(lambda t: t.repeat(2, *[1] * (t.dim() - 1)) if carries_batch(t) else t)

@@ -13,7 +13,7 @@ from lobo_fx.errors import ExportError
 from lobo_fx.graph.inputs import Inputs, dynamic_shapes_of
 from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.shapes import dimension_names, expression
+from lobo_fx.graph.shapes import dimension_names, expression, names_in
 from lobo_fx.measures.counts import rows
 from lobo_fx.terminal.quiet import quiet
 
@@ -97,9 +97,9 @@ def other_lengths(program: Program, share: float = 0.0) -> list[dict[str, int]]:
         for shape, tensor in zip(shapes, program.example_inputs.tensors, strict=True)
         for pair in zip(shape, tensor.shape, strict=True)
     ]
-    computed = [str(name) for name, _ in pairs if isinstance(name, str) and not name.isidentifier()]
+    computed = [names_in(name) for name, _ in pairs if isinstance(name, str) and not name.isidentifier()]
     found = {str(name): size for name, size in pairs if isinstance(name, str) and name != signature.batch}
-    free = [d for d in signature.free if d.name in found and not any(d.name in name for name in computed)]
+    free = [d for d in signature.free if d.name in found and not any(d.name in names for names in computed)]
     away = {d.name: d.step * max(1, int(share * found[d.name]) // d.step) for d in free}
     chosen = [
         {d.name: size for d in free if (size := found[d.name] + sign * away[d.name]) > 1 and d.allows(size)}

@@ -233,8 +233,8 @@ def _from_exported(exported: ExportedProgram, example_inputs: object) -> Program
     training = [str(node.target) for node in program.graph.nodes if facts_of(node).always_training]
     if training:
         note = Note(
-            f"WARNING: exported in training mode: {len(training)} operators ({', '.join(dict.fromkeys(training))}) stay "
-            "as in training; unless that is meant, call model.eval() before torch.export.export"
+            f"WARNING: exported in training mode, and kept in it: {', '.join(dict.fromkeys(training))}; unless that is "
+            "meant, call model.eval() before torch.export.export"
         )
         program.module.set_facts(notes=(*program.notes, note))
     return program

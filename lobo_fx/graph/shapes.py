@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ __all__ = [
     "expression",
     "free_symbols",
     "has_free_dimension",
+    "names_in",
     "output_values",
     "propagate",
     "storage_of",
@@ -45,6 +47,11 @@ Dimension = int | str
 
 SEQUENCES = (2, 3)
 """Numbers of dimensions that sequences may have: rows of numbers or tokens, or such rows with channels."""
+
+
+def names_in(size: Dimension) -> set[str]:
+    """The names of free dimensions in a size: `length` in `2*length`."""
+    return set(re.findall(r"[^\W\d]\w*", str(size)))
 
 
 class PropagationError(Exception):

@@ -12,7 +12,15 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
-from lobo_fx.graph.shapes import Dimension, FreeDimension, TensorSpec, dimension_names, output_values, tensor_specs
+from lobo_fx.graph.shapes import (
+    Dimension,
+    FreeDimension,
+    TensorSpec,
+    dimension_names,
+    names_in,
+    output_values,
+    tensor_specs,
+)
 
 __all__ = ["Signature", "signature_of"]
 
@@ -59,7 +67,8 @@ class Signature:
             words = [f"missing {missing}"] * bool(missing) + [f"unknown {unknown}"] * bool(unknown)
             raise InvalidInput(f"inputs do not fit: {', '.join(words)}. The program takes {self}")
         by_position, by_name = self.names[: self.positional], self.names[self.positional :]
-        inputs = Inputs(tuple(given[name] for name in by_position), {name: given[name] for name in by_name})
+        values = (tuple(given[name] for name in by_position), {name: given[name] for name in by_name})
+        inputs = Inputs(*_in_order(values, self.nesting))
         self._check(inputs)
         return inputs
 
@@ -88,8 +97,8 @@ class Signature:
         """Name of the free dimension that counts rows; None if there is none, or rows can't be separated."""
         shapes = [spec.shape for spec in self.inputs if spec is not None]
         name = next((str(shape[0]) for shape in shapes if shape and isinstance(shape[0], str)), "")
-        computed = [str(size) for shape in shapes for size in shape if not str(size).isidentifier()]
-        return name if name.isidentifier() and not any(name in size for size in computed) else None
+        computed = [names_in(size) for shape in shapes for size in shape if not str(size).isidentifier()]
+        return name if name.isidentifier() and not any(name in names for names in computed) else None
 
     @property
     def gives_loss(self) -> bool:
@@ -136,9 +145,10 @@ class Signature:
         free: dict[str, int] = {}
         for leaf, spec, constant in zip(leaves, self.inputs, self.constants, strict=True):
             if spec is None:
-                if leaf != constant:
+                if isinstance(leaf, torch.Tensor) or leaf != constant:
+                    said = "a tensor" if isinstance(leaf, torch.Tensor) else repr(leaf)
                     raise InvalidInput(
-                        f"{leaf!r} given where {constant!r} was traced as a constant; inputs: {', '.join(self.names)}"
+                        f"{said} given where {constant!r} was traced as a constant; inputs: {', '.join(self.names)}"
                     )
                 continue
             if not isinstance(leaf, torch.Tensor):
@@ -154,6 +164,19 @@ class Signature:
 
     def __str__(self) -> str:
         return "; ".join(str(spec) for spec in self.inputs if spec)
+
+
+def _in_order(value: Any, nesting: pytree.TreeSpec) -> Any:
+    """A value whose dicts, also nested ones, have their keys in the order in which they were traced."""
+    kind = nesting.type
+    if kind is not type(value) or kind not in (tuple, list, dict) or len(value) != nesting.num_children:
+        return value
+    if kind is not dict:
+        return kind(map(_in_order, value, nesting.children()))
+    if set(value) != set(nesting.context):
+        return value
+    pairs = zip(nesting.context, nesting.children(), strict=True)
+    return {key: _in_order(value[key], child) for key, child in pairs}
 
 
 def _fits(size: int, dimension: Dimension, free: dict[str, int]) -> bool:

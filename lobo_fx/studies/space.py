@@ -11,7 +11,7 @@ import yaml
 
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput, suggestion
-from lobo_fx.recipe import entries, line_of, pass_of, read_text
+from lobo_fx.recipe import entries, line_of, pass_of, read_text, value_of
 
 __all__ = ["Alternatives", "Choice", "Decide", "Interval", "Space", "read_space"]
 
@@ -263,7 +263,7 @@ class _Reader:
         for key, value in node.value:
             if key.value not in _INTERVAL:
                 raise self._refused(key, f"an interval has no '{key.value}'; {suggestion(key.value, _INTERVAL)}")
-            given[key.value] = yaml.SafeLoader("").construct_object(value, deep=True)
+            given[key.value] = value_of(value)
         low, high, step, log = (given.get(key) for key in _INTERVAL)
         for key in ("from", "to", *(["step"] if step is not None else [])):
             if type(given.get(key)) not in (int, float):

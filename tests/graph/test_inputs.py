@@ -10,6 +10,7 @@ import timm
 import torch
 import transformers
 from torch import nn
+from torch.export import Dim
 
 from lobo_fx.capture.binding import check_arity
 from lobo_fx.capture.freeing import free_sizes
@@ -294,6 +295,8 @@ def test_a_constant_input_can_not_change() -> None:
     assert torch.equal(module(left=LEFT, right=RIGHT, scale=2.0), (LEFT - 2 * RIGHT) * 2)
     with pytest.raises(InvalidInput, match="scale"):
         module(left=LEFT, right=RIGHT, scale=3.0)
+    with pytest.raises(InvalidInput, match=r"a tensor given where 2\.0 was traced as a constant"):
+        module(left=LEFT, right=RIGHT, scale=torch.tensor([2.0, 2.0]))
 
 
 class Nested(nn.Module):
@@ -306,6 +309,27 @@ def test_nested_inputs() -> None:
     rows = torch.randn(4, 3)
     assert torch.equal(module([rows, rows], {"weight": rows}), rows - rows * rows)
     assert torch.equal(module(options={"weight": rows}, pair=[rows, rows]), rows - rows * rows)
+
+
+def test_nested_inputs_are_taken_by_their_keys() -> None:
+    class Options(nn.Module):
+        def forward(self, options: dict[str, Any]) -> torch.Tensor:
+            return options["a"] - options["more"]["b"] * options["more"]["c"]  # type: ignore[no-any-return]
+
+    module = trace(Options(), ({"a": LEFT, "more": {"b": RIGHT, "c": LEFT}},)).module
+    assert torch.equal(module({"more": {"c": LEFT, "b": RIGHT}, "a": LEFT}), LEFT - RIGHT * LEFT)
+
+
+def test_a_batch_is_free_beside_a_computed_size_whose_name_holds_its_own() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x, x], 1) + y
+
+    n, long = Dim("n"), Dim("long_n")
+    sizes = {"x": {0: n, 1: long}, "y": {0: n, 1: 2 * long}}
+    program = trace(Twice(), (torch.randn(3, 4), torch.randn(3, 8)), sizes)
+    assert str(program.signature) == "x: float32[n, long_n]; y: float32[n, 2*long_n]"
+    assert program.signature.batch == "n"
 
 
 @pytest.mark.parametrize(
