@@ -91,8 +91,7 @@ def inline_modes(module: ProgramModule) -> list[Note]:
     """Inlines regions under a mode as plain nodes.
 
     Cases: (1) `with torch.no_grad():`; its results stay detached. (2) `with torch.autocast(...)` that is disabled, or
-        for
-    another device than the CPU. An active one stays, as it decides the dtypes inside.
+    for another device than the CPU. An active one stays, as it decides the dtypes inside.
 
     Returns:
         A note for each write under `no_grad` to a value that trains: its gradient differs from eager mode's.

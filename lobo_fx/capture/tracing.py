@@ -178,7 +178,7 @@ def _reason(error: Exception) -> str:
 
 def _check_runs(model: nn.Module, inputs: Inputs) -> None:
     """Refuses inputs that the model itself refuses."""
-    trial = copy.deepcopy(model)
+    trial, inputs = copy.deepcopy(model), inputs.map(torch.Tensor.clone)  # it may write into them
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             trial(*inputs.args, **inputs.kwargs)

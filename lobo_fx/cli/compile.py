@@ -101,7 +101,7 @@ def compile(
     from lobo_fx.files import check_folder, check_writable, make_folder
     from lobo_fx.plugins.exporters import exporter_of
     from lobo_fx.plugins.protocols import ChecksPrograms
-    from lobo_fx.plugins.registry import PASSES, RUNTIMES
+    from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES
     from lobo_fx.plugins.tuning import Tuning
     from lobo_fx.report.report import REPORT_FILES
     from lobo_fx.result import CARD, SAMPLE
@@ -124,7 +124,9 @@ def compile(
     read_tuning(tuning, writer)
     original_file, model_file = f"original{writer.suffix}", f"model{writer.suffix}"
     check_target(output / "program")
-    check_folder(output / NODE_DATA)
+    is_ours = isinstance(writer, EXPORTERS.ours(EXPORTERS.default))  # a card and node data read files with our runtime
+    if is_ours:
+        check_folder(output / NODE_DATA)
     if output.is_dir():
         for name in (original_file, model_file, PLAN_FILE, CARD, SAMPLE, *REPORT_FILES):
             check_writable(output / name)
@@ -143,11 +145,14 @@ def compile(
     result.export(output / model_file, writer, confirm=confirm, tune=tuning)
     for artifact in result.report.artifacts.values():
         artifact.gzip_bytes  # noqa: B018  measured here, shown in the report
-    result.benchmark(threads=threads, batch=batch, rounds=rounds, runtime=runtime)
-    result.save_node_data(output / NODE_DATA)
+    result.benchmark(threads=threads, batch=batch, rounds=rounds, runtime=runtime, exporter=writer)
+    written = [model_file, original_file, "program/"]
+    if is_ours:
+        result.save_node_data(output / NODE_DATA)
+        written.append(f"{NODE_DATA}/")
     result.save(output / "program")
-    reports = [file.name for file in [*result.save_card(output), *result.report.save(output)]]
-    written = [model_file, original_file, "program/", f"{NODE_DATA}/", *reports]
+    cards = result.save_card(output) if is_ours else []
+    written += [file.name for file in [*cards, *result.report.save(output)]]
     if result.plan is not None:
         result.plan.save(output / PLAN_FILE)
         written.append(PLAN_FILE)

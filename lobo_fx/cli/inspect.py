@@ -40,7 +40,11 @@ def inspect(
     if model.endswith(".onnx"):
         if checkpoint is not None or outputs or dynamic != "auto":
             raise InvalidInput("an ONNX file is shown as it is; leave out --checkpoint, --outputs and --dynamic")
+        if seed:
+            raise InvalidInput("an ONNX file holds its own weights; leave out --seed")
         return _file(Path(model), example_inputs, batch)
+    if batch != 1:
+        raise InvalidInput("a model is traced with its example inputs; leave out --batch, which is for ONNX files")
     return _program(model, checkpoint, example_inputs, dynamic, outputs, seed)
 
 

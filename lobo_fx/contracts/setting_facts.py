@@ -49,7 +49,7 @@ def settings_of(kind: type[Any]) -> list[SettingFacts]:
     docstring that the class accepts, provided that it refuses other words.
 
     Args:
-        kind: a pass, an exporter, or any other dataclass whose docstring has a section `Attributes:`; inherited
+        kind: a pass, an exporter, or any other dataclass whose docstring has a section `Attributes:`;
             inherited fields are looked up where they come from.
     """
     hints = types_of(kind) if dataclasses.is_dataclass(kind) else {}

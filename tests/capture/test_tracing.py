@@ -496,6 +496,17 @@ def test_example_inputs_that_the_model_can_not_take(inputs: object) -> None:
     assert "site-packages" not in str(error.value)
 
 
+def test_a_model_that_can_not_be_traced_leaves_its_inputs_as_they_are() -> None:
+    class Reshapes(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.add_(1).unsqueeze_(1) * 2
+
+    x = torch.ones(2, 3)
+    with pytest.raises(TraceError, match="can't capture Reshapes"):
+        trace(Reshapes(), x)
+    assert torch.equal(x, torch.ones(2, 3))
+
+
 def test_a_missing_input() -> None:
     with pytest.raises(InvalidInput, match="missing a required argument"):
         trace(nn.Bilinear(3, 3, 2), torch.randn(2, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from typer.testing import CliRunner, Result
 
 import lobo_fx
 from lobo_fx.cli.app import app
+from lobo_fx.graph.program import Program
+from lobo_fx.plugins.artifact import Artifact
+from lobo_fx.plugins.protocols import ArraySpec
+from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
 from lobo_fx.report.dashboards import DASHBOARDS
 from lobo_fx.report.report import REPORT_FILES
 from lobo_fx.result import CARD, SAMPLE
@@ -118,6 +123,39 @@ def test_compile_writes_files_program_and_report(model: str, tmp_path: Path) -> 
 
     again = compiled(model, "--pass", "fold_bn", "-o", "made/here")
     assert again.exit_code == 0, again.output
+
+
+class OtherWriter:
+    """Writes what only `OtherReader` reads."""
+
+    suffix = ".other"
+
+    def export(self, program: Program, path: Path, metadata: Mapping[str, str]) -> Artifact:
+        path.write_text("a model")
+        return Artifact(path, (path,), path.stat().st_size, 0.0)
+
+
+class OtherReader:
+    version = "other 1"
+    inputs = (ArraySpec("input", "float32", (None, 4)),)
+
+    def load(self, path: Path, threads: int) -> Any:
+        assert path.read_text() == "a model"
+        return self
+
+    def run(self, arrays: Any) -> list[Any]:
+        return []
+
+
+def test_files_of_another_exporter_are_measured_and_have_no_card(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (EXPORTERS, RUNTIMES):
+        monkeypatch.setattr(registry, "added", {})
+    EXPORTERS.register("other", OtherWriter)
+    RUNTIMES.register("other", OtherReader)
+    done = compiled(model, "--pass", "fold_bn", "--exporter", "other", "--runtime", "other")
+    assert done.exit_code == 0, done.output
+    names = {"original.other", "model.other", "program", *REPORT_FILES, *DASHBOARDS}
+    assert {entry.name for entry in Path("out").iterdir()} == names
 
 
 def test_weights_that_runtimes_do_not_compute_in_are_refused_at_once_and_widened_on_request(model: str) -> None:

@@ -247,6 +247,13 @@ def test_unknown_names_are_answered_from_the_right_list(arguments: list[str], sa
     assert said in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("arguments", [["net.py:make", "--batch", "2"], ["out/model.onnx", "--seed", "1"]])
+def test_inspect_refuses_options_that_it_would_not_use(arguments: list[str]) -> None:
+    done = call("inspect", *arguments)
+    assert done.exit_code == 2, done.output
+    assert f"leave out {arguments[1]}" in " ".join(done.stderr.split())
+
+
 # --- inputs and sizes --------------------------------------------------------------------------------------
 
 
