@@ -76,11 +76,7 @@ class SparseTraining(TrainingPass):
         if self.penalty == "growing":
             removal = self._pruning.removal(inference, context)
             gone = {leaf: ~kept for leaf, kept in removal.items()}
-        groups = {
-            leaf: trained  # none where an axis runs through buffers alone
-            for leaf, found in members(inference).items()
-            if (trained := parameters(found)) and (gone is None or leaf in gone)
-        }
+        groups = {leaf: parameters(found) for leaf, found in members(inference).items() if gone is None or leaf in gone}
         objective = _Sparse(program.module, groups, gone, self, context)
         train(objective, self, context, lambda: program.clone().module)
         return program
