@@ -7,12 +7,14 @@ This is the only place that lists operators with weights. Tracing rewrites other
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator
 
+import torch
 from torch import fx
 
 from lobo_fx.graph.masks import weight_node
-from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
+from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call, is_inplace
 from lobo_fx.graph.randomness import may_draw
 
 __all__ = [
@@ -206,7 +208,7 @@ def weight_uses(node: fx.Node) -> list[WeightUse]:
 
 
 def is_constant(node: object) -> bool:
-    """Whether a value depends only on stored tensors: neither on an input, nor on random numbers."""
+    """Whether a value depends only on stored tensors that no call writes to: on no input, and no random numbers."""
     seen: set[fx.Node] = set()
     ahead = [node]
     while ahead:
@@ -218,7 +220,27 @@ def is_constant(node: object) -> bool:
         seen.add(source)
         if source.op == "call_function" and not source.all_input_nodes:
             return False
-        if may_draw(source):
+        if may_draw(source) or is_inplace(source) or _is_written(source):
             return False
         ahead += source.all_input_nodes
     return True
+
+
+def _is_written(value: fx.Node) -> bool:
+    """Whether a call writes into a value in place, or into a view of it."""
+    reads = value.graph.find_nodes(op="get_attr", sort=False) if value.op == "get_attr" else [value]
+    ahead = [node for node in reads if node.target == value.target]
+    while ahead:
+        node = ahead.pop()
+        users = [user for user in node.users if user.args and user.args[0] is node]
+        if any(map(is_inplace, users)):
+            return True
+        ahead += filter(_is_view, users)
+    return False
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a call may give a view of its first argument, or of a part of it."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.arguments[0].alias_info is not None
+    return is_call(node, operator.getitem)

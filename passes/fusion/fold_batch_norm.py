@@ -64,6 +64,8 @@ def _fold(program: Program, match: Match, folded: list[str]) -> fx.Node | Reject
     shared = any(len(node.users) > 1 for node in (layer.read, layer.weight))
     if len(readers) > 1 or shared or _is_tied(program, weight):
         return Rejected(layer.node, "its weight is shared with another operator")
+    if layer.kind.convolves and not layer.is_batched:
+        return Rejected(layer.node, "without a batch the norm's channels are not the convolution's outputs")
     if not layer.kind.convolves and layer.node.meta["val"].dim() != 2:
         return Rejected(layer.node, "the norm's channels are not the linear layer's outputs")
 
@@ -82,7 +84,9 @@ def _fold(program: Program, match: Match, folded: list[str]) -> fx.Node | Reject
         name = str(layer.read.target).rpartition(".")[0]
         with program.graph.inserting_before(layer.node):
             bias_name = free_name(program, f"{name}.bias".lstrip("."))
-            stored = add_parameter(program, bias_name, nn.Parameter(shifted.to(weight.dtype)))
+            trained = any(tensor is not None and tensor.requires_grad for tensor in (weight, bias, gamma, beta))
+            new = nn.Parameter(shifted.to(weight.dtype), requires_grad=trained)
+            stored = add_parameter(program, bias_name, new)
         set_argument(layer.node, "bias", stored)
     names = [str(node.target) for node in (*statistics, *affine) if node is not None]
     folded += [*names, *_counter(program, names[0].rpartition(".")[0])]

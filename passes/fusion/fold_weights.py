@@ -17,7 +17,6 @@ from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.node_facts import facts_of
 from lobo_fx.graph.operators import RECURRENT, arguments, is_call, works_on_codes
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import module_name
 from lobo_fx.graph.rewriting import add_parameter, drop_unused, free_name, rename
 from lobo_fx.graph.running import Runner
 
@@ -102,16 +101,18 @@ def _fold(program: Program, operand: fx.Node, reader: fx.Node) -> str:
         return ""  # the weight is read both ways: one of them goes on through the permute
     with torch.no_grad():
         value = _evaluate(program, operand, inside).detach().clone(memory_format=torch.contiguous_format)
-    trained = any(isinstance(program.parameter(read), nn.Parameter) for read in reads)
+    stored = [program.parameter(read) for read in reads]
+    if any(isinstance(tensor, nn.Parameter) for tensor in stored):
+        value = nn.Parameter(value, requires_grad=any(tensor.requires_grad for tensor in stored))
     names = [str(read.target) for read in reads]
     largest = max(reads, key=lambda read: program.parameter(read).numel())
     with graph.inserting_before(operand):
-        new = add_parameter(program, free_name(program, "folded"), nn.Parameter(value) if trained else value)
+        new = add_parameter(program, free_name(program, "folded"), value)
     new.meta["val"] = operand.meta["val"]
     operand.replace_all_uses_with(new)
     graph.eliminate_dead_code()
     drop_unused(program, names)  # which frees the name that the weight is to have
-    return rename(program, new, free_name(program, _name(str(largest.target), reader)))
+    return rename(program, new, free_name(program, _name(str(largest.target))))
 
 
 def _between(operand: fx.Node) -> list[fx.Node]:
@@ -137,9 +138,8 @@ def _evaluate(program: Program, operand: fx.Node, inside: Collection[fx.Node]) -
     return result
 
 
-def _name(largest: str, reader: fx.Node) -> str:
+def _name(largest: str) -> str:
     """Name of a folded weight: that of its largest part; for a parametrization, that of the parametrized weight."""
-    owner = module_name(reader)
     if match := _PARTS.search(largest):
         return f"{largest[: match.start()]}{match[1] or match[2]}"
-    return largest or f"{owner}.weight".lstrip(".")
+    return largest

@@ -152,6 +152,11 @@ def test_a_frozen_layer_folds() -> None:
     fold(nn.Sequential(nn.Conv2d(4, 6, 3).requires_grad_(False), nn.BatchNorm2d(6)), IMAGES)
 
 
+def test_the_bias_of_a_frozen_network_is_frozen_too() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)).requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in fold(model, IMAGES).module.parameters())
+
+
 def test_the_result_exports_and_trains() -> None:
     model = trained(nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)))
     result = check_pass(FoldBatchNorm(), model, IMAGES, export=True)
@@ -325,6 +330,15 @@ def test_a_linear_layer_on_three_dimensions_is_left_alone() -> None:
     """There the norm's channels are dimension 1, the layer's outputs dimension 2, even of equal size."""
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
     left_alone(model, torch.randn(2, 4, 5), "the norm's channels are not the linear layer's outputs")
+
+
+@pytest.mark.parametrize("width", [10, 8])
+def test_a_convolution_without_a_batch_is_left_alone(width: int) -> None:
+    """There the norm's channels are positions, even where there are as many as outputs."""
+    model, x = trained(nn.Sequential(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(width))), torch.randn(3, width + 2)
+    result = check_pass(FoldBatchNorm(), model, x)
+    assert count_norms(result) == 1
+    assert any("without a batch" in note for note in result.report.notes)
 
 
 class ResultUsedTwice(nn.Module):
