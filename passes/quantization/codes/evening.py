@@ -86,14 +86,14 @@ def factor_for(
 def even_columns(
     program: Program, weights: Sequence[Weight], number: Format, batches: Iterable[Inputs]
 ) -> dict[str, torch.Tensor]:
-    """Factors for weights that are decoded with one scale a row, by name; those that gain nothing have none."""
+    """Factors for weights that are decoded with one scale a row, by each name; those that gain nothing have none."""
     energies = collect_energies(program, [role for weight in weights for role in roles_of_weight(weight)], batches)
-    found = {}
+    found = dict[str, torch.Tensor]()
     for weight in weights:
         own = roles_of_weight(weight)
         if all(role in energies for role in own):
             energy = torch.stack([energies[role] for role in own]).mean(0)
             factor = factor_for(weight.matrix, number, weight.matrix.shape[1], energy)
             if factor is not None:
-                found[weight.name] = factor
+                found |= dict.fromkeys(weight.names, factor)  # a converted graph has only the names that it reads
     return found

@@ -33,25 +33,25 @@ def round_weights(program: Program, placement: Placement, context: Context) -> d
         context: gives calibration data.
 
     Returns:
-        Factors for the columns of weights that stay float, to be multiplied with when these are stored, by name.
+        Factors for the columns of weights that stay float, to be multiplied with when these are stored, by each name.
 
     Source: see `lobo_fx.passes.quantization.codes.gptq`.
     """
     found = _weights(program, placement, context)
     # round all weights before the first is changed: Gram matrices are those of the float network
     rounded = [(weight, _round(weight, gram, placement)) for weight, gram in with_grams(program, found, context)]
-    factors = {}
+    factors = dict[str, torch.Tensor]()
     for weight, result in rounded:
         if result is not None:
             values, factor = result
             weight.put(values)
             if factor is not None:
-                factors[weight.name] = factor
+                factors |= dict.fromkeys(weight.names, factor)
     return factors
 
 
 def even_floating(program: Program, placement: Placement, context: Context) -> dict[str, torch.Tensor]:
-    """Factors for the columns of weights that stay float, to be multiplied with when these are stored, by name."""
+    """Factors for the columns of weights that stay float, to be multiplied with when these are stored, by each name."""
     found = [weight for weight in _weights(program, placement, context) if _stays_float(weight, placement)]
     return even_columns(program, found, _INT8, context.fitting_batches()) if found else {}
 

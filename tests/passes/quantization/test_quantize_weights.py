@@ -398,6 +398,25 @@ def test_what_static_quantization_leaves_float_is_evened(rounding: Any) -> None:
     assert signal_to_noise(model(fresh), result.module(fresh)) > 36
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "compensated"])
+def test_a_tied_weight_that_static_quantization_leaves_float_is_evened(rounding: Any) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p, self.q = nn.GRU(40, 16, batch_first=True), nn.GRU(40, 16, batch_first=True)
+            self.p.weight_ih_l0.data /= SIZES
+            self.q.weight_ih_l0 = self.p.weight_ih_l0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.p(x)[0] * self.q(x)[0]  # type: ignore[no-any-return]
+
+    model, data, fresh = seeded(Tied), [spectra(8, seed) for seed in range(4)], spectra(8, 9)
+    static = QuantizeStatic(kernels="all", rounding=rounding)
+    result = quantize(model, data[0][:2], static, calibration_data=data)
+    assert sum(name.endswith("weight_ih_l0_columns") for name in state(result)) == 1
+    assert signal_to_noise(model(fresh), result.module(fresh)) > 36
+
+
 @pytest.mark.parametrize("limit", [63, 127])
 def test_rounding_int8_once_more_changes_nothing(limit: int) -> None:
     generator = torch.Generator().manual_seed(0)
