@@ -184,14 +184,15 @@ def _simulated_lstm(layer: Integers, form: Form, number: Format, columns: _Colum
         call = Recurrent(**given)
         x = call.input if form.factor is None else call.input / form.factor
         x = x.transpose(0, 1) if call.batch_first else x
-        # one more row, whose first steps hold the ends of the range
+        # two more rows, whose first step holds an end of the range each
         wide = torch.zeros_like(x[:, :1])
-        for step, end in enumerate(columns.ends(form.factor)):
-            wide[min(step, len(wide) - 1)] = end
-        x, states = torch.cat([x, wide], 1), [torch.cat([state, state[:, :1]], 1) for state in call.states]
+        for end in columns.ends(form.factor):
+            wide[:1] = end
+            x = torch.cat([x, wide], 1)
+        states = [torch.cat([state, state[:, :1], state[:, :1]], 1) for state in call.states]
         params = [tensor for own, cell in zip(stored, call.cells, strict=True) for tensor in (*own, *cell[2:])]
         every = value[0].transpose(0, 1) if call.batch_first else value[0]
-        found = dynamic_lstm(x, states[0], states[1], params, call.directions)[0][:, :-1]
+        found = dynamic_lstm(x, states[0], states[1], params, call.directions)[0][:, :-2]
         return every.flatten(0, 1), found.flatten(0, 1)
 
     return simulate

@@ -70,6 +70,7 @@ class MixedPrecision(Pass):
                 raise InvalidInput(f"{name} is {value!r}; it must be a number of at least 0")
         if not isinstance(self.quantizer, QuantizeStatic):
             raise InvalidInput(f"quantizer is a {type(self.quantizer).__name__}; expected a QuantizeStatic")
+        super().__post_init__()
 
     @property
     def needs(self) -> tuple[str, ...]:

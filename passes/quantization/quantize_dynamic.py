@@ -29,6 +29,7 @@ from lobo_fx.passes.quantization.codes.stored import Stored, decode_for_readers,
 from lobo_fx.passes.quantization.codes.weights import Weight, find_weights
 from lobo_fx.passes.quantization.dynamic_forms import BLOCK, Form, Integers, choose_forms, find_integers
 from lobo_fx.passes.quantization.integers.targets import target_named
+from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.terminal.progress import track
 
 __all__ = ["QuantizeDynamic"]
@@ -64,13 +65,14 @@ class QuantizeDynamic(Pass):
     promise: ClassVar[Promise] = Promise.APPROXIMATE
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         target_named(self.target)
 
     def run(self, program: Program, context: Context) -> Program:
         strip_masks(program)
         fold_weights(program)
-        # a row of one or two entries would not get smaller
-        weights = [weight for weight in find_weights(program, context) if weight.tensor.numel() > 2 * weight.shape[0]]
+        stored_alike = QuantizeWeights(block_size=None)
+        weights = [weight for weight in find_weights(program, context) if stored_alike.shrinks(weight, context)]
         if not weights:
             context.note("quantize_dynamic found no weight to quantize")
         limit = target_named(self.target).weight
@@ -102,8 +104,11 @@ def _stored(
     """Stores every weight as codes, evened or in blocks as the forms of its readers say."""
     blocks = {layer.weights[0].name for layer in able if forms[layer.node].kind == "blocks"}
     for layer in able:  # a weight stored in blocks has no kernel with one range
-        if not blocks.isdisjoint(weight.name for weight in layer.weights + layer.states):
+        shared = not blocks.isdisjoint(weight.name for weight in layer.weights + layer.states)
+        if shared and forms[layer.node].kind == "integers":
             forms[layer.node] = Form("float" if layer.states else "blocks")
+            moved_to = "stays float" if layer.states else f"has a range for every {BLOCK} columns of each row"
+            context.note(f"{moved_to}: a layer that shares its weight needs such ranges", layer.node)
     moved, named, noisy = dict[str, torch.Tensor](), set[str](), set[str]()
     for layer in able:
         form, names = forms[layer.node], {weight.name for weight in layer.weights}
@@ -113,18 +118,18 @@ def _stored(
             noisy |= names
         else:
             named |= names | {weight.name for weight in layer.states}
-    decoded = [weight for weight in weights if weight.name not in named]
+    decoded, whole = [weight for weight in weights if weight.name not in named], FORMATS.ours("int8")
     if context.calibration_data is not None:
-        factors = even_columns(program, decoded, number, context.fitting_batches())
+        factors = even_columns(program, decoded, whole, context.fitting_batches())
     else:  # example inputs may be anything: they count only for layers that were noisy on them
         told = [weight for weight in decoded if weight.name in noisy]
-        factors = even_columns(program, told, number, [program.example_inputs])
+        factors = even_columns(program, told, whole, [program.example_inputs])
     rounded = []
     for weight in track(weights, "round weights", context.show_progress):
         factor = moved.get(weight.name, factors.get(weight.name))
         matrix = weight.matrix if factor is None else weight.matrix * factor
         block_size = BLOCK if weight.name in blocks else matrix.shape[1]
-        rounded.append((round_nearest(matrix, number, block_size), block_size))
+        rounded.append((round_nearest(matrix, number if weight.name in named else whole, block_size), block_size))
     return [
         store(program, weight, codes, number, block_size, factors.get(weight.name))
         for weight, (codes, block_size) in zip(weights, rounded, strict=True)

@@ -15,7 +15,7 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.own_operators.formats import FORMATS, Format
-from lobo_fx.own_operators.products import ACCURACY_LEVELS, PRODUCT
+from lobo_fx.own_operators.products import PRODUCT
 from lobo_fx.passes.fitting.gram import Gram
 from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.quantization.codes.compensation import with_grams
@@ -31,7 +31,6 @@ from lobo_fx.terminal.progress import track
 __all__ = ["QuantizeWeights"]
 
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
-_METHODS = ("auto", "round", "hqq", "gptq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +42,8 @@ class QuantizeWeights(Pass):
     Before: `linear(x, W, b)`. After: (1) `product(x, codes, scale, …, b)`, where ONNX Runtime multiplies with
     int4 or int8 in blocks no slower than with floats, as measured on the CPU at hand (once; the table is kept);
     (2) anywhere else `linear(x, decode(codes, scale, …), b)`, which is decoded when the file is loaded: a small
-    file at the speed of float. Where inputs differ in size on calibration data, columns of decoded weights are evened
-    before they are rounded. A tied weight is stored once. Zeros of pruned weights stay zero.
+    file at the speed of float. Where inputs differ in size on calibration data, `gptq` evens columns of decoded weights
+    before it rounds them. A tied weight is stored once. Zeros of pruned weights stay zero.
 
     A product is measured with as many rows as the example inputs have, and with as few as free sizes allow: one, where
     a sequence is free. A way that is slower than float at either is not taken; of the others, the fastest over both is.
@@ -84,15 +83,16 @@ class QuantizeWeights(Pass):
         return ("calibration_data",) if self.method == "gptq" else ()
 
     def __post_init__(self) -> None:
+        check_costs(self.costs)
+        super().__post_init__()
         FORMATS.check(self.format, "format")
-        _check("block_size", self.block_size, (*_BLOCK_SIZES, None))
-        _check("method", self.method, _METHODS)
-        _check("compute", self.compute, ("auto", *ACCURACY_LEVELS))
+        if self.block_size not in (*_BLOCK_SIZES, None):
+            sizes = ", ".join(map(str, _BLOCK_SIZES))
+            raise InvalidInput(f"block_size is {self.block_size}; it must be one of {sizes}, None")
         if self.compute == "int8" and (not self.number.is_integer or self.block_size is None):
             raise InvalidInput(
                 "compute 'int8' needs the format int4 or int8 and a block_size; ONNX Runtime has no other"
             )
-        check_costs(self.costs)
 
     @property
     def number(self) -> Format:
@@ -119,7 +119,7 @@ class QuantizeWeights(Pass):
         strip_masks(program)
         fold_weights(program)
         found = [weight for weight in find_weights(program, context) if weight.name not in leave]
-        weights = [weight for weight in found if self._shrinks(weight, context)]
+        weights = [weight for weight in found if self.shrinks(weight, context)]
         if not weights:
             context.note("quantize_weights found no weight to quantize")
         compensates = self.method in ("auto", "gptq") and context.calibration_data is not None
@@ -135,7 +135,8 @@ class QuantizeWeights(Pass):
             self._store(program, weight, *rounded.pop(weight.name), computes)
         return program
 
-    def _shrinks(self, weight: Weight, context: Context) -> bool:
+    def shrinks(self, weight: Weight, context: Context) -> bool:
+        """Whether a weight gets smaller, with its scales; notes one that does not."""
         rows, columns = weight.shape[0], weight.tensor.numel() // weight.shape[0]
         if rows * self.row_bits(columns) < 32 * weight.tensor.numel():
             return True
@@ -200,8 +201,3 @@ class QuantizeWeights(Pass):
                 args = (product.x, stored.codes, stored.scale, stored.zero_point, product.bias, *stored.layout)
                 replace_reader(program, reader, PRODUCT, (*args, computes[reader]))
         decode_for_readers(program, weight, stored)
-
-
-def _check(name: str, value: object, possible: tuple[object, ...]) -> None:
-    if not any(value is known or (type(value) is type(known) and value == known) for known in possible):
-        raise InvalidInput(f"{name} is {value!r}; it must be one of {', '.join(map(str, possible))}")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import fx
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
-from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.masks import strip_masks, weight_node
 from lobo_fx.graph.operators import arguments, aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import watch
 from lobo_fx.passes.fusion.fold_weights import fold_weights
 from lobo_fx.passes.quantization.equalize import along, largest_along, own_layer, usable, weight_of
+from lobo_fx.plugins.settings import Range
 
 __all__ = ["SmoothActivations"]
 
@@ -38,13 +38,9 @@ class SmoothActivations(Pass):
         Models", 2023.
     """
 
-    strength: float = 0.5
+    strength: Annotated[float, Range(least=0, most=1)] = 0.5
 
     promise: ClassVar[Promise] = Promise.EXACT
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.strength, (int, float)) or not 0 <= self.strength <= 1:
-            raise InvalidInput(f"strength is {self.strength!r}; it must be in [0, 1]")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -80,8 +76,8 @@ def _feeds_layers_alone(program: Program, node: fx.Node) -> bool:
         return False
     given = arguments(node)
     stored = [given["weight"], given.get("bias")]
-    reads = [read for value in stored if value is not None and (read := weight_node(value)) is not None]
-    if given["weight"] is None or not reads or any(len(read.users) > 1 for read in reads):
+    reads = [weight_node(value) for value in stored if value is not None]
+    if given["weight"] is None or any(read is None or len(read.users) > 1 for read in reads):
         return False
     readers = [own_layer(program, user) for user in node.users]
     return bool(readers) and all(layer is not None and not layer.kind.convolves for layer in readers)
@@ -92,7 +88,7 @@ def _largest_outputs(program: Program, norms: list[fx.Node], context: Context) -
     found: dict[fx.Node, torch.Tensor] = {}
 
     def see(norm: fx.Node, value: torch.Tensor) -> None:
-        largest = value.abs().flatten(0, -2).amax(0)
+        largest = value.abs().reshape(-1, value.shape[-1]).amax(0)
         found[norm] = torch.maximum(found[norm], largest) if norm in found else largest
 
     if norms:

@@ -108,7 +108,7 @@ def _why_not(tensor: torch.Tensor, reads: list[fx.Node]) -> str | None:
     if other is None:
         return None
     alone = not any(_is_weight_of(user, read) for user, read in users)
-    return f"{describe(other)} reads it" + ("" if alone else " too")
+    return ("it is an output" if other.op == "output" else f"{describe(other)} reads it") + ("" if alone else " too")
 
 
 def _is_weight_of(user: fx.Node, read: fx.Node) -> bool:

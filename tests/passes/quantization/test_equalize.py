@@ -115,6 +115,24 @@ def test_int8_is_better_for_it(pass_: Any, model: Callable[[], nn.Module], x: to
     assert decibels([pass_, quantize]) > decibels([quantize]) + gain
 
 
+class Gemma(Block):
+    """A norm whose scale is computed, and whose shift is not."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = nn.functional.layer_norm(x, (16,), 1 + self.norm.weight, self.norm.bias)
+        return self.a(x) * torch.tanh(self.b(x))
+
+
+def test_a_norm_whose_scale_is_computed_is_left_alone() -> None:
+    result = check_pass(SmoothActivations(), Gemma().eval(), WORDS, calibration_data=[WORDS])
+    assert result.report.notes == ["smooth_activations found no norm that only linear layers read"]
+
+
+def test_inputs_of_one_dimension_are_smoothed() -> None:
+    model, x = Block().eval(), torch.randn(16)
+    check_pass(SmoothActivations(), model, x, calibration_data=[x])
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(lobo_fx.InvalidInput, match=r"strength is 2; it must be in \[0, 1\]"):
         SmoothActivations(2)

@@ -22,14 +22,16 @@ from torch import nn
 import lobo_fx
 from lobo_fx import Artifact, Result
 from lobo_fx.contracts.passbase import Pass
+from lobo_fx.graph.operators import aten
 from lobo_fx.measures.counts import measure
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.own_operators.decode import DECODE
 from lobo_fx.own_operators.formats import FORMATS
 from lobo_fx.own_operators.integers import dynamic_range
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM, dynamic_lstm
-from lobo_fx.own_operators.products import DYNAMIC_PRODUCT, dynamic_product
+from lobo_fx.own_operators.products import DYNAMIC_PRODUCT, PRODUCT, dynamic_product
 from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeDynamic, QuantizeWeights
+from lobo_fx.passes.quantization import dynamic_forms
 from lobo_fx.passes.quantization.codes.rounding import round_nearest
 from lobo_fx.passes.quantization.codes.weights import find_weights
 from lobo_fx.passes.quantization.dynamic_forms import BLOCK, LEAST, choose_forms, find_integers
@@ -481,6 +483,20 @@ def test_without_vnni_weights_have_seven_bits() -> None:
         QuantizeDynamic("x87")
 
 
+def test_without_vnni_weights_that_no_product_reads_keep_eight_bits() -> None:
+    model = nn.Sequential(nn.Conv1d(4, 8, 8), nn.Flatten(), nn.Linear(8, 8))
+    result = lobo_fx.compile(model, [QuantizeDynamic("x86-avx2")], example_inputs=torch.randn(4, 4, 8), progress=False)
+    codes = result.module.state_dict()
+    assert [int(codes[name].abs().max()) for name in ("0.weight", "2.weight")] == [127, 63]
+
+
+def test_weights_that_would_not_get_smaller_are_left_alone_and_noted() -> None:
+    result = quantize(nn.Sequential(nn.Linear(30, 1), nn.Linear(1, 64), nn.Linear(64, 2), nn.Linear(2, 64)), VECTORS)
+    assert result.report.notes == ["'1.weight' is left alone: with its scales it would not get smaller"]
+    dtypes = {name: tensor.dtype for name, tensor in result.module.state_dict().items() if name.endswith(".weight")}
+    assert [name for name in dtypes if dtypes[name] != torch.int8] == ["1.weight"]
+
+
 # Noise of a layer's own.
 
 SIZES = torch.logspace(0, -2.85, 40)
@@ -614,6 +630,55 @@ def test_its_own_noise_is_that_of_the_kernel_on_all_rows() -> None:
         decibels = float(noted.split("would leave ")[1].split(" dB")[0])
         assert decibels == pytest.approx(least, abs=1.5), "an LSTM's states share a range with one more row"
         assert decibels < LEAST
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_sequence_of_one_step_has_the_whole_range(steps: int) -> None:
+    """Judged on quiet data, the range is still that of all data, at both ends."""
+    torch.manual_seed(0)
+    model, quiet = nn.LSTM(24, 16, batch_first=True).eval(), 0.02 * torch.randn(64, steps, 24)
+    program = lobo_fx.trace(model, quiet)
+    context = lobo_fx.Context(program.signature, show_progress=False)
+    (layer,) = find_integers(program, find_weights(program, context))
+    noise = {}
+    for low in (0.0, -50.0):
+        columns = dynamic_forms._Columns()
+        columns.add(torch.stack([torch.full((24,), low), torch.full((24,), 1.0)]))
+        simulate = dynamic_forms._simulated_lstm(layer, dynamic_forms.Form("integers"), FORMATS["int8"], columns)
+        names = [argument.name for argument in layer.node.target._schema.arguments]  # type: ignore[union-attr]
+        given = dict(zip(names, (quiet, [torch.zeros(1, 64, 16)] * 2, list(model.parameters()), True, 1), strict=False))
+        given |= {"dropout": 0.0, "train": False, "bidirectional": False, "batch_first": True}
+        expected, found = simulate(given, model(quiet))
+        noise[low] = signal_to_noise(expected, found)
+    assert noise[-50.0] < noise[0.0] - 20
+
+
+class Thrice(nn.Module):
+    """One layer reads rows alike in size, rows that differ, and large values that it multiplies with zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(64, 48)
+        self.layer.weight.data[:, ::BLOCK] = 0
+        self.register_buffer("idle", torch.zeros(64))
+        self.idle: torch.Tensor
+        self.idle[::BLOCK] = 1e4
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x), self.layer(x * torch.exp(3 * x[:, :1])), self.layer(x + self.idle)
+
+
+def test_a_weight_in_blocks_leaves_float_what_is_too_noisy_and_moves_the_rest(tmp_path: Path) -> None:
+    model, x = Thrice().eval(), torch.randn(64, 64)
+    result = quantize(model, x)
+    moved, blocks, left = sorted((note for note in result.report.notes), key=lambda note: "would leave" in note)
+    assert f"a range for every {BLOCK} columns of each row: a layer that shares its weight needs" in moved
+    assert f"a range for every {BLOCK} columns of each row, " in blocks
+    assert "stays float" in left
+    assert [targets(result).count(target) for target in (PRODUCT, aten.linear.default)] == [2, 1]
+    for expected, found in zip(model(x), result.module(x), strict=True):
+        assert signal_to_noise(expected, found) > LEAST
 
 
 class SharedMatrix(nn.Module):

@@ -802,6 +802,19 @@ def test_a_weight_that_something_else_reads_is_left_alone_and_noted() -> None:
     assert any(note.startswith("'a.weight' is left alone: aten.sum") for note in result.report.notes)
 
 
+def test_a_weight_that_is_an_output_too_is_left_alone_and_noted() -> None:
+    class Shown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(64, 32)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.a(x), self.a.weight
+
+    notes = quantize(Shown(), VECTORS, QuantizeWeights(), dynamic_shapes=None).report.notes
+    assert "'a.weight' is left alone: it is an output too" in notes
+
+
 class Positions(nn.Module):
     """Learned positions, added: a table of rows, with a dimension for the batch; and a bias of two dimensions."""
 
