@@ -17,13 +17,13 @@ import torch
 
 from lobo_fx.exporters.onnx.codes import mark_codes
 from lobo_fx.exporters.onnx.placeholders import DOMAIN
+from lobo_fx.exporters.onnx.versions import MICROSOFT
 from lobo_fx.exporters.onnx.writer import Writer
 from lobo_fx.own_operators.formats import FORMATS, Format, unit, unpack
 from lobo_fx.own_operators.products import ACCURACY_LEVELS
 
-__all__ = ["MICROSOFT", "expand"]
+__all__ = ["expand"]
 
-MICROSOFT = "com.microsoft"
 _OFFSET = 128
 """MatMulNBits subtracts this from 8-bit codes, which it takes as unsigned."""
 _BYTES = torch.arange(256, dtype=torch.uint8)

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lobo_fx.exporters.onnx.names import module_of
+from lobo_fx.own_operators.products import ACCURACY_LEVELS
 from lobo_fx.plugins.file_nodes import FileGraph, FileNode
 
 __all__ = ["file_graph"]
@@ -19,8 +20,6 @@ _LAYERS = frozenset(
 _INTEGER = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "DynamicQuantizeLSTM"}
 )
-_INTEGER_PRODUCT = 4
-"""MatMulNBits' accuracy level that rounds activations to int8."""
 
 
 def file_graph(path: Path) -> FileGraph:
@@ -75,7 +74,7 @@ def _precision(node: ir.Node, stored: dict[ir.Value, str]) -> str:
     weight = _weight(node, stored)
     if node.op_type == "MatMulNBits":
         level = node.attributes["accuracy_level"].as_int() if "accuracy_level" in node.attributes else 0
-        return f"{'int8' if level == _INTEGER_PRODUCT else 'float32'}, int{node.attributes['bits'].as_int()}"
+        return f"{'int8' if level == ACCURACY_LEVELS['int8'] else 'float32'}, int{node.attributes['bits'].as_int()}"
     made = [value.producer() for value in node.inputs if value is not None and value not in stored]
     computed = _type(node.outputs[0].dtype)
     if made and all(source is not None and source.op_type == "DequantizeLinear" for source in made):

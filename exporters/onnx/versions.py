@@ -6,8 +6,10 @@ import onnx
 import onnx_ir as ir
 from onnx import defs, helper
 
-__all__ = ["lower_versions", "needs"]
+__all__ = ["MICROSOFT", "lower_versions", "needs"]
 
+MICROSOFT = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 _INITIALIZERS_ALONE = 4
 """The IR version since which an initializer need not be an input too."""
 _FUNCTIONS = 8

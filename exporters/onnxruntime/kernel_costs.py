@@ -24,7 +24,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from lobo_fx.exporters.onnxruntime.profile import repeatedly, typical
+from lobo_fx.exporters.onnx.versions import MICROSOFT
+from lobo_fx.exporters.onnxruntime.profile import ONLY_FATAL, repeatedly, typical
 from lobo_fx.measures.latency import interleave
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
@@ -42,13 +43,10 @@ _CLOSE, _MORE = 0.1, 4
 _STREAMED = 1 << 24
 """Weights that no cache holds: 64 MB as floats."""
 
-_OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+_OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
 _SCALE, _ZERO = np.float32(0.05), np.uint8(128)
 _AROUND = ("ReorderInput", "ReorderOutput", "QuantizeLinear", "DequantizeLinear", "Transpose")
 """Changes of layout and format, which are no part of a kernel's own cost."""
-
-_ONLY_FATAL = 4
-"""Log level of ONNX Runtime: the user need not see that it refuses a kernel."""
 
 
 def measure_kernels(kernels: Sequence[Kernel]) -> dict[Kernel, Cost | NoCost]:
@@ -237,7 +235,7 @@ def _attention(model: _Branches, name: str, kernel: Kernel) -> None:
         model.inputs.append(helper.make_tensor_value_info(row, TensorProto.FLOAT, shape))
         model.feed[row] = model.random.standard_normal(shape).astype(np.float32)
     if model.integer:
-        found = model.node("MultiHeadAttention", rows, name, domain="com.microsoft", num_heads=heads)
+        found = model.node("MultiHeadAttention", rows, name, domain=MICROSOFT, num_heads=heads)
     else:
         split = []
         for row, (rows_in, count, places, size) in zip(rows, kernel.shapes, strict=True):
@@ -281,7 +279,7 @@ def _product(model: _Branches, name: str, kernel: Kernel) -> None:
         stored = [codes("w", outputs, blocks, block * bits // 8), scale]
         stored += [codes("zero", outputs, -(-blocks // 2))] if bits == 4 else []
         settings = {"N": outputs, "K": inputs, "bits": bits, "block_size": block, "accuracy_level": level}
-        found = model.node("MatMulNBits", [x, *stored], name, domain="com.microsoft", **settings)
+        found = model.node("MatMulNBits", [x, *stored], name, domain=MICROSOFT, **settings)
     else:
         found = model.node("MatMul", [x, model.weight(f"{name}_w", (inputs, outputs), 1)], name)
     model.outputs.append(helper.make_tensor_value_info(found, TensorProto.FLOAT, None))
@@ -311,7 +309,7 @@ _SESSIONS = ("attention", "product")
 def _options() -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = _ONLY_FATAL
+    options.log_severity_level = ONLY_FATAL  # the user need not see that it refuses a kernel
     return options
 
 

@@ -22,12 +22,13 @@ import onnxruntime
 from lobo_fx.files import temporary_folder
 from lobo_fx.plugins.protocols import Arrays
 
-__all__ = ["KernelTime", "kernel_times", "node_times", "repeatedly", "typical"]
+__all__ = ["ONLY_FATAL", "KernelTime", "kernel_times", "node_times", "repeatedly", "typical"]
 
+ONLY_FATAL = 4
+"""Log level at which ONNX Runtime is silent but for what ends it."""
 _WARMUP = 3
 _MOST, _SECONDS = 60, 0.03
 """Most runs of a short model, if no more are asked for, and the seconds after which no further run is begun."""
-_ONLY_FATAL = 4
 _OPTIMIZED = "optimized.onnx"
 _TYPES = {"float": "float32", "double": "float64"}
 _FUSED = 4
@@ -99,7 +100,7 @@ def _profiled(path: Path, arrays: Arrays, folder: Path, rounds: int = 20) -> Any
     """The events of some calls; the graph that ran lies in the folder afterwards."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = _ONLY_FATAL
+    options.log_severity_level = ONLY_FATAL
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     options.optimized_model_filepath = str(folder / _OPTIMIZED)

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from lobo_fx.errors import ExportError
+from lobo_fx.exporters.onnx.versions import MICROSOFT
 from lobo_fx.exporters.onnx.weights_beside import name_weights
 from lobo_fx.exporters.onnxruntime.session_options import SavedOptions, write_options
 from lobo_fx.files import named_by
@@ -20,9 +21,6 @@ from lobo_fx.plugins.tuning import Choice
 from lobo_fx.terminal.quiet import no_errors_printed, quiet
 
 __all__ = ["CHOICES", "Fusions", "Options", "choices", "write_tuned"]
-
-_CONTRIB = "com.microsoft"
-"""Domain of ONNX Runtime's own operators."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Fusions:
     """
 
     kind: ClassVar[str] = "fusions"
-    remark: ClassVar[str] = f"its fused operators ({_CONTRIB}) run in ONNX Runtime only"
+    remark: ClassVar[str] = f"its fused operators ({MICROSOFT}) run in ONNX Runtime only"
     model_type: str
 
     @property
@@ -121,8 +119,8 @@ def _fuse(path: Path, fusions: Fusions, target: Path) -> bool:
     before = onnx.load(path, load_external_data=False)
     if _operators(fused) == _operators(before):
         return False
-    if not any(entry.domain == _CONTRIB for entry in fused.opset_import):
-        fused.opset_import.append(onnx.helper.make_opsetid(_CONTRIB, 1))
+    if not any(entry.domain == MICROSOFT for entry in fused.opset_import):
+        fused.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
     for name in ("producer_name", "producer_version", "doc_string", "domain", "model_version"):
         setattr(fused, name, getattr(before, name))
     fused.graph.name, fused.graph.doc_string = before.graph.name, before.graph.doc_string

@@ -14,15 +14,12 @@ from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
-from lobo_fx.graph.rewriting import drop_unused, free_name
-from lobo_fx.graph.tensors import fetch, register
+from lobo_fx.graph.rewriting import add_parameter, drop_unused, free_name, rename
+from lobo_fx.graph.tensors import fetch
 from lobo_fx.own_operators.decode import DECODE
 from lobo_fx.terminal.quiet import quiet
 
 __all__ = ["ComputeInFloat"]
-
-_NEW = "_in_float"
-"""Part of the names of new tensors until the old tensors are gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,44 +36,50 @@ class ComputeInFloat(Pass):
         with quiet():
             from torch.ao.quantization.fx import _decomposed  # noqa: F401  declares the operators
         ops = torch.ops.quantized_decomposed
-        graph, named = program.graph, []
+        graph, named, made = program.graph, [], dict[str, fx.Node]()
         for node in list(graph.nodes):
             if node.target is ops.dequantize_per_channel.default and weight_node(node.args[0]) is not None:
                 named += [str(read.target) for read in node.all_input_nodes]
-                node.replace_all_uses_with(_decoded(program, node))
+                node.replace_all_uses_with(_decoded(program, node, made))
             elif node.target is ops.dequantize_per_tensor.default:
                 source = node.args[0]
                 if source.target is ops.quantize_per_tensor.default:
                     node.replace_all_uses_with(source.args[0])
         graph.eliminate_dead_code()
         drop_unused(program, named)
-        for read in graph.find_nodes(op="get_attr"):
-            name, new, suffix = str(read.target).partition(_NEW)
-            if new:
-                value = fetch(program.module, str(read.target))
-                path, _, leaf = str(read.target).rpartition(".")
-                delattr(program.module.get_submodule(path), leaf)
-                read.target = free_name(program, name + suffix)
-                register(program.module, read.target, value)
+        for name, read in made.items():  # now that the old tensors are gone
+            rename(program, read, free_name(program, name))
         program.module.set_facts(estimated=False)
         program.module.recompile()
         return program
 
 
-def _decoded(program: Program, node: fx.Node) -> fx.Node:
-    """The float value of a dequantized weight, as decoded codes, or of a dequantized bias, as floats."""
+def _decoded(program: Program, node: fx.Node, made: dict[str, fx.Node]) -> fx.Node:
+    """The float value of a dequantized weight, as decoded codes, or of a dequantized bias, as floats.
+
+    Adds the reads of new tensors to `made`, by the names that they are to have.
+    """
     graph, (read, scales, _, axis) = program.graph, node.args[:4]
     assert isinstance(read, fx.Node)
     assert isinstance(scales, fx.Node)
     assert isinstance(axis, int)
     name = str(read.target)
     codes, scale = (fetch(program.module, str(n.target)).detach() for n in (read, scales))
+
+    def registered(name: str, value: torch.Tensor) -> fx.Node:
+        if name in made:  # of a tied weight
+            new: fx.Node = graph.get_attr(str(made[name].target))
+        else:
+            new = made[name] = add_parameter(program, free_name(program, "in_float"), value)
+        new.meta["val"] = value
+        return new
+
     with graph.inserting_before(node):
         if codes.dim() < 2:
-            return _registered(program, name + _NEW, codes * scale)
+            return registered(name, codes * scale)
         rows = codes.movedim(axis, 0).contiguous()
-        stored = [read] if axis == 0 else [_registered(program, name + _NEW, rows)]
-        stored.append(_registered(program, f"{name}{_NEW}_scale", scale.unsqueeze(1)))
+        stored = [read] if axis == 0 else [registered(name, rows)]
+        stored.append(registered(f"{name}_scale", scale.unsqueeze(1)))
         value = graph.call_function(DECODE, (*stored, None, "int8", [*rows.shape], rows[0].numel()))
         inherit(value, node)
         if axis:
@@ -84,10 +87,3 @@ def _decoded(program: Program, node: fx.Node) -> fx.Node:
             value = graph.call_function(aten.permute.default, (value, order))
             inherit(value, node)
         return value
-
-
-def _registered(program: Program, name: str, value: torch.Tensor) -> fx.Node:
-    register(program.module, name, value)
-    node: fx.Node = program.graph.get_attr(name)
-    node.meta["val"] = value
-    return node

@@ -23,7 +23,14 @@ from lobo_fx.passes.quantization.integers.calibration import calibrate, convert,
 from lobo_fx.passes.quantization.integers.drowning import drowned
 from lobo_fx.passes.quantization.integers.kernels import kernel_table
 from lobo_fx.passes.quantization.integers.observer_names import OBSERVERS
-from lobo_fx.passes.quantization.integers.placement import Choices, Observing, Placement, Request, attention_kernels
+from lobo_fx.passes.quantization.integers.placement import (
+    PERCENTILE,
+    Choices,
+    Observing,
+    Placement,
+    Request,
+    attention_kernels,
+)
 from lobo_fx.passes.quantization.integers.prices import check_costs, measure_missing, open_table
 from lobo_fx.passes.quantization.integers.rounding import even_floating, round_weights
 from lobo_fx.passes.quantization.integers.storing import store_rest
@@ -66,7 +73,7 @@ class QuantizeStatic(Pass):
     """
 
     observer: str = "histogram"
-    percentile: Annotated[float, Range(above=50, most=100)] = 99.99
+    percentile: Annotated[float, Range(above=50, most=100)] = PERCENTILE
     target: str = "auto"
     kernels: Literal["cheapest", "all"] = "cheapest"
     costs: str | None = None

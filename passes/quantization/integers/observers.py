@@ -23,7 +23,7 @@ from torchao.quantization.pt2e.observer import UniformQuantizationObserverBase
 
 from lobo_fx.passes.quantization.integers.histogram import BINS, Histogram, count_values
 from lobo_fx.passes.quantization.integers.observer_names import OBSERVERS
-from lobo_fx.passes.quantization.integers.placement import Observing
+from lobo_fx.passes.quantization.integers.placement import PERCENTILE, Observing
 
 __all__ = [
     "SMALLEST_SCALE",
@@ -150,7 +150,7 @@ class PercentileObserver(CountingObserver):
         percentile: share of the values that stays below the upper limit, in percent.
     """
 
-    def __init__(self, percentile: float = 99.99, **settings: Any) -> None:
+    def __init__(self, percentile: float = PERCENTILE, **settings: Any) -> None:
         super().__init__(**settings)
         self.percentile = percentile
 

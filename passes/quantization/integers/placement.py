@@ -23,7 +23,10 @@ from lobo_fx.passes.quantization.integers.minimum_cut import cheapest_regions, c
 from lobo_fx.passes.quantization.integers.targets import Target
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 
-__all__ = ["Choices", "Observing", "Placement", "Request", "attention_kernels"]
+__all__ = ["PERCENTILE", "Choices", "Observing", "Placement", "Request", "attention_kernels"]
+
+PERCENTILE = 99.99
+"""Share of the values that the observer `percentile` keeps at either end, if nothing else is asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Observing:
     """
 
     observer: str
-    percentile: float = 99.99
+    percentile: float = PERCENTILE
 
     def __str__(self) -> str:
         return f"{self.observer} {self.percentile:g}" if self.observer == "percentile" else self.observer

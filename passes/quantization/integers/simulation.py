@@ -29,7 +29,7 @@ def first_batches(context: Context) -> list[Inputs]:
     found: list[Inputs] = []
     for batch in dataclasses.replace(context, show_progress=False).fitting_batches():
         found.append(batch)
-        if len(found) == _BATCHES or sum(len(tensor) for batch in found for tensor in batch.tensors[:1]) >= _ROWS:
+        if len(found) == _BATCHES or sum(map(context.signature.count_rows, found)) >= _ROWS:
             break
     return found
 

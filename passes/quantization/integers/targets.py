@@ -41,7 +41,7 @@ def target_of_this_machine() -> str:
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return "x86-vnni"
+        return "x86-avx2"  # right with VNNI too, if less precise
     return "x86-vnni" if "vnni" in flags else "x86-avx2"
 
 

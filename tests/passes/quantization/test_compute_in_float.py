@@ -77,6 +77,44 @@ def test_weights_stay_int8_and_everything_else_is_float(tmp_path: Path) -> None:
     assert artifact.bytes < 1.3 * compiled(integers_everywhere).export(tmp_path / "integers.onnx").bytes
 
 
+def test_a_tied_weight_has_one_scale() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p, self.q = nn.Linear(10, 8), nn.Linear(10, 8)
+            self.q.weight = self.p.weight
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.p(x) * self.q(x).tanh()
+
+    x = torch.randn(4, 10)
+    passes = [QuantizeStatic(kernels="all"), ComputeInFloat()]
+    result = lobo_fx.compile(Tied().eval(), passes, example_inputs=x, calibration_data=[x], progress=False)
+    assert sorted(name.partition(".")[2] for name in result.module.state_dict()) == [
+        "bias",
+        "bias",
+        "weight",
+        "weight_scale",
+    ]
+
+
+def test_names_of_the_network_stay() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj_in_float, self.norm = nn.Linear(10, 8), nn.LayerNorm(8)
+            self.in_float = nn.Parameter(torch.randn(8))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.norm(self.proj_in_float(x)) * self.in_float
+
+    x = torch.randn(4, 10)
+    passes = [QuantizeStatic(kernels="all"), ComputeInFloat()]
+    result = lobo_fx.compile(Mixed().eval(), passes, example_inputs=x, calibration_data=[x], progress=False)
+    weights = [f"proj_in_float.{name}" for name in ("weight", "weight_scale", "bias")]
+    assert set(result.module.state_dict()) == {*weights, "norm.weight", "norm.bias", "in_float"}
+
+
 @pytest.mark.parametrize(
     ("latencies", "words", "integer"),
     [

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from lobo_fx.graph.operators import is_call
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.passes import MixedPrecision, PruneWeights, QuantizeStatic
 from lobo_fx.passes.quantization.integers.bias_correction import shrunken_mean
+from lobo_fx.passes.quantization.integers.targets import target_of_this_machine
 from lobo_fx.testing import check_pass
 
 Array = npt.NDArray[Any]
@@ -707,6 +709,24 @@ def test_ranges_that_are_infinite_are_refused_and_the_layer_named(observer: Obse
             calibration_data=[VECTORS, 1e4 * VECTORS],
             progress=False,
         )
+
+
+def test_a_first_input_without_dimensions_is_no_trouble() -> None:
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(10, 7)
+
+        def forward(self, t: torch.Tensor, x: torch.Tensor) -> Any:
+            return self.layer(x) * t
+
+    quantize(Timed(), [(torch.tensor(0.5), VECTORS)])
+
+
+def test_without_facts_about_the_cpu_weights_have_the_bit_less_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "AMD64")
+    monkeypatch.setattr("pathlib.Path.read_text", mock.Mock(side_effect=FileNotFoundError))
+    assert target_of_this_machine() == "x86-avx2"
 
 
 def test_labels_are_ignored_and_loaders_accepted() -> None:

@@ -404,11 +404,12 @@ def test_a_tied_weight_that_static_quantization_leaves_float_is_evened(rounding:
         def __init__(self) -> None:
             super().__init__()
             self.p, self.q = nn.GRU(40, 16, batch_first=True), nn.GRU(40, 16, batch_first=True)
-            self.p.weight_ih_l0.data /= SIZES
+            self.p.get_parameter("weight_ih_l0").data /= SIZES
             self.q.weight_ih_l0 = self.p.weight_ih_l0
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.p(x)[0] * self.q(x)[0]  # type: ignore[no-any-return]
+            found: torch.Tensor = self.p(x)[0] * self.q(x)[0]
+            return found
 
     model, data, fresh = seeded(Tied), [spectra(8, seed) for seed in range(4)], spectra(8, 9)
     static = QuantizeStatic(kernels="all", rounding=rounding)
