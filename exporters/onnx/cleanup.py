@@ -86,7 +86,7 @@ def share_transposed(model: ir.Model) -> None:
         if array.ndim != 2 or min(array.shape) < 2 or value.is_graph_output():
             continue
         for twin, other in matrices.get(array.shape[::-1], []):
-            if np.array_equal(array, other.T):
+            if array.dtype == other.dtype and np.array_equal(array, other.T):
                 turned = ir.node("Transpose", [twin], {"perm": [1, 0]})
                 turned.outputs[0].type, turned.outputs[0].shape = value.type, value.shape
                 value.replace_all_uses_with(turned.outputs[0])

@@ -94,16 +94,15 @@ def with_plain_attention(program: Program) -> Program:
     for node in list(graph.nodes):
         given = arguments(node)
         if _is_deep_attention(node):
-            dims = node.meta["val"].dim()
-            change: tuple[Any, ...] = (aten.flatten.using_ints, 0, dims - 4)
-            back: tuple[Any, ...] = (aten.unflatten.int, 0, [-1, *node.meta["val"].shape[1 : dims - 3]])
+            least, change = 5, (aten.flatten.using_ints, 0, -4)
+            back: tuple[Any, ...] = (aten.unflatten.int, 0, [-1, *node.meta["val"].shape[1:-3]])
         elif _is_flat_attention(node):
-            change, back = (aten.unsqueeze.default, 1), (aten.squeeze.dim, 1)
+            least, change, back = 3, (aten.unsqueeze.default, 1), (aten.squeeze.dim, 1)
         else:
             continue
         with graph.inserting_before(node):
-            for name in ("query", "key", "value", "attn_mask"):
-                if given[name] is not None:
+            for name in ("query", "key", "value", "attn_mask"):  # a mask of fewer dimensions is broadcast as before
+                if given[name] is not None and given[name].meta["val"].dim() >= least:
                     set_argument(node, name, graph.call_function(change[0], (given[name], *change[1:])))
         with graph.inserting_after(node):
             whole = graph.call_function(back[0], (node, *back[1:]))
@@ -113,24 +112,28 @@ def with_plain_attention(program: Program) -> Program:
 
 
 def _is_deep_attention(node: fx.Node) -> bool:
-    """Attention over more than four dimensions, none of them broadcast or free but the first."""
+    """Attention over more than four dimensions, none of them broadcast or free but the first; its mask may be."""
     shapes = [source.meta["val"].shape[:-3] for source in _attended(node)]
+    mask = arguments(node)["attn_mask"] if shapes else None
+    around = () if mask is None else mask.meta["val"].shape[:-3]
+    if any(not isinstance(size, int) or size != 1 for size in around):
+        shapes.append(around)
     alike = all(shape == shapes[0] for shape in shapes)
     return bool(shapes) and len(shapes[0]) > 1 and alike and all(isinstance(size, int) for size in shapes[0][1:])
 
 
 def _is_flat_attention(node: fx.Node) -> bool:
-    """Attention over three dimensions, its mask too."""
+    """Attention over three dimensions."""
     sources = _attended(node)
     return bool(sources) and all(source.meta["val"].dim() == 3 for source in sources)
 
 
 def _attended(node: fx.Node) -> list[fx.Node]:
-    """The inputs of an attention; none if the node is another operator."""
+    """Queries, keys and values of an attention; none if the node is another operator."""
     if not is_call(node, aten.scaled_dot_product_attention.default):
         return []
     given = arguments(node)
-    return [given[name] for name in ("query", "key", "value", "attn_mask") if given[name] is not None]
+    return [given[name] for name in ("query", "key", "value")]
 
 
 @contextlib.contextmanager

@@ -662,6 +662,46 @@ def test_attention_over_any_number_of_dimensions(shape: tuple[int, ...], masked:
 
 
 @pytest.mark.parametrize(
+    ("shape", "mask"),
+    [
+        ((6, 5, 8), (5, 5)),
+        ((6, 5, 8), (1, 5, 5)),
+        ((2, 3, 4, 5, 8), (5, 5)),
+        ((2, 3, 4, 5, 8), (4, 5, 5)),
+        ((2, 3, 4, 5, 8), (1, 4, 5, 5)),
+        ((2, 3, 4, 5, 8), (1, 1, 4, 5, 5)),
+    ],
+)
+def test_attention_under_a_mask_that_is_broadcast(
+    shape: tuple[int, ...], mask: tuple[int, ...], tmp_path: Path
+) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.randn(mask))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return nn.functional.scaled_dot_product_attention(x, x.flip(-1), x + 1, attn_mask=self.mask)  # type: ignore[arg-type]
+
+    result = lobo_fx.compile(Attention(), example_inputs=torch.randn(shape), progress=False)
+    assert result.export(tmp_path / "model.onnx").parity < 1e-5
+
+
+def test_a_matrix_and_its_transposed_of_another_type_are_both_stored(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("low", torch.ones(8, 8).tril())
+            self.register_buffer("high", torch.ones(8, 8, dtype=torch.bool).triu())
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.where(self.high, x @ self.low, x)  # type: ignore[call-overload]
+
+    result = lobo_fx.compile(Masked(), example_inputs=torch.randn(3, 8, 8), progress=False)
+    assert result.export(tmp_path / "model.onnx").parity < 1e-5
+
+
+@pytest.mark.parametrize(
     ("function", "words"),
     [
         (lambda x: (2 * x, 3), "output 1 is 3, no tensor"),
