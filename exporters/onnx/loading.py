@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -37,15 +39,24 @@ def files_of(path: Path, model: onnx.ModelProto) -> list[Path]:
     Raises:
         InvalidInput: one lies elsewhere, or is missing.
     """
-    places = {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
+    places = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
     for place in sorted(places):
         if Path(place).name != place:
             raise InvalidInput(f"{path} wants weights from '{place}', outside of its folder; refused")
         if not (path.parent / place).is_file():
             raise InvalidInput(f"{path} has its weights in '{place}', which is not beside it")
     return [path, *(path.parent / place for place in sorted(places))]
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """All stored tensors, those in attributes, subgraphs and functions too."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(part)
 
 
 def element_type(number: int) -> str:

@@ -94,7 +94,8 @@ def with_plain_attention(program: Program) -> Program:
     for node in list(graph.nodes):
         given = arguments(node)
         if _is_deep_attention(node):
-            least, change = 5, (aten.flatten.using_ints, 0, -4)
+            least = 5
+            change: tuple[Any, ...] = (aten.flatten.using_ints, 0, -4)
             back: tuple[Any, ...] = (aten.unflatten.int, 0, [-1, *node.meta["val"].shape[1:-3]])
         elif _is_flat_attention(node):
             least, change, back = 3, (aten.unsqueeze.default, 1), (aten.squeeze.dim, 1)

@@ -308,7 +308,10 @@ def _is_known(array: np.ndarray[Any, Any]) -> bool:
 
 
 def _parameter(array: np.ndarray[Any, Any]) -> nn.Parameter:
-    tensor = torch.from_numpy(array.copy())
+    if array.dtype.name == "bfloat16":  # which numpy lacks, and torch takes as bits alone
+        tensor = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(array.copy())
     return nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
 
 
@@ -332,4 +335,5 @@ def _python_name(name: str, digits: bool = False) -> str:
     found = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
     if found[0].isdigit() and not (digits and found.isdigit()):
         found = f"_{found}"
-    return f"{found}_" if keyword.iskeyword(found) or hasattr(OnnxModule, found) else found
+    taken = keyword.iskeyword(found) or found == "self" or hasattr(OnnxModule, found)
+    return f"{found}_" if taken else found

@@ -93,6 +93,8 @@ def _conv_transpose(given: Attributes, x: Tensor, weight: Tensor, bias: Tensor |
 
 
 def _pool(kind: str, given: Attributes, x: Tensor) -> Tensor:
+    if given["outputs"] > 1:
+        raise ValueError("the output Indices")
     kernel = list(given["kernel_shape"])
     strides, pads = given.get("strides") or [1] * len(kernel), _pads(given, x, kernel)
     padding, ceil = _even(pads), bool(given.get("ceil_mode", 0))
@@ -101,6 +103,8 @@ def _pool(kind: str, given: Attributes, x: Tensor) -> Tensor:
             x, padding = F.pad(x, pads, value=-math.inf), [0] * len(kernel)
         run: Any = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
         return run(x, kernel, strides, padding, given.get("dilations") or 1, ceil)  # type: ignore[no-any-return]
+    if any(step != 1 for step in given.get("dilations") or ()):
+        raise ValueError("dilations")
     counted = bool(given.get("count_include_pad", 0))
     if padding is None:
         if not counted:
@@ -270,6 +274,8 @@ def _resize(given: Attributes, x: Tensor, *more: Any) -> Tensor:
     place = place if given["opset"] >= 11 else "asymmetric"
     if given.get("antialias", 0) or given.get("exclude_outside", 0) or x.dim() not in (3, 4, 5):
         raise ValueError("antialias, exclude_outside, or another rank")
+    if given.get("axes") or given.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise ValueError("axes or keep_aspect_ratio_policy")
     by_size = sizes is not None and np.size(sizes) > 0
     wanted = as_list(sizes if by_size else scales)
     if not by_size and wanted[:2] != [1.0, 1.0]:
@@ -300,6 +306,14 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, (Tensor, np.ndarray)) else value
 
 
+def _cumulative(given: Attributes, x: Tensor, axis: Any) -> Tensor:
+    over = [int(as_list(axis)[0])]
+    x = x.flip(over) if given.get("reverse", 0) else x
+    found = x.cumsum(over[0], dtype=x.dtype)
+    found = found - x if given.get("exclusive", 0) else found
+    return found.flip(over) if given.get("reverse", 0) else found
+
+
 def _cast(given: Attributes, x: Any) -> Tensor:
     kind = torch_type(given["to"])
     return x.to(kind) if isinstance(x, Tensor) else as_tensor(x, kind)
@@ -316,12 +330,13 @@ def _filled(given: Attributes, shape: Any) -> Tensor:
 
 
 def _divide(given: Attributes, a: Any, b: Any) -> Any:
-    floating = any(not isinstance(x, Tensor) or x.is_floating_point() for x in (a, b))
+    floating = any(x.is_floating_point() if isinstance(x, Tensor) else isinstance(x, float) for x in (a, b))
     return a / b if floating else torch.div(a, b, rounding_mode="trunc")
 
 
 def _power(given: Attributes, a: Any, b: Any) -> Any:
-    return torch.pow(a, b)
+    found = torch.pow(a, b)
+    return found.to(a.dtype) if isinstance(a, Tensor) and found.dtype != a.dtype else found
 
 
 def _attention(given: Attributes, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *past: Any) -> Tensor:
@@ -456,18 +471,16 @@ OPERATORS: dict[str, Callable[..., Any]] = {
         name: _both(run)
         for name, run in {
             "Add": operator.add,
-            "And": torch.logical_and,
             "Equal": operator.eq,
             "Greater": operator.gt,
             "GreaterOrEqual": operator.ge,
             "Less": operator.lt,
             "LessOrEqual": operator.le,
             "Mul": operator.mul,
-            "Or": torch.logical_or,
             "Sub": operator.sub,
-            "Xor": torch.logical_xor,
         }.items()
     },
+    "And": lambda given, a, b: torch.logical_and(as_tensor(a), as_tensor(b)),
     "ArgMax": functools.partial(_arg, torch.argmax),
     "ArgMin": functools.partial(_arg, torch.argmin),
     "Attention": _attention,
@@ -481,7 +494,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ConstantOfShape": _filled,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "CumSum": lambda given, x, axis: x.cumsum(int(as_list(axis)[0])),
+    "CumSum": _cumulative,
     "DepthToSpace": _depth_to_space,
     "Div": _divide,
     "Dropout": lambda given, x, *rest: x,
@@ -509,6 +522,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "MaxPool": functools.partial(_pool, "max"),
     "Min": _variadic(_extreme(torch.minimum)),
     "Mod": lambda given, a, b: torch.fmod(a, b) if given.get("fmod", 0) else torch.remainder(a, b),
+    "Or": lambda given, a, b: torch.logical_or(as_tensor(a), as_tensor(b)),
     "PRelu": lambda given, x, slope: torch.where(x < 0, x * slope, x),
     "Pad": _pad,
     "Pow": _power,
@@ -521,7 +535,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ReduceSum": functools.partial(_reduce, torch.sum),
     "Reshape": _reshape,
     "Resize": _resize,
-    "Selu": lambda given, x: F.selu(x),
+    "Selu": lambda given, x: F.elu(x, given.get("alpha", 1.6732632)) * given.get("gamma", 1.0507010),
     "Shape": _shape,
     "Size": lambda given, x: as_known(math.prod(x.shape)),
     "Slice": _slice,
@@ -538,6 +552,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Unsqueeze": _unsqueeze,
     "Upsample": lambda given, x, scales=None: _resize(given, x, given.get("scales") if scales is None else scales),
     "Where": lambda given, condition, a, b: torch.where(as_tensor(condition), *_like_each_other(a, b)),
+    "Xor": lambda given, a, b: torch.logical_xor(as_tensor(a), as_tensor(b)),
 }
 """Functions by operator of ai.onnx: each takes attributes, with `opset` and the number of `outputs`, and inputs."""
 

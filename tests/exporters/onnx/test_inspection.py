@@ -174,6 +174,22 @@ def test_weights_from_elsewhere_are_refused(tmp_path: Path, place: str) -> None:
         inspect_file(path)
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["constant", "constant in a branch"])
+def test_constants_from_elsewhere_are_refused(tmp_path: Path, inside: bool) -> None:
+    tensor = TensorProto(data_type=TensorProto.FLOAT, dims=[1], name="w", data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../evil.bin")
+    made = helper.make_node("Constant", [], ["w"], value=tensor)
+    if inside:
+        branch = helper.make_graph([made], "branch", [], [helper.make_tensor_value_info("w", TensorProto.FLOAT, [1])])
+        made = helper.make_node("If", ["x"], ["w"], then_branch=branch, else_branch=branch)
+    path = stranger(tmp_path / "x.onnx", helper.make_node("Relu", ["x"], ["y"]))
+    model = onnx.load(path)
+    model.graph.node.insert(0, made)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InvalidInput, match=r"'\.\./evil\.bin', outside of its folder; refused"):
+        inspect_file(path)
+
+
 def test_names_in_a_file_are_no_terminal_codes(tmp_path: Path) -> None:
     path = stranger(tmp_path / "x.onnx", helper.make_node("Relu", ["x"], ["y"]))
     model = onnx.load(path)

@@ -191,6 +191,14 @@ CASES: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "Div": (node("Div", "x", "v"), {"v": np.float32(3)}, None),
     "Pow": (node("Pow", "x", "v"), {"v": np.float32(2)}, None),
     "Max": (node("Max", "x", "v"), {"v": np.float32(0.1)}, None),
+    "Pow of whole numbers": (node("Pow", "x", "v"), {"v": np.float32(2)}, None),
+    "Div of whole numbers": (node("Div", "x", "v"), {"v": np.int64(2)}, None),
+    "CumSum": (node("CumSum", "x", "a"), {"a": np.int64(1)}, None),
+    "CumSum, others after": (node("CumSum", "x", "a", exclusive=1, reverse=1), {"a": np.int64(1)}, None),
+    "Selu": (node("Selu", "x"), {}, None),
+    "Selu, other numbers": (node("Selu", "x", alpha=0.5, gamma=2.0), {}, None),
+    "And of truths": (node("And", "x", "v"), {"v": np.bool_(True)}, None),
+    "Xor of truths": (node("Xor", "v", "x"), {"v": np.bool_(True)}, None),
     "HardSigmoid": (node("HardSigmoid", "x", alpha=0.3), {}, None),
     "PRelu": (node("PRelu", "x", "v"), {"v": np.array([0.1] * 6, np.float32)}, None),
     "LayerNormalization": (
@@ -217,10 +225,13 @@ CASES: dict[str, tuple[Any, dict[str, Any], Any]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_an_operator_computes_what_onnx_runtime_computes(name: str, tmp_path: Path) -> None:
     made, stored, shape = CASES[name]
-    path = file_of(tmp_path / "x.onnx", [made], stored, shape or ("n", 4, 6), 11 if name.endswith("opset 11") else 18)
+    kind = INT if name.endswith("whole numbers") else TensorProto.BOOL if name.endswith("truths") else FLOAT
+    opset = 11 if name.endswith("opset 11") else 18
+    path = file_of(tmp_path / "x.onnx", [made], stored, shape or ("n", 4, 6), opset, kind, kind)
     module = read_onnx(path)  # which compares; and on other data, here:
     sizes = [size if isinstance(size, int) else 3 for size in shape or ("n", 4, 6)]
     x = torch.randn(sizes, generator=torch.Generator().manual_seed(1))
+    x = x if kind == FLOAT else (10 * x).long() if kind == INT else x > 0
     (wanted,) = OnnxRuntime().load(path, 1).run({"x": x.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(module(x).numpy(), wanted, rtol=1e-5, atol=1e-5)
@@ -261,6 +272,37 @@ def test_a_form_of_an_operator_that_can_not_be_read_is_named(tmp_path: Path) -> 
     path = file_of(tmp_path / "x.onnx", [node("ArgMax", "x", select_last_index=1)], out=INT)
     with pytest.raises(InvalidInput, match="ArgMax 'ArgMax' can't be read: select_last_index"):
         read_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("made", "stored", "words"),
+    [
+        (helper.make_node("MaxPool", ["x"], ["y", "at"], kernel_shape=[2, 2]), {}, "the output Indices"),
+        (node("AveragePool", "x", kernel_shape=[2, 2], dilations=[2, 2]), {}, "dilations"),
+        (node("Resize", "x", "", "", "s", mode="linear", axes=[2, 3]), {"s": ints(9, 7)}, "axes"),
+    ],
+    ids=["MaxPool", "AveragePool", "Resize"],
+)
+def test_what_would_change_the_outputs_is_named(made: Any, stored: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "x.onnx", [made], stored, (2, 4, 6, 6), opset=19)
+    with pytest.raises(InvalidInput, match=f"can't be read: {words}"):
+        read_onnx(path)
+
+
+def test_bfloat16_weights_of_our_own_files_are_read(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)), torch.randn(2, 64)
+    result = lobo_fx.compile(model, example_inputs=x, progress=False)
+    path = result.export(tmp_path / "model.onnx", storage="packed", values="bfloat16").path
+    with torch.no_grad():
+        torch.testing.assert_close(read_onnx(path)(x), model(x), rtol=0.02, atol=0.02)
+
+
+def test_an_input_may_be_named_self(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "x.onnx", [node("Relu", "x")])
+    model = onnx.load(path)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "self"
+    onnx.save(model, path)
+    assert read_onnx(path)(self_=torch.ones(2, 4, 6)).shape == (2, 4, 6)
 
 
 def test_a_quantized_file_is_refused(tmp_path: Path) -> None:
