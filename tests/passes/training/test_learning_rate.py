@@ -28,11 +28,27 @@ def test_a_long_training_takes_what_wins_in_the_end() -> None:
     assert min(RATES, key=lambda rate: measured(rate, 2000)) == 1e-3
     found = best_rate(measured, 2000)
     assert found.rate == 1e-3
-    assert found.reason == "best of 6 trials of 40 steps and 3 of 120"
+    assert found.reason == "best of 6 trials of 40 steps and 4 of 120"
 
 
 def test_what_is_slower_now_and_steeper_is_faster_later() -> None:
     assert best_rate(lambda rate, steps: {1e-3: 2, 3e-3: 2.5}.get(rate, 9) * steps ** -(rate**0.2), 500).rate == 3e-3
+
+
+def test_what_disturbs_a_refitted_network_at_first_is_taken_if_it_ends_lower() -> None:
+    """LeNet-5 for glyphs, half of every width removed: losses after 13 and 39 steps, and of the second of two epochs."""
+    trials = {
+        1e-5: (0.0928, 0.0932),
+        1e-4: (0.0965, 0.0964),
+        3e-4: (0.1038, 0.1047),
+        1e-3: (0.1490, 0.1341),
+        3e-3: (0.3472, 0.1828),
+        1e-2: (1.7894, 0.3275),
+    }
+    ends = {1e-5: 0.0912, 1e-4: 0.0814, 3e-4: 0.0743, 1e-3: 0.0698, 3e-3: 0.0777}
+    found = best_rate(lambda rate, steps: trials[rate][steps > 20], 500)
+    assert found.rate in (1e-3, 3e-3)
+    assert ends[found.rate] < 0.9 * ends[1e-5]
 
 
 def test_what_learns_nothing_is_not_taken_for_its_rate() -> None:
@@ -49,7 +65,7 @@ def test_what_diverges_later_is_not_taken() -> None:
         return math.nan if rate == 3e-4 and steps > 40 else losses.get(rate, math.inf)
 
     found = best_rate(trial, 2000)
-    assert (found.rate, found.reason) == (1e-4, "best of 6 trials of 40 steps and 3 of 120, which diverged")
+    assert (found.rate, found.reason) == (1e-4, "best of 6 trials of 40 steps and 4 of 120, which diverged")
     with pytest.raises(InvalidInput, match="NaN or infinite at every learning rate"):
         best_rate(lambda rate, steps: 1.0 if rate == 1e-5 and steps <= 40 else math.inf, 2000)
 
@@ -65,7 +81,7 @@ def test_no_finite_loss_is_an_error() -> None:
         best_rate(lambda rate, steps: math.nan, 500)
 
 
-@pytest.mark.parametrize(("steps", "length"), [(1, 8), (300, 8), (500, 13), (1500, 40), (10**6, 40)])
+@pytest.mark.parametrize(("steps", "length"), [(1, 8), (300, 8), (500, 11), (1800, 40), (10**6, 40)])
 def test_trials_cost_a_share_of_the_training(steps: int, length: int) -> None:
     assert length_of_trials(steps) == length
     spent: list[int] = []
@@ -75,4 +91,4 @@ def test_trials_cost_a_share_of_the_training(steps: int, length: int) -> None:
         return 1.0 if rate < 1e-3 else 2.0
 
     best_rate(trial, steps)
-    assert sum(spent) <= max(0.41 * steps, 15 * 8)
+    assert sum(spent) <= max(0.41 * steps, 18 * 8)
