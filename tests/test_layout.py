@@ -326,7 +326,7 @@ PUBLIC = {
         Axis AxisError Call Inference KINDS MOVED NOWHERE all_of any_of axis_rule elementwise kind through
     """,
     "lobo_fx.axes.members": """
-        Member members
+        Member members parameters
     """,
     "lobo_fx.contracts.passbase": """
         EXACT_TOLERANCE Pass Promise exact_tolerance shown
