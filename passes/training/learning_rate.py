@@ -50,8 +50,8 @@ def best_rate(trial: Trial, steps: int) -> Found:
     of short trainings is too low for long ones: a network that was refitted is near an optimum, and high rates first
     lose what they win back later (Wu et al. 2018, "Understanding short-horizon bias in stochastic meta-optimization",
     arXiv:1803.02021). So the highest rate that is about as good as the best and the next higher ones are tried for
-    longer, and a power law (Hestness et al. 2017, arXiv:1712.00409) tells where each would end. Its power is the mean of
-    that through both losses, which are noisy, and of what was measured for such a rate elsewhere.
+    longer, and a power law (Hestness et al. 2017, arXiv:1712.00409) tells where each would end. Its power is the mean
+    of that through both losses, which are noisy, and of what was measured for such a rate elsewhere.
 
     Raises:
         InvalidInput: no trial ended with a finite loss.

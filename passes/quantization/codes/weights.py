@@ -12,8 +12,9 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.graph.layers import LOOKUPS, is_constant, layer_of
 from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import describe
+from lobo_fx.graph.provenance import source_line
 from lobo_fx.graph.rewriting import call
+from lobo_fx.graph.wording import phrase
 
 __all__ = ["Product", "Weight", "as_product", "find_weights"]
 
@@ -108,7 +109,9 @@ def _why_not(tensor: torch.Tensor, reads: list[fx.Node]) -> str | None:
     if other is None:
         return None
     alone = not any(_is_weight_of(user, read) for user, read in users)
-    return ("it is an output" if other.op == "output" else f"{describe(other)} reads it") + ("" if alone else " too")
+    # without its module, which the parameter's name tells, so that notes of alike layers become one
+    reader = phrase(str(other.target), "", source_line(other))
+    return ("it is an output" if other.op == "output" else f"{reader} reads it") + ("" if alone else " too")
 
 
 def _is_weight_of(user: fx.Node, read: fx.Node) -> bool:

@@ -907,3 +907,22 @@ def test_gptq_needs_finite_calibration_data() -> None:
 
     with pytest.raises(InvalidInput, match=r"NaN or infinity at the input of aten\.linear\.default in module 'linear'"):
         quantize(Overflow(), VECTORS, QuantizeWeights("int4"), calibration_data=[VECTORS, VECTORS + 1000])
+
+
+class Biased(nn.Module):
+    """Adds entries of a table that are chosen by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.Parameter(torch.randn(9, 4)), nn.Linear(4, 4)
+        self.register_buffer("index", torch.arange(8).flip(0))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.last(x + self.table[self.index])  # type: ignore[index]
+
+
+def test_parameters_of_alike_modules_that_are_left_alone_are_one_note() -> None:
+    model = nn.Sequential(*(Biased() for _ in range(4))).eval()
+    result = lobo_fx.compile(model, ["quantize_weights"], example_inputs=torch.randn(2, 8, 4), progress=False)
+    (told,) = [line for line in str(result).splitlines() if "is left alone" in line]
+    assert "'0.table', '1.table' and 2 others: each is left alone: aten.index.Tensor" in told

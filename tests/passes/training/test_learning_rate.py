@@ -36,7 +36,7 @@ def test_what_is_slower_now_and_steeper_is_faster_later() -> None:
 
 
 def test_what_disturbs_a_refitted_network_at_first_is_taken_if_it_ends_lower() -> None:
-    """LeNet-5 for glyphs, half of every width removed: losses after 13 and 39 steps, and of the second of two epochs."""
+    """LeNet-5 for glyphs, half of every width removed: losses after 13 and 39 steps, and of the second epoch."""
     trials = {
         1e-5: (0.0928, 0.0932),
         1e-4: (0.0965, 0.0964),
