@@ -83,6 +83,8 @@ class OnnxExporter:
             little later.
         values: packed weights rounded to `float16` or `bfloat16`, and widened when the file is loaded; None leaves
             them as they are.
+        compare: whether the file is compared with PyTorch, as it should be unless it is only measured; its `parity` is
+            NaN else.
     """
 
     suffix: ClassVar[str] = ".onnx"
@@ -91,6 +93,7 @@ class OnnxExporter:
     external_data: bool | None = None
     storage: Literal["dense", "packed"] = "dense"
     values: Literal["float16", "bfloat16"] | None = None
+    compare: bool = True
 
     def __post_init__(self) -> None:
         newest = newest_opset()
@@ -132,7 +135,7 @@ class OnnxExporter:
             with quiet():
                 model.save(folder / path.name, external_data=external)
                 name_weights(folder / path.name)
-            parity, details = _check(program, folder / path.name)
+            parity, details = _check(program, folder / path.name) if self.compare else (math.nan, {})
             _tell(folder / path.name, "lobo_fx.parity", "not compared" if math.isnan(parity) else f"{parity:.1e}")
             written = sorted(folder.iterdir())
             size = sum(file.stat().st_size for file in written)

@@ -122,7 +122,7 @@ class FileCosts:
         self.program, self.context, self.settings, self.folder = inference.program, context, settings, folder
         self.notes: list[Note] = []
         self.corrections: dict[tuple[str, str], Correction] = {}  # by precision and quantity
-        self.exporter = EXPORTERS.ours(EXPORTERS.default)()
+        self.exporter = EXPORTERS.ours(EXPORTERS.default)(compare=False)  # files that are only measured
         self.runtime = RUNTIMES.ours(RUNTIMES.default)()
         self._measure_original()
         self.table = open_table(settings.costs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -737,3 +738,13 @@ def test_a_package_that_is_not_installed_is_no_warning() -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     assert not subprocess.run(command, check=True, capture_output=True, text=True).stderr
+
+
+def test_a_file_that_is_only_measured_need_not_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = lobo_fx.trace(nn.Linear(4, 3).eval(), torch.randn(2, 4))
+    whole = OnnxExporter().export(program, tmp_path / "whole.onnx", {})
+    monkeypatch.setattr("lobo_fx.exporters.onnx.exporter._check", None)
+    quick = OnnxExporter(compare=False).export(program, tmp_path / "quick.onnx", {})
+    assert not math.isnan(whole.parity)
+    assert math.isnan(quick.parity)
+    assert onnx.load(tmp_path / "quick.onnx").graph == onnx.load(tmp_path / "whole.onnx").graph
