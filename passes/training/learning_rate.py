@@ -17,7 +17,7 @@ _LONGER, _AGAIN = 3, 4
 _POWERS = dict(zip(RATES, (0.01, 0.05, 0.14, 0.28, 0.34, 0.35), strict=True))
 """The power of the number of steps that the loss falls by at each rate, over 500 and 2,000 steps of two networks for
 glyphs, half of every width removed and refitted."""
-_STEEPEST = 0.5
+_STEEPEST = 0.8
 """The most that two trials are believed: what a high rate loses at first comes back fast, and then no more."""
 _AS_GOOD = 1.1
 """If losses after short trials differ by less than this factor, the higher rate counts as the better one."""
