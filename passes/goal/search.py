@@ -51,6 +51,8 @@ _EARLY = 0.25
 """Share of the time in which every precision is tried; after it, more are tried where rounding is most of the loss."""
 _FINER = 2
 """Placements of fewer integers that are tried if all integers together lose too much."""
+_LEAST = 1e-6
+"""Least share that a latency counts as: the CPU clock may tell no time at all for a tiny file."""
 _LOSS_STEPS = 5
 """Bisections of the latency, if only the loss is limited."""
 
@@ -344,7 +346,8 @@ class GoalSearch:
         best = min(keeping, key=_latency)
         precision = best.precision
         narrowest = cheapest(precision.costs["latency"], precision.options)
-        low, high = math.log(self.costs.expected(precision, "latency", narrowest)), math.log(_latency(best))
+        least = self.costs.expected(precision, "latency", narrowest)
+        low, high = math.log(max(least, _LEAST)), math.log(_latency(best))
         for _ in range(_LOSS_STEPS):
             if high - low < NEAR or time.monotonic() > self.until:
                 break
@@ -404,4 +407,4 @@ class GoalSearch:
 
 
 def _latency(built: Built) -> float:
-    return built.measured["latency"]
+    return max(built.measured["latency"], _LEAST)

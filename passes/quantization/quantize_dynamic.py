@@ -29,7 +29,6 @@ from lobo_fx.passes.quantization.codes.stored import Stored, decode_for_readers,
 from lobo_fx.passes.quantization.codes.weights import Weight, find_weights
 from lobo_fx.passes.quantization.dynamic_forms import BLOCK, Form, Integers, choose_forms, find_integers
 from lobo_fx.passes.quantization.integers.targets import target_named
-from lobo_fx.passes.quantization.quantize_weights import QuantizeWeights
 from lobo_fx.terminal.progress import track
 
 __all__ = ["QuantizeDynamic"]
@@ -71,8 +70,7 @@ class QuantizeDynamic(Pass):
     def run(self, program: Program, context: Context) -> Program:
         strip_masks(program)
         fold_weights(program)
-        stored_alike = QuantizeWeights(block_size=None)
-        weights = [weight for weight in find_weights(program, context) if stored_alike.shrinks(weight, context)]
+        weights = [weight for weight in find_weights(program, context) if _is_worth_it(weight, context)]
         if not weights:
             context.note("quantize_dynamic found no weight to quantize")
         limit = target_named(self.target).weight
@@ -91,6 +89,14 @@ class QuantizeDynamic(Pass):
         program.graph.eliminate_dead_code()  # final states that nobody reads
         program.module.recompile()
         return program
+
+
+def _is_worth_it(weight: Weight, context: Context) -> bool:
+    """Whether rows are longer than two entries; notes a weight whose rows are not."""
+    if weight.tensor.numel() > 2 * weight.shape[0]:
+        return True
+    context.note("is left alone: its rows of one or two entries hardly get smaller", parameter=weight.name)
+    return False
 
 
 def _stored(

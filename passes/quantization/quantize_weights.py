@@ -119,7 +119,7 @@ class QuantizeWeights(Pass):
         strip_masks(program)
         fold_weights(program)
         found = [weight for weight in find_weights(program, context) if weight.name not in leave]
-        weights = [weight for weight in found if self.shrinks(weight, context)]
+        weights = [weight for weight in found if self._shrinks(weight, context)]
         if not weights:
             context.note("quantize_weights found no weight to quantize")
         compensates = self.method in ("auto", "gptq") and context.calibration_data is not None
@@ -135,7 +135,7 @@ class QuantizeWeights(Pass):
             self._store(program, weight, *rounded.pop(weight.name), computes)
         return program
 
-    def shrinks(self, weight: Weight, context: Context) -> bool:
+    def _shrinks(self, weight: Weight, context: Context) -> bool:
         """Whether a weight gets smaller, with its scales; notes one that does not."""
         rows, columns = weight.shape[0], weight.tensor.numel() // weight.shape[0]
         if rows * self.row_bits(columns) < 32 * weight.tensor.numel():

@@ -787,3 +787,10 @@ def test_the_same_widths_are_refitted_once_for_all_precisions(monkeypatch: pytes
     monkeypatch.setattr(Programs, "_pruned_noise", counted)
     fitted(FitGoal(latency=0.4, size=0.3, moves=1), perceptron(), **ON_ROWS)
     assert len(seen) == len(set(seen)) > 1
+
+
+@pytest.mark.usefixtures("formulas")
+def test_a_file_too_short_for_the_clock_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Benchmark, "ratio", lambda self, label: 0.0)
+    found = fitted(FitGoal(decibels=12, precision="float", low_rank=False, moves=0, seconds=1), perceptron(), **ON_ROWS)
+    assert found.plan.expected["decibels"] >= 12
