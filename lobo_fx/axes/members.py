@@ -62,7 +62,7 @@ def members(inference: Inference) -> dict[Axis, list[Member]]:
             continue
         seen.add(id(tensor))
         axes, name = inference.stored[id(tensor)], str(node.target)
-        aliases = (name, *names.get(id(tensor), ()))
+        aliases = tuple(names.get(id(tensor), (name,)))
         for dim, axis in enumerate(axes):
             for leaf in dict.fromkeys(axis.leaves()):
                 if not leaf.locks and leaf.size != 1:

@@ -236,7 +236,8 @@ class GoalSearch:
                 break
             seen.append(widths)
             measured = self.programs.measure_structure(precision, widths)
-            if not self._correct(precision, widths, measured, limits):
+            self.costs.learn(precision, widths, measured)
+            if not self._misses(widths, measured, limits):
                 break
         return self._loss(precision, solve(self._budget(precision, limits), self.losses, precision.options))
 
@@ -247,7 +248,7 @@ class GoalSearch:
             if self.programs.built_of(precision, widths):
                 break
             built = self.programs.build(precision, widths)
-            missed = self._correct(precision, widths, built.measured, limits)
+            missed = self._misses(widths, built.measured, limits)
             if not missed or (self._inside(limits) and time.monotonic() > self.until):
                 break
             over = any(built.measured[name] > limit for name, limit in limits.items())
@@ -319,12 +320,9 @@ class GoalSearch:
         starts = [solved, *scopes]
         return repair, repair.run(starts, self.settings.moves, until), starts
 
-    def _correct(
-        self, precision: Precision, widths: Widths, measured: Mapping[str, float], limits: Mapping[str, float]
-    ) -> bool:
-        """Corrects the models by what was measured; returns whether a limit was missed, or a single one not used up."""
+    def _misses(self, widths: Widths, measured: Mapping[str, float], limits: Mapping[str, float]) -> bool:
+        """Whether a limit was missed, or a single one not used up."""
         missed = False
-        self.costs.learn(precision, widths, measured)
         for name, limit in limits.items():
             if name not in measured:
                 continue  # another machine can't be measured here
