@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from lobo_fx.capture.normalize import drop_asserts
 from lobo_fx.exporters.onnx.translations import Translations, decompositions, is_translated
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
@@ -44,8 +45,11 @@ def with_translated_calls(program: Program, table: Translations) -> Program:
 def as_decomposed(exported: ExportedProgram, table: Translations) -> ExportedProgram:
     """The same program, which tells `torch.onnx` that it is decomposed already, if it is.
 
-    If something is left, a branch or a call that `torch.export` itself inserted, `torch.onnx` decomposes as usual.
+    Asserts that `torch.export` inserted go, as they would later. If something is left, a branch or another call that it
+    inserted, `torch.onnx` decomposes as usual.
     """
+    drop_asserts(exported.graph)
+    exported.graph.eliminate_dead_code()
     if not any(_is_left(node, table) or _is_branch(node) for node in exported.graph.nodes):
         exported.run_decompositions = lambda decomp_table=None: exported
     return exported
