@@ -56,7 +56,7 @@ _FINEST, _FEW = 8, 8
 """Options of an axis are multiples of 8 positions, or of more where that still gives 8 options."""
 _SMALL = 8
 """Axes of fewer positions may have any width: registers are not filled anyway."""
-_ROUNDS = 25
+_ROUNDS = 15
 """Fewest rounds in which a file is measured."""
 _MILLISECONDS = 500.0
 """How long the original runs in all rounds where its calls are short."""

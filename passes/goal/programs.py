@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from lobo_fx.axes import Axis, Inference
+from lobo_fx.axes.cost import macs_after
 from lobo_fx.contracts.context import Context
+from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
@@ -31,13 +32,13 @@ from lobo_fx.terminal.progress import spinner
 
 __all__ = ["Built", "Programs", "Score"]
 
-_FIT_ROWS = 512
-"""Rows that candidates are refitted to while they are compared."""
+_FIT_ROWS, _FEWEST_ROWS, _FIT_WORK = 512, 16, 4e11
+"""Rows that candidates are refitted to: fewer where one takes many multiply-accumulates, of which all take so many."""
 _CALLS = 3
 """Calls of a noisy `evaluate`, whose mean counts."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Built:
     """A whole program of some widths, what its file was measured to take, and how its outputs differ."""
 
@@ -96,6 +97,7 @@ class Programs:
         show_progress: whether long work draws progress.
 
     Attributes:
+        few: context of candidates, with the part of the calibration data that they are refitted to.
         tried: pruned and refitted copies: precision that they were meant for, widths, noise.
         built: whole programs.
     """
@@ -119,6 +121,8 @@ class Programs:
         self.tried: list[tuple[Precision, Widths, float]] = []
         self.built: list[Built] = []
         self._noises: dict[tuple[int, ...], float] = {}
+        macs = macs_after(inference, {}) or 1
+        self.few = _first_rows(context, int(min(_FIT_ROWS, max(_FEWEST_ROWS, _FIT_WORK / macs))))
 
     def cut(self, widths: Widths) -> tuple[Program, PruningPlan]:
         """A narrowed copy, and the plan of the removal."""
@@ -142,18 +146,11 @@ class Programs:
         if widths != self.costs.whole:
             ranks = chosen_ranks(self.costs.ranks, widths)
             wholes = lower(program, self._lowered(program, widths), ranks)
-            with torch.no_grad(), Pairs(self.program.graph, program.graph, self._fit_batches()) as pairs:
+            batches = ((inputs.leaves, held_out) for inputs, held_out in self.few.split_batches())
+            with torch.no_grad(), Pairs(self.program.graph, program.graph, batches) as pairs:
                 given = self.program, pairs, "reconstruct", self.context.note
                 LowRankFit(program, *given, ranks=ranks, wholes=wholes).run(False)
         return self.noise(program)
-
-    def _fit_batches(self) -> Iterator[tuple[Sequence[Any], bool]]:
-        seen = 0
-        for inputs, held_out in self.context.split_batches():
-            yield inputs.leaves, held_out
-            seen += self.context.signature.count_rows(inputs)
-            if seen >= _FIT_ROWS:
-                return
 
     def built_of(self, precision: Precision, widths: Widths) -> Built | None:
         """The whole program of these widths, if it was made before."""
@@ -168,10 +165,24 @@ class Programs:
         return max(0.0, built.noise - min(pruned)) if pruned else None
 
     def build(self, precision: Precision, widths: Widths) -> Built:
-        """The whole program of these widths: refitted to all data, quantized, written and measured; corrects costs."""
+        """The whole program of these widths: refitted, quantized, written and measured; corrects costs."""
+        self.built.append(self._built(precision, widths, self.few))
+        return self.built[-1]
+
+    def refitted(self, built: Built) -> Built:
+        """The same program refitted to all data; itself if it was, or if there is nothing to refit."""
+        if self.few is self.context or built.widths == self.costs.whole:
+            return built
+        return self._built(built.precision, built.widths, self.context)
+
+    def replace(self, built: Built, other: Built) -> None:
+        """Keeps another program of the same widths in its place."""
+        self.built[self.built.index(built)] = other
+
+    def _built(self, precision: Precision, widths: Widths, context: Context) -> Built:
         _, pruning = self.cut(widths)
         plan = self.plan(precision, widths, pruning)
-        own = dataclasses.replace(self.context, notes=[], sheets=[])
+        own = dataclasses.replace(context, notes=[], sheets=[])
         with spinner("goal: build a candidate", self.show_progress):
             program = plan.apply(self.start.clone(), own, self.settings.quantizing)
             propagate(program.module)
@@ -182,8 +193,7 @@ class Programs:
         expected = {f"{name} of the original's": value for name, value in measured.items()}
         expected["decibels"] = verdict.whole
         plan = dataclasses.replace(plan, expected=expected)
-        self.built.append(Built(precision, widths, plan, program, measured, noise, verdict, score, own.notes))
-        return self.built[-1]
+        return Built(precision, widths, plan, program, measured, noise, verdict, score, own.notes)
 
     def plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:
         """The plan that makes the same program of any checkpoint."""
@@ -211,3 +221,15 @@ class Programs:
             split_layers(program, chosen, chosen_ranks(self.costs.ranks, widths))
             propagate(program.module)
         return self.costs.measure(self.costs.structure(precision, program))
+
+
+def _first_rows(context: Context, rows: int) -> Context:
+    """A context with the first batches of the calibration data, as many as hold these rows; itself without more."""
+    first: list[Inputs] = []
+    seen = 0
+    for inputs in context.calibration_batches():
+        if seen >= rows:
+            return dataclasses.replace(context, calibration_data=first)
+        first.append(inputs)
+        seen += context.signature.count_rows(inputs)
+    return context

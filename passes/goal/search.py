@@ -13,6 +13,7 @@ from lobo_fx.axes.members import Member, members
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.files import temporary_folder
+from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.measures.judge import Judge
@@ -40,6 +41,8 @@ _LOWER = 0.02
 """How far the next try aims below a limit that was missed, since measurements are noisy."""
 _WORK = 2e12
 """Most multiply-accumulates for the runs of the loss model, which compares on more rows if a row costs less."""
+_FEWEST_ALONE, _FEWEST = 4, 8
+"""Fewest rows on which the loss of an axis alone is measured, and on which programs are compared."""
 _CORRECTIONS = 4
 _HIGHER = (0.08, 0.04, 0.02)
 """How far the next tries aim above a limit that leaves room: models are wrong by as much from file to file."""
@@ -102,24 +105,30 @@ class GoalSearch:
             limits = {name: limit.of(original[name]) / original[name] for name, limit in self.goal.limits.items()}
             best = self._within(limits) if limits else self._fastest()
             self._check_loss(best)
+            best = self._refitted(best, limits)
             self._look_around(best.precision, next(iter(limits), "latency"))
         tell(self.programs, best, limits, self.context)
         return best.program
 
     def _learn_losses(self) -> None:
         macs = macs_after(self.inference, {}) or 1
-        rows = int(min(64, max(8, _WORK / (macs * max(1, len(self.leaves))))))
-        held_out = self.quiet.held_out_batches(rows) or [self.program.example_inputs]
+        rows = _WORK / (macs * max(1, len(self.leaves)))
+        alone, together = (int(min(64, max(least, rows))) for least in (_FEWEST_ALONE, _FEWEST))
+        held_out = self._held_out(together)
         self.noise = Noise(self.program, held_out)
         judge = Judge(self.context.original or self.start, held_out)
         if not self.noise.reference:
             raise InvalidInput("the model gives no floating-point output, by which a loss could be told")
         beside = rank_eliminations(self.program, self.costs.ranks, self.quiet)
-        model = LossModel.measure(self.inference, self.context, self.noise, self.free, beside)
+        one_by_one = self.noise if alone == together else Noise(self.program, self._held_out(alone))
+        model = LossModel.measure(self.inference, self.context, one_by_one, self.free, beside)
         self.scores = {leaf: model.scores[leaf] for leaf in self.free}
         self.losses: Losses = {leaf: dict(enumerate(model.losses[leaf].tolist())) for leaf in self.leaves}
         given = self.start, self.inference, self.costs, self.scores, self.noise, judge, self.score
         self.programs = Programs(*given, self.quiet, self.settings, self.context.show_progress)
+
+    def _held_out(self, rows: int) -> Sequence[Inputs]:
+        return self.quiet.held_out_batches(rows) or [self.program.example_inputs]
 
     def _rounded(self, precision: Precision) -> Precision:
         """The precision; if it has weights alone in few bits, with its rounding noise and its file measured."""
@@ -177,8 +186,7 @@ class GoalSearch:
             least = precision.costs[name](narrowest)
             if least <= limit:
                 continue
-            measured = self.programs.measure_structure(precision, narrowest)  # models may be wrong
-            self.costs.learn(precision, narrowest, measured)
+            measured = self._measured(precision, narrowest)  # models may be wrong
             least = measured.get(name, least)
             if least <= tolerated(name, limit):
                 continue
@@ -193,6 +201,12 @@ class GoalSearch:
                 f"the original's, not {limit:.3f}; most of that is {where}"
             )
         return ""
+
+    def _measured(self, precision: Precision, widths: Widths) -> dict[str, float]:
+        """What a file of these widths takes; corrects the costs expected of others."""
+        measured = self.programs.measure_structure(precision, widths)
+        self.costs.learn(precision, widths, measured)
+        return measured
 
     def _rounding_hurts(self, precision: Precision) -> bool:
         """Whether most noise of a precision's programs is rounding: a narrower one, rounded less, may lose less."""
@@ -235,23 +249,29 @@ class GoalSearch:
             if widths in seen:
                 break
             seen.append(widths)
-            measured = self.programs.measure_structure(precision, widths)
-            self.costs.learn(precision, widths, measured)
+            measured = self._measured(precision, widths)
             if not self._misses(widths, measured, limits):
                 break
         return self._loss(precision, solve(self._budget(precision, limits), self.losses, precision.options))
 
     def _build_within(self, precision: Precision, limits: Mapping[str, float]) -> None:
-        """Repairs the solver's widths within the corrected budget, and builds the best."""
+        """Repairs the solver's widths within the corrected budget, and builds the best.
+
+        A structure is measured first: refitting may take minutes for a file that misses the limits.
+        """
         repair, widths, starts = self._repaired(precision, limits, self.until)
+        last: Widths | None = None
         for attempt in range(1, _CORRECTIONS + 1):
             if self.programs.built_of(precision, widths):
                 break
-            built = self.programs.build(precision, widths)
-            missed = self._misses(widths, built.measured, limits)
-            if not missed or (self._inside(limits) and time.monotonic() > self.until):
-                break
-            over = any(built.measured[name] > limit for name, limit in limits.items())
+            measured: Mapping[str, float] = {} if widths == last else self._measured(precision, widths)
+            if widths == last or attempt == _CORRECTIONS or not self._misses(widths, measured, limits):
+                measured = self.programs.build(precision, widths).measured
+                missed = self._misses(widths, measured, limits)
+                if not missed or (self._inside(limits) and time.monotonic() > self.until):
+                    break
+            last = widths
+            over = any(measured.get(name, 0.0) > limit for name, limit in limits.items())
             lower = {name: (1 - _LOWER * attempt * over) * limit for name, limit in limits.items()}
             budget = self._budget(precision, lower)
             widths = solve(budget, repair.learned(), precision.options)
@@ -277,14 +297,22 @@ class GoalSearch:
             widths = solve(budget, self.learned[precision.name], precision.options)
             if self.programs.built_of(precision, widths):
                 continue
-            measured = self.programs.measure_structure(precision, widths)
-            self.costs.learn(precision, widths, measured)
+            measured = self._measured(precision, widths)
             expected = {name: self.costs.expected(precision, name, widths) for name in limits} | measured
             if all(expected[name] <= tolerated(name, limit) for name, limit in limits.items()):
                 self.programs.compare(precision, widths)  # what pruning alone loses
                 self.programs.build(precision, widths)
                 best = max(self._inside(limits), key=self._quality)
         return best
+
+    def _refitted(self, best: Built, limits: Mapping[str, float]) -> Built:
+        """The best, refitted to all data where candidates were refitted to a part of it, if that is better."""
+        whole = self.programs.refitted(best)
+        holds = all(whole.measured[name] <= tolerated(name, limit) for name, limit in limits.items())
+        if not holds or self._quality(whole) <= self._quality(best):
+            return best
+        self.programs.replace(best, whole)
+        return whole
 
     def _by_score(self, best: Built, limits: Mapping[str, float]) -> Built:
         """The best by its score, after also building the widths of the solver and the scopes: noise may mislead."""

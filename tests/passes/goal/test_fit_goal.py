@@ -27,7 +27,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.measures.kernel_costs import CostTable
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import FitGoal, PruneChannels, QuantizeStatic
-from lobo_fx.passes.goal import search
+from lobo_fx.passes.goal import programs, search
 from lobo_fx.passes.goal.plan import GoalPlan
 from lobo_fx.passes.goal.programs import Programs
 from lobo_fx.passes.pruning.plan import PruningPlan
@@ -176,6 +176,49 @@ def test_what_is_left_of_a_budget_is_used(monkeypatch: pytest.MonkeyPatch) -> No
         less = fitted(goal)
     assert taken(less)["latency"] < taken(found)["latency"] <= 0.85 * NEAR
     assert less.plan.expected["decibels"] < found.plan.expected["decibels"]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
+    """The latency of every whole program, and how many rows it was refitted to."""
+    make, found = Programs._built, list[tuple[float, int]]()
+
+    def noted(self: Programs, precision: Any, widths: Any, context: Any) -> Any:
+        made = make(self, precision, widths, context)
+        rows = sum(map(context.signature.count_rows, context.calibration_batches()))
+        found.append((made.measured["latency"], rows))
+        return made
+
+    monkeypatch.setattr(Programs, "_built", noted)
+    return found
+
+
+@pytest.mark.usefixtures("formulas")
+def test_no_file_that_misses_its_limit_is_refitted(
+    built: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repaired = search.GoalSearch._repaired
+
+    def too_wide(self: search.GoalSearch, *args: Any) -> Any:
+        repair, _, starts = repaired(self, *args)
+        return repair, self.whole, starts
+
+    monkeypatch.setattr(search.GoalSearch, "_repaired", too_wide)
+    fitted(FitGoal(latency=0.5, precision="float", moves=0, low_rank=False))
+    assert built
+    assert all(latency <= 0.5 * NEAR for latency, _ in built)
+
+
+@pytest.mark.usefixtures("formulas")
+def test_candidates_are_refitted_to_some_rows_and_the_best_to_all(
+    built: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "_FIT_ROWS", 16)
+    batches = [*DATA.split(8)]
+    found = fitted(FitGoal(latency=0.5, precision="float", moves=0, low_rank=False), calibration_data=batches)
+    assert [rows for _, rows in built] == [16] * (len(built) - 1) + [len(DATA)]
+    again = fitted(FitGoal(plan=found.plan), calibration_data=batches)
+    torch.testing.assert_close(found.module(DATA), again.module(DATA), rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("formulas")
