@@ -47,13 +47,15 @@ def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple
     """Inputs with at least two rows, a specification for `torch.export`, and the sizes requested besides the batch.
 
     `torch.export` treats a size of 1 as a constant, so a single row is repeated. Only tensors whose first dimension
-    equals that of the first tensor have a batch. The batch must stay free; other sizes may, and torch finds out.
+    equals that of the first tensor have a batch. The batch must stay free, but for "steps"; other sizes may, and torch
+    finds out.
     Sequences are inputs of two or three dimensions, and masks of the same length as one.
 
     Args:
         inputs: inputs of the model.
         forward: the model's `forward`.
-        which: a word of `FREED`; or "lengths" and "sizes", which are "auto" and "all" without the batch.
+        which: a word of `FREED`; or "lengths" and "sizes", which are "auto" and "all" without the batch; or "steps",
+            which is "batch" where only some numbers of rows may be allowed.
     """
     rows = next((tensor.shape[0] for tensor in inputs.tensors if tensor.dim()), 0)
 
@@ -68,10 +70,11 @@ def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple
     if rows == 1:
         inputs = inputs.map(lambda t: t.repeat(2, *[1] * (t.dim() - 1)) if carries_batch(t) else t)
         rows = 2
-    batch, lengths = Dim("batch"), {tensor.shape[1] for tensor in inputs.tensors if tensor.dim() in SEQUENCES}
+    batch = Dim.AUTO if which == "steps" else Dim("batch")  # a named Dim would have to allow every size
+    lengths = {tensor.shape[1] for tensor in inputs.tensors if tensor.dim() in SEQUENCES}
 
     def sizes(leaf: torch.Tensor) -> dict[int, int]:
-        every = {} if which == "batch" else dict(enumerate(leaf.shape))
+        every = {} if which in ("batch", "steps") else dict(enumerate(leaf.shape))
         wanted = which in ("all", "sizes") or leaf.dim() in SEQUENCES
         return {dim: size for dim, size in every.items() if dim and (wanted or size in lengths)}
 

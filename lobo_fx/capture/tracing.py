@@ -92,7 +92,7 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
     """
     reasons: dict[str, str] = {}
     wanted = bool(free_sizes(inputs, model.forward, which)[2])
-    attempts = (which, "batch", *["sizes"] * (which == "all"), "lengths") if wanted else ("batch",)
+    attempts = (which, "batch", "steps", *["sizes"] * (which == "all"), "lengths") if wanted else ("batch", "steps")
     for attempt in dict.fromkeys(attempts):
         batched, specification, requested = free_sizes(inputs, model.forward, attempt)
         constants = Constants()
@@ -106,8 +106,9 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
             continue
         notes = constant_notes(requested, program.signature, constants, getattr(model, "main_input_name", None))
         notes += step_notes(program.signature)
-        if attempt == "batch" and which in reasons:
-            notes.append(f"every size but the batch is fixed: {reasons[which]}")
+        if attempt in ("batch", "steps") and which in reasons:
+            reason = reasons[which] if attempt == "batch" else "not every batch size is allowed"
+            notes.append(f"every size but the batch is fixed: {reason}")
         elif attempt in ("sizes", "lengths"):
             notes.append(f"the batch size is fixed: {reasons['batch']}")
         program.module.set_facts(notes=(*program.notes, *map(Note, notes)))

@@ -94,11 +94,15 @@ class Signature:
 
     @property
     def batch(self) -> str | None:
-        """Name of the free dimension that counts rows; None if there is none, or rows can't be separated."""
+        """Name of the free dimension that counts rows; None if there is none, or rows can't be separated.
+
+        Frames of videos, of which the model takes a multiple, can't be: they are a length.
+        """
         shapes = [spec.shape for spec in self.inputs if spec is not None]
         name = next((str(shape[0]) for shape in shapes if shape and isinstance(shape[0], str)), "")
         computed = [names_in(size) for shape in shapes for size in shape if not str(size).isidentifier()]
-        return name if name.isidentifier() and not any(name in names for names in computed) else None
+        together = {name for names in computed for name in names} | {free.name for free in self.free if free.step > 1}
+        return name if name.isidentifier() and name not in together else None
 
     @property
     def gives_loss(self) -> bool:

@@ -152,6 +152,44 @@ def test_sizes_that_take_another_way_through_the_code_are_noted_and_refused(tmp_
     assert again.export(tmp_path / "model.onnx").parity < 1e-5
 
 
+class Clips(nn.Module):
+    """Adds to each of eight frames of a video what all of them have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        x = self.first(frames).relu()
+        clips = x.view(-1, 8, *x.shape[1:])
+        x = self.second((clips + clips.mean(1, keepdim=True)).flatten(0, 1)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_frames_of_whole_videos_are_free_in_steps_after_every_pass(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    frames = torch.randn(16, 3, 9, 9)
+    result = lobo_fx.compile(
+        Clips().eval(),
+        [passes.PruneChannels(0.5), passes.QuantizeStatic(kernels="all")],
+        example_inputs=frames,
+        calibration_data=[torch.randn(count, 3, 9, 9) for count in (8, 32)],
+        progress=False,
+    )
+    signature = result.program.signature
+    assert signature.free == (FreeDimension(name="batch", step=8),)
+    assert signature.batch is None  # one frame is no input
+    assert any("free in steps of 8" in str(note) for note in result.report.notes)
+    file = result.export(tmp_path / "model.onnx", confirm=False).path
+    session = onnxruntime.InferenceSession(file)
+    for count in (8, 24):
+        given = torch.randn(count, 3, 9, 9)
+        (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), result.module(given), rtol=0, atol=0.05)
+    with pytest.raises(InvalidInput, match="batch is 12, the program takes in steps of 8"):
+        result.module(frames[:12])
+
+
 PASSES: dict[str, list[Any]] = {
     "none": [],
     "prune": [passes.PruneChannels(0.5, round_to=1)],
