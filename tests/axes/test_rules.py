@@ -722,6 +722,12 @@ def channel_shuffle() -> Net:
     return Net(lambda m, x: m.layers(x), images(), layers=layers)
 
 
+@case(4, 4)
+def channel_shuffle_of_fewer_groups() -> Net:
+    layers = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.ChannelShuffle(4), nn.Conv2d(16, 5, 1))
+    return Net(lambda m, x: m.layers(x), images(), layers=layers)
+
+
 @case(3, 3)
 def channel_shuffle_by_hand() -> Net:
     """Two branches of 6, joined and shuffled: the same positions leave both, and each half of the result."""

@@ -131,6 +131,7 @@ def channel_shuffle(call: Call) -> Axes:
     assert isinstance(size, int)
     group, width = call.fresh(groups), call.fresh(size // groups)
     call.unify(x[1], product([group, width]))
+    call.counts("groups", group)
     x[1] = product([width, group])
     return tuple(x)
 
