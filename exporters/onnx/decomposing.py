@@ -81,7 +81,10 @@ def _decompose(node: fx.Node) -> None:
     given = [source.meta["val"] for source in sources]
     with torch.no_grad(), enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
         given = [value.contiguous() if isinstance(value, torch.Tensor) else value for value in given]
-        traced = make_fx(call, decompositions())(*given)
+        try:
+            traced = make_fx(call, decompositions())(*given)
+        except Exception:  # a decomposition that fixes a free size, say: torch.onnx is left to refuse the operator
+            return
     traced.graph.eliminate_dead_code()
     if traced.graph.find_nodes(op="get_attr"):
         return

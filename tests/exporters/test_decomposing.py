@@ -10,6 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 import lobo_fx
+from lobo_fx import ExportError
 from lobo_fx.capture.reexport import exported_program
 from lobo_fx.exporters.onnx.decomposing import with_translated_calls
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
@@ -103,6 +104,15 @@ def test_an_assert_on_sizes_that_must_agree_traces_nothing_again(tmp_path: Path,
     assert aten._assert_scalar.default in {node.target for node in exported_program(program).graph.nodes}
     assert OnnxExporter().export(program, tmp_path / "model.onnx", {}).parity == 0
     assert not traces
+
+
+def test_what_decomposes_for_one_size_only_is_refused(tmp_path: Path) -> None:
+    class ProductOverRows(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.cumprod(0)
+
+    with pytest.raises(ExportError, match="has no ONNX form"):
+        OnnxExporter().export(program_of(ProductOverRows()), tmp_path / "model.onnx", {})
 
 
 def test_branches_are_left_to_torch_onnx(tmp_path: Path, traces: list[ExportedProgram]) -> None:
