@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 import shutil
 import textwrap
@@ -39,9 +40,11 @@ def printable(text: str) -> str:
 
 def new_table(title: str, columns: list[str]) -> Table:
     """An empty table; the first column is text, the others are figures."""
+    state = random.getstate()  # rich draws a number when it is imported
     from rich.table import Table
     from rich.text import Text
 
+    random.setstate(state)
     # titles are not folded, which would tear names in them apart
     table = Table(title=Text(title, no_wrap=True, overflow="ignore"), title_justify="left")
     for index, column in enumerate(columns):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -75,3 +77,15 @@ def test_a_number_with_an_exponent_is_not_torn_at_its_sign() -> None:
     text = render(table, 60)
     assert all(f"{index}e-05" in text for index in range(40))
     assert max(map(len, text.splitlines())) <= 60
+
+
+def test_the_first_table_leaves_the_random_state() -> None:
+    """In a process of its own, as rich draws a number when it is imported."""
+    body = """
+import random
+from lobo_fx.terminal.tables import new_table
+state = random.getstate()
+new_table("a table", ["a column"])
+assert random.getstate() == state
+"""
+    subprocess.run([sys.executable, "-c", body], check=True)
