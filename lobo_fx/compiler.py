@@ -62,11 +62,13 @@ def compile(
         dynamic_shapes: `"auto"` keeps the batch size and the sequence lengths free, where the model allows it;
             `"batch"` only the batch size; `"all"` every size, also of images; None fixes every size; anything else is
             passed to `torch.export.export` as `dynamic_shapes`.
-        outputs: names of the outputs to keep, as exported files have them (`logits`, `output_0`; `hidden_states` for
-            all hidden states); None keeps all. Operators that only the other outputs need are removed before any pass
-            runs. A dict or `ModelOutput` then holds only the chosen entries; a tuple or list holds None for the others.
+        outputs: names of the outputs to keep, as exported files have them: keys of a dict (`logits`; `hidden_states`
+            for all hidden states), else `output_0`, `output_1` and so on; None keeps all. Operators that only the other
+            outputs need are removed before any pass runs. A dict or `ModelOutput` then holds only the chosen entries; a
+            tuple or list holds None for the others.
         names: new names of inputs, outputs and free dimensions in exported files, keyed by their default names
-            (`{"output_0": "boxes", "batch": "images"}`). The module is still called as before.
+            (`{"output_0": "boxes", "batch": "images"}`; a single output is `output`). The module is still called as
+            before.
         calibration_data: batches for the passes that calibrate: a DataLoader or a list. Labels are ignored.
         train_data: batches with labels, for the passes that train.
         loss_fn: a function from outputs and labels to a scalar, for the passes that train.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import traceback
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
@@ -197,6 +198,8 @@ def _hint(error: Exception, inputs: Inputs) -> str:
             "The code depends on values, which a graph can't follow: use torch.where or torch.cond; see "
             "https://pytorch.org/docs/stable/export.html#limitations-of-torch-export"
         )
+    if re.search(r"specialized it to be a constant \([01]\)", str(error)):
+        return "torch.export fixes sizes of 0 and 1: where a size is to be free, give example inputs of at least 2"
     shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in inputs.tensors)
     return f"Check that the example inputs are what the model takes: {shapes}"
 

@@ -101,7 +101,10 @@ Outputs = Annotated[
     ),
 ]
 CalibrationData = Annotated[
-    str | None, typer.Option(help=".npy, .npz, .safetensors, or file.py:function. Default: random data.")
+    str | None,
+    typer.Option(
+        help=".npy, .npz or .safetensors (arrays by the names of inputs), or file.py:function. Default: random data."
+    ),
 ]
 Batches = Annotated[int, typer.Option(min=1, help="Random calibration batches, where no data is given.")]
 TrainData = Annotated[

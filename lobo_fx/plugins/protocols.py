@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # so that a process that only runs a file does not import PyT
 __all__ = ["ArraySpec", "Arrays", "ChecksPrograms", "Exporter", "Runtime", "Session"]
 
 
+@runtime_checkable
 class Exporter(Protocol):
     """Writes a program in one format; registered under the entry-point group `lobo_fx.exporters`."""
 

@@ -135,7 +135,14 @@ def _items_fit(value: collections.abc.Sequence[object], origin: Any, arguments: 
     return not arguments or all(_fits(item, arguments[0]) for item in value)
 
 
-_PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "text", type(None): "None"}
+_PLAIN = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "None",
+    Any: "anything",
+}
 
 
 def _words(hint: Any) -> str:

@@ -105,6 +105,8 @@ def _read_arrays(path: Path) -> Mapping[str, torch.Tensor]:
         with path.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+            if set(arrays) == {"arr_0"}:  # what `np.savez` calls an array that is given no name
+                arrays = {"": arrays["arr_0"]}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
     except InvalidInput:
         raise

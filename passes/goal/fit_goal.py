@@ -30,8 +30,6 @@ from lobo_fx.plugins.registry import RUNTIMES
 
 __all__ = ["FitGoal"]
 
-_PRECISIONS = ("auto", "int8", "float", "weights_int8", "weights_int4")
-
 
 @dataclasses.dataclass(frozen=True)
 class FitGoal(Pass):
@@ -104,10 +102,7 @@ class FitGoal(Pass):
             self.given_plan  # noqa: B018  refused here, before any work
         else:
             self.goal  # noqa: B018  likewise
-        if self.precision not in _PRECISIONS:
-            raise InvalidInput(f"precision is {self.precision!r}; it must be one of {', '.join(_PRECISIONS)}")
-        if not isinstance(self.low_rank, bool):
-            raise InvalidInput(f"low_rank is {self.low_rank!r}; it must be True or False")
+        super().__post_init__()
         if self.kinds is not None and not (self.kinds and all(kind in KINDS for kind in self.kinds)):
             raise InvalidInput(f"kinds is {self.kinds!r}; it must be a list of {', '.join(KINDS)}")
         listed = isinstance(self.exclude, Sequence) and not isinstance(self.exclude, str)

@@ -86,6 +86,7 @@ class Factorize(Pass):
     promise: ClassVar[Promise] = Promise.APPROXIMATE
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [name for name in ("rank", "decibels", "target") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InvalidInput(f"{' and '.join(given)} each say how much stays; give one of them")
@@ -202,10 +203,10 @@ class Factorize(Pass):
 
         chosen, share = nearest(self.round_to)
         if not wanted.is_hit(share):
+            why = f", since layers that can be two have {sum(costs.values()) / whole:.3f} of them" if rest else ""
             raise InvalidInput(
                 f"keep={wanted.keep} of the {target} can't be hit with round_to={self.round_to}: the nearest possible "
-                f"is {share:.3f}, since layers that can be two have {sum(costs.values()) / whole:.3f} of them"
-                + ("; round_to=1 would hit it" if wanted.is_hit(nearest(1)[1]) else "")
+                f"is {share:.3f}{why}" + ("; round_to=1 would hit it" if wanted.is_hit(nearest(1)[1]) else "")
             )
         for one in candidates:
             if chosen[one.name].rank == one.shape.full:

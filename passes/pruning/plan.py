@@ -121,6 +121,8 @@ class PruningPlan:
         content = read_json(Path(path))
         if content.get("format") != _FORMAT:
             raise InvalidInput(f"{path} is no pruning plan of format {_FORMAT}; PruningPlan.save writes one")
+        if "integers" in content:
+            raise InvalidInput(f"{path} is the plan of a goal, which is more than widths: FitGoal(plan=...) applies it")
         try:
             return cls.of_json(content["cuts"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:

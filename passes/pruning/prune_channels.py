@@ -129,6 +129,7 @@ class PruneChannels(Pass):
         for name in ("steps", "round_to", "minimum"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; it must be a whole number of at least 1")
+        super().__post_init__()  # last, since the messages above say more
 
     @property
     def needs(self) -> tuple[str, ...]:

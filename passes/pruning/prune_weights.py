@@ -60,14 +60,11 @@ class PruneWeights(Pass):
     def __post_init__(self) -> None:
         if not isinstance(self.amount, (int, float)) or not 0 <= self.amount < 1:
             raise InvalidInput(f"amount is {self.amount!r}; it must be in [0, 1), the share of weights to remove")
-        if self.criterion not in tuple(SCORES):
-            raise InvalidInput(f"criterion is {self.criterion!r}; it must be one of {', '.join(SCORES)}")
-        if self.scope not in ("layer", "global"):
-            raise InvalidInput(f"scope is {self.scope!r}; it must be 'layer' or 'global'")
         if self.pattern is not None:
             kept, group = _parse(self.pattern)
             if not 0 < kept < group:
                 raise InvalidInput(f"pattern is {self.pattern!r}; in N:M, N must be at least 1 and less than M")
+        super().__post_init__()  # last, since the messages above say more
 
     def portion(self, before: float, after: float, start: Program, now: Program) -> PruneWeights:
         """The pass that goes on from the share `before` of the way to the share `after`: masked weights stay masked.

@@ -46,6 +46,7 @@ class Student(Pass):
     promise: ClassVar[Promise] = Promise.MASKED
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width is not None and self.parameters is not None:
             raise InvalidInput("width and parameters both say how much stays; give one")
         for name in ("width", "parameters"):
@@ -54,8 +55,6 @@ class Student(Pass):
                 isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1
             ):
                 raise InvalidInput(f"{name} is {value!r}; it must be in (0, 1], the share that stays")
-        if self.start not in ("kept", "fresh"):
-            raise InvalidInput(f"start is {self.start!r}; it must be kept or fresh")
         self._cut  # noqa: B018  refuses a wrong importance
 
     @property

@@ -81,3 +81,10 @@ def test_a_line_is_nobody_s_where_only_libraries_and_generated_code_were_at_work
     frames = [f'  File "{file}", line 3, in forward\n    call()\n' for file in ("<eval_with_key>.7", torch.__file__)]
     assert user_line("".join(frames)) == ""
     assert user_line('  File "/home/net.py", line 3, in forward\n    call()\n' + frames[0]) == "/home/net.py:3: call()"
+
+
+def test_a_single_row_can_not_be_free_and_the_message_says_so() -> None:
+    free = {"input": {0: Dim("batch")}}
+    with pytest.raises(TraceError, match=r"torch\.export fixes sizes of 0 and 1: .* give example inputs of at least 2"):
+        trace(nn.Linear(8, 4), ROWS[:1], dynamic_shapes=free)
+    assert "batch" in str(trace(nn.Linear(8, 4), ROWS, dynamic_shapes=free).signature)

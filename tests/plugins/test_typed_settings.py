@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import lobo_fx
 from lobo_fx.contracts.setting_facts import settings_of
 from lobo_fx.errors import InvalidInput
+from lobo_fx.exporters.onnx.exporter import OnnxExporter
 from lobo_fx.passes.pruning import criteria
 from lobo_fx.passes.pruning.criteria import CRITERIA, Consensus, Criterion, Fisher, Taylor
 from lobo_fx.plugins.exporters import exporter_of
@@ -137,12 +139,42 @@ def test_a_class_that_is_no_dataclass_is_told_so() -> None:
 def test_an_exporter_that_is_no_dataclass_is_told_so() -> None:
     class Plain:
         storage: str = "dense"
+        suffix: str = ".plain"
+
+        def export(self, program: lobo_fx.Program, path: Path, metadata: Mapping[str, str]) -> lobo_fx.Artifact:
+            raise NotImplementedError
 
     exporter: Any = Plain()
     with pytest.raises(InvalidInput, match="Plain is no dataclass: decorate it"):
         exporter_of(exporter, storage="packed")
     with pytest.raises(InvalidInput, match="the exporter Plain has no setting values="):
         exporter_of(exporter, values="float16")
+
+
+@pytest.mark.parametrize("exporter", [3, None, OnnxExporter])
+def test_what_is_no_exporter_is_refused(exporter: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"exporter is .*; expected the name of a format, or an exporter"):
+        exporter_of(exporter)
+    assert isinstance(exporter_of(OnnxExporter()), OnnxExporter)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("fit_goal", {"latency": 0.5, "kinds": 3}, "kinds is 3; it must be a list of text, or None"),
+        ("fit_goal", {"latency": 0.5, "seconds": True}, "seconds is True; it must be a number"),
+        ("prune_channels", {"steps": True}, "steps is True; it must be a whole number"),
+        ("prune_channels", {"ratio": False}, "ratio is False; it must be a number"),
+        ("prune_weights", {"amount": False}, "amount is False; it must be a number"),
+        ("factorize", {"rank": True}, "rank is True; it must be a number"),
+        ("student", {"start": ["kept"]}, "start is ['kept']; it must be one of kept, fresh"),
+        ("distill", {"match": 3}, "match is 3; it must be one of"),
+        ("iterative_prune", {"path": ["cubic"]}, "path is ['cubic']; it must be one of cubic, linear"),
+    ],
+)
+def test_passes_with_checks_of_their_own_check_types_too(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        PASSES.get(name)(**settings)
 
 
 def test_a_criterion_that_can_not_be_made_at_its_defaults_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
-from lobo_fx.sources.batches import random_batches, read_batches
+from lobo_fx.sources.batches import random_batches, read_batches, read_example_inputs
 
 ROWS = np.arange(30, dtype=np.float32).reshape(5, 6)
 
@@ -23,6 +23,15 @@ def test_rows_of_one_array_are_batches(tmp_path: Path) -> None:
     batches = list(read_batches(str(tmp_path / "x.npy"), 2))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert torch.equal(torch.cat(batches), torch.from_numpy(ROWS))
+
+
+def test_an_array_that_was_saved_without_a_name_is_the_input(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", ROWS)
+    np.savez(tmp_path / "two.npz", ROWS, ROWS)
+    batches = list(read_batches(str(tmp_path / "x.npz"), 3))
+    assert torch.equal(torch.cat(batches), torch.from_numpy(ROWS))
+    assert torch.equal(read_example_inputs(str(tmp_path / "x.npz")).args[0], torch.from_numpy(ROWS))
+    assert sorted(next(iter(read_batches(str(tmp_path / "two.npz"), 3)))) == ["arr_0", "arr_1"]
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

@@ -168,6 +168,14 @@ def test_a_plan_of_a_pruning_is_no_plan_of_a_goal(tmp_path: Path) -> None:
         GoalPlan.load(tmp_path / "other.json")
 
 
+def test_a_plan_of_a_goal_is_no_plan_of_a_pruning(tmp_path: Path) -> None:
+    saved = plan()
+    saved.save(tmp_path / "plan.json")
+    with pytest.raises(InvalidInput, match="is the plan of a goal, which is more than widths: FitGoal"):
+        PruneChannels(plan=tmp_path / "plan.json")
+    assert FitGoal(plan=tmp_path / "plan.json").given_plan == saved
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [

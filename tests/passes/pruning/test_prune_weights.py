@@ -411,7 +411,7 @@ def test_a_tied_weight_keeps_its_zeros_in_training() -> None:
         ({"amount": "0.5"}, "amount"),
         ({"amount": None}, "amount"),
         ({"criterion": "l3"}, "l1, l2, random"),
-        ({"scope": "model"}, "'layer' or 'global'"),
+        ({"scope": "model"}, "one of layer, global"),
         ({"pattern": "4:2"}, "less than M"),
         ({"pattern": "4:4"}, "less than M"),
         ({"pattern": "0:4"}, "at least 1"),
