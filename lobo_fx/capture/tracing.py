@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lobo_fx.capture.binding import check_arity, gathered_named, in_order
 from lobo_fx.capture.constants import Constants, constants_located
@@ -43,6 +44,9 @@ Model = nn.Module | ExportedProgram | str | Path
 
 _AT = " at "
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
+_MOMENTUM = 0.1
+"""Torch's default momentum, for batch norms that have None: a graph can't count batches as they do, and inference would
+be traced with 0, so that statistics never followed the data in training."""
 
 
 @random_state_kept
@@ -214,6 +218,9 @@ def _inference_mode(model: nn.Module) -> Iterator[None]:
                 if type(attribute) in _CONTAINERS:
                     stack.callback(_put_back, attribute, copy.copy(attribute))
         model.eval()
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.momentum is None:
+                module.momentum = _MOMENTUM
         configs = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
         for config in configs:
             if getattr(config, "use_cache", None) is True:

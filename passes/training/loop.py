@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from lobo_fx.contracts.context import SAY_WHICH, Context
+from lobo_fx.contracts.context import SAY_WHICH, Context, users_code
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.randomness import own_generators, own_generators_kept, random_state_kept
@@ -451,7 +451,7 @@ class Loop:
             _NotFinite: the loss or its gradient is NaN or infinite; the weights are those before the step.
         """
         accelerator, settings = self.accelerator, self.settings
-        before = [(buffer, buffer.clone()) for buffer in _statistics(self.objective)]
+        before = [(name, buffer, buffer.clone()) for name, buffer in _statistics(self.objective).items()]
         self.objective.begin_step(number / total)
         first = number - number % settings.accumulate
         count = min(settings.accumulate, total - first)
@@ -461,6 +461,8 @@ class Loop:
                 loss, value = self._loss(inputs, labels)
                 if not math.isfinite(value):
                     raise _NotFinite(f"the loss is {value}")
+                with self._together():
+                    _check_statistics(before)
                 accelerator.backward(loss / count)
             if steps:
                 accelerator.unscale_gradients(self.optimizer)  # those of trials too would unscale twice
@@ -470,13 +472,15 @@ class Loop:
                     raise _NotFinite("a gradient is NaN or infinite")
         except _NotFinite:
             self.optimizer.zero_grad()
-            for buffer, old in before:
+            for _, buffer, old in before:
                 buffer.copy_(old)
             raise
         if steps:
-            self.optimizer.step()
+            with users_code("optimizer"):
+                self.optimizer.step()
             if not self.optimizer.step_was_skipped:
-                self.schedule.step()
+                with users_code("schedule"):
+                    self.schedule.step()
             self.optimizer.zero_grad()
         return value
 
@@ -580,9 +584,25 @@ def length(data: Any) -> int:
         raise InvalidInput("train_data has no length: say how long to train with steps=") from None
 
 
-def _statistics(module: nn.Module) -> list[torch.Tensor]:
+def _statistics(module: nn.Module) -> dict[str, torch.Tensor]:
     """Buffers that a call changes: statistics of batch norms and ranges of observers, of one dimension at most."""
-    return [buffer for buffer in module.buffers() if buffer.is_floating_point() and buffer.dim() <= 1]
+    return {name: one for name, one in module.named_buffers() if one.is_floating_point() and one.dim() <= 1}
+
+
+def _check_statistics(before: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
+    """Refuses a batch that made variances NaN though its loss is finite, before an epoch is trained for nothing.
+
+    Raises:
+        InvalidInput: names the variance.
+    """
+    for name, buffer, old in before:
+        if not buffer.isnan().any() or old.isnan().any():
+            continue
+        raise InvalidInput(
+            f"a batch of train_data made '{name.removeprefix('module.')}' NaN: a batch norm can't learn the variance "
+            "of one value a channel. Leave batches of one row out (drop_last=True of a DataLoader), or freeze the "
+            "batch norm (frozen=)"
+        )
 
 
 def _is_plain(value: object) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from lobo_fx.contracts.context import users_code
 from lobo_fx.errors import InvalidInput, suggestion
 
 __all__ = ["SCHEDULES", "MakeOptimizer", "MakeSchedule", "make_optimizer", "make_schedule", "optimizer_class"]
@@ -95,7 +96,8 @@ def make_schedule(kind: str | MakeSchedule, optimizer: torch.optim.Optimizer, st
         InvalidInput: what was passed makes no schedule.
     """
     if not isinstance(kind, str):
-        made = kind(optimizer)
+        with users_code("schedule"):
+            made = kind(optimizer)
         if not isinstance(made, LRScheduler):
             raise InvalidInput(f"schedule made a {type(made).__name__}; expected a torch.optim.lr_scheduler")
         if isinstance(made, ReduceLROnPlateau):

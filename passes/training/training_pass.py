@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +89,8 @@ class TrainingPass(Pass):
                 f"optimizer is a {type(self.optimizer).__name__}; give a name, or a function that makes one of groups "
                 "of parameters and lr=: the parameters are those of the compiled model"
             )
+        if isinstance(self.optimizer, functools.partial) and "lr" in self.optimizer.keywords:
+            raise InvalidInput("optimizer gives lr of its own: say it as learning_rate=, and leave it out there")
         if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
             raise InvalidInput(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
         if not isinstance(self.schedule, str) and not callable(self.schedule):

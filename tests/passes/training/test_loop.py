@@ -200,6 +200,16 @@ def test_a_schedule_object_is_stepped_with_the_optimizer(program: Program) -> No
     assert seen[-1] == 5  # ten batches
 
 
+def test_a_schedule_or_optimizer_that_fails_is_the_users(program: Program) -> None:
+    short = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=3)
+    with pytest.raises(InvalidInput, match="schedule failed: ValueError: Tried to step 4 times"):
+        tuned(program, batches(), schedule=short)
+    with pytest.raises(InvalidInput, match="schedule failed: TypeError"):
+        tuned(program, batches(), schedule=torch.optim.lr_scheduler.OneCycleLR)
+    with pytest.raises(InvalidInput, match=r"optimizer failed.* RuntimeError: SparseAdam does not support dense"):
+        tuned(program, batches(), optimizer=torch.optim.SparseAdam)
+
+
 def test_a_schedule_that_needs_a_score_is_refused(program: Program) -> None:
     with pytest.raises(InvalidInput, match="a ReduceLROnPlateau, which is stepped by a score"):
         tuned(program, batches(), schedule=torch.optim.lr_scheduler.ReduceLROnPlateau)
@@ -665,6 +675,25 @@ def test_statistics_that_a_bad_batch_spoiled_are_put_back(drawing_program: Progr
     after = weights(result)
     assert all(value.isfinite().all() for value in after.values())
     assert after["1.running_var"].max() < 10
+
+
+@pytest.mark.parametrize("rate", [1e-2, "auto"])
+def test_a_batch_of_one_row_is_refused_where_it_would_spoil_a_variance(drawing_program: Program, rate: Any) -> None:
+    data = [*batches(), (rows()[0][:1], rows()[1][:1])]
+    with pytest.raises(InvalidInput, match=r"made '1.running_var' NaN: .*drop_last=True"):
+        tuned(drawing_program, data, learning_rate=rate)
+    assert "12 batches in 2 epochs" in reasons(tuned(drawing_program, data, frozen=["1"]))
+
+
+def test_statistics_without_a_momentum_follow_the_data() -> None:
+    model, plain = with_statistics(), with_statistics()
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    norm.momentum = None
+    after = weights(tuned(trace(model, torch.randn(2, 6)), batches()))
+    assert norm.momentum is None
+    assert same(after, weights(tuned(trace(plain, torch.randn(2, 6)), batches())))
+    assert not torch.equal(after["1.running_mean"], norm.running_mean)
 
 
 class Dry:

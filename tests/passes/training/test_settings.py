@@ -45,6 +45,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": "SparseAdam"}, "needs sparse gradients"),
     ({"optimizer": 3}, "optimizer is a int"),
     ({"optimizer": torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)}, "optimizer is a SGD; give a name, or a"),
+    ({"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}, "optimizer gives lr of its own: say it as learning_"),
     ({"schedule": "cosin"}, "schedule is 'cosin'"),
     ({"schedule": 3}, "schedule is a int"),
     ({"frozen": "layer1"}, "frozen is 'layer1'"),
