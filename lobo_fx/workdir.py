@@ -75,6 +75,12 @@ class Workdir:
         for count in range(self._take_up(passes, places) + 1, len(passes) + 1):
             place, before = places[count], len(found)
             self.pipeline.run(passes[count - 1])
+            if interrupted := self.pipeline.context.interrupted:
+                note = Note(
+                    f"{interrupted[0]} was interrupted, so that from there on no state is kept in {self.folder}"
+                )
+                self.pipeline.context.notes.extend([note] * (note not in self.pipeline.context.notes))
+                continue
             if place is None:
                 note = Note(f"{_UNKNOWN}, so that no state is kept in {self.folder}")
                 self.pipeline.context.notes.extend([note] * (note not in self.pipeline.context.notes))

@@ -24,7 +24,7 @@ from lobo_fx.contracts.candidates import Candidate
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.graph.program import Program
-from lobo_fx.passes import PruneChannels, PruneWeights, QuantizeStatic
+from lobo_fx.passes import FineTune, PruneChannels, PruneWeights, QuantizeStatic
 
 DATA = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -91,6 +91,33 @@ def compiled(folder: Path | None, *passes: Pass, model: nn.Module | None = None,
 @pytest.fixture(autouse=True)
 def _none_ran() -> None:
     RECORD.runs = []  # type: ignore[attr-defined]
+
+
+def loss_until_ctrl_c(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    RECORD.losses += 1
+    if RECORD.losses == RECORD.ctrl_c:
+        raise KeyboardInterrupt
+    return nn.functional.cross_entropy(outputs, labels)
+
+
+def test_a_training_that_was_interrupted_leaves_no_state_as_if_it_were_done(tmp_path: Path) -> None:
+    labelled = [(DATA[:8], torch.arange(8) % 5), (DATA[8:16], torch.arange(8) % 5)]
+
+    def trained(name: str, ctrl_c: int = 0) -> Any:
+        RECORD.losses, RECORD.ctrl_c = 0, ctrl_c  # type: ignore[attr-defined]
+        training = [FineTune(epochs=2, learning_rate=1e-2, checkpoint_dir=tmp_path / name / part) for part in "ab"]
+        chosen = (Counted(), training[0], PruneWeights(0.5), training[1])
+        return compiled(tmp_path / f"{name} work", *chosen, train_data=labelled, loss_fn=loss_until_ctrl_c)
+
+    whole = trained("whole")
+    told = "\n".join(map(str, trained("broken", 3).report.notes))
+    assert "Stopped early: interrupted" in told
+    assert "fine_tune was interrupted, so that from there on no state is kept" in told
+    assert "writes no checkpoints, since fine_tune was interrupted" in told
+    found = trained("broken")
+    assert any("went on after counted" in str(note) for note in found.report.notes)
+    torch.testing.assert_close(found.module(DATA), whole.module(DATA), rtol=0, atol=0)
+    assert RECORD.losses == 2 + 4  # type: ignore[attr-defined]  # the first training went on from its checkpoint
 
 
 def test_an_interrupted_compilation_goes_on_after_its_last_whole_pass(tmp_path: Path) -> None:
@@ -273,7 +300,7 @@ def test_processes_that_work_in_one_folder_at_once_give_the_same(tmp_path: Path)
             from torch import nn
 
             import lobo_fx
-            from lobo_fx.passes import PruneChannels, QuantizeWeights
+            from lobo_fx.passes import FineTune, PruneChannels, QuantizeWeights
 
             torch.manual_seed(0)
             model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))

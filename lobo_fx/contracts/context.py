@@ -110,6 +110,7 @@ class Context:
         expected: what the outputs must be after the running pass; set with `expect`.
         sheets: tables for the report; passes append to them.
         candidates: the candidates of searches; passes append to them.
+        interrupted: names of passes that the user ended before their time; what follows belongs to this run alone.
         split: which rows of the calibration data are held out, the same in every read of one compilation.
         measurements: what earlier compilations in the same `workdir` measured; None without one.
     """
@@ -129,6 +130,7 @@ class Context:
     expected: list[Any] = dataclasses.field(default_factory=list)
     sheets: list[Sheet] = dataclasses.field(default_factory=list)
     candidates: list[Candidate] = dataclasses.field(default_factory=list)
+    interrupted: list[str] = dataclasses.field(default_factory=list)
     split: Split = dataclasses.field(default_factory=Split)
     measurements: Measurements | None = None
 

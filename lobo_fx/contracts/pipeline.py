@@ -88,7 +88,11 @@ class Pipeline:
         """A copy on which passes can be tried: it has its own program, rows, notes, sheets and candidates."""
         own = self.context
         context = dataclasses.replace(
-            own, notes=list(own.notes), sheets=list(own.sheets), candidates=list(own.candidates)
+            own,
+            notes=list(own.notes),
+            sheets=list(own.sheets),
+            candidates=list(own.candidates),
+            interrupted=list(own.interrupted),
         )
         return dataclasses.replace(self, context=context, program=self.program.clone(), rows=list(self.rows))
 

@@ -97,8 +97,16 @@ def train(
         known_rate: the learning rate that was found the first time.
     """
     folder = None if settings.checkpoint_dir is None else Path(settings.checkpoint_dir) / stage
+    if folder is not None and context.interrupted:
+        folder = None
+        context.note(
+            f"{settings.name} writes no checkpoints, since {context.interrupted[0]} was interrupted: another run, which "
+            "completes that, gets here with other weights"
+        )
     loop = Loop(objective, settings, context, candidate, optimizer_state, folder, known_rate)
     trained = loop.run()
+    if trained.interrupted:
+        context.interrupted.append(settings.name)
     context.note(_told(trained, settings, stage))
     if context.higher_is_better and _fell(trained.losses) and _fell(trained.scores):
         context.note(
