@@ -27,6 +27,7 @@ from lobo_fx.errors import InvalidInput
 __all__ = [
     "check_folder",
     "check_named_by_content",
+    "check_readable",
     "check_unpacked_size",
     "check_writable",
     "checksum",
@@ -79,6 +80,23 @@ def check_writable(path: Path) -> None:
             raise InvalidInput(f"the folder {folder} is not writable")
         if place.exists() and not os.access(place, os.W_OK):
             raise InvalidInput(f"{path} is write-protected")
+
+
+def check_readable(path: Path, missing: str = "") -> None:
+    """Refuses a path at which there is no file that can be read.
+
+    Args:
+        path: the file.
+        missing: what to say if there is no file; by default, that there is none.
+
+    Raises:
+        InvalidInput: there is no file, or it is out of reach: its folder or the file itself is locked.
+    """
+    _check_characters(path)
+    with _refused(f"can't read {path}"):
+        if not path.is_file():
+            raise InvalidInput(missing or f"no file {path}")
+        path.open("rb").close()
 
 
 def _check_characters(path: Path) -> None:
@@ -286,8 +304,7 @@ def check_named_by_content(file: Path) -> None:
     Raises:
         InvalidInput: the file is missing, or has another content.
     """
-    if not file.is_file():
-        raise InvalidInput(f"no file {file}")
+    check_readable(file)
     if not _NAMED_BY_CONTENT.fullmatch(file.name) or file.suffixes[-2][1:] != checksum(file):
         raise InvalidInput(f"{file} is damaged or was replaced: its content is not what its name says")
 
@@ -328,9 +345,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InvalidInput: it can't be read, or holds something else.
     """
+    check_readable(path)
+    with _refused(f"can't read {path}"):
+        content = path.read_bytes()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is no JSON file: {error}") from error
     if not isinstance(found, dict):
         raise InvalidInput(f"{path} holds a {type(found).__name__}; expected an object with named entries")

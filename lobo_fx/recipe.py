@@ -12,6 +12,7 @@ import yaml
 
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput
+from lobo_fx.files import check_readable
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.plugins.settings import check_names, named_settings
 
@@ -80,10 +81,9 @@ def read_text(path: Path, what: str = "recipe") -> str:
     """The text of a file of YAML.
 
     Raises:
-        InvalidInput: there is no such file, or it is not UTF-8.
+        InvalidInput: there is no such file, or it can't be read, or is not UTF-8.
     """
-    if not path.is_file():
-        raise InvalidInput(f"no {what} file {path}")
+    check_readable(path, f"no {what} file {path}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

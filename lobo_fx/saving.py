@@ -21,6 +21,7 @@ from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.files import (
     check_folder,
     check_named_by_content,
+    check_readable,
     is_leftover,
     make_folder,
     name_by_content,
@@ -110,8 +111,7 @@ def read(folder: Path) -> Saved:
         InvalidInput: `write` did not write the folder, its files hold more than data, or they are damaged.
     """
     file = folder / MANIFEST_FILE
-    if not file.is_file():
-        raise InvalidInput(f"{folder} was not written by Result.save: it has no {MANIFEST_FILE}")
+    check_readable(file, f"{folder} was not written by Result.save: it has no {MANIFEST_FILE}")
     manifest = read_json(file)
     if manifest.get("format") != _FORMAT:
         raise InvalidInput(f"{folder} has format {manifest.get('format')}; this version reads format {_FORMAT}")

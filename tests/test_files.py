@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -18,10 +19,12 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.files import (
     check_folder,
     check_named_by_content,
+    check_readable,
     check_writable,
     file_name,
     make_folder,
     name_by_content,
+    read_json,
     temporary_folder,
     write_files,
     written_beside,
@@ -265,3 +268,31 @@ def test_texts_are_written_beside_and_moved(tmp_path: Path) -> None:
         write_files(tmp_path / "new", {"a.txt": "replaced", "b.txt": "\ud800"})
     assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "über"
     assert names(tmp_path / "new") == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("read", [check_readable, read_json])
+def test_a_file_out_of_reach_is_refused_in_words(
+    read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "plan.json"
+    with pytest.raises(InvalidInput, match=r"no file .*plan\.json"):
+        read(file)
+    with pytest.raises(InvalidInput, match="can't read .*: File name too long"):
+        read(tmp_path / ("x" * 300))
+    file.write_text("{}")
+    read(file)
+
+    def locked(*given: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(InvalidInput, match=r"can't read .*plan\.json: Permission denied"):
+        read(file)
+    monkeypatch.setattr(Path, "stat", locked)  # as in a folder that may not be entered
+    with pytest.raises(InvalidInput, match=r"can't read .*plan\.json: Permission denied"):
+        read(file)
+
+
+def test_json_may_start_with_the_mark_that_windows_editors_write(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xbc"}\r\n')
+    assert read_json(tmp_path / "plan.json") == {"a": "ü"}

@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from lobo_fx.errors import InvalidInput
+from lobo_fx.files import check_readable
 
 __all__ = ["element_type", "files_of", "load_structure", "shown_value"]
 
@@ -19,8 +20,7 @@ def load_structure(path: Path) -> onnx.ModelProto:
     Raises:
         InvalidInput: no such file, no ONNX, or its weights are said to lie outside of its folder.
     """
-    if not path.is_file():
-        raise InvalidInput(f"no file {path}")
+    check_readable(path)
     if not path.stat().st_size:
         raise InvalidInput(f"{path} is empty")
     try:
@@ -43,8 +43,7 @@ def files_of(path: Path, model: onnx.ModelProto) -> list[Path]:
     for place in sorted(places):
         if Path(place).name != place:
             raise InvalidInput(f"{path} wants weights from '{place}', outside of its folder; refused")
-        if not (path.parent / place).is_file():
-            raise InvalidInput(f"{path} has its weights in '{place}', which is not beside it")
+        check_readable(path.parent / place, f"{path} has its weights in '{place}', which is not beside it")
     return [path, *(path.parent / place for place in sorted(places))]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.exporters.onnxruntime.session_options import read_options
-from lobo_fx.files import temporary_folder
+from lobo_fx.files import check_readable, temporary_folder
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 from lobo_fx.plugins.protocols import Arrays, ArraySpec
 from lobo_fx.plugins.tuning import Choice
@@ -143,8 +143,7 @@ def _session(path: Path, threads: int | None, optimized: Path | None = None) -> 
     options.log_severity_level = _ONLY_ERRORS
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    if not path.is_file():
-        raise InvalidInput(f"no file {path}")
+    check_readable(path)
     if not path.stat().st_size:
         raise InvalidInput(f"{path} is empty")
     try:

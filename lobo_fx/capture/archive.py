@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 
 from lobo_fx.axes.plugged import load_plugged_rules
 from lobo_fx.errors import InvalidInput, LoboError
-from lobo_fx.files import check_unpacked_size, temporary_folder
+from lobo_fx.files import check_readable, check_unpacked_size, temporary_folder
 from lobo_fx.terminal.quiet import quiet
 
 __all__ = ["PROGRAM_FILE", "read_pt2"]
@@ -68,8 +68,7 @@ def read_pt2(path: Path) -> ExportedProgram:
     Raises:
         InvalidInput: no such file, not an archive of `torch.export.save`, or one that would run code.
     """
-    if not path.is_file():
-        raise InvalidInput(f"no file {path}")
+    check_readable(path)
     load_plugged_rules()  # so that operators of other packages exist
     with quiet(), temporary_folder() as folder:
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  operators of quantized programs

@@ -32,6 +32,7 @@ def costs(
     """
     from lobo_fx.cli.given import read_model, read_tracing
     from lobo_fx.contracts.context import Context
+    from lobo_fx.contracts.verification import check_runs
     from lobo_fx.files import check_writable
     from lobo_fx.plugins.kernels import Kernel
     from lobo_fx.plugins.registry import PASSES, RUNTIMES
@@ -42,6 +43,7 @@ def costs(
         check_writable(output)
     tracing = read_tracing(example_inputs, dynamic)
     program = read_model(model, checkpoint, seed, tracing, outputs)
+    check_runs(program)
     context = Context(program.signature)
     _, choices = PASSES.ours("quantize_static")().simplify(program.clone(), context)
     if widths:

@@ -76,6 +76,7 @@ def _program(
     from lobo_fx.axes import Inference
     from lobo_fx.axes.survey import axis_table, lock_table, survey
     from lobo_fx.cli.given import read_model, read_tracing
+    from lobo_fx.contracts.verification import check_runs
     from lobo_fx.graph.notes import brief, gathered
     from lobo_fx.measures.counts import measure, run_counted
     from lobo_fx.report.cells import count_text
@@ -85,6 +86,7 @@ def _program(
     tracing = read_tracing(example_inputs, dynamic)
     with spinner("trace"):
         program = read_model(model, checkpoint, seed, tracing, outputs)
+    check_runs(program)
     measures = measure(program, run_counted(program)[1])
     inference = Inference(program).run()
     found = survey(inference)

@@ -29,6 +29,7 @@ __all__ = [
     "check_finite",
     "check_inputs_unchanged",
     "check_model",
+    "check_runs",
     "check_outputs_unchanged",
     "check_promise",
     "first_nonfinite",
@@ -196,17 +197,31 @@ def check_model(program: Program) -> None:
     """Refuses a model that can't be compiled faithfully: NaN or infinite weights or activations.
 
     Raises:
-        InvalidInput: names the parameter, or the first operator with such an output.
+        InvalidInput: names the parameter, or the first operator with such an output; or as `check_runs`.
     """
     for name, tensor in [*program.module.named_parameters(), *program.module.named_buffers()]:
         infinite = isinstance(tensor, nn.Parameter) and bool(tensor.isinf().any())  # a buffer may mask with infinity
         if tensor.is_floating_point() and (infinite or bool(tensor.isnan().any())):
             word = "infinity" if infinite else "NaN"
             raise InvalidInput(f"the model's '{name}' holds {word}; load or train the weights first")
-    if any(bool(output.isnan().any()) for output in float_outputs(program.run())):
+    if any(bool(output.isnan().any()) for output in float_outputs(check_runs(program))):
         node = first_nonfinite(program)
         where = f": {describe(node)} is the first to give NaN or infinity" if node else ""
         raise InvalidInput(f"the model gives NaN on the example inputs{where}")
+
+
+def check_runs(program: Program) -> Any:
+    """Runs the example inputs, and returns the outputs: tracing looks at shapes, and not at all that kernels look at.
+
+    Raises:
+        InvalidInput: the model does not run on them; they are of a wrong type, for instance.
+    """
+    try:
+        return program.run()
+    except Exception as error:
+        given = ", ".join(str(spec) for spec in program.signature.inputs if spec is not None)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(f"the model does not run on its example inputs ({given}): {reason}") from error
 
 
 def first_nonfinite(program: Program) -> fx.Node | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lobo_fx.errors import InvalidInput
+from lobo_fx.files import check_readable
 from lobo_fx.measures.memory import peak_memory
 from lobo_fx.plugins.protocols import Arrays, ArraySpec, Runtime, Session
 from lobo_fx.terminal.progress import track
@@ -185,8 +186,7 @@ def benchmark(
     if not files:
         raise InvalidInput("there is no file to measure")
     for path in files.values():
-        if not path.is_file():
-            raise InvalidInput(f"no file {path}")
+        check_readable(path)
     sessions = {label: runtime.load(path, threads) for label, path in files.items()}
     specs = next(iter(sessions.values())).inputs
     for label, session in sessions.items():
@@ -324,12 +324,18 @@ def random_arrays(
         batch: size of a free first dimension.
         length: size of every other free dimension.
         seed: seed of the floats.
+
+    Raises:
+        InvalidInput: there is no memory for arrays of these sizes.
     """
     generator = np.random.default_rng(seed)
     arrays = {}
     for spec in specs:
         shape = random_shape(spec, batch, length)
         floats = np.issubdtype(np.dtype(spec.dtype), np.floating)
-        values = generator.standard_normal(shape) if floats else np.zeros(shape)
-        arrays[spec.name] = values.astype(spec.dtype)
+        try:
+            values = generator.standard_normal(shape) if floats else np.zeros(shape)
+            arrays[spec.name] = values.astype(spec.dtype)
+        except (MemoryError, ValueError) as error:  # a ValueError where a size is beyond what an array may have
+            raise InvalidInput(f"the input '{spec.name}' can't be made with sizes {shape}: {error}") from error
     return arrays

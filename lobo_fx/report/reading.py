@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lobo_fx.errors import InvalidInput
-from lobo_fx.files import read_json
+from lobo_fx.files import check_readable, read_json
 from lobo_fx.report.report import LEADER, Report
 from lobo_fx.report.schema import SCHEMA, first_fault
 
@@ -22,11 +23,10 @@ def read_report(folder: str | Path) -> Report:
         InvalidInput: the folder has no report, the report is of another schema, or it is damaged.
     """
     folder = Path(folder)
-    if folder.name == LEADER and folder.is_file():
+    if folder.name == LEADER and os.path.isfile(folder):
         raise InvalidInput(f"{folder} is a file; give its folder, {folder.parent}")
     file = folder / LEADER
-    if not file.is_file():
-        raise InvalidInput(f"{folder} holds no {LEADER}; give a folder that `lobo-fx compile -o` wrote")
+    check_readable(file, f"{folder} holds no {LEADER}; give a folder that `lobo-fx compile -o` wrote")
     saved = read_json(file)
     if saved.get("schema") != SCHEMA:
         found = f"schema {saved['schema']!r}" if "schema" in saved else "no schema number, as before there was one"

@@ -11,7 +11,7 @@ import torch
 
 from lobo_fx.contracts.context import Data
 from lobo_fx.errors import InvalidInput, suggestion
-from lobo_fx.files import check_unpacked_size
+from lobo_fx.files import check_readable, check_unpacked_size
 from lobo_fx.graph.inputs import Inputs, as_inputs
 
 __all__ = ["LABELS", "random_batches", "read_batches", "read_example_inputs", "read_training_batches"]
@@ -92,8 +92,7 @@ def read_training_batches(spec: str, batch: int = 1) -> Data:
 
 
 def _read_arrays(path: Path) -> Mapping[str, torch.Tensor]:
-    if not path.is_file():
-        raise InvalidInput(f"no file {path}")
+    check_readable(path)
     if not path.stat().st_size:
         raise InvalidInput(f"{path} is empty")
     if path.suffix == ".safetensors":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from lobo_fx.errors import InvalidInput
-from lobo_fx.files import check_unpacked_size, read_json
+from lobo_fx.files import check_readable, check_unpacked_size, read_json
 from lobo_fx.sources.packages import import_package
 from lobo_fx.terminal.quiet import quiet
 
@@ -74,17 +75,16 @@ _WEIGHT_FILES = tuple(
 
 def weights_in(folder: Path) -> Path | None:
     """The file in which Hugging Face's `save_pretrained` put the weights."""
-    return next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    return next((folder / name for name in _WEIGHT_FILES if os.path.isfile(folder / name)), None)
 
 
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    if path.is_dir():
+    if os.path.isdir(path):
         found = weights_in(path)
         if found is None:
             raise InvalidInput(f"{path} holds none of {', '.join(_WEIGHT_FILES)}")
         path = found
-    if not path.is_file():
-        raise InvalidInput(f"no file {path}")
+    check_readable(path)
     if not path.stat().st_size:
         raise InvalidInput(f"{path} is empty")
     if path.suffix == ".json":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ __all__ = ["head_outputs", "is_config", "timm_model", "torchvision_model", "tran
 
 
 def is_config(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    return os.path.isfile(folder / "config.json")  # unlike `Path.is_file`, takes any text for a path
 
 
 def torchvision_model(name: str) -> tuple[nn.Module, Inputs | None]:
@@ -86,7 +87,7 @@ def transformers_model(name: str) -> nn.Module:
         settings = read_json(folder / "config.json")
         kind = settings.pop("model_type", "")
     known = [*sorted(transformers.CONFIG_MAPPING.keys()), *_PRESETS]
-    if kind not in known and folder.is_dir() and not is_config(folder):
+    if kind not in known and os.path.isdir(folder) and not is_config(folder):
         raise InvalidInput(f"the folder {folder} has no config.json, so it names no model")
     check_name(kind, known, "transformers")
     architecture = settings.get("architectures")

@@ -17,6 +17,7 @@ from lobo_fx.capture.binding import check_arity
 from lobo_fx.capture.outputs import keep_outputs
 from lobo_fx.capture.tracing import Model, trace
 from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.files import check_readable
 from lobo_fx.graph.inputs import DynamicShapes, Inputs, as_inputs, dynamic_shapes_of
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
@@ -53,8 +54,7 @@ def build(
     if spec.endswith(".pt2"):
         if checkpoint is not None or float32:
             raise InvalidInput("a .pt2 file holds its own weights as they are; leave out the checkpoint and --float32")
-        if not Path(spec).is_file():
-            raise InvalidInput(f"no file {spec}")
+        check_readable(Path(spec))
         return Path(spec), None
     builders: dict[str, Callable[[str], Any]] = {
         "torchvision": torchvision_model,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lobo_fx.errors import InvalidInput, suggestion
+from lobo_fx.files import check_readable
 
 __all__ = ["call_from_file", "function_from_file"]
 
@@ -40,8 +41,7 @@ def function_from_file(spec: str) -> Callable[..., Any]:
 
 
 def _with_function(path: Path, function: str, use: Callable[[Callable[..., Any]], Any]) -> Any:
-    if not path.is_file():
-        raise InvalidInput(f"no file {path}")
+    check_readable(path)
     name = f"lobo_fx_file_{path.stem}"  # prefixed, as the plain name could hide an imported module
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -434,3 +434,31 @@ def test_costs_are_printed_and_written(tmp_path: Path, model: str) -> None:
     assert set(known) < set(json.loads((tmp_path / "widths.json").read_text())["costs"])
     refused = call("costs", model, "-o", str(tmp_path / "none" / "table.json"))
     assert refused.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compile", f"{'x' * 300}.py:make", "--pass", "fold_bn"],
+        ["compile", f"{'x' * 300}.pt2", "--pass", "fold_bn"],
+        ["compile", f"transformers:{'x' * 300}", "--pass", "fold_bn"],
+        ["compile", "net.py:make", "--recipe", f"{'x' * 300}.yaml"],
+        ["compile", "net.py:make", "--pass", "quantize_static", "--calibration-data", f"{'x' * 300}.npz"],
+        ["inspect", f"{'x' * 300}.onnx"],
+        ["report", "x" * 300],
+    ],
+)
+def test_paths_that_no_file_can_have_are_refused_in_words(model: str, arguments: list[str]) -> None:
+    done = call(*arguments)
+    assert done.exit_code == 2, done.exception
+    assert "File name too long" in done.output or "transformers has no model" in done.output
+
+
+@pytest.mark.parametrize("command", ["inspect", "costs", "compile --pass fold_bn"])
+def test_example_inputs_of_a_wrong_type_are_refused_in_words(model: str, command: str) -> None:
+    """`torch.export` accepts them: it looks at shapes alone."""
+    np.save("rows.npy", np.ones((2, 4)))
+    done = call(*command.split(), model, "--example-inputs", "rows.npy")
+    assert done.exit_code == 2, done.exception
+    assert r"does not run on its example inputs (input: float64[batch, 4])" in done.output
+    assert "same dtype" in done.output

@@ -383,6 +383,12 @@ def test_random_inputs_are_seeded_and_of_the_right_kind() -> None:
     assert not one["tokens"].any()
 
 
+@pytest.mark.parametrize("batch", [10**12, 10**18])
+def test_sizes_beyond_the_memory_are_refused_by_input(batch: int) -> None:
+    with pytest.raises(InvalidInput, match=r"the input 'x' can't be made with sizes \[10+, 2000\]"):
+        random_arrays([ArraySpec("x", "float32", (None, 2000))], batch)
+
+
 def test_sizes_that_a_file_can_not_run_on_are_told_with_the_options_that_set_them(tmp_path: Path) -> None:
     path = write_product(tmp_path / "a.onnx")
     model = onnx.load(path)
