@@ -277,7 +277,7 @@ def test_a_file_out_of_reach_is_refused_in_words(
     file = tmp_path / "plan.json"
     with pytest.raises(InvalidInput, match=r"no file .*plan\.json"):
         read(file)
-    with pytest.raises(InvalidInput, match="can't read .*: File name too long"):
+    with pytest.raises(InvalidInput, match=r"can't read .*: File name too long"):
         read(tmp_path / ("x" * 300))
     file.write_text("{}")
     read(file)

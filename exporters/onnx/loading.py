@@ -29,6 +29,8 @@ def load_structure(path: Path) -> onnx.ModelProto:
         raise InvalidInput(f"{path} is damaged, or no ONNX file") from error
     if not model.ir_version or not model.graph.node or not model.opset_import:
         raise InvalidInput(f"{path} is damaged, or no ONNX file: it holds no graph")
+    if not all(map(_is_text, _parts(model))):
+        raise InvalidInput(f"{path} is damaged: it holds names that are no text")
     files_of(path, model)
     return model
 
@@ -49,13 +51,16 @@ def files_of(path: Path, model: onnx.ModelProto) -> list[Path]:
 
 def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
     """All stored tensors, those in attributes, subgraphs and functions too."""
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
+    yield from (part for part in _parts(message) if isinstance(part, onnx.TensorProto))
+
+
+def _parts(message: Any) -> Iterator[Any]:
+    """The message and all messages within."""
+    yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
-                yield from _tensors(part)
+                yield from _parts(part)
 
 
 def element_type(number: int) -> str:
@@ -65,6 +70,12 @@ def element_type(number: int) -> str:
     except ValueError:
         return "unknown"
     return {"float": "float32", "double": "float64", "undefined": "unknown"}.get(name, name)
+
+
+def _is_text(message: Any) -> bool:
+    """Whether the message's own names are text; protobuf gives bytes for those that are not."""
+    own = [value for field, value in message.ListFields() if field.type == field.TYPE_STRING]
+    return all(isinstance(text, str) for value in own for text in ([value] if isinstance(value, bytes) else value))
 
 
 def shown_value(value: onnx.ValueInfoProto) -> str:

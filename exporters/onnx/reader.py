@@ -28,7 +28,7 @@ from torch import nn
 
 from lobo_fx.errors import InvalidInput
 from lobo_fx.exporters.onnx.loading import element_type, load_structure
-from lobo_fx.exporters.onnx.reader_operators import OPERATORS, READS_KNOWN, torch_type
+from lobo_fx.exporters.onnx.reader_operators import ALIKE, OPERATORS, READS_KNOWN, torch_type
 from lobo_fx.exporters.onnx.reader_sizes import SIZES, as_known, as_tensor
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.graph.inputs import Inputs
@@ -68,6 +68,8 @@ class OnnxModule(nn.Module):
         self.fed = {value.name: _python_name(value.name) for value in graph.input if value.name not in weights}
         self.specs = [value for value in graph.input if value.name in self.fed]
         self.made = [value.name for value in graph.output]
+        if stored := [name for name in self.made if name in weights and name not in self.known]:
+            raise InvalidInput(f"the output '{stored[0]}' is a stored weight, and not computed")
         read = {name for node in graph.node for name in node.input}
         stored = {name: _parameter(weights[name]) for name in weights if name in read and name not in self.known}
         self.steps: list[tuple[_Node, str]] = []
@@ -100,9 +102,10 @@ class OnnxModule(nn.Module):
         for node, place in self.steps:
             inputs = [values.get(name) for name in node.inputs]
             made = self.get_submodule(place)(*inputs) if place else node.compute(inputs)
-            values |= dict(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False))
-        found = {name: as_tensor(values[name]) for name in self.made}
-        return next(iter(found.values())) if len(found) == 1 else found
+            found = zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False)
+            values |= {name: value for name, value in found if name}  # an output that is left out has no name
+        outputs = {name: as_tensor(values[name]) for name in self.made}
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
 class _Node:
@@ -124,10 +127,17 @@ class _Node:
             if given and not any(isinstance(entry, torch.Tensor) for entry in given) and self.operator in SIZES:
                 return SIZES[self.operator](self.attributes, *inputs)
             if self.operator not in READS_KNOWN:
-                inputs = [_plain(entry, alone=len(given) == 1) for entry in inputs]
+                tensors = (entry.dtype for entry in given if isinstance(entry, torch.Tensor))
+                kind = next(tensors, None) if self.operator in ALIKE else None
+                inputs = [_plain(entry, len(given) == 1, kind) for entry in inputs]
             return OPERATORS[self.operator](self.attributes, *inputs)
         except ValueError as error:
             raise InvalidInput(f"{self.operator} '{self.name}' can't be read: {error}") from error
+        except Exception as error:
+            if torch.compiler.is_exporting():
+                raise  # torch's own, by which it finds what sizes can be free
+            reason = str(error).partition("\n")[0]
+            raise InvalidInput(f"{self.operator} '{self.name}' can't be computed in PyTorch: {reason}") from error
 
 
 class _Layer(nn.Module):
@@ -165,11 +175,14 @@ def read_onnx(path: Path, inputs: Inputs | None = None) -> nn.Module:
     """
     structure = load_structure(path)
     _check_operators(path, structure.graph)
-    model = onnx.load(path)
-    weights = {tensor.name: _array(path, tensor) for tensor in model.graph.initializer}
-    weights |= {node.output[0]: _constant(node) for node in model.graph.node if node.op_type == _CONSTANT}
+    try:
+        model = onnx.load(path)
+    except Exception as error:
+        raise InvalidInput(f"{path}: the weights beside it can't be read: {error}") from error
     opset = next((entry.version for entry in model.opset_import if entry.domain in _STANDARD), 1)
     try:
+        weights = {tensor.name: _array(path, tensor) for tensor in model.graph.initializer}
+        weights |= {node.output[0]: _constant(node) for node in model.graph.node if node.op_type == _CONSTANT}
         module = _with_forward(model.graph, weights, opset).eval()
         _compare(path, module, example_inputs_of(module) if inputs is None else inputs)
     except InvalidInput as error:
@@ -193,7 +206,10 @@ def example_inputs_of(module: nn.Module) -> Inputs:
             dim.dim_value or sizes.setdefault(dim.dim_param or f"{value.name}.{at}", _LENGTH if at else _ROWS)
             for at, dim in enumerate(spec.shape.dim)
         ]
-        kind = torch_type(spec.elem_type)
+        try:
+            kind = torch_type(spec.elem_type)
+        except ValueError as error:
+            raise InvalidInput(f"the input '{value.name}' can't be made: {error}") from error
         drawn = torch.randn(shape, generator=generator)
         found[module.fed[value.name]] = drawn.to(kind) if kind.is_floating_point else (drawn > 0).to(kind)
     return Inputs((), found)
@@ -287,7 +303,9 @@ def _attributes(proto: onnx.NodeProto) -> Iterator[tuple[str, Any]]:
 
 
 def _constant(node: onnx.NodeProto) -> np.ndarray[Any, Any]:
-    ((name, value),) = _attributes(node)
+    name, value = next(_attributes(node), ("", None))
+    if not name:
+        raise InvalidInput(f"the constant '{node.output[0]}' holds no value")
     if name not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
         raise InvalidInput(f"the constant '{node.output[0]}' is a {name.removeprefix('value_')}, which can't be read")
     kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
@@ -315,19 +333,19 @@ def _parameter(array: np.ndarray[Any, Any]) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
 
 
-def _plain(value: Any, alone: bool) -> Any:
-    """A known value as a number, or as a tensor if it has dimensions or is the operator's only input."""
+def _plain(value: Any, alone: bool, kind: torch.dtype | None) -> Any:
+    """A known value as a number, or as a tensor (of a `kind`) if it has dimensions or is the operator's only input."""
     if not isinstance(value, np.ndarray):
         return value
-    return as_tensor(value) if value.ndim or alone else value.item()
+    return as_tensor(value, kind) if value.ndim or alone else value.item()
 
 
 def _place(node: onnx.NodeProto, own: Mapping[int, nn.Parameter], number: int) -> str:
     """The path of a layer in the module: by its first weight's name (`layer1.0.conv1.weight`), or by its own name."""
     named = node.input[min(own)].rpartition(".")[0]
-    path = named if named and "/" not in named and ":" not in named else node.name.strip("/").replace("/", ".")
-    parts = [_python_name(part, digits=True) for part in (path or f"{node.op_type}_{number}").split(".") if part]
-    return ".".join(parts)
+    path = named if named.strip(".") and not set("/:") & set(named) else node.name.replace("/", ".")
+    path = path if path.strip(".") else f"{node.op_type}_{number}"
+    return ".".join(_python_name(part, digits=True) for part in path.split(".") if part)
 
 
 def _python_name(name: str, digits: bool = False) -> str:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lobo_fx.exporters.onnx.loading import element_type
 from lobo_fx.exporters.onnx.reader_sizes import as_known, as_list, as_tensor, slices
 
-__all__ = ["OPERATORS", "READS_KNOWN", "torch_type"]
+__all__ = ["ALIKE", "OPERATORS", "READS_KNOWN", "torch_type"]
 
 Attributes = Mapping[str, Any]
 Tensor = torch.Tensor
@@ -29,7 +30,7 @@ _TYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: to
 def torch_type(number: int) -> torch.dtype:
     """An ONNX element type as torch has it."""
     if number not in _TYPES:
-        raise ValueError(f"element type {number}")
+        raise ValueError(f"type {element_type(number)}")
     return _TYPES[number]
 
 
@@ -118,7 +119,7 @@ def _gemm(given: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) -> T
     a = a.T if given.get("transA", 0) else a
     b = b if given.get("transB", 0) else b.T
     alpha, beta = given.get("alpha", 1.0), given.get("beta", 1.0)
-    if alpha == 1 and (c is None or (beta == 1 and c.dim() == 1)):
+    if alpha == 1 and (c is None or (beta == 1 and isinstance(c, Tensor) and c.dim() == 1)):
         return F.linear(a, b, c)
     product: Tensor = F.linear(a, b) * alpha
     return product if c is None else product + c * beta
@@ -161,7 +162,7 @@ def _reduce(run: Callable[[Tensor, list[int], bool], Tensor], given: Attributes,
     over = _axes(given, axes)
     if not over and given.get("noop_with_empty_axes", 0):
         return x
-    return run(x, over or list(range(x.dim())), bool(given.get("keepdims", 1)))
+    return run(x, over or list(range(x.dim())), bool(given.get("keepdims", 1))).to(x.dtype)
 
 
 def _product(x: Tensor, over: list[int], keep: bool) -> Tensor:
@@ -497,7 +498,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "CumSum": _cumulative,
     "DepthToSpace": _depth_to_space,
     "Div": _divide,
-    "Dropout": lambda given, x, *rest: x,
+    "Dropout": lambda given, x, *rest: (x, torch.ones_like(x, dtype=torch.bool)),
     "Einsum": lambda given, *parts: torch.einsum(given["equation"], *parts),
     "Elu": lambda given, x: F.elu(x, given.get("alpha", 1.0)),
     "Expand": _expand,
@@ -521,7 +522,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Max": _variadic(_extreme(torch.maximum)),
     "MaxPool": functools.partial(_pool, "max"),
     "Min": _variadic(_extreme(torch.minimum)),
-    "Mod": lambda given, a, b: torch.fmod(a, b) if given.get("fmod", 0) else torch.remainder(a, b),
+    "Mod": lambda given, a, b: torch.fmod(torch.as_tensor(a), b) if given.get("fmod", 0) else torch.remainder(a, b),
     "Or": lambda given, a, b: torch.logical_or(as_tensor(a), as_tensor(b)),
     "PRelu": lambda given, x, slope: torch.where(x < 0, x * slope, x),
     "Pad": _pad,
@@ -555,6 +556,12 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Xor": lambda given, a, b: torch.logical_xor(as_tensor(a), as_tensor(b)),
 }
 """Functions by operator of ai.onnx: each takes attributes, with `opset` and the number of `outputs`, and inputs."""
+
+ALIKE = frozenset(
+    {"Add", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mod", "Mul"}
+    | {"Sub", "Sum"}
+)
+"""Operators whose inputs are of one type: known numbers, which don't say theirs, are of the others'."""
 
 READS_KNOWN = frozenset(
     {name for name in OPERATORS if name.startswith("Reduce")}

@@ -104,7 +104,7 @@ def _profiled(path: Path, arrays: Arrays, folder: Path, rounds: int = 20) -> Any
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     options.optimized_model_filepath = str(folder / _OPTIMIZED)
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     feed = {given.name: arrays[given.name] for given in session.get_inputs()}
     for _ in repeatedly(_WARMUP + rounds):
         session.run(None, feed)

@@ -147,6 +147,6 @@ def _session(path: Path, threads: int | None, optimized: Path | None = None) -> 
     if not path.stat().st_size:
         raise InvalidInput(f"{path} is empty")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:
         raise InvalidInput(f"ONNX Runtime can't load {path}: {error}") from error

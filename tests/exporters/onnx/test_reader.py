@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx.errors import InvalidInput
+from lobo_fx.exporters.onnx.inspection import inspect_file
 from lobo_fx.exporters.onnx.reader import OnnxModule, example_inputs_of, read_onnx
 from lobo_fx.exporters.onnx.reader_operators import OPERATORS
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
@@ -195,6 +198,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "Div of whole numbers": (node("Div", "x", "v"), {"v": np.int64(2)}, None),
     "CumSum": (node("CumSum", "x", "a"), {"a": np.int64(1)}, None),
     "CumSum, others after": (node("CumSum", "x", "a", exclusive=1, reverse=1), {"a": np.int64(1)}, None),
+    "Gemm, one number added": (node("Gemm", "x", "w", "b"), drawn(w=(3, 5)) | {"b": np.float32(2)}, (4, 3)),
+    "Mod of a number": (node("Mod", "v", "x", fmod=1), {"v": np.float32(7)}, None),
     "Selu": (node("Selu", "x"), {}, None),
     "Selu, other numbers": (node("Selu", "x", alpha=0.5, gamma=2.0), {}, None),
     "And of truths": (node("And", "x", "v"), {"v": np.bool_(True)}, None),
@@ -235,6 +240,46 @@ def test_an_operator_computes_what_onnx_runtime_computes(name: str, tmp_path: Pa
     (wanted,) = OnnxRuntime().load(path, 1).run({"x": x.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(module(x).numpy(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("operator", ["Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "MatMul", "ReduceSum"])
+def test_short_whole_numbers_keep_their_type(operator: str, tmp_path: Path) -> None:
+    inputs, stored = ("x", "v"), {"v": np.array([2, -3, 5, 7, -1, 4], np.int32)}
+    inputs, stored = (("x",), {}) if operator == "ReduceSum" else (inputs, stored)
+    kind = TensorProto.INT32
+    path = file_of(tmp_path / "x.onnx", [node(operator, *inputs)], stored, kind=kind, out=kind)
+    x = torch.arange(-12, 12, dtype=torch.int32).reshape(1, 4, 6)
+    (wanted,) = OnnxRuntime().load(path, 1).run({"x": x.numpy()})
+    found = read_onnx(path)(x).numpy()
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_an_output_that_is_left_out_is_no_input_of_others(tmp_path: Path) -> None:
+    """Both have an empty name."""
+    made = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["", "last"], hidden_size=3),
+        node("Clip", "last", "", "high"),
+    ]
+    stored = drawn(w=(1, 12, 6), r=(1, 12, 3)) | {"high": np.float32(0.05)}
+    path = file_of(tmp_path / "x.onnx", made, stored)
+    x = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1))
+    (wanted,) = OnnxRuntime().load(path, 1).run({"x": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(read_onnx(path)(x).numpy(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_mask_of_a_dropout_may_be_an_output(tmp_path: Path) -> None:
+    made = [helper.make_node("Dropout", ["x"], ["z", "mask"]), node("Cast", "mask", to=FLOAT)]
+    module = read_onnx(file_of(tmp_path / "x.onnx", made))
+    assert torch.equal(module(torch.zeros(2, 4, 6)), torch.ones(2, 4, 6))
+
+
+@pytest.mark.parametrize("name", ["..", ".", "/", "forward.weight", "x.weight"])
+def test_a_weight_may_have_any_name(name: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "x.onnx", [node("MatMul", "x", name)], {name: np.eye(6, dtype=np.float32)})
+    x = torch.randn(1, 4, 6)
+    assert torch.equal(read_onnx(path)(x), x)
 
 
 def test_sizes_are_computed_with_and_stay_free(tmp_path: Path) -> None:
@@ -287,6 +332,56 @@ def test_what_would_change_the_outputs_is_named(made: Any, stored: dict[str, Any
     path = file_of(tmp_path / "x.onnx", [made], stored, (2, 4, 6, 6), opset=19)
     with pytest.raises(InvalidInput, match=f"can't be read: {words}"):
         read_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("made", "kind", "words"),
+    [
+        (node("Cast", "x", to=FLOAT), TensorProto.UINT32, "the input 'x' can't be made: type uint32"),
+        (node("Cast", "x", to=FLOAT), TensorProto.STRING, "the input 'x' can't be made: type string"),
+        (node("Flatten", "x", axis=3), FLOAT, "Flatten 'Flatten' can't be computed in PyTorch: Dimension out of range"),
+    ],
+)
+def test_what_pytorch_lacks_is_named(made: Any, kind: int, words: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(words)):
+        read_onnx(file_of(tmp_path / "x.onnx", [made], kind=kind))
+
+
+def test_a_constant_without_a_value_and_an_output_that_is_stored_are_refused(tmp_path: Path) -> None:
+    empty = [helper.make_node("Constant", [], ["c"]), node("Add", "x", "c")]
+    with pytest.raises(InvalidInput, match="the constant 'c' holds no value"):
+        read_onnx(file_of(tmp_path / "x.onnx", empty))
+    with pytest.raises(InvalidInput, match="the output 'y' is a stored weight"):
+        read_onnx(file_of(tmp_path / "x.onnx", [helper.make_node("Relu", ["x"], ["z"])], drawn(y=(2, 2))))
+
+
+@pytest.mark.parametrize("damage", ["short", "linked"])
+def test_damaged_weights_beside_a_file_are_refused(damage: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "x.onnx", [node("MatMul", "x", "w")], drawn(w=(6, 6)))
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.data", size_threshold=0)
+    read_onnx(path)
+    weights = tmp_path / "w.data"
+    if damage == "short":
+        weights.write_bytes(weights.read_bytes()[:50])
+    else:
+        weights.rename(tmp_path / "elsewhere")
+        weights.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InvalidInput, match=r"x\.onnx: the weights beside it can't be read: .*'?w'?"):
+        read_onnx(path)
+
+
+@pytest.mark.parametrize("name", [b"MatMul", b"x\n", b"ww"])
+def test_names_that_are_no_text_are_refused(name: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = file_of(tmp_path / "x.onnx", [node("MatMul", "x", "ww")], drawn(ww=(6, 6)))
+    content = path.read_bytes()
+    assert name in content
+    path.write_bytes(content.replace(name, b"\xe5" + name[1:]))
+    for use in (read_onnx, inspect_file):
+        with pytest.raises(InvalidInput, match=r"x\.onnx is damaged"):
+            use(path)
+    with contextlib.suppress(InvalidInput):  # names of weights are nothing to it
+        OnnxRuntime().load(path, 1)
+    assert not capfd.readouterr().out  # where programs read JSON
 
 
 def test_bfloat16_weights_of_our_own_files_are_read(tmp_path: Path) -> None:
