@@ -35,7 +35,7 @@ _PARTS: dict[str, tuple[Any, str]] = {
     "machine": (str, "processor, system and Python that figures were measured on"),
     "versions": (dict[str, str], "of lobo_fx, torch and onnxruntime"),
     "seed": (int | None, "of whatever was drawn at random; null if not known"),
-    "settings": (list[list[Any]], "of every pass, in order: its name, and its settings by name"),
+    "settings": (list[tuple[str, dict[str, Any]]], "of every pass, in order: its name, and its settings by name"),
     "passes": (list[Row], "a row for the original, then one for every pass"),
     "notes": (list[Note], "what a user should know"),
     "sheets": (list[Sheet], "tables that passes added: sensitivity, refitting, ranks, trainings"),
@@ -88,6 +88,9 @@ def _of(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is types.UnionType:
         return {"anyOf": [_of(argument, definitions) for argument in arguments]}
+    if origin is tuple and Ellipsis not in arguments:
+        parts = [_of(argument, definitions) for argument in arguments]
+        return {"type": "array", "prefixItems": parts, "items": False, "minItems": len(parts)}
     if origin in (list, tuple):
         return {"type": "array", "items": _of(arguments[0], definitions)}
     if origin in (dict, Mapping):
@@ -148,8 +151,12 @@ def _faults(value: Any, wanted: Mapping[str, Any], place: str, definitions: Mapp
             else:
                 yield from _faults(entry, known.get(name, others), f"{place}.{name}", definitions)
     if kind == "array":
+        first = wanted.get("prefixItems", [])
+        if first and len(value) != len(first):
+            yield f"{place} holds {len(value)} entries, not {len(first)}"
         for index, entry in enumerate(value):
-            yield from _faults(entry, wanted["items"], f"{place}[{index}]", definitions)
+            of_entry = first[index] if index < len(first) else wanted["items"]
+            yield from _faults(entry, of_entry or {}, f"{place}[{index}]", definitions)
 
 
 def _shown(value: Any) -> str:

@@ -33,7 +33,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
             that `save_pretrained` wrote.
 
     Raises:
-        InvalidInput: no such file, a damaged one, a pickle, or names and shapes that don't fit.
+        InvalidInput: no such file, a damaged one, a pickle, or names, shapes and types that don't fit.
     """
     state = _read_checkpoint(path)
     own = model.state_dict(keep_vars=True)
@@ -48,11 +48,28 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
             for name, tensor in own.items()
             if name in state and isinstance(tensor, torch.Tensor) and state[name].shape != tensor.shape
         ],
+        "of another type": [
+            f"{name} ({_type(state[name])}, the model has {_type(tensor)})"
+            for name, tensor in own.items()
+            if name in state and isinstance(tensor, torch.Tensor) and not _fits(state[name], tensor)
+        ],
     }
     if any(problems.values()):
         told = "; ".join(f"{kind}: {_first_few(names)}" for kind, names in problems.items() if names)
         raise InvalidInput(f"{path} does not fit {type(model).__name__}; {told}")
     model.load_state_dict(state, strict=False)
+
+
+def _fits(stored: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether a stored tensor has what the model's own needs: values; digits, where whole numbers would be codes."""
+    if stored.layout != torch.strided or stored.is_meta or stored.is_complex() > own.is_complex():
+        return False
+    return stored.is_floating_point() or stored.is_complex() or not own.is_floating_point()
+
+
+def _type(tensor: torch.Tensor) -> str:
+    form = "sparse " if tensor.layout != torch.strided else "valueless " if tensor.is_meta else ""
+    return form + str(tensor.dtype).removeprefix("torch.")
 
 
 def _renamed(state: dict[str, torch.Tensor], own: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:

@@ -115,7 +115,9 @@ def test_another_schema_is_refused(tmp_path: Path, number: object) -> None:
         ({"versions": {"torch": 2}}, "report.versions.torch is 2, no string"),
         ({"more": 1}, None),
         ({"artifacts": {"a": {"size": 1}}}, "report.artifacts.a lacks 'path'"),
-        ({"settings": [["one"]]}, "ValueError"),
+        ({"settings": [["one"]]}, r"report.settings\[0\] holds 1 entries, not 2"),
+        ({"settings": [["one", "two"]]}, r"report.settings\[0\]\[1\] is \"two\", no object"),
+        ({"settings": [[1, {}]]}, r"report.settings\[0\]\[0\] is 1, no string"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, changes: dict[str, Any], said: str | None) -> None:

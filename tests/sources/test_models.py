@@ -124,6 +124,33 @@ def test_what_does_not_fit_is_named_and_the_model_left_alone(tmp_path: Path) -> 
         load_checkpoint(target, tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        (torch.ones(3, dtype=torch.int8), "int8"),
+        (torch.ones(3, dtype=torch.complex64), "complex64"),
+        (torch.ones(3).to_sparse(), "sparse float32"),
+        (torch.ones(3, device="meta"), "valueless float32"),
+    ],
+)
+def test_values_of_a_type_that_would_lose_them_are_refused(stored: torch.Tensor, told: str, tmp_path: Path) -> None:
+    """Whole numbers may be codes, which need their scales."""
+    target = WithHead()
+    torch.save(target.state_dict() | {"head.bias": stored}, tmp_path / "weights.pt")
+    with pytest.raises(InvalidInput, match=rf"of another type: head\.bias \({told}, the model has float32\)"):
+        load_checkpoint(target, tmp_path / "weights.pt")
+
+
+def test_digits_may_be_more_or_fewer(tmp_path: Path) -> None:
+    target = WithHead()
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        torch.save(
+            {name: torch.full_like(t, 0.5).to(kind) for name, t in target.state_dict().items()}, tmp_path / "w.pt"
+        )
+        load_checkpoint(target, tmp_path / "w.pt")
+        assert all(bool((tensor == 0.5).all()) and tensor.dtype == torch.float32 for tensor in target.parameters())
+
+
 def write_shards(folder: Path, model: nn.Module) -> Path:
     names = list(model.state_dict())
     files = {name: f"model-{index % 2}.safetensors" for index, name in enumerate(names)}
