@@ -369,7 +369,7 @@ def small_resnet() -> nn.Module:
 
 def test_every_convolution_of_a_small_resnet_runs_as_integers(tmp_path: Path) -> None:
     model = small_resnet()
-    x = torch.randn(6, 3, 32, 32)
+    x = torch.randn(6, 3, 16, 16)
     model(x)  # statistics of the norms
     model.eval()
     result = quantize(model, x, observer="histogram")
@@ -783,7 +783,7 @@ def test_a_trained_network_loses_less_than_a_point(tmp_path: Path) -> None:
     )
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(8):
+    for _ in range(4):
         for batch in torch.split(train[torch.randperm(len(train), generator=generator)], 50):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images[batch]), labels[batch])

@@ -298,13 +298,13 @@ def test_rounding_that_serves_few_rows_is_no_worse_on_others(rows: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["int8", "int4", "e4m3"])
-@pytest.mark.parametrize("block_size", [16, 320])
+@pytest.mark.parametrize("block_size", [16, 160])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_few_rows_compensate_as_their_sums_would(name: str, block_size: int, groups: int) -> None:
     """Without anything of columns × columns; twin: sums of other rows round otherwise."""
-    weight = torch.randn(6 * groups, 320)
-    mix = torch.randn(groups, 12, 320, dtype=torch.double)
-    inputs = torch.randn(groups, 40, 12, dtype=torch.double) @ mix + 0.3 * torch.randn(groups, 40, 320).double()
+    weight = torch.randn(6 * groups, 160)
+    mix = torch.randn(groups, 12, 160, dtype=torch.double)
+    inputs = torch.randn(groups, 40, 12, dtype=torch.double) @ mix + 0.3 * torch.randn(groups, 40, 160).double()
     few = Gram.of_rows(inputs).shrunk()
     sums = dataclasses.replace(few, values=few.sums, is_sum=True)
     other = Gram.of_rows(torch.randn_like(inputs)).shrunk()
@@ -636,13 +636,17 @@ def test_the_fastest_that_is_nowhere_slower_than_float_is_taken(
     assert sheet.rows[0][-1] == (expected or "decoded")
 
 
-def test_rows_are_as_few_as_free_sizes_allow_and_large_products_are_priced_in_part(priced: Priced) -> None:
-    model = seeded(lambda: nn.Sequential(nn.Linear(512, 20000), nn.Linear(20000, 4)))
-    quantize(model, torch.randn(2, 7, 512), QuantizeWeights("int8", 64))
+def test_rows_are_as_few_as_free_sizes_allow_and_large_products_are_priced_in_part(
+    priced: Priced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product_kernels, "_MOST_WEIGHTS", product_kernels._MOST_WEIGHTS >> 6)
+    monkeypatch.setattr(product_kernels, "_CACHED", product_kernels._CACHED >> 6)
+    model = seeded(lambda: nn.Sequential(nn.Linear(64, 2500), nn.Linear(2500, 4)))
+    quantize(model, torch.randn(2, 7, 64), QuantizeWeights("int8", 64))
     assert {key.replace("level=1", "level=4") for key in priced.asked} == {
         f"product {shapes} bits=8 block=64 level=4" + " streamed=1" * (rows == 1)
         for rows in (14, 1)  # batch and length are free
-        for shapes in (f"{rows}x512 8192x512", f"{rows}x20000 4x20000")
+        for shapes in (f"{rows}x64 1024x64", f"{rows}x2500 4x2500")
     }
 
 
@@ -691,7 +695,7 @@ def test_stored_weights_take_the_bits_that_the_format_promises(name: Any) -> Non
 
 
 def test_the_file_of_a_decoder_is_a_sixth(tmp_path: Path) -> None:
-    model = seeded(lambda: Decoder(256, 2000))
+    model = seeded(lambda: Decoder(192, 1500))
     result = quantize(model, TOKENS, QuantizeWeights("int4"))
     artifact, original = result.export(tmp_path / "model.onnx"), result.export_original(tmp_path / "original.onnx")
     weights = sum(tensor.numel() for tensor in model.parameters() if tensor.dim() > 1)
