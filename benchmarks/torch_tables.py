@@ -24,12 +24,13 @@ def tables_built_once() -> Iterator[None]:
     from torch._decomp import decomposition_table
     from torch._export import utils
     from torch.onnx._internal.exporter import _decomp
+    from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     parsed = functools.cache(ONNXRegistry.from_torchlib)
 
-    def from_torchlib(*args: Any, **kwargs: Any) -> ONNXRegistry:
-        registry = copy.copy(parsed(*args, **kwargs))
+    def from_torchlib(opset_version: int = TORCHLIB_OPSET) -> ONNXRegistry:
+        registry = copy.copy(parsed(opset_version))
         registry.functions = {target: list(found) for target, found in registry.functions.items()}
         return registry
 

@@ -74,6 +74,15 @@ def _graphs_compiled_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _kernels_timed_shortly() -> Iterator[None]:
+    """No test reads what a kernel takes, only that it takes some time: a few runs give that too."""
+    from lobo_fx.exporters.onnxruntime import kernel_costs
+
+    with mock.patch.multiple(kernel_costs, _ROUNDS=3, _MORE=1, repeatedly=range):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.default_generator.manual_seed(0)
