@@ -55,7 +55,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _tables_built_once() -> Iterator[None]:
-    """Half of the time of the exports here goes to tables that PyTorch builds anew for each."""
+    """Half of the time of the exports here goes to what PyTorch does anew for each."""
     with tables_built_once():
         yield
 

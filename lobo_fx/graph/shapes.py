@@ -16,7 +16,6 @@ import sympy
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
@@ -259,6 +258,8 @@ def _last_mode(placeholders: Sequence[fx.Node]) -> FakeTensorMode | None:
 
 def _refresh(value: Any, mode: FakeTensorMode, symbols: dict[sympy.Symbol, sympy.Symbol]) -> Any:
     """The placeholder's value in a new fake mode, with new symbols for the free dimensions."""
+    from torch._dynamo.source import ConstantSource  # a second or two, which only those wait for who trace
+
     environment = mode.shape_env
     assert environment is not None
     if not isinstance(value, torch.Tensor):

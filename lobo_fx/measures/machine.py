@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,7 +29,13 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of lobo_fx, and of the packages that it runs on, if installed."""
-    found = {"lobo_fx": __version__}
+    return {"lobo_fx": __version__, **_installed()}
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    """Read once: looking for a package's metadata takes as long as a small pass."""
+    found = {}
     for package in ("torch", "onnxruntime"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
