@@ -6,10 +6,11 @@ the calls that need it are traced, and `torch.onnx` is told that the result is d
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.capture.normalize import drop_asserts
 from lobo_fx.exporters.onnx.translations import Translations, decompositions, is_translated
+from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.tensors import fetch
@@ -65,6 +67,47 @@ def _is_branch(node: fx.Node) -> bool:
     return node.op == "get_attr" and module is not None and isinstance(fetch(module, str(node.target)), fx.GraphModule)
 
 
+def _lstm_cell(
+    x: torch.Tensor, state: Sequence[torch.Tensor], *weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden, memory = state
+    from_x, from_hidden = _gates(x, hidden, *weights)
+    enters, stays, new, leaves = (from_x + from_hidden).chunk(4, 1)
+    memory = stays.sigmoid() * memory + enters.sigmoid() * new.tanh()
+    return leaves.sigmoid() * memory.tanh(), memory
+
+
+def _gru_cell(x: torch.Tensor, hidden: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    (reset, stays, new), (old_reset, old_stays, old) = (part.chunk(3, 1) for part in _gates(x, hidden, *weights))
+    new = (new + (reset + old_reset).sigmoid() * old).tanh()
+    return new + (stays + old_stays).sigmoid() * (hidden - new)
+
+
+def _rnn_cell(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda x, hidden, *weights: activation(sum(_gates(x, hidden, *weights)))  # type: ignore[arg-type]
+
+
+def _gates(
+    x: torch.Tensor,
+    hidden: torch.Tensor,
+    weight_x: torch.Tensor,
+    weight_hidden: torch.Tensor,
+    bias_x: torch.Tensor | None = None,
+    bias_hidden: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    linear = nn.functional.linear
+    return linear(x, weight_x, bias_x), linear(hidden, weight_hidden, bias_hidden)
+
+
+_FORMULAS: dict[object, Callable[..., Any]] = {
+    aten.lstm_cell.default: _lstm_cell,
+    aten.gru_cell.default: _gru_cell,
+    aten.rnn_tanh_cell.default: _rnn_cell(torch.tanh),
+    aten.rnn_relu_cell.default: _rnn_cell(torch.relu),
+}
+"""Operators that PyTorch decomposes into writes in place, which `torch.onnx` has no functions for, as formulas."""
+
+
 def _decompose(node: fx.Node) -> None:
     """Replaces `node` by its decomposition, unless that needs constants of its own.
 
@@ -76,7 +119,7 @@ def _decompose(node: fx.Node) -> None:
     def call(*values: Any) -> Any:
         known = dict(zip(sources, values, strict=True))
         args, kwargs = pytree.tree_unflatten([known.get(leaf, leaf) for leaf in leaves], structure)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return _FORMULAS.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
 
     given = [source.meta["val"] for source in sources]
     with torch.no_grad(), enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic

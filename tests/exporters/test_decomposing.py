@@ -115,6 +115,33 @@ def test_what_decomposes_for_one_size_only_is_refused(tmp_path: Path) -> None:
         OnnxExporter().export(program_of(ProductOverRows()), tmp_path / "model.onnx", {})
 
 
+class Cells(nn.Module):
+    """Loops over steps with cells of every kind, with and without biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTMCell(8, 6), nn.GRUCell(6, 5, bias=False)
+        self.tanh, self.relu = nn.RNNCell(5, 4), nn.RNNCell(4, 4, nonlinearity="relu")
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        state, gru, tanh = None, None, None
+        for step in x.unbind(2)[:2]:
+            state = self.lstm(step.flatten(1)[:, :8], state)
+            gru = self.gru(state[0], gru)
+            tanh = self.tanh(gru, tanh)
+        return self.relu(tanh), state[1]
+
+
+def test_recurrent_cells_are_formulas_that_trace_nothing_again(tmp_path: Path, traces: list[ExportedProgram]) -> None:
+    torch.manual_seed(0)
+    program = program_of(Cells())
+    plain = with_translated_calls(program, {})
+    for found, expected in zip(plain.run(), program.run(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert OnnxExporter().export(program, tmp_path / "model.onnx", {}).parity < 1e-5
+    assert not traces
+
+
 def test_branches_are_left_to_torch_onnx(tmp_path: Path, traces: list[ExportedProgram]) -> None:
     OnnxExporter().export(program_of(Branch()), tmp_path / "model.onnx", {})
     assert traces
