@@ -185,7 +185,7 @@ class PruneChannels(Pass):
                 context.note(f"{said}: the widths that earlier steps left come no nearer")
         if not removed:
             found = survey(inference)
-            locks = list(dict.fromkeys("; ".join(found.locks).split("; ")))[:_SHOWN_LOCKS]
+            locks = list(filter(None, dict.fromkeys("; ".join(found.locks).split("; "))))[:_SHOWN_LOCKS]
             why = f", since of every parameter one holds: {'; '.join(locks)}" if locks and not found.axes else ""
             context.note(f"prune_channels found nothing to remove{why}")
         return program

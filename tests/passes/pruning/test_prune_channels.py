@@ -175,6 +175,11 @@ def test_a_model_without_a_free_axis_says_so() -> None:
     assert result.module.weight.shape == (5, 6)
 
 
+def test_a_model_without_parameters_gives_no_reasons() -> None:
+    result = prune(nn.ReLU(), PruneChannels())
+    assert "prune_channels found nothing to remove" in result.report.notes
+
+
 def test_the_report_counts_what_is_left() -> None:
     result = prune(traced(TwoLayers), PruneChannels())
     assert [row.parameters for row in result.report.rows] == [16 * 7 + 5 * 17, 8 * 7 + 5 * 9]
