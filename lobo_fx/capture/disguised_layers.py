@@ -25,6 +25,7 @@ from lobo_fx.graph.layers import is_constant
 from lobo_fx.graph.operators import arguments, aten, is_call
 from lobo_fx.graph.program import ProgramModule
 from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.randomness import drop_dead
 from lobo_fx.graph.rewriting import call, erase_dead
 
 __all__ = ["reveal_layers"]
@@ -57,7 +58,7 @@ def reveal_layers(module: ProgramModule) -> bool:
         erase_dead(graph, node)
         changed = True
     if changed:
-        graph.eliminate_dead_code()
+        drop_dead(graph)
         module.recompile()
     return changed
 

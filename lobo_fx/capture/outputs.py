@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.graph.program import Program, seal
+from lobo_fx.graph.randomness import drop_dead
 from lobo_fx.graph.rewriting import drop_unused
 
 __all__ = ["keep_outputs"]
@@ -38,7 +39,7 @@ def keep_outputs(program: Program, names: str | Sequence[str]) -> Program:
     left, structure = _shrunk(flat, codegen.pytree_info.out_spec)
     output.args = (tuple(left),)
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=structure)
-    module.graph.eliminate_dead_code()
+    drop_dead(module.graph)
     kept = Program(module, program.example_inputs)
     drop_unused(kept, [name for name, _ in [*module.named_parameters(), *module.named_buffers()]])
     module.recompile()

@@ -32,7 +32,7 @@ from lobo_fx.graph.node_facts import facts_of
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program, ProgramModule, mark_always_training, seal
 from lobo_fx.graph.provenance import describe, user_line
-from lobo_fx.graph.randomness import random_state_kept
+from lobo_fx.graph.randomness import drop_dead, random_state_kept
 from lobo_fx.graph.shapes import PropagationError, has_free_dimension, propagate
 from lobo_fx.graph.tensors import register
 from lobo_fx.sources.known_inputs import find_inputs
@@ -270,8 +270,9 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
     module.set_facts(free_dimensions=read_free_dimensions(exported, module.graph))
     module.set_facts(notes=tuple(normalize(module)))
     separate_layers(module.graph)
-    module.graph.eliminate_dead_code()
     mark_always_training(module)
+    drop_dead(module.graph)
+    module.recompile()
     try:
         propagate(module)
         if reveal_layers(module):

@@ -28,6 +28,7 @@ __all__ = [
     "drawing",
     "drawn",
     "draws",
+    "drop_dead",
     "made_of_draws",
     "may_draw",
     "own_generators",
@@ -89,6 +90,14 @@ def draws(node: fx.Node) -> bool:
     if not may_draw(node) or (training_flag(node) is not None and not facts_of(node).always_training):
         return False
     return all(arguments(node).get(share) != 0 for share in _SHARES)
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Deletes operators whose results nobody reads, and that draw no random numbers.
+
+    By their tags alone, PyTorch keeps all that could draw: attention, recurrent layers, and dropout in inference.
+    """
+    graph.eliminate_dead_code(lambda node: node.is_impure(impure_random=draws(node)))
 
 
 def drawing(module: fx.GraphModule) -> list[fx.Node]:

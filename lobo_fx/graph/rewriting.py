@@ -18,6 +18,7 @@ from torch import fx
 from lobo_fx.graph.operators import arguments, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe, inherit
+from lobo_fx.graph.randomness import drop_dead
 from lobo_fx.graph.tensors import register
 
 __all__ = [
@@ -115,7 +116,7 @@ def rewrite(program: Program, pattern: Op, rule: Rule) -> list[Rejected]:
             root.replace_all_uses_with(outcome, delete_user_cb=lambda user, kept=outcome: user is not kept)
             erase_dead(graph, root)
             live = set(graph.nodes)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     program.module.recompile()
     return rejected
 

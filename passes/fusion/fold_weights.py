@@ -17,6 +17,7 @@ from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.node_facts import facts_of
 from lobo_fx.graph.operators import RECURRENT, arguments, is_call, works_on_codes
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.randomness import drop_dead
 from lobo_fx.graph.rewriting import add_parameter, drop_unused, free_name, rename
 from lobo_fx.graph.running import Runner
 
@@ -110,7 +111,7 @@ def _fold(program: Program, operand: fx.Node, reader: fx.Node) -> str:
         new = add_parameter(program, free_name(program, "folded"), value)
     new.meta["val"] = operand.meta["val"]
     operand.replace_all_uses_with(new)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     drop_unused(program, names)  # which frees the name that the weight is to have
     return rename(program, new, free_name(program, _name(str(largest.target))))
 

@@ -12,6 +12,7 @@ from lobo_fx.graph.layers import Layer, layers
 from lobo_fx.graph.operators import arguments, set_argument
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.randomness import drop_dead
 from lobo_fx.graph.rewriting import drop_unused, free_name
 from lobo_fx.graph.tensors import register
 from lobo_fx.passes.fitting.linear_problem import matrix_of, put_matrix
@@ -58,7 +59,7 @@ def split_layers(program: Program, chosen: Sequence[Candidate], ranks: Mapping[s
         if one.name not in pairs:
             pairs[one.name] = _store(program, layer, one.name, ranks[one.name])
         _split(program, layer, *pairs[one.name])
-    program.graph.eliminate_dead_code()
+    drop_dead(program.graph)
     drop_unused(program, named)
     program.graph.lint()
     program.module.recompile()

@@ -14,6 +14,7 @@ from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.randomness import drop_dead
 from lobo_fx.graph.rewriting import add_parameter, drop_unused, free_name, rename
 from lobo_fx.graph.tensors import fetch
 from lobo_fx.own_operators.decode import DECODE
@@ -45,7 +46,7 @@ class ComputeInFloat(Pass):
                 source = node.args[0]
                 if source.target is ops.quantize_per_tensor.default:
                     node.replace_all_uses_with(source.args[0])
-        graph.eliminate_dead_code()
+        drop_dead(graph)
         drop_unused(program, named)
         for name, read in made.items():  # now that the old tensors are gone
             rename(program, read, free_name(program, name))

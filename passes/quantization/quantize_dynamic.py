@@ -16,6 +16,7 @@ from lobo_fx.graph.masks import strip_masks
 from lobo_fx.graph.operators import arguments, aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.randomness import drop_dead
 from lobo_fx.graph.recurrent import Recurrent
 from lobo_fx.graph.rewriting import free_name
 from lobo_fx.graph.tensors import register
@@ -86,7 +87,7 @@ class QuantizeDynamic(Pass):
                 write(program, layer, form, reads)
         for weight, codes in zip(weights, stored, strict=True):
             decode_for_readers(program, weight, codes)
-        program.graph.eliminate_dead_code()  # final states that nobody reads
+        drop_dead(program.graph)  # final states that nobody reads
         program.module.recompile()
         return program
 

@@ -196,3 +196,38 @@ def test_a_type_that_can_not_be_saved_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"can't be saved: .*Pair"):
         result.save(tmp_path / "saved")
     assert not list(tmp_path.iterdir())
+
+
+class Unread(nn.Module):
+    """Beside the first output: attention, dropout and recurrence, which draw nothing in inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.attention = nn.Linear(4, 4), nn.Linear(4, 12)
+        self.recurrent, self.dropped = nn.LSTM(4, 3, batch_first=True), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.body(x)
+        return {
+            "hidden": hidden,
+            "attended": nn.functional.scaled_dot_product_attention(*self.attention(hidden).chunk(3, -1)),
+            "states": self.recurrent(hidden)[0],
+            "dropped": nn.functional.dropout(self.dropped(hidden), 0.5, self.training),
+        }
+
+
+def test_what_draws_in_training_alone_goes_too() -> None:
+    kept = keep_outputs(trace(Unread().eval(), torch.randn(2, 5, 4)), ["hidden"])
+    assert {name for name, _ in kept.module.named_parameters()} == {"body.weight", "body.bias"}
+    assert [node.target for node in kept.graph.nodes if node.op == "call_function"] == [torch.ops.aten.linear.default]
+
+
+def test_what_draws_in_inference_stays() -> None:
+    """The numbers that others draw after it would be different ones."""
+
+    class Noisy(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"unread": nn.functional.dropout(x, 0.5, True), "noisy": x + torch.randn_like(x)}
+
+    kept = keep_outputs(trace(Noisy().eval(), torch.randn(2, 5)), ["noisy"])
+    assert torch.ops.aten.dropout.default in {node.target for node in kept.graph.nodes}

@@ -23,6 +23,7 @@ from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.errors import InvalidInput, LoboError, TraceError
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.measures.counts import run_counted
 from lobo_fx.passes import QuantizeStatic
 from lobo_fx.testing import assert_untouched
 
@@ -640,3 +641,21 @@ def test_the_test_kit_sees_an_attribute_that_is_left() -> None:
         assert_untouched(model),
     ):
         model.cache = torch.ones(1)
+
+
+def test_what_nobody_reads_is_not_run() -> None:
+    """Multiply-accumulates are counted as they run: 4 · 3 of the layer, none of the attention and the recurrence."""
+
+    class Unread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.recurrent = nn.Linear(4, 3), nn.GRU(4, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            states = self.recurrent(x)[0]
+            nn.functional.scaled_dot_product_attention(states, states, states)
+            result: torch.Tensor = self.layer(x[:, 0])
+            return result
+
+    program = trace(Unread().eval(), torch.randn(2, 5, 4))
+    assert run_counted(program)[1] == 12
