@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -13,7 +14,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from lobo_fx.cli.completion import complete_model, complete_plugin
-from lobo_fx.errors import LoboError
+from lobo_fx.errors import InvalidInput, LoboError
 from lobo_fx.version import __version__
 
 __all__ = [
@@ -176,9 +177,9 @@ def command(function: Command) -> Command:
         if as_json:
             from lobo_fx.report.json import as_json as plain
 
-            typer.echo(_dumped(plain(answer.data())))
+            _say(_dumped(plain(answer.data())))
         elif not quiet:
-            typer.echo(answer.text(verbose).rstrip("\n"))
+            _say(answer.text(verbose).rstrip("\n"))
         if answer.status:
             raise typer.Exit(answer.status)
 
@@ -189,6 +190,16 @@ def command(function: Command) -> Command:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app.command()(run)
     return function
+
+
+def _say(text: str) -> None:
+    try:
+        typer.echo(text)
+    except BrokenPipeError:  # a reader has read enough, which click knows
+        raise
+    except OSError as error:
+        sys.stdout = None  # so that Python does not try again at its end
+        _fail(InvalidInput(f"can't write to standard output: {error.strerror}"))
 
 
 def _dumped(data: Any) -> str:

@@ -142,7 +142,7 @@ class GoalPlan:
             quantizer = QuantizeStatic(**content.get("quantizer", {}))
             shapes = {str(name): tuple(map(int, shape)) for name, shape in content.get("shapes", {}).items()}
             return cls(pruning, integers, str(content["runtime"]), expected, ranks, weights, shapes, quantizer)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InvalidInput(f"{path} is no plan of a goal ({type(error).__name__}: {error})") from None
 
     def __repr__(self) -> str:

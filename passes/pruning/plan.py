@@ -136,6 +136,8 @@ class PruningPlan:
             ValueError: an axis keeps no positions, its positions are not in order or not in range, or it is cut twice.
                 An entry that is no cut raises other built-in errors.
         """
+        if not isinstance(entries, list):
+            raise ValueError("cuts are no list")
         cuts = tuple(_cut(entry) for entry in entries)
         if len({cut.members for cut in cuts}) < len(cuts):
             raise ValueError("an axis is cut twice")
@@ -164,7 +166,9 @@ def _names(leaf: Axis, found: Sequence[Member]) -> tuple[str, ...]:
 
 def _cut(entry: Any) -> AxisCut:
     """A cut from JSON, its positions in range and in order."""
-    before, kept = int(entry["before"]), tuple(map(int, entry["kept"]))
+    before, kept = entry["before"], tuple(entry["kept"])
+    if not all(type(number) is int for number in (before, *kept)):
+        raise ValueError(f"the width and the positions of {entry['name']} are not all whole numbers")
     if not kept or list(kept) != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < before:
         raise ValueError(f"positions of {entry['name']} are none, not in order, or not in range")
     names = tuple(map(str, entry["members"]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -462,3 +464,14 @@ def test_example_inputs_of_a_wrong_type_are_refused_in_words(model: str, command
     assert done.exit_code == 2, done.exception
     assert r"does not run on its example inputs (input: float64[batch, 4])" in done.output
     assert "same dtype" in done.output
+
+
+def test_an_output_that_is_full_is_said() -> None:
+    full = Path("/dev/full")
+    if not full.is_char_device():
+        pytest.skip("needs Linux")
+    with full.open("w") as stdout:
+        call = [sys.executable, "-m", "lobo_fx", "recipes", "--json"]
+        done = subprocess.run(call, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: can't write to standard output: No space left on device\n"

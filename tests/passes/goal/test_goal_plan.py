@@ -141,6 +141,11 @@ def test_an_operator_that_is_not_there_is_refused() -> None:
         ('{"format": 2, "integers": null}', "no plan of a goal of format 1; GoalPlan.save writes one"),
         ('{"format": 1, "cuts": []}', "no plan of a goal of format 1"),
         ('{"format": 1, "integers": null}', r"no plan of a goal \(KeyError"),
+        ('{"format": 1, "integers": null, "cuts": {}}', r"no plan of a goal \(ValueError: cuts are no list"),
+        (
+            f'{{"format": 1, "integers": null, "cuts": [], "expected": {{"latency": 1{"0" * 400}}}, "runtime": "x"}}',
+            r"no plan of a goal \(OverflowError",
+        ),
         ('{"format": 1, "integers": 3, "cuts": [], "expected": {}, "runtime": "x"}', r"no plan of a goal \(TypeError"),
         (
             '{"format": 1, "integers": [], "cuts": [{}], "expected": {}, "runtime": "x"}',
