@@ -68,8 +68,8 @@ class OnnxModule(nn.Module):
         self.fed = {value.name: _python_name(value.name) for value in graph.input if value.name not in weights}
         self.specs = [value for value in graph.input if value.name in self.fed]
         self.made = [value.name for value in graph.output]
-        if stored := [name for name in self.made if name in weights and name not in self.known]:
-            raise InvalidInput(f"the output '{stored[0]}' is a stored weight, and not computed")
+        if plain := [name for name in self.made if name in weights and name not in self.known]:
+            raise InvalidInput(f"the output '{plain[0]}' is a stored weight, and not computed")
         read = {name for node in graph.node for name in node.input}
         stored = {name: _parameter(weights[name]) for name in weights if name in read and name not in self.known}
         self.steps: list[tuple[_Node, str]] = []

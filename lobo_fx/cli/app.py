@@ -169,15 +169,20 @@ def command(function: Command) -> Command:
     def run(quiet: bool, verbose: bool, as_json: bool, **given: Any) -> None:
         from lobo_fx.terminal.progress import no_progress
 
-        try:
-            with no_progress() if quiet else contextlib.nullcontext():
-                answer = function(**given)
-        except LoboError as error:
-            _fail(error)
-        if as_json:
-            from lobo_fx.report.json import as_json as plain
+        data = ""
+        # what models, data and scores of the user print is no part of the JSON
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            try:
+                with no_progress() if quiet else contextlib.nullcontext():
+                    answer = function(**given)
+            except LoboError as error:
+                _fail(error)
+            if as_json:
+                from lobo_fx.report.json import as_json as plain
 
-            _say(_dumped(plain(answer.data())))
+                data = _dumped(plain(answer.data()))
+        if as_json:
+            _say(data)
         elif not quiet:
             _say(answer.text(verbose).rstrip("\n"))
         if answer.status:

@@ -69,6 +69,7 @@ def _scores(criterion: Any, model: nn.Module, inputs: torch.Tensor) -> list[torc
     scorer = resolve(criterion).scorer(inference, context)
     found = {leaf: scorer(leaf, runs_through) for leaf, runs_through in members(inference).items()}
     for leaf, scores in found.items():
+        assert isinstance(scores, torch.Tensor), f"scores are a {type(scores).__name__}; expected a tensor"
         assert scores.shape == (leaf.size,), f"scores of shape {list(scores.shape)} for {leaf.size} positions"
         assert bool(scores.isfinite().all()), "a score is not finite"
     return list(found.values())

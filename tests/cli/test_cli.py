@@ -475,3 +475,11 @@ def test_an_output_that_is_full_is_said() -> None:
         done = subprocess.run(call, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: can't write to standard output: No space left on device\n"
+
+
+def test_what_user_code_prints_is_no_part_of_the_json(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(f"print('read')\n{MODEL}\n\ndef made():\n    print('made')\n    return make()\n")
+    done = call("inspect", f"{tmp_path / 'net.py'}:made", "--json")
+    assert json.loads(done.stdout)["parameters"] == 58
+    assert done.stderr == "read\nmade\n"
+    assert "read\nmade\n" in call("inspect", f"{tmp_path / 'net.py'}:made").stdout

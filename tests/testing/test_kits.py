@@ -124,13 +124,14 @@ def test_criteria_pass_their_battery(name: str) -> None:
         (lambda size, scores: torch.arange(size), "zeros is not scored lower"),
         (lambda size, scores: torch.ones(size), "zeros is not scored lower"),
         (lambda size, scores: torch.stack(scores).sum(0)[:-1], "for .* positions"),
+        (lambda size, scores: 1.0, "scores are a float; expected a tensor"),
         (lambda size, scores: torch.stack(scores).sum(0) * float("nan"), "not finite"),
         (lambda size, scores: torch.stack(scores).sum(0) * torch.rand(1), "follow channels|asked for again"),
         (lambda size, scores: torch.stack(scores).sum(0) * torch.arange(1, size + 1), "don't follow channels"),
     ],
 )
 def test_broken_criteria_are_caught(
-    function: Callable[[int, Any], torch.Tensor], fault: str, monkeypatch: pytest.MonkeyPatch
+    function: Callable[[int, Any], Any], fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lobo_fx.testing.criteria.check_composed", lambda *args, **kwargs: None)
     with pytest.raises(AssertionError, match=fault):

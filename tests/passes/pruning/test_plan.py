@@ -137,7 +137,8 @@ def test_an_axis_that_would_vanish_or_is_cut_twice_is_no_plan(tmp_path: Path) ->
 @pytest.mark.parametrize("number", [1.5, True, "2", float("inf")])
 def test_a_plan_holds_whole_numbers_in_a_list(number: Any, tmp_path: Path) -> None:
     first = dataclasses.asdict(plan_of(network(), ratio=0.5).cuts[0])
-    for cuts in ([first | {"kept": [0, number]}], [first | {"before": number}], {}, ""):
+    wrong: list[Any] = [[first | {"kept": [0, number]}], [first | {"before": number}], {}, ""]
+    for cuts in wrong:
         (tmp_path / "plan.json").write_text(json.dumps({"format": 1, "cuts": cuts}))
         with pytest.raises(lobo_fx.InvalidInput, match=r"is no pruning plan \(ValueError: .*(whole numbers|no list)"):
             PruningPlan.load(tmp_path / "plan.json")
