@@ -46,7 +46,7 @@ def users_code(name: str) -> Iterator[None]:
         yield
     except LoboError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = user_line("".join(traceback.format_tb(error.__traceback__)))
         where = f" at {line}" if line else ""
         raise InvalidInput(f"{name} failed{where}: {type(error).__name__}: {error}") from error

@@ -276,3 +276,13 @@ def test_weights_that_no_file_computes_in_are_named_first() -> None:
         "'weight' is bfloat16, which runtimes do not compute in on CPU, so `export` will refuse it: "
         "compile model.float() to export"
     ]
+
+
+def test_an_exit_in_the_users_code_is_an_error_of_it() -> None:
+    """It ended the process, with a status of its own and without a word."""
+
+    def leave(module: nn.Module) -> float:
+        raise SystemExit(4)
+
+    with pytest.raises(InvalidInput, match=r"evaluate failed at .*test_context\.py:\d+: .*SystemExit: 4"):
+        lobo_fx.compile(nn.Linear(4, 2), [], example_inputs=torch.ones(2, 4), evaluate=leave, progress=False)
