@@ -20,7 +20,7 @@ def exporter_of(exporter: str | Exporter, **settings: str | None) -> Exporter:
         InvalidInput: no such exporter, or it has no such setting.
     """
     found: Any = EXPORTERS.get(exporter)() if isinstance(exporter, str) else exporter
-    if isinstance(found, type) or not isinstance(found, Exporter):
+    if isinstance(exporter, type) or not isinstance(exporter, (str, Exporter)):
         raise InvalidInput(f"exporter is {exporter!r}; expected the name of a format, or an exporter")
     given = {name: value for name, value in settings.items() if value is not None}
     known = {field.name for field in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()

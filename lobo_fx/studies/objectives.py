@@ -58,7 +58,7 @@ def chosen_objectives(names: Sequence[str] | None, is_scored: bool) -> tuple[str
         if chosen.count(name) > 1:
             raise InvalidInput(f"the objective '{name}' is given twice")
         if name == "score" and not is_scored:
-            raise InvalidInput("the objective 'score' needs evaluate=; without it, 'decibels' is the loss")
+            raise InvalidInput("the objective 'score' needs evaluate= (--evaluate); without it, 'decibels' is the loss")
     return chosen
 
 

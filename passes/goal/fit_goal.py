@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -27,6 +27,7 @@ from lobo_fx.passes.quantization.mixed_precision import DECIBELS
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic, folded
 from lobo_fx.plugins.kernels import Kernel
 from lobo_fx.plugins.registry import RUNTIMES
+from lobo_fx.recipe import build
 
 __all__ = ["FitGoal"]
 
@@ -60,7 +61,7 @@ class FitGoal(Pass):
         moves: candidates that are pruned, refitted and compared beside the solver's.
         seconds: time of the search, after which no further candidate is begun once one is within the limits; costs and
             losses are measured before.
-        quantizer: how operators are quantized.
+        quantizer: how operators are quantized: a `QuantizeStatic`, or its settings by name.
         costs: a cost table of the machine to run on; None measures this one, once.
         target: the integers that the CPU multiplies fast, as in `QuantizeStatic`: `auto`, `x86-vnni`, `x86-avx2` or
             `arm`.
@@ -96,14 +97,17 @@ class FitGoal(Pass):
     promise: ClassVar[Promise] = Promise.APPROXIMATE
 
     def __post_init__(self) -> None:
+        given: object = self.quantizer
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "quantizer", build(QuantizeStatic, dict(given)))
         if self.plan is not None:
             if given := [name for name in self.settings if name not in ("plan", "quantizer", "costs", "target")]:
                 raise InvalidInput(f"plan= says what to do; leave out {', '.join(given)}")
             self.given_plan  # noqa: B018  refused here, before any work
         else:
             self.goal  # noqa: B018  likewise
-        super().__post_init__()
-        if self.kinds is not None and not (self.kinds and all(kind in KINDS for kind in self.kinds)):
+        chosen = self.kinds if isinstance(self.kinds, Sequence) else ()
+        if self.kinds is not None and not (chosen and all(kind in KINDS for kind in chosen)):
             raise InvalidInput(f"kinds is {self.kinds!r}; it must be a list of {', '.join(KINDS)}")
         listed = isinstance(self.exclude, Sequence) and not isinstance(self.exclude, str)
         if not listed or not all(isinstance(pattern, str) for pattern in self.exclude):
@@ -131,6 +135,7 @@ class FitGoal(Pass):
                 f"target={self.target!r} is another machine: its kernels can't be measured here. Run "
                 "`lobo-fx costs MODEL --widths -o costs.json` there, and give costs="
             )
+        super().__post_init__()  # last, since the messages above say more
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -87,6 +87,7 @@ def tell(programs: Programs, best: Built, limits: Mapping[str, float], context: 
     asked = [f"{name} {limit:.3f}" for name, limit in limits.items()]
     asked += [f"{name} {limit:g}" for name, limit in losses.items() if limit is not None]
     count, took = len(programs.tried), best.precision.name
-    context.note(f"fit_goal took {took}, of {count} candidates: {', '.join(taken)}; asked for: {', '.join(asked)}")
+    tried = f"{count} candidate{'s' * (count != 1)}"
+    context.note(f"fit_goal took {took}, of {tried}: {', '.join(taken)}; asked for: {', '.join(asked)}")
     if programs.settings.costs is not None:
         context.note("latency is what the cost table says of another machine: nothing was measured there")

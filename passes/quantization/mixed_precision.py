@@ -24,6 +24,7 @@ from lobo_fx.passes.quantization.integers.placement import Choices, Placement
 from lobo_fx.passes.quantization.integers.rounding import restore_floating
 from lobo_fx.passes.quantization.integers.simulation import Simulation
 from lobo_fx.passes.quantization.quantize_static import QuantizeStatic
+from lobo_fx.recipe import build
 from lobo_fx.report.records import SENSITIVITY, Sheet
 
 __all__ = ["DECIBELS", "MixedPrecision", "ever_fewer"]
@@ -50,7 +51,7 @@ class MixedPrecision(Pass):
     Attributes:
         decibels: signal-to-noise ratio of the outputs that must stay; 30 where no budget is given.
         drop: loss of `evaluate`'s score that is allowed; give this or `decibels`.
-        quantizer: how layers are quantized.
+        quantizer: how layers are quantized: a `QuantizeStatic`, or its settings by name.
 
     Source: Wu et al., "Integer Quantization for Deep Learning Inference", 2020, section 6.
     """
@@ -62,6 +63,9 @@ class MixedPrecision(Pass):
     promise: ClassVar[Promise] = Promise.APPROXIMATE
 
     def __post_init__(self) -> None:
+        given: object = self.quantizer
+        if isinstance(given, Mapping):
+            object.__setattr__(self, "quantizer", build(QuantizeStatic, dict(given)))
         if self.decibels is not None and self.drop is not None:
             raise InvalidInput("give MixedPrecision one budget: decibels= or drop=")
         for name in ("decibels", "drop"):

@@ -55,7 +55,8 @@ class QuantizeStatic(Pass):
             error, without isolated values), `mse` (least squared error), `entropy`, `percentile`, `min_max`,
             `moving_average`, or one that another package offers
             (`lobo_fx.passes.quantization.integers.observer_names.OBSERVERS`).
-        percentile: share of the values that the observer `percentile` keeps at either end, in percent.
+        percentile: for the observer `percentile`, how many percent of the values are below the upper end of the range,
+            and as many above its lower end.
         target: the CPU's integers: `x86-vnni` (uint8 × int8), `x86-avx2` (weights of 7 bits, whose sums don't
             saturate), `arm` (int8 × int8); `auto` is this machine's.
         kernels: `cheapest` runs an operator as integers where that pays on the CPU, conversions included, and fuses

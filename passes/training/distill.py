@@ -82,7 +82,8 @@ class Distill(TrainingPass):
         if self.teacher is not None and not isinstance(self.teacher, nn.Module):
             raise InvalidInput(f"teacher is a {type(self.teacher).__name__}; expected an nn.Module, or None")
         known = get_args(Match)
-        if not self._given or any(match not in known for match in self._given):
+        listed = isinstance(self.match, (str, list, tuple))
+        if not listed or not self._given or any(match not in known for match in self._given):
             raise InvalidInput(f"match is {self.match!r}; it must be one of {', '.join(known)}, or a list of them")
         if not is_number(self.temperature) or self.temperature <= 0:
             raise InvalidInput(f"temperature is {self.temperature!r}; it must be a positive number")

@@ -75,6 +75,8 @@ class IterativePrune(TrainingPass):
         super().__post_init__()
         if isinstance(self.cuts, bool) or not isinstance(self.cuts, int) or self.cuts < 1:
             raise InvalidInput(f"cuts is {self.cuts!r}; it must be a whole number of at least 1")
+        if self.path not in tuple(_PATHS):
+            raise InvalidInput(f"path is {self.path!r}; it must be one of {', '.join(_PATHS)}")
         if isinstance(self._pruning, PruneChannels) and self._pruning.steps > 1:
             raise InvalidInput(
                 f"prune is {self._pruning}, which has steps of its own: leave them out, cuts= says how many"

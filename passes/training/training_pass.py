@@ -63,7 +63,6 @@ class TrainingPass(Pass):
     keeps_best: ClassVar[bool] = True  # no setting: whether a pass keeps the weights with the best score, or the last
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         import_package("accelerate", "accelerate", extra="train")
         for name, least in {"epochs": 0, "steps": 1, "accumulate": 1, "patience": 1}.items():
             value = getattr(self, name)

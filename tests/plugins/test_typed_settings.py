@@ -161,10 +161,15 @@ def test_what_is_no_exporter_is_refused(exporter: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("fit_goal", {"latency": 0.5, "kinds": 3}, "kinds is 3; it must be a list of text, or None"),
+        ("fit_goal", {"latency": 0.5, "kinds": 3}, "kinds is 3; it must be a list of "),
         ("fit_goal", {"latency": 0.5, "seconds": True}, "seconds is True; it must be a number"),
         ("prune_channels", {"steps": True}, "steps is True; it must be a whole number"),
         ("prune_channels", {"ratio": False}, "ratio is False; it must be a number"),
+        (
+            "prune_channels",
+            {"ratio": {0: 0.5}},
+            "ratio is {0: 0.5}; it must be a number, or a mapping from text",
+        ),
         ("prune_weights", {"amount": False}, "amount is False; it must be a number"),
         ("factorize", {"rank": True}, "rank is True; it must be a number"),
         ("student", {"start": ["kept"]}, "start is ['kept']; it must be one of kept, fresh"),
@@ -300,3 +305,11 @@ def test_ranges_in_words(within: Range, words: str) -> None:
 @pytest.mark.parametrize("name", PASSES)
 def test_defaults_of_our_own_passes_fit_their_types(name: str) -> None:
     check_settings(PASSES.get(name)())
+
+
+@pytest.mark.parametrize("text", ["mixed_precision:decibels=20", "fit_goal:latency=0.5"])
+def test_a_quantizer_is_given_by_its_settings_in_recipes(text: str) -> None:
+    pass_: Any = read_pass(text + ",quantizer={kernels: all, observer: mse}")
+    assert pass_.quantizer == lobo_fx.passes.QuantizeStatic(kernels="all", observer="mse")
+    with pytest.raises(InvalidInput, match="QuantizeStatic has no setting 'kernel'; did you mean kernels"):
+        read_pass(text + ",quantizer={kernel: all}")
