@@ -265,7 +265,7 @@ def test_a_failed_unification_leaves_no_contradiction() -> None:
     assert b.find() is not f.find()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pairs())
 def test_unification_makes_positions_equal_and_contradicts_nothing(pair: tuple[Tree, Tree]) -> None:
     first, second = pair
@@ -281,7 +281,7 @@ def test_unification_makes_positions_equal_and_contradicts_nothing(pair: tuple[T
     second.check()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(SIZES, min_size=1, max_size=3), st.randoms(use_true_random=False))
 def test_products_of_refined_runs_always_meet(sizes: list[int], random: Any) -> None:
     """Both sides come from one list of prime factors, grouped in two ways: the refinement exists."""
@@ -296,7 +296,7 @@ def test_products_of_refined_runs_always_meet(sizes: list[int], random: Any) -> 
     assert positions(left) == positions(right)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(2, 20), st.data())
 def test_concatenations_of_leaves_always_meet(size: int, data: st.DataObject) -> None:
     def cuts() -> list[int]:
@@ -312,7 +312,7 @@ def test_concatenations_of_leaves_always_meet(size: int, data: st.DataObject) ->
 # --- cutting -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(trees(), st.data())
 def test_a_cut_gives_the_first_positions_and_the_others(tree: Tree, data: st.DataObject) -> None:
     size = tree.axis.find().size
@@ -343,7 +343,7 @@ def test_a_cut_of_a_product_on_a_row_cuts_its_outer_factor() -> None:
 # --- locks and inexactness ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pairs(), st.sampled_from(["lock", "mark_inexact"]), st.data())
 def test_reasons_reach_exactly_the_leaves_that_theirs_became(
     pair: tuple[Tree, Tree], note: str, data: st.DataObject
@@ -422,7 +422,7 @@ def test_roles_are_kept_by_merging() -> None:
 # --- masks and projections ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(trees(), st.integers(0, 2**16))
 def test_kept_positions_are_those_whose_every_index_is_kept(tree: Tree, seed: int) -> None:
     removal, masks = random_removal(list(dict.fromkeys(tree.axis.leaves())), seed)
@@ -431,7 +431,7 @@ def test_kept_positions_are_those_whose_every_index_is_kept(tree: Tree, seed: in
     assert kept_size(tree.axis, removal) == sum(expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pairs(), st.integers(0, 2**16))
 def test_unified_axes_keep_the_same_positions(pair: tuple[Tree, Tree], seed: int) -> None:
     try:
@@ -456,7 +456,7 @@ def test_nothing_removed_keeps_everything() -> None:
     assert kept(axis, removal).tolist() == [True, False, True, True, False, True]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(trees(), st.integers(0, 2**16))
 def test_projection_sums_over_the_positions_with_an_index(tree: Tree, seed: int) -> None:
     """A position with two indices of one leaf (it is a factor twice) counts for both."""

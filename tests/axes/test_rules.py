@@ -1290,9 +1290,13 @@ def place_of_the_greatest_channel() -> Net:
 
 
 @pytest.mark.parametrize(
-    ("bias", "bidirectional", "layers"), [(True, False, 1), (False, True, 1), (False, False, 2), (True, True, 2)]
+    ("kind", "bias", "bidirectional", "layers"),
+    [
+        pytest.param(kind, *settings, marks=pytest.mark.slow if settings == slow else ())
+        for kind, slow in ((nn.LSTM, (True, False, 1)), (nn.GRU, (False, False, 2)))
+        for settings in ((True, False, 1), (False, True, 1), (False, False, 2), (True, True, 2))
+    ],
 )
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent(kind: type[nn.Module], bias: bool, bidirectional: bool, layers: int) -> None:
     def make() -> Net:
         rnn: Any = kind
@@ -1319,12 +1323,15 @@ VARIANTS = {
     "conv1d",
     "conv3d",
     "cumulative_sum_of_tokens",
+    "fused_qkv_in_three_chunks",
     "fused_qkv_with_heads_outside",
     "grouped_query_attention_by_expanding",
     "index_select_of_tokens",
     "layer_norm_without_weights",
+    "linear_attention",
     "matmul_with_a_vector",
     "multihead_self_attention",
+    "scaled_dot_product_attention",
     "tile",
 }
 """Cases whose rules other cases use too: they run with the slow tests."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,12 @@ def written(model: nn.Module, example: torch.Tensor, folder: Path, chosen: Any =
     return result.program, path, named_arrays(result.program, with_rows(result.program, 1))
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[], nn.Module], torch.Tensor], Any]:
+    """As `written`, without passes, once for each network."""
+    return functools.cache(lambda make, example: written(make(), example, tmp_path_factory.mktemp("file")))
+
+
 def profiled(program: Any, path: Path, arrays: Any) -> Any:
     names = {node.name: node.name for node in program.graph.nodes}
     (output,) = program.graph.output_node().args[0]
@@ -54,9 +62,9 @@ def profiled(program: Any, path: Path, arrays: Any) -> Any:
 
 @pytest.mark.parametrize(("make", "example"), [(convolutions, IMAGES), (Attention, ROWS)])
 def test_every_microsecond_is_some_nodes_or_nobodys(
-    make: Any, example: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Any, example: torch.Tensor, once: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program, path, arrays = written(make(), example, tmp_path)
+    program, path, arrays = once(make, example)
     kept: list[Any] = []
 
     def read(text: str) -> Any:
@@ -91,8 +99,8 @@ def test_nodes_of_a_file_belong_to_those_of_the_program_that_they_were_made_of(t
     assert found.keys() - {relu} == {convolution, flatten, linear}
 
 
-def test_all_that_attention_became_is_its_own(tmp_path: Path) -> None:
-    program, path, arrays = written(Attention(), ROWS, tmp_path)
+def test_all_that_attention_became_is_its_own(once: Any) -> None:
+    program, path, arrays = once(Attention, ROWS)
     found = profiled(program, path, arrays)
     attention = next(
         node.name for node in program.graph.nodes if node.target is aten.scaled_dot_product_attention.default
@@ -106,8 +114,8 @@ def test_all_that_attention_became_is_its_own(tmp_path: Path) -> None:
     assert "" not in found
 
 
-def test_names_that_no_value_has_leave_all_to_nobody(tmp_path: Path) -> None:
-    _, path, arrays = written(convolutions(), IMAGES, tmp_path)
+def test_names_that_no_value_has_leave_all_to_nobody(once: Any) -> None:
+    _, path, arrays = once(convolutions, IMAGES)
     found = OnnxRuntime().node_times(path, arrays, {"something else": "something else"})
     assert found.keys() == {""}
     assert len(found[""]) >= 3

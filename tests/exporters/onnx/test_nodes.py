@@ -42,7 +42,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[lobo_fx.Result, P
     result = compiled(FoldBatchNorm(), QuantizeStatic(kernels="all"))
     result.export_original(folder / "original.onnx")
     result.export(folder / "compiled.onnx", confirm=False)
-    files = result.save_node_data(folder / "data")
+    files = result.save_node_data(folder / "data", rounds=1)
     assert {file.name for file in files} == {
         f"{label}.{name}.json" for label in ("original", "compiled") for name in ("microseconds", "bytes", "precision")
     }
@@ -71,8 +71,8 @@ def test_precisions_are_what_nodes_compute_in(written: tuple[lobo_fx.Result, Pat
     precisions = {label: values(written[1] / "data" / f"{label}.precision.json") for label in ("original", "compiled")}
     assert [precisions["original"][layer] for layer in layers] == ["float32"] * 3
     assert [precisions["compiled"][layer] for layer in layers] == ["int8"] * 3
-    stored = compiled(QuantizeWeights("int4", block_size=16))
-    stored.save_node_data(tmp_path)
+    stored = compiled(QuantizeWeights("int4", block_size=16, compute="float32"))
+    stored.save_node_data(tmp_path, rounds=1)
     assert values(tmp_path / "compiled.precision.json")["0.3/Conv"] == "float32, int4"
 
 

@@ -86,6 +86,11 @@ CONVOLUTIONS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]
 }
 
 
+ALIKE = {"conv3d", "dilated", "transposed3d"}
+"""A norm scales what others have too: filters of any number of dimensions, and of any spacing."""
+UNBIASED = {"conv2d", "transposed_grouped", "linear"}
+
+
 @pytest.mark.parametrize(
     ("kind", "bias"),
     [
@@ -93,7 +98,7 @@ CONVOLUTIONS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]
             kind,
             bias,
             id=f"{kind}-{'bias' if bias else 'no_bias'}",
-            marks=() if bias or kind in ("conv2d", "transposed_grouped", "linear") else pytest.mark.slow,
+            marks=() if (kind not in ALIKE if bias else kind in UNBIASED) else pytest.mark.slow,
         )
         for kind in CONVOLUTIONS
         for bias in (True, False)

@@ -70,7 +70,7 @@ def axes_of(name: str) -> tuple[Inference, tuple[Axis, ...]]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_sums_are_what_the_axes_say_of_any_removal(name: str, data: st.DataObject) -> None:
     inference, leaves = axes_of(name)

@@ -249,6 +249,21 @@ def convolutions(*layers: nn.Module) -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, dict[str, int]]] = {
     "relu6": (lambda: convolutions(nn.ReLU6()), 4 * IMAGES, {"QLinearConv": 2, "Clip": 0}),
+    "layers": (
+        lambda: convolutions(
+            Apply(lambda x: x.clamp(min=0.2)),
+            nn.Conv2d(8, 8, 3, padding="same"),
+            nn.Conv2d(8, 8, 3, groups=8),
+            nn.ReLU(),
+        ),
+        IMAGES,
+        {"QLinearConv": 4},
+    ),
+    "between": (
+        lambda: convolutions(nn.ReLU(), nn.MaxPool2d(3, 1, 1), nn.Sigmoid(), nn.LeakyReLU(), nn.AdaptiveAvgPool2d(2)),
+        IMAGES,
+        {"QLinearConv": 2, "NhwcMaxPool": 1, "QLinearSigmoid": 1, "QLinearLeakyRelu": 1, "QLinearAveragePool": 1},
+    ),
     "clamp_above_zero": (lambda: convolutions(Apply(lambda x: x.clamp(min=0.2))), IMAGES, {"QLinearConv": 2}),
     "padded_by_name": (lambda: convolutions(nn.Conv2d(8, 8, 3, padding="same")), IMAGES, {"QLinearConv": 3}),
     "depthwise": (lambda: convolutions(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()), IMAGES, {"QLinearConv": 3}),
@@ -293,8 +308,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, dict[str, int]]
 FLOAT_KERNELS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MaxPool")
 
 
-SLOW = {"relu6", "head", "addmm"}
-"""Other networks have a clamp behind a convolution, and a linear layer of two dimensions; `addmm` becomes one."""
+SLOW = {"relu6", "head", "addmm", "clamp_above_zero", "padded_by_name", "depthwise", "pools", "activations"}
+"""What others have too: `layers` the convolutions and the clamp, `between` pools and activations, and for linear layers
+of two dimensions, which `addmm` becomes, there is another test."""
 
 
 @pytest.mark.parametrize("kind", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NETWORKS])

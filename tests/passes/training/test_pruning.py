@@ -195,14 +195,22 @@ def test_what_is_not_trained_is_not_drawn_anew() -> None:
 # --- in steps ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["cubic", "linear"])
+CUTS = {
+    "ratio": PruneChannels(0.5, round_to=4, compensation="none"),
+    "by name": PruneChannels({"0": 0.75, "7": 0.5}, round_to=1, compensation="none"),
+}
+
+
 @pytest.mark.parametrize(
-    "cut",
+    ("cut", "path"),
     [
-        PruneChannels(0.5, round_to=4, compensation="none"),
-        PruneChannels({"0": 0.75, "7": 0.5}, round_to=1, compensation="none"),
+        pytest.param(CUTS[cut], path, id=f"{cut}-{path}", marks=pytest.mark.slow if is_slow else ())
+        for is_slow, cuts in (
+            (False, {"ratio": "linear", "by name": "cubic"}),
+            (True, {"ratio": "cubic", "by name": "linear"}),
+        )
+        for cut, path in cuts.items()
     ],
-    ids=["ratio", "by name"],
 )
 def test_steps_end_with_the_widths_of_one_cut(program: Program, cut: PruneChannels, path: Any) -> None:
     result = compiled(program, IterativePrune(cut, cuts=3, path=path, **RATE))
