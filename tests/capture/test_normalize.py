@@ -833,7 +833,7 @@ def body_of(steps: list[Step], returned: list[int], with_buffer: bool) -> Body:
 
 
 RANDOM = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,

@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr("lobo_fx.measures.latency.peak_memory", lambda *given: (1, 2))
+        patch.setattr("lobo_fx.report.report.dashboards", lambda runs: {})
         done = call(
             *("compile", "net.py:make", "--example-inputs", "net.py:inputs", "--recipe", "balanced", "--rounds", "1")
         )
@@ -73,6 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("lobo_fx.report.report.dashboards", lambda runs: {})  # pictures have tests of their own
     monkeypatch.setattr("lobo_fx.measures.latency.peak_memory", lambda *given: (1, 2))
 
 

@@ -45,6 +45,7 @@ def test_a_file_is_tuned_measured_with_its_options_and_tuned_no_more(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lobo_fx.measures.latency.peak_memory", lambda *given: (1, 2))
+    monkeypatch.setattr("lobo_fx.report.report.dashboards", lambda runs: {})
     (tmp_path / "net.py").write_text(MODEL)
     given = ["compile", "net.py:make", "--pass", "fold_weights", "--rounds", "2", "-o", "out"]
     done = run(*given, "--tune", "--batch", "3")

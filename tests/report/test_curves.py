@@ -17,6 +17,7 @@ from lobo_fx.report.cells import size_text
 from lobo_fx.report.charts import draw_curve
 from lobo_fx.report.comparison import Comparison
 from lobo_fx.report.curves import Curve, Line, Plot, removal_curve
+from lobo_fx.report.dashboards import DASHBOARDS
 from lobo_fx.report.figures import METRICS, Conditions, Figures, families
 from lobo_fx.report.records import Sheet
 
@@ -152,7 +153,8 @@ def test_memory_and_rates_are_ranked_where_they_were_measured() -> None:
     assert "Tokens a second" not in Comparison([run]).charts()
 
 
-def test_files_of_titles_that_are_alike_are_numbered(tmp_path: Path) -> None:
+def test_files_of_titles_that_are_alike_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lobo_fx.report.comparison.dashboards", lambda runs: dict.fromkeys(DASHBOARDS, b""))
     sheets = [Sheet("a/b", ("x", "y"), (("=1+1", 2.5),)), Sheet("a:b", ("x",), (("z",),))]
     runs = [figures("r", model=name, nonzero=n) for name in ("m/n", "m:n") for n in (1, 50)]
     runs = [dataclasses.replace(run, name=f"r{place}") for place, run in enumerate(runs)]

@@ -30,6 +30,11 @@ from lobo_fx.report.records import AxisRow, CandidateRow, ModuleRow, Row, Sheet
 
 HOSTILE = "</script><img src=http://example.com/x onerror=alert(1)>"
 WIDTHS = (400, 1400)
+SHOWN = [
+    *((400, True), (1400, False)),
+    *(pytest.param(width, dark, marks=pytest.mark.slow) for width, dark in ((400, False), (1400, True))),
+]
+"""Widths and whether the page is dark: colours move nothing, so that each is met once."""
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -386,8 +391,7 @@ def comparison_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "dark"), SHOWN)
 @pytest.mark.parametrize("kind", ["report", "comparison"])
 def test_the_page_fits_and_says_nothing_to_console_or_network(
     kind: str, width: int, dark: bool, browser: Browser, page_file: Path, comparison_file: Path
@@ -461,8 +465,7 @@ def test_the_layer_table_is_sorted_and_filtered(width: int, browser: Browser, pa
 ROWS = "[...document.querySelectorAll('#network .part-row')].filter(e => e.checkVisibility())"
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "dark"), SHOWN)
 def test_the_network_opens_module_by_module_and_bars_are_to_scale(
     width: int, dark: bool, browser: Browser, page_file: Path
 ) -> None:

@@ -489,6 +489,9 @@ def test_without_jinja2_or_matplotlib_the_other_forms_are_written(
 
 
 def test_a_full_disk_leaves_the_older_report(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "lobo_fx.report.report.dashboards", lambda runs: dict.fromkeys(DASHBOARDS, runs[0].model.encode())
+    )
     report.save(tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     report.model = "another"

@@ -225,6 +225,7 @@ def test_a_trial_more_than_the_total_is_not_run() -> None:
     assert [ledger.is_surplus(trial, 2) for trial in trials] == [False, False, True]
 
 
+@pytest.mark.parametrize("storage", ["journal", pytest.param("database", marks=pytest.mark.slow)], indirect=True)
 def test_a_study_goes_on_to_a_larger_total(storage: str) -> None:
     assert numbers(work(storage, 2)) == [0, 1]
     assert numbers(work(storage, 3)) == [0, 1, 2]
