@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-import timm
 import torch
 import transformers
 from torch import nn
@@ -173,6 +172,8 @@ def test_hugging_face_models_tell_by_their_configuration(build: Any, expected: d
 
 
 def test_timm_models_tell_by_their_settings() -> None:
+    import timm  # here, for it defines as many modules as PyTorch, and a trace takes longer the more there are
+
     with quiet():
         model: Any = timm.create_model("test_vit", pretrained=False, num_classes=3)
     inputs = find_inputs(model)

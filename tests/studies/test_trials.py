@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import threading
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import alembic.command  # noqa: F401  once, for all processes made here
 import optuna
 import pytest
 from optuna.trial import TrialState as State
@@ -53,6 +53,12 @@ def process(task: Callable[[], object]) -> int:
 
 def numbers(ledger: Ledger) -> list[int]:
     return [trial.number for trial in ledger.done]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imported() -> None:
+    """Once, for all processes made here."""
+    importlib.import_module("alembic.command")
 
 
 @pytest.fixture(params=STORAGES)
