@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import fx
@@ -19,7 +20,16 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.tensors import fetch, register
 
-__all__ = ["mask_weight", "masks", "restore_masks", "strip_masks", "weight_node", "without_masks"]
+__all__ = [
+    "mask_weight",
+    "masks",
+    "put_masks_back",
+    "restore_masks",
+    "strip_masks",
+    "take_off_masks",
+    "weight_node",
+    "without_masks",
+]
 
 _SUFFIX = "_mask"
 
@@ -90,6 +100,21 @@ def strip_masks(program: Program) -> None:
             if hasattr(owner, leaf):
                 delattr(owner, leaf)
     program.module.recompile()
+
+
+def take_off_masks(program: Program) -> dict[str, torch.Tensor]:
+    """Removes all masks, as `strip_masks`; returns them for `put_masks_back`."""
+    taken = {name: mask.clone() for name, mask in masks(program).items()}
+    strip_masks(program)
+    return taken
+
+
+def put_masks_back(program: Program, taken: Mapping[str, torch.Tensor]) -> None:
+    """Puts masks back on parameters that are still there, in the shape that they had."""
+    shapes = {name: parameter.shape for name, parameter in program.module.named_parameters()}
+    for name, mask in taken.items():
+        if shapes.get(name) == mask.shape:
+            mask_weight(program, name, mask)
 
 
 def without_masks(program: Program) -> Program:

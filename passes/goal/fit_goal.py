@@ -13,6 +13,7 @@ from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.errors import InvalidInput
 from lobo_fx.goal import Goal
+from lobo_fx.graph.masks import masks
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import check_named
 from lobo_fx.graph.shapes import propagate
@@ -188,6 +189,8 @@ class FitGoal(Pass):
             self.quantizer.check(program)
 
     def run(self, program: Program, context: Context) -> Program:
+        if masks(program):
+            context.note("weights that were zeroed before are no longer kept at zero: prune weights after the goal")
         if self.given_plan is not None:
             self.given_plan.check(Inference(folded(program.clone(), context)).run())
             chosen = self.quantizer or self.given_plan.quantizer

@@ -11,7 +11,7 @@ from torch import fx
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
 from lobo_fx.graph.layers import Layer, layer_of
-from lobo_fx.graph.masks import strip_masks
+from lobo_fx.graph.masks import put_masks_back, take_off_masks
 from lobo_fx.graph.operators import aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.passes.fusion.fold_batch_norm import FoldBatchNorm
@@ -39,7 +39,7 @@ class EqualizeLayers(Pass):
     promise: ClassVar[Promise] = Promise.EXACT
 
     def run(self, program: Program, context: Context) -> Program:
-        strip_masks(program)
+        masked = take_off_masks(program)
         fold_weights(program, swapped=False)
         program = FoldBatchNorm().run(program, context)
         pairs = [pair for node in program.graph.nodes if (pair := _pair(program, node)) is not None]
@@ -48,6 +48,7 @@ class EqualizeLayers(Pass):
         for _ in range(_SWEEPS):
             for first, second in pairs:
                 _equalize(program, first, second)
+        put_masks_back(program, masked)
         return program
 
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import Pass, Promise
-from lobo_fx.graph.masks import strip_masks, weight_node
+from lobo_fx.graph.masks import put_masks_back, take_off_masks, weight_node
 from lobo_fx.graph.operators import arguments, aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import watch
@@ -48,13 +48,14 @@ class SmoothActivations(Pass):
         return ("calibration_data",)
 
     def run(self, program: Program, context: Context) -> Program:
-        strip_masks(program)
+        masked = take_off_masks(program)
         fold_weights(program, swapped=False)
         norms = [node for node in program.graph.nodes if _feeds_layers_alone(program, node)]
         if not norms:
             context.note("smooth_activations found no norm that only linear layers read")
         for norm, largest in _largest_outputs(program, norms, context).items():
             self._smooth(program, norm, largest)
+        put_masks_back(program, masked)
         return program
 
     def _smooth(self, program: Program, norm: fx.Node, largest: torch.Tensor) -> None:

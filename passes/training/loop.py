@@ -100,8 +100,8 @@ def train(
     if folder is not None and context.interrupted:
         folder = None
         context.note(
-            f"{settings.name} writes no checkpoints, since {context.interrupted[0]} was interrupted: another run, "
-            "which completes that, gets here with other weights"
+            f"{settings.name} writes no checkpoints, since {context.interrupted[0]} was interrupted: another run "
+            "completes that, and gets here with other weights"
         )
     loop = Loop(objective, settings, context, candidate, optimizer_state, folder, known_rate)
     trained = loop.run()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
+from lobo_fx.graph.masks import masks
 from lobo_fx.graph.operators import arguments, aten, set_argument
 from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.passes.quantization.integers.calibration import calibrate, convert, prepare
@@ -86,7 +90,7 @@ class QuantizationAwareTraining(TrainingPass):
         self._static.check(program)
 
     def run(self, program: Program, context: Context) -> Program:
-        static = self._static
+        static, masked = self._static, masks(program).keys()
         program, choices = static.simplify(program, context)
         placement = choices.place()
         placement.note(program.graph, context)
@@ -96,6 +100,7 @@ class QuantizationAwareTraining(TrainingPass):
         module = program.with_graph_module(prepared).module
         module.meta |= prepared.meta  # by which torchao knows what it prepared
         objective = _Quantized(module, self, context)
+        objective.keep_zeros({f"module.{name}" for name in masked})
         train(objective, self, context, objective.candidate)
         objective.finish()
         # What columns are evened by follows from their ranges before training, which changes them little.
@@ -124,7 +129,15 @@ class _Quantized(Objective):
         super().__init__(module, context)
         self.program_module, self.settings, self.settled = module, settings, False
         self.stopped: list[fx.Node] = []
+        self.hooks: list[RemovableHandle] = []
         self.learned = learn_ranges(module) if settings.ranges == "learned" else {}
+
+    def keep_zeros(self, names: Collection[str]) -> None:
+        """Keeps the zeros of these parameters, which had masks: between a weight and its rounding there is no place."""
+        for name, parameter in self.named_parameters():
+            if name in names:
+                kept = parameter.detach() != 0
+                self.hooks.append(parameter.register_hook(functools.partial(_masked, kept)))
 
     def begin_step(self, share: float) -> None:
         settled = share >= self.settings.settle_at
@@ -146,6 +159,12 @@ class _Quantized(Objective):
         from lobo_fx.passes.quantization.integers.training_ranges import give_back_ranges
 
         give_back_ranges(self.program_module, self.learned)
+        for hook in self.hooks:
+            hook.remove()
+
+
+def _masked(kept: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    return gradient * kept.to(gradient.device)
 
 
 def settle(module: ProgramModule) -> list[fx.Node]:

@@ -11,7 +11,7 @@ from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.members import Member, members, parameters
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
-from lobo_fx.graph.masks import strip_masks
+from lobo_fx.graph.masks import without_masks
 from lobo_fx.graph.program import Program
 from lobo_fx.passes.pruning.prune_channels import PruneChannels
 from lobo_fx.passes.training.loop import train
@@ -70,8 +70,7 @@ class SparseTraining(TrainingPass):
         return tuple(dict.fromkeys((*super().needs, *self._pruning.needs)))
 
     def run(self, program: Program, context: Context) -> Program:
-        strip_masks(program)
-        inference = Inference(program).run()
+        inference = Inference(without_masks(program)).run()  # the penalty leaves zeros alone, and masks keep them
         gone = None
         if self.penalty == "growing":
             removal = self._pruning.removal(inference, context)

@@ -26,7 +26,18 @@ from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import as_inputs
 from lobo_fx.graph.masks import masks
 from lobo_fx.graph.program import Program
-from lobo_fx.passes import IterativePrune, PruneChannels, PruneWeights, SparseTraining, Student
+from lobo_fx.passes import (
+    EqualizeLayers,
+    FineTune,
+    FitGoal,
+    IterativePrune,
+    PruneChannels,
+    PruneWeights,
+    QuantizationAwareTraining,
+    SmoothActivations,
+    SparseTraining,
+    Student,
+)
 from lobo_fx.passes.training import iterative_prune
 from lobo_fx.passes.training.iterative_prune import cut_state
 from lobo_fx.passes.training.loop import train
@@ -542,3 +553,52 @@ def test_axes_of_buffers_alone_have_no_penalty(kind: Any) -> None:
     after = compiled(program, sparse, train_data=[(torch.randn(4, 8), torch.arange(4) % 2)]).module.state_dict()
     for name, value in program.module.state_dict().items():
         assert torch.equal(after[name], value) == (name in ("basis", "bands"))
+
+
+# --- weights that were pruned before ----------------------------------------------------------------------
+
+
+class Normed(nn.Module):
+    """A norm before a linear layer, for factors to move between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.up, self.down = nn.LayerNorm(12), nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(self.norm(x)).relu())
+
+
+TUNE = FineTune(epochs=2, learning_rate=1e-2)
+AWARE: dict[str, Any] = {"quantize": {"kernels": "all"}, **RATE}
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [EqualizeLayers(), TUNE],
+        [SmoothActivations(), TUNE],
+        [SparseTraining(epochs=2, **RATE), TUNE],
+        [SparseTraining(penalty="group_lasso", epochs=2, strength=5.0, **RATE)],
+        [QuantizationAwareTraining(epochs=2, **AWARE)],
+        [QuantizationAwareTraining(epochs=2, ranges="learned", accumulate=3, optimizer="sgd", **AWARE)],
+    ],
+    ids=["equalized", "smoothed", "growing", "lasso", "quantized", "learned"],
+)
+def test_weights_that_were_pruned_stay_zero_in_later_training(after: list[Any]) -> None:
+    inputs = torch.randn(32, 12, generator=torch.Generator().manual_seed(1))
+    data = [(rows, (rows[:, 0] > 0).long()) for rows in inputs.split(8)]  # type: ignore[no-untyped-call]
+    model = trace(Normed().eval(), inputs[:2])
+    result = compiled(model, PruneWeights(0.5), *after, train_data=data, calibration_data=data)
+    pruned = compiled(model, PruneWeights(0.5), train_data=None, loss_fn=None).module.state_dict()
+    found = result.module.state_dict()
+    for name in ("up.weight", "down.weight"):
+        assert (found[name][pruned[name] == 0] == 0).all()
+        assert not torch.equal(found[name].float(), pruned[name])
+
+
+def test_a_goal_says_that_zeros_are_not_kept(program: Program) -> None:
+    chosen = PruneWeights(0.5), FitGoal(decibels=10, moves=0, seconds=0, precision="float")
+    notes = compiled(program, *chosen, calibration_data=DATA).report.notes
+    assert any("no longer kept at zero: prune weights after the goal" in str(note) for note in notes)
