@@ -107,7 +107,7 @@ def train(
     trained = loop.run()
     if trained.interrupted:
         context.interrupted.append(settings.name)
-    context.note(_told(trained, settings, stage))
+    context.note(_told(loop, stage))
     if context.higher_is_better and _fell(trained.losses) and _fell(trained.scores):
         context.note(
             f"WARNING: the score fell from {trained.scores[0]:.4g} to {trained.scores[-1]:.4g} as the loss did: "
@@ -122,8 +122,9 @@ def _fell(values: Sequence[float]) -> bool:
     return len(values) > 1 and all(after < before for before, after in itertools.pairwise(values))
 
 
-def _told(trained: Trained, settings: TrainingPass, stage: str) -> str:
+def _told(loop: Loop, stage: str) -> str:
     """What the report says of a training."""
+    trained, settings = loop.trained, loop.settings
     name = f"{settings.name} ({stage})" if stage else settings.name
     epochs = f"{len(trained.losses)} epoch" + "s" * (len(trained.losses) != 1)
     said = f"{name}: {trained.batches} batches in {epochs}, {trained.seconds:.0f} s"
@@ -137,6 +138,8 @@ def _told(trained: Trained, settings: TrainingPass, stage: str) -> str:
         said += f"; best score {max(trained.scores):.4g} {after}"
     if trained.stopped:
         said += f". Stopped early: {trained.stopped}"
+    if loop.found is not None:
+        said += f". Of these, {loop.found} batches are of an earlier run, whose checkpoint is in {loop.folder}"
     return said
 
 
@@ -186,6 +189,7 @@ class Loop:
         self.folder, self.trained = folder, Trained()
         self.optimizer_state, self.known_rate = optimizer_state, known_rate
         self.best: dict[str, torch.Tensor] | None = None
+        self.found: int | None = None  # the number of batches that a checkpoint had seen
         # without the folder, since a checkpoint may be moved
         self.identity = Identity.of(
             f"{dataclasses.replace(settings, checkpoint_dir=None)}, seed {context.seed}", objective
@@ -316,6 +320,7 @@ class Loop:
         """
         try:
             self.trained = Trained(**found.progress)
+            self.found = self.trained.batches
             self.objective.load_state_dict(found.state["weights"])
             self.plain_optimizer.load_state_dict(found.state["optimizer"])
             self.schedule.load_state_dict(found.state["schedule"])

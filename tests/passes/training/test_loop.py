@@ -417,6 +417,8 @@ def test_what_is_finished_is_not_trained_again(program: Program, tmp_path: Path)
     (tmp_path / "a").rename(tmp_path / "b")
     again = tuned(program, batches(), checkpoint_dir=tmp_path / "b", evaluate=accuracy, loss_fn=dying(cross_entropy, 0))
     assert same(weights(first), weights(again))
+    assert "Of these, 10 batches are of an earlier run, whose checkpoint is in" in reasons(again)
+    assert "an earlier run" not in reasons(first)
     files = {file.suffix for file in (tmp_path / "b").iterdir()}
     assert files == {".json", ".safetensors"}
 
