@@ -94,7 +94,7 @@ def _none_ran() -> None:
 
 
 def loss_until_ctrl_c(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    RECORD.losses += 1
+    RECORD.losses += 1  # type: ignore[attr-defined]
     if RECORD.losses == RECORD.ctrl_c:
         raise KeyboardInterrupt
     return nn.functional.cross_entropy(outputs, labels)
@@ -117,7 +117,7 @@ def test_a_training_that_was_interrupted_leaves_no_state_as_if_it_were_done(tmp_
     found = trained("broken")
     assert any("went on after counted" in str(note) for note in found.report.notes)
     torch.testing.assert_close(found.module(DATA), whole.module(DATA), rtol=0, atol=0)
-    assert RECORD.losses == 2 + 4  # type: ignore[attr-defined]  # the first training went on from its checkpoint
+    assert RECORD.losses == 2 + 4  # the first training went on from its checkpoint
 
 
 def test_an_interrupted_compilation_goes_on_after_its_last_whole_pass(tmp_path: Path) -> None:

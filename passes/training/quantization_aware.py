@@ -137,7 +137,8 @@ class _Quantized(Objective):
         for name, parameter in self.named_parameters():
             if name in names:
                 kept = parameter.detach() != 0
-                self.hooks.append(parameter.register_hook(functools.partial(_masked, kept)))
+                hook = functools.partial(_masked, kept)
+                self.hooks.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
 
     def begin_step(self, share: float) -> None:
         settled = share >= self.settings.settle_at
