@@ -359,7 +359,7 @@ def test_a_score_decides_among_what_is_within_the_limits() -> None:
         return -float(sum(value.numel() for value in module.state_dict().values()))
 
     def built(**given: Any) -> list[tuple[Any, ...]]:
-        result = fitted(FitGoal(latency=0.6, precision="float", **QUICK), network(width=16), **given)
+        result = fitted(FitGoal(latency=0.6, precision="float", **QUICK), **given)
         (sheet,) = [sheet for sheet in result.report.sheets if sheet.title == "candidates"]
         return [row for row in sheet.rows if row[5] == "measured"]
 
