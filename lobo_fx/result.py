@@ -82,6 +82,11 @@ class Result:
         return None if self.pipeline is None else self.pipeline.original
 
     @property
+    def interrupted(self) -> tuple[str, ...]:
+        """Names of the passes whose training Ctrl-C ended before its time."""
+        return () if self.pipeline is None else tuple(self.pipeline.context.interrupted)
+
+    @property
     def front(self) -> list[Alternative]:
         """Candidates of the last search that no other beats in latency, size and loss, fastest first; see `FitGoal`."""
         return [Alternative(candidate, self) for candidate in pareto(self._candidates)]

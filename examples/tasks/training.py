@@ -173,7 +173,7 @@ def train(task: Task, model: str, train_split: Split, test_split: Split, path: P
         loss_fn=task.loss,
         seed=recipe.seed,
     )
-    if any("interrupted" in note.reason for note in result.report.notes):
+    if result.interrupted:
         raise KeyboardInterrupt
     module.load_state_dict(result.module.state_dict())
     facts = {

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.capture.normalize import drop_asserts
 from lobo_fx.exporters.onnx.translations import Translations, decompositions, is_translated
+from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
@@ -122,7 +123,8 @@ def _decompose(node: fx.Node) -> None:
         return _FORMULAS.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
 
     given = [source.meta["val"] for source in sources]
-    with torch.no_grad(), enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
+    # the Python forms of composite operators keep sizes symbolic; those of norms need not be run for their shapes
+    with torch.no_grad(), shapes_known(), enable_python_dispatcher():
         given = [value.contiguous() if isinstance(value, torch.Tensor) else value for value in given]
         try:
             traced = make_fx(call, decompositions())(*given)

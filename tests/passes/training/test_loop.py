@@ -453,6 +453,8 @@ def test_an_interrupt_ends_cleanly_with_the_best_weights(program: Program, where
     )
     result = tuned(program, batches(), epochs=4, **broken)
     assert "Stopped early: interrupted" in reasons(result)
+    assert result.interrupted == ("fine_tune",)
+    assert whole.interrupted == ()
     assert same(weights(result), one_epoch)
     assert not same(weights(result), weights(whole))
     assert not result.module.training
