@@ -159,7 +159,7 @@ class Clips(nn.Module):
         super().__init__()
         self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+    def forward(self, frames: torch.Tensor) -> Any:
         x = self.first(frames).relu()
         clips = x.view(-1, 8, *x.shape[1:])
         x = self.second((clips + clips.mean(1, keepdim=True)).flatten(0, 1)).relu()

@@ -124,12 +124,13 @@ class Cells(nn.Module):
         self.tanh, self.relu = nn.RNNCell(5, 4), nn.RNNCell(4, 4, nonlinearity="relu")
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        state, gru, tanh = None, None, None
+        hidden, memory = torch.zeros(len(x), 6), torch.zeros(len(x), 6)
+        gru, tanh = None, None
         for step in x.unbind(2)[:2]:
-            state = self.lstm(step.flatten(1)[:, :8], state)
-            gru = self.gru(state[0], gru)
+            hidden, memory = self.lstm(step.flatten(1)[:, :8], (hidden, memory))
+            gru = self.gru(hidden, gru)
             tanh = self.tanh(gru, tanh)
-        return self.relu(tanh), state[1]
+        return self.relu(tanh), memory
 
 
 def test_recurrent_cells_are_formulas_that_trace_nothing_again(tmp_path: Path, traces: list[ExportedProgram]) -> None:

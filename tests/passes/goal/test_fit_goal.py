@@ -215,7 +215,7 @@ def test_candidates_are_refitted_to_some_rows_and_the_best_to_all(
     built: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(programs, "_FIT_ROWS", 16)
-    batches = [*DATA.split(8)]
+    batches = list(torch.split(DATA, 8))
     found = fitted(FitGoal(latency=0.5, precision="float", moves=0, low_rank=False), calibration_data=batches)
     assert [rows for _, rows in built] == [16] * (len(built) - 1) + [len(DATA)]
     again = fitted(FitGoal(plan=found.plan), calibration_data=batches)
