@@ -41,7 +41,7 @@ def round_compensated(matrix: torch.Tensor, number: Format, block_size: int, gra
     """
     groups = len(gram.values)
     mean = gram.energy.mean(1) + gram.ridge
-    ridges = gram.ridge + _DAMPING * mean
+    ridges = gram.ridge + _DAMPING * torch.where(mean > 0, mean, 1.0)  # if all inputs are zero, any damping does
     is_low = not gram.is_sum and 2 * gram.values.shape[1] < gram.values.shape[2]
     values = gram.values if is_low else gram.sums
 

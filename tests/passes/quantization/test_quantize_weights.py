@@ -314,6 +314,16 @@ def test_few_rows_compensate_as_their_sums_would(name: str, block_size: int, gro
     assert (codes[0] != codes[2]).double().mean() > 0.05
 
 
+@pytest.mark.parametrize("rows", [12, 64])
+def test_a_group_whose_inputs_are_all_zero_is_rounded_to_nearest(rows: int) -> None:
+    weight, inputs = torch.randn(12, 40), torch.randn(2, rows, 40, dtype=torch.double)
+    inputs[0] = 0
+    found = round_compensated(weight, FORMATS["int8"], 40, Gram.of_rows(inputs).shrunk())
+    nearest = round_nearest(weight, FORMATS["int8"], 40)
+    assert torch.equal(found.codes[:6], nearest.codes[:6])
+    assert not torch.equal(found.codes[6:], nearest.codes[6:])
+
+
 def test_weights_are_compensated_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all moments would take too much memory, data is read once for each part, and the codes are the same."""
     model = seeded(lambda: nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(24, 24), nn.Tanh())]))
