@@ -61,7 +61,7 @@ def run_stage(stage: str, name: str, latency: float) -> dict[str, Any]:
     except lobo_fx.InvalidInput as error:
         found: dict[str, Any] = {"refused": str(error)}
     else:
-        found = {"decibels": result.report.rows[-1].snr, "notes": [str(note) for note in result.report.notes][:20]}
+        found = {"decibels": result.report.rows[-1].snr}
     taken = {"wall": time.monotonic() - begun, "seconds": time.process_time() - used, "memory": peak_memory_now()}
     if "refused" not in found:
         with tempfile.TemporaryDirectory() as folder:
