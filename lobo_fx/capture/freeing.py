@@ -48,8 +48,7 @@ def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple
 
     `torch.export` treats a size of 1 as a constant, so a single row is repeated. Only tensors whose first dimension
     equals that of the first tensor have a batch. The batch must stay free, but for "steps"; other sizes may, and torch
-    finds out.
-    Sequences are inputs of two or three dimensions, and masks of the same length as one.
+    finds out. Sequences are inputs of two or three dimensions, and masks of the same length as one.
 
     Args:
         inputs: inputs of the model.
