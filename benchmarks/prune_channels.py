@@ -29,13 +29,13 @@ from torch import nn
 import lobo_fx
 from lobo_fx.axes import Inference
 from lobo_fx.axes.surgery import remove
-from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.context import Context
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.sized_inputs import named_arrays, with_rows
 from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.machine import machine
 from lobo_fx.measures.memory import peak_memory_now

@@ -31,11 +31,11 @@ import torch
 from torch import nn
 
 import lobo_fx
-from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.sized_inputs import named_arrays, with_rows
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.latency import Benchmark, interleave
 from lobo_fx.measures.machine import machine

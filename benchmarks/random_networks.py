@@ -44,11 +44,11 @@ from torch_tables import tables_built_once
 import lobo_fx
 from lobo_fx import InvalidInput, Pass, Promise, Result
 from lobo_fx.axes import KINDS
-from lobo_fx.capture.reexport import named_arrays
 from lobo_fx.contracts.passbase import exact_tolerance
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.exporters.parity import check_parity
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.sized_inputs import named_arrays
 from lobo_fx.measures.fidelity import largest_error, tensor_leaves
 from lobo_fx.own_operators.formats import FORMATS
 from lobo_fx.passes import QuantizeStatic

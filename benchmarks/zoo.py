@@ -46,7 +46,6 @@ from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.members import members
 from lobo_fx.axes.removal import Removal
 from lobo_fx.axes.surgery import remove, zero
-from lobo_fx.capture.reexport import named_arrays, other_lengths, with_sizes
 from lobo_fx.capture.tracing import trace
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
@@ -54,6 +53,7 @@ from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
 from lobo_fx.graph.signature import Signature
+from lobo_fx.graph.sized_inputs import named_arrays, other_lengths, with_sizes
 from lobo_fx.measures.fidelity import float_outputs, largest_error, signal_to_noise
 from lobo_fx.measures.machine import machine
 from lobo_fx.sources.known_inputs import find_inputs

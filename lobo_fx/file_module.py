@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from lobo_fx.capture.reexport import named_arrays
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.sized_inputs import named_arrays
 from lobo_fx.plugins.protocols import Session
 
 __all__ = ["FileModule"]

@@ -18,7 +18,6 @@ import torch
 
 from lobo_fx import saving
 from lobo_fx.axes.kept import kept_indices
-from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.candidates import CANDIDATES, Candidate, pareto
 from lobo_fx.contracts.confirmation import confirm as confirm_file
 from lobo_fx.contracts.pipeline import Pipeline
@@ -32,6 +31,7 @@ from lobo_fx.graph.facts import KeptIndices
 from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.randomness import drawing, random_state_kept
+from lobo_fx.graph.sized_inputs import named_arrays, with_rows
 from lobo_fx.measures.latency import MEGABYTE, Benchmark, benchmark, check_counts
 from lobo_fx.measures.machine import machine, versions
 from lobo_fx.plugins.artifact import Artifact

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lobo_fx.axes.kept import kept_indices, restore
 from lobo_fx.capture.archive import PROGRAM_FILE
-from lobo_fx.capture.reexport import exported_program
+from lobo_fx.capture.lifting import exported_program
 from lobo_fx.capture.tracing import trace
 from lobo_fx.contracts.passbase import shown
 from lobo_fx.errors import InvalidInput, LoboError

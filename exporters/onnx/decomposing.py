@@ -16,7 +16,6 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from lobo_fx.capture.normalize import drop_asserts
 from lobo_fx.exporters.onnx.translations import Translations, decompositions, is_translated
 from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.operators import aten
@@ -48,11 +47,8 @@ def with_translated_calls(program: Program, table: Translations) -> Program:
 def as_decomposed(exported: ExportedProgram, table: Translations) -> ExportedProgram:
     """The same program, which tells `torch.onnx` that it is decomposed already, if it is.
 
-    Asserts that `torch.export` inserted go, as they would later. If something is left, a branch or another call that it
-    inserted, `torch.onnx` decomposes as usual.
+    If something is left, a branch for instance, `torch.onnx` decomposes as usual.
     """
-    drop_asserts(exported.graph)
-    exported.graph.eliminate_dead_code()
     if not any(_is_left(node, table) or _is_branch(node) for node in exported.graph.nodes):
         exported.run_decompositions = lambda decomp_table=None: exported
     return exported
@@ -138,5 +134,10 @@ def _decompose(node: fx.Node) -> None:
         result = node.graph.graph_copy(traced.graph, copies)
     for copy in set(copies.values()) - set(sources):
         inherit(copy, node)
-    node.replace_all_uses_with(cast("fx.Node", result))
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(result)
+    else:
+        for part in list(node.users):  # each reads one of several results
+            part.replace_all_uses_with(cast("tuple[fx.Node, ...]", result)[cast("int", part.args[1])])
+            node.graph.erase_node(part)
     node.graph.erase_node(node)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from lobo_fx.capture.reexport import exported_program, named_arrays, other_lengths, with_rows, with_sizes
+from lobo_fx.capture.lifting import exported_program
 from lobo_fx.errors import ExportError, InvalidInput
 from lobo_fx.exporters.onnx.cleanup import clean, strip_metadata
 from lobo_fx.exporters.onnx.decomposing import as_decomposed, with_translated_calls
@@ -44,6 +44,7 @@ from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.randomness import drawing, draws
 from lobo_fx.graph.running import written_buffers
 from lobo_fx.graph.shapes import output_values
+from lobo_fx.graph.sized_inputs import named_arrays, other_lengths, with_rows, with_sizes
 from lobo_fx.graph.tensors import unusual_weight
 from lobo_fx.measures.counts import rows
 from lobo_fx.measures.fidelity import signal_to_noise

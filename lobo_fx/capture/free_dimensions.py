@@ -8,12 +8,12 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from lobo_fx.graph.shapes import FreeDimension, free_symbols
 
-__all__ = ["as_dim", "read_free_dimensions", "write_free_dimensions"]
+__all__ = ["read_free_dimensions", "write_free_dimensions"]
 
 _KEY, _STEPS = "lobo_fx.free_dimensions", "lobo_fx.free_steps"
 _LONGEST_STEP, _ROUNDED = 512, (FloorDiv, Mod, PythonMod)
@@ -49,18 +49,6 @@ def write_free_dimensions(exported: ExportedProgram, dimensions: tuple[FreeDimen
     custom = exported.graph_module.meta.setdefault("custom", {})
     custom[_KEY] = [dimension.name for dimension in dimensions]
     custom[_STEPS] = [[dimension.step, dimension.offset] for dimension in dimensions]
-
-
-def as_dim(size: sympy.Expr, dims: dict[sympy.Symbol, Any]) -> Any:
-    """A size for `torch.export`: a dimension or a linear expression of one; else `Dim.AUTO`, which torch infers."""
-    if len(size.free_symbols) != 1 or not size.is_polynomial() or sympy.degree(size) != 1:
-        return Dim.AUTO
-    (symbol,) = size.free_symbols
-    if size != symbol and not isinstance(dims[symbol], Dim):
-        return Dim.AUTO  # a hint, which can't be multiplied
-    factor, offset = int(size.coeff(symbol, 1)), int(size.coeff(symbol, 0))
-    dim = dims[symbol] if factor == 1 else factor * dims[symbol]
-    return dim + offset if offset else dim
 
 
 def _given_name(symbol: sympy.Symbol, size: torch.SymInt) -> str:

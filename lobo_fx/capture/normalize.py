@@ -17,7 +17,7 @@ from lobo_fx.graph.program import ProgramModule
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.tensors import fetch
 
-__all__ = ["choose_by_mask", "drop_aliases", "drop_asserts", "inline_modes", "name_squeezed", "normalize"]
+__all__ = ["choose_by_mask", "drop_aliases", "inline_modes", "name_squeezed", "normalize"]
 
 _ASSERTS = frozenset(
     {
@@ -42,7 +42,7 @@ def normalize(module: ProgramModule) -> list[Note]:
         Notes about what had to be left as it was.
     """
     notes = inline_modes(module)
-    drop_asserts(module.graph)
+    _drop_asserts(module.graph)
     notes += remove_inplace(module)
     drop_aliases(module.graph)
     name_squeezed(module.graph)
@@ -168,7 +168,7 @@ def _inline(module: ProgramModule, node: fx.Node, body_node: fx.Node, operands: 
         graph.erase_node(body_node)
 
 
-def drop_asserts(graph: fx.Graph) -> None:
+def _drop_asserts(graph: fx.Graph) -> None:
     """Removes run-time assertions; the program checks its inputs itself."""
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and node.target in _ASSERTS and not node.users:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.capture.tracing import trace
 from lobo_fx.errors import LoboError
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
+from lobo_fx.graph.sized_inputs import named_arrays, with_rows
 from lobo_fx.plugins.protocols import Exporter, Runtime
 from lobo_fx.plugins.registry import EXPORTERS, RUNTIMES
 from lobo_fx.testing.networks import networks

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lobo_fx.capture.reexport import with_rows
 from lobo_fx.capture.tracing import trace
 from lobo_fx.compiler import compile
 from lobo_fx.contracts.passbase import Pass, Promise, exact_tolerance
 from lobo_fx.graph.inputs import Inputs
+from lobo_fx.graph.sized_inputs import with_rows
 from lobo_fx.measures.fidelity import largest_error
 from lobo_fx.plugins.registry import PASSES
 from lobo_fx.recipe import PassSpec

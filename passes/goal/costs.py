@@ -17,13 +17,13 @@ from torch.utils import _pytree as pytree
 from lobo_fx.axes import Axis, Inference, kind
 from lobo_fx.axes.members import members
 from lobo_fx.axes.surgery import remove
-from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.contracts.context import Context
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.layers import layers
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
+from lobo_fx.graph.sized_inputs import named_arrays, with_rows
 from lobo_fx.measures.fidelity import decibels
 from lobo_fx.measures.latency import benchmark
 from lobo_fx.measures.memory import peak_memory

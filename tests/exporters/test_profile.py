@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import lobo_fx
-from lobo_fx.capture.reexport import named_arrays, with_rows
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.graph.operators import aten
+from lobo_fx.graph.sized_inputs import named_arrays, with_rows
 from lobo_fx.passes import FoldBatchNorm
 from lobo_fx.passes.goal.costs import _givers
 from lobo_fx.plugins.kernels import ProfilesNodes

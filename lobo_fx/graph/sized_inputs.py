@@ -1,4 +1,4 @@
-"""Exports a program again with `torch.export`, and prepares its inputs, by name and with other sizes."""
+"""Inputs of a program with other sizes than in its example, and as arrays by their names in a file."""
 
 from __future__ import annotations
 
@@ -6,58 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.export import Dim, ExportedProgram
 
-from lobo_fx.capture.free_dimensions import as_dim, write_free_dimensions
-from lobo_fx.errors import ExportError
-from lobo_fx.graph.inputs import Inputs, dynamic_shapes_of
-from lobo_fx.graph.known_shapes import shapes_known
+from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.shapes import dimension_names, expression, names_in
-from lobo_fx.measures.counts import rows
-from lobo_fx.terminal.quiet import quiet
+from lobo_fx.graph.shapes import names_in
 
-__all__ = ["exported_program", "named_arrays", "other_lengths", "with_rows", "with_sizes"]
-
-
-def exported_program(program: Program) -> ExportedProgram:
-    """The program as an `ExportedProgram`, in inference mode, with free dimensions kept free.
-
-    Raises:
-        ExportError: `torch.export` refuses the rewritten graph.
-    """
-    known = program.module.program_facts.free_dimensions
-    dims = {
-        symbol: Dim(str(name), min=dimension.lowest, max=dimension.highest)
-        if dimension.step == 1
-        else Dim.AUTO(min=dimension.lowest, max=dimension.highest)  # a named Dim would have to allow every size
-        for (symbol, name), dimension in zip(dimension_names(program.graph, known).items(), known, strict=True)
-    }
-    values = iter(node.meta["val"] for node in program.graph.find_nodes(op="placeholder"))
-
-    def free(leaf: object) -> dict[int, Any] | None:
-        value = next(values)
-        sizes: Any = value.shape if isinstance(value, torch.Tensor) else ()
-        return {
-            i: as_dim(expression(size), dims) for i, size in enumerate(sizes) if isinstance(size, torch.SymInt)
-        } or None
-
-    inputs = with_rows(program, max(2, rows(program)))
-    shapes = dynamic_shapes_of(inputs, program.module.forward, free)
-    with quiet(), shapes_known(), program.inference():
-        try:
-            exported = torch.export.export(
-                program.module,
-                inputs.args,
-                dict(inputs.kwargs),
-                dynamic_shapes=shapes,
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,  # guards on single sizes are no errors
-            )
-        except Exception as error:
-            raise ExportError(f"torch.export refuses the rewritten graph: {error}") from error
-    write_free_dimensions(exported, known)
-    return exported
+__all__ = ["named_arrays", "other_lengths", "with_rows", "with_sizes"]
 
 
 def with_rows(program: Program, count: int) -> Inputs:
