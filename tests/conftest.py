@@ -145,6 +145,7 @@ def _killed_after(steps: int, work: Callable[[], object]) -> bool:
     """Runs `work` in a process that is killed after so many files were moved; whether it came to that."""
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # the parent's others are not in this process
         moved, replace = 0, os.replace
 
         def move(source: Any, target: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Note", "brief", "gathered", "note_of", "notes_from_json"]
 
+_QUANTITY = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?=(?: (?:µs|ms|dB)\b|%))")
 _FIELDS = ("reason", "made_by", "operator", "module", "line", "parameter")
 
 
@@ -70,23 +72,36 @@ def gathered(notes: Iterable[str]) -> list[str]:
 
 
 def brief(notes: Iterable[str]) -> list[str]:
-    """One line for each reason: the user's modules (or parameters) first, without operators and source lines."""
-    subjects: dict[str, dict[str, None]] = {}
+    """One line for each reason: the user's modules (or parameters) first, without operators and source lines.
+
+    Reasons that differ only in quantities, such as microseconds, are one reason with the least and the largest of each.
+    """
+    alike: dict[str, list[Note]] = {}
     for note in (entry if isinstance(entry, Note) else Note(entry) for entry in notes):
-        subject = note.module or note.parameter or note.operator
-        subjects.setdefault(note.reason, {}).update({subject: None} if subject else {})
-    return [_line(list(found), reason) for reason, found in subjects.items()]
+        alike.setdefault(_QUANTITY.sub("", note.reason), []).append(note)
+    return [_line(group) for group in alike.values()]
 
 
-def _line(subjects: Sequence[str], reason: str) -> str:
-    reason = " ".join(reason.split())
-    if not subjects:
-        return reason
+def _line(notes: Sequence[Note]) -> str:
+    reason = " ".join(_with_ranges([note.reason for note in notes]).split())
+    subjects = dict.fromkeys(filter(None, (note.module or note.parameter or note.operator for note in notes)))
     names = [subject if subject.startswith("aten.") else f"'{subject}'" for subject in subjects]
-    if len(names) == 1:
-        return f"{names[0]} {reason}"
-    more = f" and {len(names) - 2} others" if len(names) > 2 else ""
-    return f"{(', ' if more else ' and ').join(names[:2])}{more}: each {reason}"
+    return f"{_enumerated(names)}{': each' * (len(names) > 1)} {reason}".lstrip()
+
+
+def _with_ranges(reasons: Sequence[str]) -> str:
+    """A reason whose quantities differ from one to another, with the range of each quantity."""
+    columns = zip(*(_QUANTITY.findall(reason) for reason in reasons), strict=True)
+    ends = ((min(column, key=float), max(column, key=float)) for column in columns)
+    ranges = (low if low == high else f"{low} to {high}" for low, high in ends)
+    return _QUANTITY.sub(lambda _: next(ranges), reasons[0])
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and 3 others`."""
+    if len(names) < 3:
+        return " and ".join(names)
+    return f"{names[0]}, {names[1]} and {len(names) - 2} other{'s' * (len(names) > 3)}"
 
 
 def _together(notes: Sequence[Note]) -> str:
@@ -97,9 +112,8 @@ def _together(notes: Sequence[Note]) -> str:
     if len(modules) > 1:
         return f"{phrase(first.operator, modules, first.line)} {first.reason}"
     if len(parameters) > 1:
-        shown = ", ".join(f"'{name}'" for name in parameters[:2])
-        more = f" and {len(parameters) - 2} others" if len(parameters) > 2 else ""
-        return f"{shown}{more}: each {first.reason}"
+        names = [f"'{name}'" for name in parameters]
+        return f"{_enumerated(names)}: each {first.reason}"
     return str(first)
 
 

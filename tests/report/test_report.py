@@ -245,7 +245,7 @@ def test_notes_of_many_layers_are_one_for_people_and_all_there_for_programs() ->
     assert shown(report.to_text(verbose=True)) == [
         "aten.add.Tensor in 12 modules, 'layers.0', 'layers.1' and others (net.py:4: x + y) stays float",
         *notes[12:14],
-        "'layers.0', 'layers.1': each is left alone",
+        "'layers.0' and 'layers.1': each is left alone",
     ]
     two = Report("m", [row()], notes=notes[3:5])
     assert shown(str(two)) == ["'layers.3' and 'layers.4': each stays float"]
@@ -253,6 +253,18 @@ def test_notes_of_many_layers_are_one_for_people_and_all_there_for_programs() ->
         "aten.add.Tensor in modules 'layers.3' and 'layers.4' (net.py:4: x + y) stays float"
     ]
     assert [Note(**note) for note in json.loads(report.to_json())["notes"]] == notes
+
+
+def test_notes_that_differ_in_quantities_alone_are_one_with_ranges() -> None:
+    def took(name: str, floating: int, integer: int) -> Note:
+        return Note(f"stays float: {floating} µs, as integers {integer} µs in 3x3", module=name)
+
+    notes = [took("a", 42, 23), took("b", 7, 23), took("c", 110, 23), Note("stays float: 12 µs in 5x5", module="d")]
+    lines = [line for line in str(Report("m", [row()], notes=notes)).splitlines() if line.startswith("note: ")]
+    assert lines == [
+        "note: 'a', 'b' and 1 other: each stays float: 7 to 110 µs, as integers 23 µs in 3x3",
+        "note: 'd' stays float: 12 µs in 5x5",
+    ]
 
 
 def test_what_was_not_measured_says_so() -> None:
