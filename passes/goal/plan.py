@@ -66,10 +66,14 @@ class GoalPlan:
     def apply(self, program: Program, context: Context, quantizer: QuantizeStatic | None = None) -> Program:
         """Prunes, lowers ranks, refits to calibration data, and quantizes.
 
+        Args:
+            program: changed.
+            context: gives calibration data.
+            quantizer: instead of the plan's own.
+
         Raises:
             InvalidInput: the program is not the plan's; the first difference is named.
         """
-        quantizer = quantizer or self.quantizer
         program = folded(program, context)
         propagate(program.module)
         if self.pruning.cuts:
@@ -78,6 +82,14 @@ class GoalPlan:
         if self.ranks:
             program = factorize(program, _candidates(program, self.ranks, context), self.ranks, context)
             propagate(program.module)
+        return self.quantize(program, context, quantizer or self.quantizer)
+
+    def quantize(self, program: Program, context: Context, quantizer: QuantizeStatic) -> Program:
+        """Quantizes a program that is pruned, lowered and refitted already, as the plan says.
+
+        Raises:
+            InvalidInput: the program lacks an operator that is to run as integers.
+        """
         if self.integers is None:
             program = fused_where_faster(program, open_table(quantizer.costs), context)
             if self.weights is not None:

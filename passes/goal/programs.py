@@ -32,7 +32,7 @@ from lobo_fx.terminal.progress import spinner
 
 __all__ = ["Built", "Programs", "Score"]
 
-_FIT_ROWS, _FEWEST_ROWS, _FIT_WORK = 512, 16, 4e11
+_FIT_ROWS, _FEWEST_ROWS, _FIT_WORK = 512, 16, 2e11
 """Rows that candidates are refitted to: fewer where one takes many multiply-accumulates, of which all take so many."""
 _CALLS = 3
 """Calls of a noisy `evaluate`, whose mean counts."""
@@ -137,11 +137,12 @@ class Programs:
         """Prunes and refits a copy, once for all precisions; returns its noise as a loss that can be summed."""
         key = tuple(widths[leaf] for leaf in self.costs.leaves)
         if key not in self._noises:
-            self._noises[key] = self._pruned_noise(widths)
+            self._noises[key] = self.noise(self._candidate(widths))
         self.tried.append((precision, widths, self._noises[key]))
         return added(self._noises[key])
 
-    def _pruned_noise(self, widths: Widths) -> float:
+    def _candidate(self, widths: Widths) -> Program:
+        """A copy of these widths, refitted to few rows, whether that helps or not."""
         program, _ = self.cut(widths)
         if widths != self.costs.whole:
             ranks = chosen_ranks(self.costs.ranks, widths)
@@ -150,7 +151,7 @@ class Programs:
             with torch.no_grad(), Pairs(self.program.graph, program.graph, batches) as pairs:
                 given = self.program, pairs, "reconstruct", self.context.note
                 LowRankFit(program, *given, ranks=ranks, wholes=wholes).run(False)
-        return self.noise(program)
+        return program
 
     def built_of(self, precision: Precision, widths: Widths) -> Built | None:
         """The whole program of these widths, if it was made before."""
@@ -165,26 +166,30 @@ class Programs:
         return max(0.0, built.noise - min(pruned)) if pruned else None
 
     def build(self, precision: Precision, widths: Widths) -> Built:
-        """The whole program of these widths: refitted, quantized, written and measured; corrects costs."""
-        self.built.append(self._built(precision, widths, self.few))
+        """The whole program of these widths: refitted, quantized, written and measured; corrects costs.
+
+        Of a large model it is refitted to few rows, by one method; see `refitted`.
+        """
+        self.built.append(self._built(precision, widths, self.few is self.context))
         return self.built[-1]
 
     def refitted(self, built: Built) -> Built:
-        """The same program refitted to all data; itself if it was, or if there is nothing to refit."""
-        if self.few is self.context or built.widths == self.costs.whole:
-            return built
-        return self._built(built.precision, built.widths, self.context)
+        """The same program made by its plan, refitted to all data; itself if it was."""
+        return built if self.few is self.context else self._built(built.precision, built.widths, True)
 
     def replace(self, built: Built, other: Built) -> None:
         """Keeps another program of the same widths in its place."""
         self.built[self.built.index(built)] = other
 
-    def _built(self, precision: Precision, widths: Widths, context: Context) -> Built:
+    def _built(self, precision: Precision, widths: Widths, final: bool) -> Built:
         _, pruning = self.cut(widths)
         plan = self.plan(precision, widths, pruning)
-        own = dataclasses.replace(context, notes=[], sheets=[])
+        own = dataclasses.replace(self.context if final else self.few, notes=[], sheets=[])
         with spinner("goal: build a candidate", self.show_progress):
-            program = plan.apply(self.start.clone(), own, self.settings.quantizing)
+            if final:
+                program = plan.apply(self.start.clone(), own, self.settings.quantizing)
+            else:
+                program = plan.quantize(self._candidate(widths), own, self.settings.quantizing)
             propagate(program.module)
             measured = self.costs.measure(program)
             self.costs.learn(precision, widths, measured)

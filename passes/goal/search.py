@@ -104,8 +104,8 @@ class GoalSearch:
             self.until = time.monotonic() + self.settings.seconds
             limits = {name: limit.of(original[name]) / original[name] for name, limit in self.goal.limits.items()}
             best = self._within(limits) if limits else self._fastest()
-            self._check_loss(best)
             best = self._refitted(best, limits)
+            self._check_loss(best)
             self._look_around(best.precision, next(iter(limits), "latency"))
         tell(self.programs, best, limits, self.context)
         return best.program

@@ -184,8 +184,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
     """The latency of every whole program, and how many rows it was refitted to."""
     make, found = Programs._built, list[tuple[float, int]]()
 
-    def noted(self: Programs, precision: Any, widths: Any, context: Any) -> Any:
-        made = make(self, precision, widths, context)
+    def noted(self: Programs, precision: Any, widths: Any, final: bool) -> Any:
+        made = make(self, precision, widths, final)
+        context = self.context if final else self.few
         rows = sum(map(context.signature.count_rows, context.calibration_batches()))
         found.append((made.measured["latency"], rows))
         return made
@@ -821,14 +822,14 @@ def test_a_quantizer_is_checked_and_gives_no_machine_of_its_own(tmp_path: Path) 
 
 @pytest.mark.usefixtures("formulas")
 def test_the_same_widths_are_refitted_once_for_all_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    refit, seen = Programs._pruned_noise, list[tuple[int, ...]]()
+    refit, seen = Programs._candidate, list[tuple[int, ...]]()
 
     def counted(self: Programs, widths: Any) -> Any:
         seen.append(tuple(widths.values()))
         return refit(self, widths)
 
     monkeypatch.setattr(sys.modules[__name__], "OVERHEAD", 0.02)
-    monkeypatch.setattr(Programs, "_pruned_noise", counted)
+    monkeypatch.setattr(Programs, "_candidate", counted)
     fitted(FitGoal(latency=0.4, size=0.3, moves=0), perceptron(), **ON_ROWS)
     assert len(seen) == len(set(seen)) > 1
 
