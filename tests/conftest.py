@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -75,6 +76,14 @@ def _graphs_compiled_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _records_dropped() -> Iterator[None]:
+    """What libraries log is dropped throughout: switching it off and on clears the caches of all loggers each time."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _kernels_timed_shortly() -> Iterator[None]:
     """No test reads what a kernel takes, only that it takes some time: a few runs give that too."""
     from lobo_fx.exporters.onnxruntime import kernel_costs
@@ -84,8 +93,12 @@ def _kernels_timed_shortly() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed() -> Iterator[None]:
+    """Every test starts from the same random state, and leaves the threads of the process as they were."""
     torch.default_generator.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == threads
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +158,6 @@ def _killed_after(steps: int, work: Callable[[], object]) -> bool:
     """Runs `work` in a process that is killed after so many files were moved; whether it came to that."""
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)  # the parent's others are not in this process
         moved, replace = 0, os.replace
 
         def move(source: Any, target: Any) -> None:

@@ -148,6 +148,11 @@ def _dtype(default: torch.dtype, target: Any, dtype: torch.dtype, *args: Any, **
         return target(torch.empty(1, dtype=dtype, device="meta"), *args, **kwargs).dtype  # type: ignore[no-any-return]
 
 
+def _empty(sizes: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """As `like.new_empty(sizes)`, which PyTorch decomposes in Python."""
+    return torch.empty(tuple(sizes), dtype=like.dtype, device=like.device)
+
+
 def _batch_norm(input: torch.Tensor, *parameters: torch.Tensor | None, **settings: Any) -> torch.Tensor:
     """Input `[rows, channels, …]`, and up to four parameters with one number per channel."""
     for parameter in parameters[:4]:
@@ -179,7 +184,7 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     require(input.shape[-1] == weight.shape[-1], "its input is not as wide as its weight")
     if input.dtype != weight.dtype or (bias is not None and bias.shape != weight.shape[:-1]):
         return None
-    return input.new_empty((*input.shape[:-1], *weight.shape[:-1]))
+    return _empty((*input.shape[:-1], *weight.shape[:-1]), input)
 
 
 def _addmm(
@@ -193,7 +198,7 @@ def _addmm(
     ):
         return None
     require(input.shape[1] == weight.shape[0], "its input is not as wide as its weight")
-    return input.new_empty((input.shape[0], weight.shape[1]))
+    return _empty((input.shape[0], weight.shape[1]), input)
 
 
 def _native_layer_norm(
@@ -205,8 +210,7 @@ def _native_layer_norm(
 ) -> tuple[torch.Tensor, ...]:
     """As `_layer_norm`, with the mean and the inverse deviation of every row, which inference does not read."""
     rows = (*input.shape[: input.dim() - len(normalized_shape)], *[1] * len(normalized_shape))
-    statistics = (input if weight is None else weight).dtype
-    told = (input.new_empty(rows, dtype=statistics) for _ in range(2))
+    told = (_empty(rows, input if weight is None else weight) for _ in range(2))
     return _layer_norm(input, normalized_shape, weight, bias), *told
 
 
@@ -214,7 +218,7 @@ def _native_batch_norm(
     input: torch.Tensor, *parameters: torch.Tensor | None, **settings: Any
 ) -> tuple[torch.Tensor, ...]:
     """As `_batch_norm`, with two tensors that inference leaves empty."""
-    return _batch_norm(input, *parameters), input.new_empty(0), input.new_empty(0)
+    return _batch_norm(input, *parameters), _empty((0,), input), _empty((0,), input)
 
 
 _KNOWN: dict[Any, Callable[..., Any]] = {

@@ -1134,7 +1134,7 @@ POOLS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("dims", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_runs_over_space_leaves_channels_free(dims: int) -> None:
     conv: Any = [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1]
     functions = [function for count, function in POOLS.values() if count == dims]

@@ -59,7 +59,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] 
 }
 
 
-SLOW = ("lstm cell", "gru cell", "rnn, relu")
+SLOW = ("lstm cell", "gru cell", "rnn", "rnn, relu", "ellipsis, no arrow")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from lobo_fx import passes
@@ -118,6 +119,7 @@ def test_a_benchmark_starts_without_names(name: str, monkeypatch: pytest.MonkeyP
     output = tmp_path / "rows.json"
     output.write_text(json.dumps({"networks": {"of an earlier version": 1}}))
     monkeypatch.setattr("sys.argv", [name, "--output", str(output)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # those of this process stay
     with pytest.raises(SystemExit, match=f"{output}.*another --output"):  # read once the arguments are
         importlib.import_module(name).main()
 

@@ -126,7 +126,12 @@ CASES: dict[str, tuple[nn.Module, tuple[torch.Tensor, ...], Any, str, list[FreeD
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("left to torch", "rows along the second dimension", "two kinds of rows")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+)
 def test_names_and_bounds_come_through_a_pass_saving_and_exporting(name: str, tmp_path: Path) -> None:
     model, inputs, shapes, signature, known = CASES[name]
     settings: dict[str, Any] = {"example_inputs": inputs, "dynamic_shapes": shapes, "progress": False}

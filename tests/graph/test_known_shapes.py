@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 from collections.abc import Callable
@@ -195,8 +196,12 @@ def test_a_size_that_a_copy_fixed_is_free_in_the_original() -> None:
         assert not any(isinstance(node.meta["val"].shape[0], int) for node in each.graph.find_nodes(op="placeholder"))
 
 
-def test_what_is_refused_prints_nothing(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused_prints_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """The handlers of PyTorch's log hold the stream that stood when it was imported. Twin: not silenced, it is told."""
+    request.addfinalizer(functools.partial(logging.disable, logging.root.manager.disable))
+    logging.disable(logging.NOTSET)
     printed = io.StringIO()
     for logger in map(logging.getLogger, logging.root.manager.loggerDict):
         for handler in logger.handlers:

@@ -230,9 +230,11 @@ def outputs(path: Path, inputs: torch.Tensor = ROWS) -> bytes:
         [],
         [QuantizeStatic(kernels="all")],
         [QuantizeDynamic()],
-        [QuantizeWeights("int8", compute="float32")],  # so that no kernel has to be measured
-        *(pytest.param([QuantizeWeights(form)], marks=pytest.mark.slow) for form in ("log2_6", "log2_4", "e4m3")),
-        [QuantizeWeights("int4", block_size=32, compute="float32")],
+        *(
+            pytest.param([QuantizeWeights(form)], marks=pytest.mark.slow)
+            for form in ("int8", "log2_6", "log2_4", "e4m3")
+        ),
+        [QuantizeWeights("int4", block_size=32, compute="float32")],  # so that no kernel has to be measured
         pytest.param([QuantizeWeights("int4", block_size=None)], marks=pytest.mark.slow),
     ],
     ids=lambda passes: "".join(map(str, passes)) or "float",
@@ -265,7 +267,9 @@ class Tied(nn.Module):
         return self.head(self.recurrent(self.table(tokens))[0])
 
 
-@pytest.mark.parametrize("quantize", [[], [QuantizeDynamic()]], ids=["float", "int8"])
+@pytest.mark.parametrize(
+    "quantize", [pytest.param([], id="float", marks=pytest.mark.slow), pytest.param([QuantizeDynamic()], id="int8")]
+)
 def test_tied_and_recurrent_weights_are_packed(quantize: list[Any], tmp_path: Path) -> None:
     tokens = torch.arange(14).view(2, 7)
     result = compiled(PruneWeights(0.6), *quantize, model=Tied().eval(), inputs=tokens)

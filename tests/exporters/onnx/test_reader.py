@@ -74,7 +74,7 @@ IMAGES, WORDS = torch.randn(2, 3, 12, 12), torch.randint(0, 30, (2, 7))
 @pytest.mark.parametrize(
     ("make", "example", "how"),
     [
-        pytest.param(Net, IMAGES, "ours", id="net-ours"),
+        pytest.param(Net, IMAGES, "ours", id="net-ours", marks=pytest.mark.slow),
         pytest.param(Net, IMAGES, "old", id="net-old"),
         pytest.param(Net, IMAGES, "new", id="net-new", marks=pytest.mark.slow),
         pytest.param(Words, WORDS, "ours", id="words-ours", marks=pytest.mark.slow),

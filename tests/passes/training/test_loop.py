@@ -360,7 +360,10 @@ def alike(one: list[Any], other: list[Any]) -> bool:
 @pytest.mark.parametrize(
     ("where", "name"),
     [
-        *(("in an epoch", name) for name in LOADERS),
+        *(
+            pytest.param("in an epoch", name, marks=[pytest.mark.slow] * (name in ("list", "own generator")))
+            for name in LOADERS
+        ),
         ("between epochs", "list"),
         ("between epochs", "own sampler"),
         *(

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ from lobo_fx.passes import (
     SparseTraining,
     Student,
 )
+from lobo_fx.passes.goal import fit_goal
 from lobo_fx.passes.training import iterative_prune
 from lobo_fx.passes.training.iterative_prune import cut_state
 from lobo_fx.passes.training.loop import train
@@ -599,7 +601,8 @@ def test_weights_that_were_pruned_stay_zero_in_later_training(after: list[Any]) 
         assert not torch.equal(found[name].float(), pruned[name])
 
 
-def test_a_goal_says_that_zeros_are_not_kept(program: Program) -> None:
+def test_a_goal_says_that_zeros_are_not_kept(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_goal, "GoalSearch", lambda start, *_: SimpleNamespace(run=lambda: start))
     chosen = PruneWeights(0.5), FitGoal(decibels=10, moves=0, seconds=0, precision="float")
     notes = compiled(program, *chosen, calibration_data=DATA).report.notes
     assert any("no longer kept at zero: prune weights after the goal" in str(note) for note in notes)
