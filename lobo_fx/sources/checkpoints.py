@@ -23,9 +23,10 @@ __all__ = ["load_checkpoint", "read_safetensors", "weights_in"]
 def load_checkpoint(model: nn.Module, path: Path) -> None:
     """Loads a model's weights from files that hold only tensors.
 
-    Every parameter and buffer of the model must be in the file, or share its memory with one that is. A Hugging Face
-    checkpoint may be of the model with or without a head: names are then matched by the model's
-    `base_model_prefix`, and the head's weights left out.
+    Every parameter and buffer of the model must be in the file, or share its memory with one that is. What was saved
+    from within `DataParallel` or `torch.compile` has the names that it has without. A Hugging Face checkpoint may be of
+    the model with or without a head: names are then matched by the model's `base_model_prefix`, and the head's weights
+    left out.
 
     Args:
         model: changed in place, if everything fits.
@@ -37,7 +38,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     """
     state = _read_checkpoint(path)
     own = model.state_dict(keep_vars=True)
-    state = _renamed(state, own, getattr(model, "base_model_prefix", ""))
+    state = _renamed(_unwrapped(state, own), own, getattr(model, "base_model_prefix", ""))
     filled = {id(own[name]) for name in own.keys() & state.keys()}
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     problems = {
@@ -70,6 +71,19 @@ def _fits(stored: torch.Tensor, own: torch.Tensor) -> bool:
 def _type(tensor: torch.Tensor) -> str:
     form = "sparse " if tensor.layout != torch.strided else "valueless " if tensor.is_meta else ""
     return form + str(tensor.dtype).removeprefix("torch.")
+
+
+_WRAPPED, _COMPILED = "module.", "_orig_mod."
+"""What `DataParallel` and its kind put before all names, and `torch.compile` before those of what it compiled."""
+
+
+def _unwrapped(state: dict[str, torch.Tensor], own: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The checkpoint with the names that it would have without wrappers, unless the model itself has such names."""
+    if not any(_COMPILED in name for name in own):
+        state = {name.replace(_COMPILED, ""): tensor for name, tensor in state.items()}
+    if all(name.startswith(_WRAPPED) for name in state) and not any(name.startswith(_WRAPPED) for name in own):
+        state = {name.removeprefix(_WRAPPED): tensor for name, tensor in state.items()}
+    return state
 
 
 def _renamed(state: dict[str, torch.Tensor], own: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:

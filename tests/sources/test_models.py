@@ -100,6 +100,42 @@ def test_the_base_model_takes_its_part_of_a_checkpoint_with_a_head(tmp_path: Pat
     assert same(source.base, target)
 
 
+class Compiled(nn.Module):
+    """A model whose one part was compiled by `torch.compile`; and then another like it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Sequential(), nn.Linear(2, 2)
+        self.first.add_module("_orig_mod", nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrappers_leave_no_trace_in_names(prefix: str, tmp_path: Path) -> None:
+    """Twins: a checkpoint of which a part has the prefix, and a model that has such names itself."""
+    source, target = WithHead(), WithHead()
+    state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    torch.save(state, tmp_path / "wrapped.pt")
+    load_checkpoint(target, tmp_path / "wrapped.pt")
+    assert same(source, target)
+    wrapped, again = (nn.DataParallel(module) for module in (source, WithHead()))
+    torch.save(wrapped.state_dict(), tmp_path / "own.pt")
+    load_checkpoint(again, tmp_path / "own.pt")
+    assert same(wrapped, again)
+    torch.save({"module.head.weight": torch.ones(3, 2), **source.state_dict()}, tmp_path / "part.pt")
+    with pytest.raises(InvalidInput, match=r"unexpected: module\.head\.weight"):
+        load_checkpoint(target, tmp_path / "part.pt")
+
+
+def test_a_part_that_was_compiled_has_its_own_name(tmp_path: Path) -> None:
+    source, plain = Compiled(), nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.Linear(2, 2)})
+    torch.save(source.state_dict(), tmp_path / "compiled.pt")
+    load_checkpoint(plain, tmp_path / "compiled.pt")
+    assert torch.equal(plain["first"].weight, source.first[0].weight)
+    again = Compiled()
+    load_checkpoint(again, tmp_path / "compiled.pt")
+    assert same(source, again)
+
+
 def test_a_model_with_a_head_needs_the_head(tmp_path: Path) -> None:
     source, target = Base(), WithHead()
     torch.save(source.state_dict(), tmp_path / "base.pt")
