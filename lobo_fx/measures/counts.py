@@ -84,6 +84,7 @@ def run_counted(program: Program) -> tuple[Any, int | None]:
     more: dict[Any, Any] = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         torch.ops.aten.mkldnn_rnn_layer: _recurrent_flops,
+        torch.ops.aten._trilinear: _bilinear_flops,
         **FLOPS,
     }
     with FlopCounterMode(display=False, custom_mapping=more) as counter:
@@ -98,6 +99,11 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: An
 def _recurrent_flops(x: Any, w_ih: Any, w_hh: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """Shapes [time, rows, inputs], [gates · hidden, inputs], [gates · hidden, hidden]."""
     return int(2 * x[0] * x[1] * (math.prod(w_ih) + math.prod(w_hh)))
+
+
+def _bilinear_flops(first: Any, weight: Any, second: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Shapes [rows, inputs], [outputs, inputs, other inputs], [rows, other inputs]."""
+    return int(2 * first[0] * math.prod(weight))
 
 
 def rows(program: Program, inputs: Inputs | None = None) -> int:

@@ -43,6 +43,18 @@ class Products(nn.Module):
         return self.third(torch.bmm(weights, b))
 
 
+class Pairs(nn.Module):
+    """Multiplies the features of two layers, each with each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.pairs = nn.Linear(12, 10), nn.Linear(12, 8), nn.Bilinear(10, 8, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.pairs(self.first(x), self.second(x)))
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
         super().__init__()
@@ -66,6 +78,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "convolutions": (convolutions, IMAGES),
     "attention": (Attention, SEQUENCES),
     "products": (Products, SEQUENCES),
+    "bilinear": (Pairs, SEQUENCES),
     "lstm": (lambda: Recurrent(nn.LSTM), SEQUENCES),
 }
 

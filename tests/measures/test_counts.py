@@ -68,6 +68,19 @@ class HuggingFaceConv1D(nn.Module):
 
 
 PROJECTIONS, PRODUCTS = 4 * 6 * 8 * 8, 2 * 6 * 6 * 8
+
+
+class Pairs(nn.Module):
+    """Multiplies each feature with each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = nn.Bilinear(10, 10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pairs(x, x)  # type: ignore[no-any-return]
+
+
 MACS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, int]] = {
     "conv2d": (lambda: nn.Conv2d(4, 6, 3), IMAGES, (7 * 5) * 6 * 4 * 9),
     "strided": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), IMAGES, (5 * 4) * 6 * 4 * 9),
@@ -91,6 +104,7 @@ MACS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, int]] = {
     "called_twice": (lambda: nn.Sequential(*[nn.Linear(10, 10)] * 2), VECTORS, 200),
     "embedding": (lambda: nn.Embedding(20, 8), torch.arange(6).view(3, 2), 0),
     "pointwise": (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)), IMAGES, 0),
+    "bilinear": (Pairs, VECTORS, 4 * 10 * 10),
     "lstm": (lambda: nn.LSTM(8, 5, batch_first=True), SEQUENCES, 6 * 4 * 5 * (8 + 5)),
 }
 

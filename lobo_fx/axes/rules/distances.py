@@ -48,4 +48,6 @@ def bilinear(call: Call) -> Axes:
     call.sums(call.unify(j, right), call.given["input2"], call.given["weight"])
     if call.has("bias"):
         outputs = call.unify(outputs, call.axes("bias")[0])
-    return (*(call.broadcast([tuple(first), tuple(second)]) if first else ()), outputs)
+    rows = call.broadcast([tuple(first), tuple(second)]) if first else ()
+    call.multiplies(*rows, outputs, i, j)
+    return (*rows, outputs)
