@@ -25,7 +25,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from lobo_fx.exporters.onnx.versions import MICROSOFT
-from lobo_fx.exporters.onnxruntime.profile import ONLY_FATAL, repeatedly, typical
+from lobo_fx.exporters.onnxruntime.profile import repeatedly, typical
+from lobo_fx.exporters.onnxruntime.session_options import ONLY_FATAL
 from lobo_fx.measures.latency import interleave
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 

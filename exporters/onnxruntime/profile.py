@@ -19,13 +19,12 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from lobo_fx.exporters.onnxruntime.session_options import ONLY_FATAL
 from lobo_fx.files import temporary_folder
 from lobo_fx.plugins.protocols import Arrays
 
-__all__ = ["ONLY_FATAL", "KernelTime", "kernel_times", "node_times", "repeatedly", "typical"]
+__all__ = ["KernelTime", "kernel_times", "node_times", "repeatedly", "typical"]
 
-ONLY_FATAL = 4
-"""Log level at which ONNX Runtime is silent but for what ends it."""
 _WARMUP = 3
 _MOST, _SECONDS = 60, 0.03
 """Most runs of a short model, if no more are asked for, and the seconds after which no further run is begun."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lobo_fx.errors import InvalidInput
-from lobo_fx.exporters.onnxruntime.session_options import read_options
+from lobo_fx.exporters.onnxruntime.session_options import ONLY_FATAL, read_options
 from lobo_fx.files import check_readable, temporary_folder
 from lobo_fx.plugins.kernels import Cost, Kernel, NoCost
 from lobo_fx.plugins.protocols import Arrays, ArraySpec
@@ -30,8 +30,6 @@ _DTYPES = {
     **{f"tensor({name})": name for name in ("int8", "uint8", "int16", "uint16", "uint32", "uint64")},
     "tensor(bool)": "bool",
 }
-
-_ONLY_ERRORS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +138,7 @@ def _session(path: Path, threads: int | None, optimized: Path | None = None) -> 
         saved.apply(options)
     if threads is not None:
         options.intra_op_num_threads = threads
-    options.log_severity_level = _ONLY_ERRORS
+    options.log_severity_level = ONLY_FATAL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     check_readable(path)

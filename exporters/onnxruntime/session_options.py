@@ -21,8 +21,10 @@ from typing import Any
 from lobo_fx.errors import InvalidInput, suggestion
 from lobo_fx.files import checksum, followed, read_json
 
-__all__ = ["SUFFIX", "SavedOptions", "read_options", "write_options"]
+__all__ = ["ONLY_FATAL", "SUFFIX", "SavedOptions", "read_options", "write_options"]
 
+ONLY_FATAL = 4
+"""Log level at which ONNX Runtime prints nothing but what ends it: errors are told by its exceptions."""
 SUFFIX = ".session.json"
 """Ending of a file with options, after the model's name."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -162,3 +163,22 @@ def test_three_lines_load_both_without_the_package(model: Path) -> None:
     name = OnnxRuntime().load(model, 1).inputs[0].name
     expected = OnnxRuntime().load(model, 1).run({name: ROWS.numpy()})[0]
     np.testing.assert_allclose(np.load(model.with_name("outputs.npy")), expected, rtol=0, atol=1e-6)
+
+
+def test_what_a_run_refuses_is_raised_and_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Twin: at the log level of errors, ONNX Runtime prints it in red besides."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None]) for name in ("x", "y"))
+    shape = onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [2], [2, 3])
+    node = onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])
+    graph = onnx.helper.make_graph([node], "reshape", [x], [y], [shape])
+    opsets = [onnx.helper.make_opsetid("", 19)]
+    onnx.save(onnx.helper.make_model(graph, ir_version=9, opset_imports=opsets), tmp_path / "reshape.onnx")
+    arrays = {"x": np.zeros(5, np.float32)}
+    with pytest.raises(Exception, match="cannot be reshaped"):
+        OnnxRuntime().load(tmp_path / "reshape.onnx", 1).run(arrays)
+    assert capfd.readouterr() == ("", "")
+    loud = onnxruntime.SessionOptions()
+    loud.log_severity_level = 3
+    with pytest.raises(Exception, match="cannot be reshaped"):
+        onnxruntime.InferenceSession(str(tmp_path / "reshape.onnx"), loud).run(None, arrays)
+    assert "cannot be reshaped" in capfd.readouterr().err
