@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sympy
@@ -17,7 +18,7 @@ from lobo_fx.axes.removal import Removal, kept, kept_size
 from lobo_fx.graph.operators import SPLITS, arguments, aten, set_argument
 from lobo_fx.graph.provenance import inherit
 
-__all__ = ["remove", "zero"]
+__all__ = ["remove", "zero", "zeroed"]
 
 
 def zero(inference: Inference, removal: Removal) -> None:
@@ -27,6 +28,20 @@ def zero(inference: Inference, removal: Removal) -> None:
             gone = (~kept(axis, removal)).nonzero().flatten()
             if len(gone):
                 tensor.data.index_fill_(dim, gone, 0)
+
+
+@contextlib.contextmanager
+def zeroed(inference: Inference, removal: Removal) -> Iterator[None]:
+    """Zeroes what surgery would remove within this context; afterwards, the program is as it was."""
+    before = [(tensor, tensor.data) for tensor, _ in _touched(inference, removal)]
+    try:
+        for tensor, data in before:
+            tensor.data = data.clone()
+        zero(inference, removal)
+        yield
+    finally:
+        for tensor, data in before:
+            tensor.data = data
 
 
 def remove(inference: Inference, removal: Removal) -> None:

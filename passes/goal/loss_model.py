@@ -7,20 +7,20 @@ axis: the original runs with the weights that elimination leaves, about halfway,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from lobo_fx.axes import Axis, Inference
-from lobo_fx.axes.members import Member, members, parameters
-from lobo_fx.axes.removal import Removal
-from lobo_fx.axes.surgery import zero
+from lobo_fx.axes.members import Member, parameters
+from lobo_fx.axes.surgery import zeroed
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.inputs import Inputs
-from lobo_fx.graph.layers import layer_of
+from lobo_fx.graph.layers import layer_of, layers
 from lobo_fx.graph.operators import named_values
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.running import AS_IT_IS, Runner
@@ -93,7 +93,7 @@ class LossModel:
         context: Context,
         noise: Noise,
         free: Mapping[Axis, Sequence[Member]],
-        beside: Mapping[Axis, Elimination] | None = None,
+        beside: Iterable[tuple[Axis, Elimination | None]] = (),
     ) -> LossModel:
         """Eliminates along every axis, and runs the original once for each.
 
@@ -105,14 +105,11 @@ class LossModel:
             beside: eliminations of further leaves.
         """
         program = inference.program
-        beside = beside or {}
-        found = {**eliminations(inference, context, output_weights(program, context), free), **beside}
-        means = _means(program, noise.batches, {node for entry in found.values() for node in entry.weights})
+        means = _means(program, noise.batches, {layer.node for layer in layers(program.graph)})
         scores: dict[Axis, torch.Tensor] = {}
         losses: dict[Axis, torch.Tensor] = {}
-        leaves = (*free, *beside)
-        for leaf in track(leaves, "loss of widths", context.show_progress):
-            entry = found.get(leaf)
+        own = eliminations(inference, context, output_weights(program, context), free)
+        for leaf, entry in track(itertools.chain(own, beside), "loss of widths", context.show_progress):
             if entry is not None:
                 scores[leaf] = entry.scores
                 shape = entry.errors.flip(0)  # by how many are left
@@ -123,15 +120,15 @@ class LossModel:
                 ranked = scores[leaf].sort(descending=True).values
                 shape = ranked.sum() - torch.cat([torch.zeros(1, dtype=torch.double), ranked.cumsum(0)])
                 halfway = max(1, leaf.size // 2)
-                measured = noise(_zeroed(inference, leaf, scores[leaf], halfway))
+                measured = _noise_without(inference, leaf, scores[leaf], halfway, noise)
             if measured < _LEAST and entry is not None:  # half of the positions are dead: the others are not
                 nothing = {node: torch.zeros_like(weight) for node, weight in entry.weights.items()}
                 halfway, measured = 0, noise.of(_replaced(program, nothing, means))
             elif measured < _LEAST:
-                halfway, measured = 0, noise(_zeroed(inference, leaf, scores[leaf], 0))
+                halfway, measured = 0, _noise_without(inference, leaf, scores[leaf], 0, noise)
             height = min(added(measured), _MOST) / max(float(shape[halfway]), _LEAST)
             losses[leaf] = (shape * height).flip(0).cummax(0).values.flip(0)
-        return cls(leaves, scores, losses)
+        return cls(tuple(scores), scores, losses)
 
 
 def added(noise: float) -> float:
@@ -185,11 +182,7 @@ def _replaced(
     return Runner(program.module, instead=instead)
 
 
-def _zeroed(inference: Inference, leaf: Axis, scores: torch.Tensor, stay: int) -> Program:
-    """A copy with the least important positions of one axis zeroed."""
-    copy = inference.program.clone()
-    found = Inference(copy).run()
-    twin = dict(zip(members(inference), members(found), strict=True))[leaf]
-    removal: Removal = best_positions({twin: scores}, {twin: stay})
-    zero(found, removal)
-    return copy
+def _noise_without(inference: Inference, leaf: Axis, scores: torch.Tensor, stay: int, noise: Noise) -> float:
+    """The noise of the program with the least important positions of one axis zeroed."""
+    with zeroed(inference, best_positions({leaf: scores}, {leaf: stay})):
+        return noise(inference.program)

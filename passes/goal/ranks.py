@@ -8,7 +8,7 @@ effect at the outputs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import fx
@@ -68,16 +68,16 @@ def find_ranks(inference: Inference, context: Context, large: Collection[str]) -
     return found
 
 
-def rank_eliminations(program: Program, ranks: Sequence[RankAxis], context: Context) -> dict[Axis, Elimination]:
-    """Eliminations of the directions of layers' outputs, by the ranks' leaves."""
+def rank_eliminations(
+    program: Program, ranks: Sequence[RankAxis], context: Context
+) -> Iterator[tuple[Axis, Elimination]]:
+    """Eliminations of the directions of layers' outputs, each with the leaf of its rank, one after the other."""
     leaves = {rank.candidate.name: rank.leaf for rank in ranks}
-    found = {}
     for one, spectrum in spectra(program, [rank.candidate for rank in ranks], context):
         halfway = max(1, spectrum.full // 2)
         weights = {layer.node: _as_read(layer, one.weight, spectrum.nearest(halfway)) for layer in one.layers}
         last_first = torch.arange(spectrum.full - 1, -1, -1)
-        found[leaves[one.name]] = Elimination(last_first, spectrum.errors.flip(0), halfway, weights)
-    return found
+        yield leaves[one.name], Elimination(last_first, spectrum.errors.flip(0), halfway, weights)
 
 
 def chosen_ranks(ranks: Iterable[RankAxis], widths: Widths) -> dict[str, int]:

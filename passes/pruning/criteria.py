@@ -215,11 +215,11 @@ class SecondOrder(Criterion):
         return ("calibration_data",)
 
     def scorer(self, inference: Inference, context: Context) -> Scorer:
-        found = eliminations(inference, context)
+        scores = {leaf: found.scores for leaf, found in eliminations(inference, context) if found is not None}
 
         def score(leaf: Axis, members: Sequence[Member]) -> torch.Tensor:
-            if leaf in found:
-                return found[leaf].scores
+            if leaf in scores:
+                return scores[leaf]
             return _total(leaf, [m.along(leaf, m.weight.square()) for m in members])
 
         return score

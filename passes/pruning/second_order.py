@@ -7,7 +7,7 @@ columns the others replace best; then the remaining weights and the inverse Hess
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import fx
@@ -123,8 +123,10 @@ def eliminations(
     context: Context,
     weights: Mapping[fx.Node, torch.Tensor] | None = None,
     leaves: Iterable[Axis] | None = None,
-) -> dict[Axis, Elimination]:
-    """The order of removal and its errors, for axes that a layer reads.
+) -> Iterator[tuple[Axis, Elimination | None]]:
+    """The order of removal and its errors for each axis, None where no layer reads it; one axis after the other.
+
+    The weights of all eliminations together may take more memory than the program: let go of one before the next.
 
     Args:
         inference: axes of the program.
@@ -143,16 +145,13 @@ def eliminations(
         if layer.read is not None and (layer.groups == 1 or layer.kind.group_dim is not None)
     }
     grams = collect_grams(program, roles.values(), context, centred=True, times=_TIMES)
-    found: dict[Axis, Elimination] = {}
     for leaf in members(inference) if leaves is None else leaves:
         readers = [
             reader
             for layer, role in roles.items()
             if role in grams and (reader := _reader(layer, grams[role], leaf, inference, weights)) is not None
         ]
-        if readers:
-            found[leaf] = _eliminate(readers, leaf.size)
-    return found
+        yield leaf, _eliminate(readers, leaf.size) if readers else None
 
 
 def _reader(

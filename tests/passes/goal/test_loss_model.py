@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import lobo_fx
-from lobo_fx.axes import Inference
+from lobo_fx.axes import Axis, Inference
 from lobo_fx.axes.members import members
+from lobo_fx.axes.surgery import zeroed
 from lobo_fx.contracts.context import Context
 from lobo_fx.graph.running import Runner
 from lobo_fx.passes.goal.loss_model import LossModel, Noise, added
-from lobo_fx.passes.pruning.second_order import eliminations, output_weights
+from lobo_fx.passes.pruning.second_order import Elimination, eliminations, output_weights
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -58,6 +59,12 @@ def test_widths_of_a_linear_network_lose_what_a_removal_and_a_refit_lose() -> No
     assert [loss / losses[4] for loss in losses[1:8]] == pytest.approx(shares, rel=0.1, abs=0.02)
 
 
+def eliminated(inference: Inference, context: Context) -> dict[Axis, Elimination]:
+    """Eliminations of the axes that layers read."""
+    found = eliminations(inference, context, output_weights(inference.program, context))
+    return {leaf: entry for leaf, entry in found if entry is not None}
+
+
 class Reader(nn.Module):
     """Layers of all sorts, in a row; the groups themselves are an axis."""
 
@@ -80,8 +87,7 @@ def test_losses_fall_as_widths_rise_for_every_kind_of_layer() -> None:
         assert losses[-1] == 0 < losses[1] < math.inf
         assert all(narrow >= wide for narrow, wide in itertools.pairwise(losses))
         assert len(found.scores[leaf]) == leaf.size
-    order = eliminations(inference, context, output_weights(inference.program, context))
-    for leaf, entry in order.items():
+    for leaf, entry in eliminated(inference, context).items():
         assert found.scores[leaf].tolist() == entry.scores.tolist()
 
 
@@ -102,7 +108,7 @@ class Experts(nn.Module):
 def test_the_height_is_what_the_network_loses_with_the_layer_replaced() -> None:
     model = Experts()
     found, inference, context, _ = measured(model, draw(512, 6) + 1)
-    ((leaf, entry),) = eliminations(inference, context, output_weights(inference.program, context)).items()
+    ((leaf, entry),) = eliminated(inference, context).items()
     (weight,) = entry.weights.values()
     x = rows_of(context, held_out=True)
     with torch.no_grad():
@@ -238,3 +244,23 @@ class Summing(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.first(x).relu().sum(1)
+
+
+def test_positions_are_zeroed_for_a_while_only() -> None:
+    """The program is no copy; not even what goes wrong meanwhile leaves zeros behind."""
+    program = lobo_fx.trace(Summed().eval(), draw(16, 6))
+    inference = Inference(program).run()
+    (leaf,) = members(inference)
+    before = {name: tensor.clone() for name, tensor in program.module.state_dict().items()}
+
+    def fail() -> None:
+        with zeroed(inference, {leaf: torch.arange(leaf.size) < 3}):
+            found = program.module.state_dict()
+            assert not found["each"][3:].any()
+            assert torch.equal(found["first.weight"][:3], before["first.weight"][:3])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    for name, tensor in program.module.state_dict().items():
+        assert torch.equal(tensor, before[name])
