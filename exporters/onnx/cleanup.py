@@ -14,6 +14,7 @@ from lobo_fx.exporters.onnx.names import NAMESPACE
 __all__ = [
     "clean",
     "fold_weight_transposes",
+    "keep_float",
     "list_constants",
     "rename_initializers",
     "share_transposed",
@@ -30,6 +31,29 @@ def clean(model: ir.Model) -> None:
     fold_weight_transposes(model)
     share_transposed(model)
     shrink_biases(model)
+    keep_float(model)
+
+
+def keep_float(model: ir.Model) -> None:
+    """Puts a maximum of one tensor, which changes nothing, after layers that ONNX Runtime would quantize by itself.
+
+    Of a layer between DequantizeLinear and QuantizeLinear it quantizes float weights, with one scale for all channels
+    (`WeightBiasQuantization`, https://github.com/microsoft/onnxruntime/pull/22969). A layer stays float for a reason.
+    """
+    for node in list(model.graph):
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.outputs[0].is_graph_output():
+            continue
+        before, weight = (None if value is None else value.producer() for value in node.inputs[:2])
+        after = [use.node for use in node.outputs[0].uses()]
+        quantized = weight is not None and weight.op_type == "DequantizeLinear"
+        if quantized or before is None or before.op_type != "DequantizeLinear":
+            continue
+        if [reader.op_type for reader in after] == ["QuantizeLinear"]:
+            copied = ir.node("Max", [node.outputs[0]])
+            copied.outputs[0].name = f"{node.outputs[0].name}_float"
+            copied.outputs[0].type, copied.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+            model.graph.insert_after(node, copied)
+            after[0].replace_input_with(0, copied.outputs[0])
 
 
 def list_constants(model: ir.Model) -> None:

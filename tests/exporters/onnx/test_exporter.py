@@ -26,7 +26,7 @@ import lobo_fx
 from lobo_fx import Artifact, ExportError, InvalidInput, Result
 from lobo_fx.exporters.onnx.cleanup import clean
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
-from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntimeSession
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, OnnxRuntimeSession, kernels
 from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeStatic
 
 Array = npt.NDArray[Any]
@@ -748,3 +748,34 @@ def test_a_file_that_is_only_measured_need_not_be_compared(tmp_path: Path, monke
     assert not math.isnan(whole.parity)
     assert math.isnan(quick.parity)
     assert onnx.load(tmp_path / "quick.onnx").graph == onnx.load(tmp_path / "whole.onnx").graph
+
+
+def uneven(kind: str) -> nn.Module:
+    """Three layers; the channels of the second's weight are of very different sizes, which one scale can't tell."""
+    torch.manual_seed(0)
+    middle = nn.Conv2d(3, 3, 3, padding=1) if kind == "Conv" else nn.ConvTranspose2d(3, 3, 3, padding=1)
+    with torch.no_grad():
+        middle.weight *= torch.tensor([1e-3, 3e-2, 1.0]).view((-1, 1, 1, 1) if kind == "Conv" else (1, -1, 1, 1))
+    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), middle, nn.Conv2d(3, 3, 3, padding=1)).eval()
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+def test_a_float_layer_between_integer_ones_stays_float(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime quantizes such weights by itself, with one scale. Twin: where it sees the layer, it does."""
+    quantizing = QuantizeStatic(kernels="all", overrides={"1": "float"})
+    given: dict[str, Any] = {"example_inputs": IMAGES, "calibration_data": [IMAGES], "progress": False}
+    result = lobo_fx.compile(uneven(kind), [quantizing], **given)
+    kept = result.export(tmp_path / "kept.onnx", confirm=False)
+    assert kept.parity < 1e-6
+    assert kernels(kept.path)[kind] == 1
+    monkeypatch.setattr("lobo_fx.exporters.onnx.cleanup.keep_float", lambda model: None)
+    OnnxExporter(compare=False).export(result.program, tmp_path / "seen.onnx", {})
+    (spec,) = result.program.signature.inputs
+    assert spec is not None
+    arrays = {spec.name: IMAGES.numpy()}
+    (float_one,), (integer,) = (
+        OnnxRuntime().load(tmp_path / f"{name}.onnx", 1).run(arrays) for name in ("kept", "seen")
+    )
+    assert np.abs(float_one - integer).max() > 1e-3 * np.abs(float_one).max()
