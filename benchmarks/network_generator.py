@@ -118,8 +118,10 @@ class RandomNet(nn.Module):
         if kind == "group":
             groups = self.random.choice([g for g in (1, 2, 3, self.width) if self.width % g == 0])
             return self.own(nn.GroupNorm(groups, self.width))
-        layer = nn.BatchNorm2d(self.width) if kind == "batch" else nn.InstanceNorm2d(self.width, affine=True)
-        return self.own(layer)
+        if kind == "batch":
+            return self.own(nn.BatchNorm2d(self.width))
+        norm = self.own(nn.InstanceNorm2d(self.width, affine=True))
+        return lambda x: norm(x) if x.shape[2] > 1 else x  # one number has no deviation
 
     def residual(self) -> Step:
         inner = self.some_width()
