@@ -246,6 +246,8 @@ def propagate(module: fx.GraphModule, on_node: Callable[[fx.Node, Any], None] | 
     with quiet(), mode, enable_python_dispatcher():  # the Python forms of composite operators keep sizes symbolic
         values = (node.meta["val"] for node in placeholders)
         _FakeInterpreter(module, mode, on_node).run(*values, enable_io_processing=False)
+    assert mode.shape_env is not None
+    mode.shape_env.pending_fresh_unbacked_symbols.clear()  # later traces with these values would miss them
 
 
 def _last_mode(placeholders: Sequence[fx.Node]) -> FakeTensorMode | None:

@@ -133,3 +133,26 @@ def test_recurrent_cells_are_formulas_that_trace_nothing_again(tmp_path: Path, t
 def test_branches_are_left_to_torch_onnx(tmp_path: Path, traces: list[ExportedProgram]) -> None:
     OnnxExporter().export(program_of(Branch()), tmp_path / "model.onnx", {})
     assert traces
+
+
+class Selected(nn.Module):
+    """Values chosen by a mask, of which nobody knows how many there are; and operators that are to be decomposed."""
+
+    def __init__(self, branch: bool) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        low, high = torch.aminmax(x, dim=1)
+        last = torch.cond(x.sum() > 0, lambda x: x.relu(), lambda x: -x, (x,)) if self.branch else x
+        return x[x > 0], high - low, last
+
+
+def test_sizes_that_only_data_decides_keep_nothing_from_being_decomposed(
+    tmp_path: Path, traces: list[ExportedProgram]
+) -> None:
+    """Twins: `torch.onnx` traces the program with a branch again, and must not miss these sizes."""
+    OnnxExporter().export(program_of(Selected(False)), tmp_path / "model.onnx", {})
+    assert not traces
+    OnnxExporter().export(program_of(Selected(True)), tmp_path / "branch.onnx", {})
+    assert traces
