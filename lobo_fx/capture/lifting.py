@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,8 @@ from torch.export.graph_signature import (
     InputSpec,
     OutputKind,
     OutputSpec,
+    SymBoolArgument,
+    SymFloatArgument,
     SymIntArgument,
     TensorArgument,
 )
@@ -59,7 +62,7 @@ def exported_program(program: Program) -> ExportedProgram:
     given = module.graph.find_nodes(op="placeholder")
     for node in given:
         node.name = str(node.target)  # fx names an input apart from what Python has built in, such as `input`
-    lifted = _lift(module.graph, tensors)
+    lifted = _lift(module.graph, tensors, lasting)
     for name, node in lifted.items():
         if "val" not in node.meta:  # nobody reads it
             node.meta["val"] = mode.from_tensor(tensors[name], static_shapes=True)
@@ -97,8 +100,16 @@ def _stored(module: ProgramModule) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters(remove_duplicate=False)), **dict(buffers)}
 
 
-def _lift(graph: fx.Graph, tensors: dict[str, torch.Tensor]) -> dict[str, fx.Node]:
+def _lift(graph: fx.Graph, tensors: dict[str, torch.Tensor], lasting: Collection[str]) -> dict[str, fx.Node]:
     """Makes an input of each stored tensor, in place, before the others.
+
+    A tensor that is read under several names is read by one of them throughout: in a saved program, buffers share no
+    memory, and what is written to one name would not be read by another.
+
+    Args:
+        graph: changed.
+        tensors: by name.
+        lasting: the names in the state dict, which are taken before others.
 
     Returns:
         The inputs by the names of the tensors; those that nobody reads have no `val`.
@@ -107,10 +118,16 @@ def _lift(graph: fx.Graph, tensors: dict[str, torch.Tensor]) -> dict[str, fx.Nod
         lifted = {name: graph.placeholder(re.sub(r"\W", "_", f"stored_{name}")) for name in tensors}
     for node in lifted.values():
         node.target = node.name  # which is unique
-    for node in graph.find_nodes(op="get_attr"):
-        if (placeholder := lifted.get(str(node.target))) is None:
+    reads = graph.find_nodes(op="get_attr")
+    chosen: dict[int, fx.Node] = {}
+    for name in sorted(map(str, (node.target for node in reads)), key=lambda name: name not in lasting):
+        if name in lifted:
+            chosen.setdefault(id(tensors[name]), lifted[name])
+    for node in reads:
+        if str(node.target) not in lifted:
             node.meta.pop("val", None)  # the graph of a branch
             continue
+        placeholder = chosen[id(tensors[str(node.target)])]
         placeholder.meta.setdefault("val", node.meta["val"])
         node.replace_all_uses_with(placeholder)
         graph.erase_node(node)
@@ -143,6 +160,13 @@ def _return_written(graph: fx.Graph, stored: dict[fx.Node, str]) -> list[OutputS
     ]
 
 
+_COMPUTED: dict[type, Callable[[str], ArgumentSpec]] = {
+    torch.SymInt: SymIntArgument,
+    torch.SymFloat: SymFloatArgument,
+    torch.SymBool: SymBoolArgument,
+}
+
+
 def _argument(value: object) -> ArgumentSpec:
     """An input or output, as `torch.export` describes it."""
     if not isinstance(value, fx.Node):
@@ -150,4 +174,7 @@ def _argument(value: object) -> ArgumentSpec:
     known = value.meta.get("val")
     if isinstance(known, torch.Tensor):
         return TensorArgument(value.name)
-    return SymIntArgument(value.name) if isinstance(known, torch.SymInt) else ConstantArgument(value.name, known)
+    for number, kind in _COMPUTED.items():
+        if isinstance(known, number):
+            return kind(value.name)
+    return ConstantArgument(value.name, known)

@@ -146,6 +146,40 @@ def test_a_value_written_to_two_buffers_and_an_input_written_to_one_have_names_o
     assert torch.equal(buffers["seen"], X + 1)
 
 
+def test_a_buffer_that_is_written_by_one_name_and_read_by_another_is_one_when_loaded() -> None:
+    class Shared(nn.Module):
+        own: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("own", torch.zeros(4))
+            self.plain = self.own  # no buffer: it becomes one that no state dict holds
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            before = x + self.plain
+            self.own.add_(1)
+            return before
+
+    program = trace(Shared().eval(), X)
+    assert len({str(node.target) for node in program.graph.find_nodes(op="get_attr")}) == 2
+    again = trace(saved_and_loaded(exported_program(program))).module
+    for times in range(3):
+        assert torch.equal(again(X), X + times)
+    assert torch.equal(again.state_dict()["own"], torch.full((4,), 3.0))
+
+
+def test_outputs_that_are_computed_numbers_are_kept() -> None:
+    class Numbers(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[Any, ...]:
+            return x + 1, x.shape[0], x.shape[0] / 2, x.sum().item()
+
+    program = trace(Numbers().eval(), X)
+    exported = exported_program(program)
+    assert trace(saved_and_loaded(exported)).signature == program.signature
+    found = exported.module(check_guards=False)(torch.ones(5, 4))
+    assert found[1:] == (5, 2.5, 20.0)
+
+
 def test_a_graph_that_calls_modules_is_refused() -> None:
     program = trace(nn.Linear(4, 2), X).clone()
     program.module.add_submodule("observer", nn.Identity())
