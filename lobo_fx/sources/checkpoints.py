@@ -78,10 +78,10 @@ _WRAPPED, _COMPILED = "module.", "_orig_mod."
 
 
 def _unwrapped(state: dict[str, torch.Tensor], own: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The checkpoint with the names that it would have without wrappers, unless the model itself has such names."""
+    """The checkpoint with the names that it would have without wrappers, unless the model itself has them so."""
     if not any(_COMPILED in name for name in own):
         state = {name.replace(_COMPILED, ""): tensor for name, tensor in state.items()}
-    if all(name.startswith(_WRAPPED) for name in state) and not any(name.startswith(_WRAPPED) for name in own):
+    if all(name.startswith(_WRAPPED) for name in state) and not own.keys() & state.keys():
         state = {name.removeprefix(_WRAPPED): tensor for name, tensor in state.items()}
     return state
 

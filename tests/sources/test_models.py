@@ -126,6 +126,15 @@ def test_wrappers_leave_no_trace_in_names(prefix: str, tmp_path: Path) -> None:
         load_checkpoint(target, tmp_path / "part.pt")
 
 
+def test_a_wrapped_model_may_have_a_part_named_as_the_wrapper_names_it(tmp_path: Path) -> None:
+    source = nn.ModuleDict({"module": nn.Linear(2, 2)})
+    for name, saved in (("wrapped.pt", nn.DataParallel(source)), ("plain.pt", source)):
+        target = nn.ModuleDict({"module": nn.Linear(2, 2)})
+        torch.save(saved.state_dict(), tmp_path / name)
+        load_checkpoint(target, tmp_path / name)
+        assert same(source, target)
+
+
 def test_a_part_that_was_compiled_has_its_own_name(tmp_path: Path) -> None:
     source, first = Compiled(), nn.Linear(2, 2)
     plain = nn.ModuleDict({"first": first, "second": nn.Linear(2, 2)})
