@@ -15,6 +15,7 @@ from torch import fx
 from lobo_fx.contracts.context import Context
 from lobo_fx.contracts.passbase import exact_tolerance
 from lobo_fx.errors import ContractError, InvalidInput
+from lobo_fx.graph.layers import layers
 from lobo_fx.graph.operators import aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
@@ -220,18 +221,19 @@ def widen_weight_scales(prepared: fx.GraphModule) -> None:
     """Raises weight scales so small that the bias, at input × weight scale, would overflow int32.
 
     A channel of zeros (pruned, or a dead batch norm) is the usual case. The product of both scales must not become
-    subnormal either: smaller scales would not make the layer's outputs more precise in float32.
+    subnormal either: smaller scales would not make the layer's outputs more precise in float32. ONNX Runtime also
+    quantizes the biases that stay float here, those of products with more than two dimensions.
     """
-    from torchao.quantization.pt2e import DerivedObserverOrFakeQuantize
-
     from lobo_fx.passes.quantization.integers.observers import SMALLEST_SCALE
 
-    for node in prepared.graph.find_nodes(op="call_module"):
-        observer = prepared.get_submodule(str(node.target))
-        if not isinstance(observer, DerivedObserverOrFakeQuantize):
+    for layer in layers(prepared.graph):
+        if layer.bias is None or not layer.input.op == layer.weight.op == "call_module":
             continue
-        activation, weight = observer.obs_or_fqs
-        bias = fetch(prepared, str(node.args[0].target)).detach()
-        smallest = (bias.abs() / _LARGEST_BIAS).clamp_min(SMALLEST_SCALE) / activation.calculate_qparams()[0]
-        seen = getattr(weight, "activation_post_process", weight)  # a fake quantizer holds its observer
+        read = layer.bias.args[0] if layer.bias.op == "call_module" else layer.bias
+        if not isinstance(read, fx.Node) or read.op != "get_attr":
+            continue
+        activation, weight = (prepared.get_submodule(str(node.target)) for node in (layer.input, layer.weight))
+        bias = fetch(prepared, str(read.target)).detach()
+        smallest = (bias.abs() / _LARGEST_BIAS).clamp_min(SMALLEST_SCALE) / activation.calculate_qparams()[0]  # type: ignore[operator]
+        seen: Any = getattr(weight, "activation_post_process", weight)  # a fake quantizer holds its observer
         seen.max_val.copy_(torch.maximum(seen.max_val, smallest * seen.quant_max))

@@ -432,6 +432,19 @@ def test_a_nearly_dead_channel_with_a_large_bias_is_bias(tmp_path: Path) -> None
     assert signal_to_noise(model(VECTORS)[:, ::2], result.module(VECTORS)[:, ::2]) > 35
 
 
+def test_a_nearly_dead_channel_of_a_product_over_sequences_keeps_its_bias(tmp_path: Path) -> None:
+    """Its bias stays float here; ONNX Runtime quantizes it by itself, at input scale × weight scale."""
+    model = nn.Sequential(nn.Linear(10, 6), nn.Linear(6, 3)).eval()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[1] = 1e-12
+        model.get_parameter("0.bias")[1] = 2.0
+    x = torch.randn(4, 5, 10)
+    result = quantize(model, x)
+    from_file = run_file(result.export(tmp_path / "model.onnx"), x)
+    assert signal_to_noise(result.module(x), torch.from_numpy(from_file)) > 60
+    assert signal_to_noise(model(x), result.module(x)) > 25
+
+
 @pytest.mark.parametrize("observer", ["min_max", "histogram"])
 @pytest.mark.parametrize("size", [1e-9, 1e9])
 def test_quantization_does_not_depend_on_the_unit_of_measurement(size: float, observer: Observer) -> None:
