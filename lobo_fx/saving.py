@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, OutputKind, SymBoolArgument
 from torch.utils import _pytree as pytree
 
 from lobo_fx.axes.kept import kept_indices, restore
@@ -79,6 +81,7 @@ def write(saved: Saved, folder: Path) -> Path:
     archive = io.BytesIO()  # torch aborts the interpreter where the disk is full
     try:
         program = exported_program(saved.program)
+        _check_outputs(program)
         with quiet():  # torch warns of every weight that is transposed in memory, and writes it all the same
             torch.export.save(program, archive)
     except NotImplementedError as error:
@@ -89,6 +92,20 @@ def write(saved: Saved, folder: Path) -> Path:
         manifest["program"] = name_by_content(draft / PROGRAM_FILE).name
         (draft / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, default=shown), encoding="utf-8")
     return folder
+
+
+def _check_outputs(program: ExportedProgram) -> None:
+    """Refuses outputs that torch can't write, or writes and can't read.
+
+    Raises:
+        InvalidInput: names the output.
+    """
+    outputs = [spec for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    for place, spec in enumerate(outputs):
+        text = isinstance(spec.arg, ConstantArgument) and isinstance(spec.arg.value, str)
+        if text or isinstance(spec.arg, SymBoolArgument):
+            told = f"the text {spec.arg.value!r}" if isinstance(spec.arg, ConstantArgument) else "a computed bool"
+            raise InvalidInput(f"the result can't be saved: output {place} is {told}; leave it out with outputs=")
 
 
 def check_target(folder: Path) -> None:

@@ -869,3 +869,24 @@ class Outer:
     @dataclasses.dataclass
     class Scores:
         values: torch.Tensor
+
+
+class Tells(nn.Module):
+    """Returns more than tensors."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(4, 4), kind
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x), "text" if self.kind == "text" else x.sum().item() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("text", "output 1 is the text 'text'"), ("bool", "output 1 is a computed bool")]
+)
+def test_outputs_that_could_not_be_read_back_are_refused(kind: str, told: str, tmp_path: Path) -> None:
+    result = lobo_fx.compile(Tells(kind).eval(), [], example_inputs=torch.randn(3, 4), progress=False)
+    with pytest.raises(InvalidInput, match=f"the result can't be saved: {told}; leave it out"):
+        result.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

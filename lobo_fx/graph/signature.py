@@ -237,7 +237,7 @@ def _output_names(structure: pytree.TreeSpec, count: int, taken: Iterable[str]) 
     tree = pytree.tree_unflatten(list(range(count)), structure)
     names = [".".join(path) for path in _paths(tree, structure)]
     if count == 1 and names[0] in ("", "0"):
-        return ["output"]
+        names = ["output"]
     known, unique = set(taken), []
     for name in (f"output_{name}" if not name or name[0].isdigit() else name for name in names):
         while name in known:

@@ -82,3 +82,13 @@ def test_two_may_change_places() -> None:
 def test_names_that_can_not_be_are_refused(names: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         compiled(names=names)
+
+
+def test_an_input_that_is_called_output_leaves_that_name(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def forward(self, output: torch.Tensor) -> torch.Tensor:
+            return output + 1
+
+    result = lobo_fx.compile(Net(), [], example_inputs=torch.randn(2, 3), progress=False)
+    assert [spec.name for spec in result.program.signature.outputs if spec] == ["output_out"]
+    assert result.export(tmp_path / "model.onnx").parity == 0
