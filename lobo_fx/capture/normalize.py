@@ -97,6 +97,7 @@ def inline_modes(module: ProgramModule) -> list[Note]:
         A note for each write under `no_grad` to a value that trains: its gradient differs from eager mode's.
     """
     notes: list[Note] = []
+    inlined: set[str] = set()
     while wrappers := [node for node in module.graph.nodes if is_call(node, _SET_GRAD) or _idle_autocast(node)]:
         for node in wrappers:
             if node.target is _SET_GRAD:
@@ -107,8 +108,10 @@ def inline_modes(module: ProgramModule) -> list[Note]:
             detach = not enabled and any(_trains(n) for n in node.all_input_nodes)
             if detach:
                 notes += _writes_without_gradient(module, body_node, operands)
+            inlined.add(str(body_node.target))
             _inline(module, node, body_node, operands, detach=detach)
-    module.delete_all_unused_submodules()
+    for name in inlined - {str(node.target) for node in module.graph.find_nodes(op="get_attr")}:
+        module.delete_submodule(name)
     return notes
 
 

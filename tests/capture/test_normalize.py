@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+import lobo_fx
 from lobo_fx.capture.tracing import trace
 from lobo_fx.graph.program import Program
 
@@ -879,3 +881,26 @@ def test_more_random_programs(program: tuple[list[Step], list[int]]) -> None:
 @given(programs(with_buffer=True))
 def test_more_random_programs_with_a_buffer(program: tuple[list[Step], list[int]]) -> None:
     check_random(*program, with_buffer=True)
+
+
+def test_a_branch_in_a_branch_keeps_its_graphs(tmp_path: Path) -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            def inner(hidden: torch.Tensor) -> Any:
+                return torch.cond(hidden.mean() > 0, lambda h: h * 3, lambda h: h - 2, (hidden,))
+
+            return torch.cond(x.sum() > 0, inner, lambda hidden: hidden + 1, (self.layer(x),))
+
+    torch.manual_seed(0)
+    model = Nested().eval()
+    x = torch.randn(3, 4)
+    result = lobo_fx.compile(model, [], example_inputs=x, progress=False)
+    assert result.export(tmp_path / "model.onnx").parity < 1e-5
+    for inputs in (x.abs(), -x.abs(), x.abs() - 0.5):
+        hidden = model.layer(inputs)
+        positive = hidden * 3 if hidden.mean() > 0 else hidden - 2
+        torch.testing.assert_close(result.module(inputs), positive if inputs.sum() > 0 else hidden + 1)
