@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,26 +35,43 @@ def clean(model: ir.Model) -> None:
     keep_float(model)
 
 
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_MOVED_OVER = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool")
+"""Operators over which ONNX Runtime moves QuantizeLinear and DequantizeLinear."""
+_DROPPED = ("Relu", "Clip", "Add")
+"""Operators that it drops before QuantizeLinear, and the sum with a bias, which it fuses with the product before."""
+
+
 def keep_float(model: ir.Model) -> None:
-    """Puts a maximum of one tensor, which changes nothing, after layers that ONNX Runtime would quantize by itself.
+    """Puts a maximum of one tensor, which changes nothing, where ONNX Runtime would quantize a layer by itself.
 
     Of a layer between DequantizeLinear and QuantizeLinear it quantizes float weights, with one scale for all channels
     (`WeightBiasQuantization`, https://github.com/microsoft/onnxruntime/pull/22969). A layer stays float for a reason.
     """
     for node in list(model.graph):
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.outputs[0].is_graph_output():
+        if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
             continue
-        before, weight = (None if value is None else value.producer() for value in node.inputs[:2])
-        after = [use.node for use in node.outputs[0].uses()]
-        quantized = weight is not None and weight.op_type == "DequantizeLinear"
-        if quantized or before is None or before.op_type != "DequantizeLinear":
+        value = node.inputs[0]
+        layer = _made_by(value, (*_MOVED_OVER, *_DROPPED))
+        if layer is None or layer.op_type not in _LAYERS:
             continue
-        if [reader.op_type for reader in after] == ["QuantizeLinear"]:
-            copied = ir.node("Max", [node.outputs[0]])
-            copied.outputs[0].name = f"{node.outputs[0].name}_float"
-            copied.outputs[0].type, copied.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
-            model.graph.insert_after(node, copied)
-            after[0].replace_input_with(0, copied.outputs[0])
+        before, weight = (None if made is None else _made_by(made, _MOVED_OVER) for made in layer.inputs[:2])
+        is_float = weight is None or weight.op_type != "DequantizeLinear"
+        if is_float and before is not None and before.op_type == "DequantizeLinear":
+            copied = ir.node("Max", [value])
+            copied.outputs[0].name = f"{value.name}_float"
+            copied.outputs[0].type, copied.outputs[0].shape = value.type, value.shape
+            model.graph.insert_before(node, copied)
+            node.replace_input_with(0, copied.outputs[0])
+
+
+def _made_by(value: ir.Value, through: Sequence[str]) -> ir.Node | None:
+    """The operator that a value comes from, behind others that it may have come through; None for an input."""
+    node = value.producer()
+    while node is not None and node.op_type in through:
+        given = [operand for operand in node.inputs if operand is not None and operand.const_value is None]
+        node = given[0].producer() if len(given) == 1 else None
+    return node
 
 
 def list_constants(model: ir.Model) -> None:

@@ -750,23 +750,26 @@ def test_a_file_that_is_only_measured_need_not_be_compared(tmp_path: Path, monke
     assert onnx.load(tmp_path / "quick.onnx").graph == onnx.load(tmp_path / "whole.onnx").graph
 
 
-def uneven(kind: str) -> nn.Module:
+def uneven(kind: str, after: nn.Module) -> nn.Module:
     """Three layers; the channels of the second's weight are of very different sizes, which one scale can't tell."""
     torch.manual_seed(0)
     middle = nn.Conv2d(3, 3, 3, padding=1) if kind == "Conv" else nn.ConvTranspose2d(3, 3, 3, padding=1)
     with torch.no_grad():
         middle.weight *= torch.tensor([1e-3, 3e-2, 1.0]).view((-1, 1, 1, 1) if kind == "Conv" else (1, -1, 1, 1))
-    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), middle, nn.Conv2d(3, 3, 3, padding=1)).eval()
+    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), middle, after, nn.Conv2d(3, 3, 3, padding=1)).eval()
 
 
-@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize(
+    ("kind", "after"),
+    [("Conv", nn.Identity()), ("Conv", nn.ReLU()), ("Conv", nn.MaxPool2d(2)), ("ConvTranspose", nn.Identity())],
+)
 def test_a_float_layer_between_integer_ones_stays_float(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, after: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime quantizes such weights by itself, with one scale. Twin: where it sees the layer, it does."""
     quantizing = QuantizeStatic(kernels="all", overrides={"1": "float"})
     given: dict[str, Any] = {"example_inputs": IMAGES, "calibration_data": [IMAGES], "progress": False}
-    result = lobo_fx.compile(uneven(kind), [quantizing], **given)
+    result = lobo_fx.compile(uneven(kind, after), [quantizing], **given)
     kept = result.export(tmp_path / "kept.onnx", confirm=False)
     assert kept.parity < 1e-6
     assert kernels(kept.path)[kind] == 1
