@@ -239,7 +239,7 @@ class GoalSearch:
 
     def _loss(self, precision: Precision, widths: Widths) -> float:
         """The expected loss of widths and of rounding together."""
-        return precision.rounding + sum(self.losses[leaf][width] for leaf, width in widths.items())
+        return precision.rounding + _sum(self.losses, widths)
 
     def _expected_loss(self, precision: Precision, limits: Mapping[str, float]) -> float:
         """Solves and measures structures until their costs are as expected; returns the loss expected then."""
@@ -257,10 +257,12 @@ class GoalSearch:
     def _build_within(self, precision: Precision, limits: Mapping[str, float]) -> None:
         """Repairs the solver's widths within the corrected budget, and builds the best.
 
-        A structure is measured first: refitting may take minutes for a file that misses the limits.
+        A structure is measured first: refitting may take minutes for a file that misses the limits. One that holds them
+        without using them up is built at the end if nothing better was.
         """
         repair, widths, starts = self._repaired(precision, limits, self.until)
         last: Widths | None = None
+        narrower: Widths | None = None
         for attempt in range(1, _CORRECTIONS + 1):
             if self.programs.built_of(precision, widths):
                 break
@@ -272,10 +274,16 @@ class GoalSearch:
                     break
             last = widths
             over = any(measured.get(name, 0.0) > limit for name, limit in limits.items())
+            narrower = widths if narrower is None and not over else narrower
             lower = {name: (1 - _LOWER * attempt * over) * limit for name, limit in limits.items()}
             budget = self._budget(precision, lower)
             widths = solve(budget, repair.learned(), precision.options)
-        self.starts[precision.name], self.learned[precision.name] = starts, repair.learned()
+        learned = self.learned[precision.name] = repair.learned()
+        self.starts[precision.name] = starts
+        others = [built.widths for built in self._inside(limits) if built.precision.name == precision.name]
+        in_time = not others or time.monotonic() < self.until
+        if narrower is not None and in_time and all(_sum(learned, narrower) < _sum(learned, w) for w in others):
+            self.programs.build(precision, narrower)
 
     def _using_what_is_left(self, best: Built, limits: Mapping[str, float]) -> Built:
         """The best within limits, after also building programs expected a little above them but measured below them.
@@ -430,6 +438,10 @@ class GoalSearch:
             widths = solve(budget, self.losses, precision.options)
             if budget.fits(widths) and all(widths != known for _, known, _ in self.programs.tried):
                 self.programs.compare(precision, widths)
+
+
+def _sum(losses: Losses, widths: Widths) -> float:
+    return sum(losses[leaf][width] for leaf, width in widths.items())
 
 
 def _latency(built: Built) -> float:
