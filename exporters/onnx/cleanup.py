@@ -23,6 +23,12 @@ __all__ = [
     "strip_metadata",
 ]
 
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_MOVED_OVER = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool")
+"""Operators over which ONNX Runtime moves QuantizeLinear and DequantizeLinear."""
+_DROPPED = ("Relu", "Clip", "Add")
+"""Operators that it drops before QuantizeLinear, and the sum with a bias, which it fuses with the product before."""
+
 
 def clean(model: ir.Model) -> None:
     """Rewrites the model in place; its outputs stay the same."""
@@ -33,13 +39,6 @@ def clean(model: ir.Model) -> None:
     share_transposed(model)
     shrink_biases(model)
     keep_float(model)
-
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_MOVED_OVER = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool")
-"""Operators over which ONNX Runtime moves QuantizeLinear and DequantizeLinear."""
-_DROPPED = ("Relu", "Clip", "Add")
-"""Operators that it drops before QuantizeLinear, and the sum with a bias, which it fuses with the product before."""
 
 
 def keep_float(model: ir.Model) -> None:

@@ -21,6 +21,7 @@ from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.rewriting import replace_results
 from lobo_fx.graph.tensors import fetch
 
 __all__ = ["as_decomposed", "with_translated_calls"]
@@ -136,8 +137,6 @@ def _decompose(node: fx.Node) -> None:
         inherit(copy, node)
     if isinstance(result, fx.Node):
         node.replace_all_uses_with(result)
+        node.graph.erase_node(node)
     else:
-        for part in list(node.users):  # each reads one of several results
-            part.replace_all_uses_with(cast("tuple[fx.Node, ...]", result)[cast("int", part.args[1])])
-            node.graph.erase_node(part)
-    node.graph.erase_node(node)
+        replace_results(node, cast("tuple[fx.Node, ...]", result))

@@ -174,7 +174,5 @@ def _argument(value: object) -> ArgumentSpec:
     known = value.meta.get("val")
     if isinstance(known, torch.Tensor):
         return TensorArgument(value.name)
-    for number, kind in _COMPUTED.items():
-        if isinstance(known, number):
-            return kind(value.name)
-    return ConstantArgument(value.name, known)
+    kind = _COMPUTED.get(type(known))
+    return ConstantArgument(value.name, known) if kind is None else kind(value.name)

@@ -5,7 +5,7 @@ After that, every node is a pure function of its arguments.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
@@ -15,6 +15,7 @@ from lobo_fx.graph.notes import Note, note_of
 from lobo_fx.graph.operators import arguments, aten, is_call, is_inplace
 from lobo_fx.graph.program import ProgramModule
 from lobo_fx.graph.provenance import inherit
+from lobo_fx.graph.rewriting import replace_results
 from lobo_fx.graph.tensors import fetch
 
 __all__ = ["choose_by_mask", "drop_aliases", "inline_modes", "name_squeezed", "normalize"]
@@ -163,10 +164,7 @@ def _inline(module: ProgramModule, node: fx.Node, body_node: fx.Node, operands: 
         outputs = [copies[n] for n in body.graph.output_node().args[0]]
         if detach:
             outputs = [graph.call_function(aten.detach.default, (value,)) for value in outputs]
-    for user in list(node.users):
-        user.replace_all_uses_with(outputs[cast("int", user.args[1])])
-        graph.erase_node(user)
-    graph.erase_node(node)
+    replace_results(node, outputs)
     if not body_node.users:
         graph.erase_node(body_node)
 

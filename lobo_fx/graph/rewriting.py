@@ -10,8 +10,8 @@ Example:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, cast
 
 from torch import fx
 
@@ -32,6 +32,7 @@ __all__ = [
     "erase_dead",
     "free_name",
     "rename",
+    "replace_results",
     "rewrite",
 ]
 
@@ -197,3 +198,11 @@ def drop_unused(program: Program, names: Iterable[str]) -> None:
         if id(tensor) in dead:
             path, _, leaf = name.rpartition(".")
             delattr(module.get_submodule(path), leaf)
+
+
+def replace_results(node: fx.Node, results: Sequence[fx.Node]) -> None:
+    """Replaces a call of several results, each of which its readers take by position, and removes it."""
+    for reader in list(node.users):
+        reader.replace_all_uses_with(results[cast("int", reader.args[1])])
+        node.graph.erase_node(reader)
+    node.graph.erase_node(node)

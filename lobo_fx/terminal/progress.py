@@ -42,14 +42,22 @@ def _console(show: bool) -> Console | None:
     return console if console.is_interactive else None
 
 
-def track(items: Iterable[T], description: str, show: bool = True) -> Iterator[T]:
-    """Yields `items` with a progress bar on standard error; without a terminal, nothing is drawn."""
+def track(items: Iterable[T], description: str, show: bool = True, length: int | None = None) -> Iterator[T]:
+    """Yields `items` with a progress bar on standard error; without a terminal, nothing is drawn.
+
+    Args:
+        items: what to yield.
+        description: text before the bar.
+        show: whether to draw it.
+        length: number of items, where `items` does not tell.
+    """
     if (console := _console(show)) is None:
         yield from items
         return
     from rich.progress import track as rich_track
 
-    yield from rich_track(iter(items), printable(description), total=_length(items), console=console, transient=True)
+    total = _length(items) if length is None else length
+    yield from rich_track(iter(items), printable(description), total=total, console=console, transient=True)
 
 
 def _length(items: Iterable[object]) -> int | None:

@@ -109,7 +109,8 @@ class LossModel:
         scores: dict[Axis, torch.Tensor] = {}
         losses: dict[Axis, torch.Tensor] = {}
         own = eliminations(inference, context, output_weights(program, context), free)
-        for leaf, entry in track(itertools.chain(own, beside), "loss of widths", context.show_progress):
+        own = track(own, "loss of widths", context.show_progress, len(free))
+        for leaf, entry in itertools.chain(own, track(beside, "loss of ranks", context.show_progress)):
             if entry is not None:
                 scores[leaf] = entry.scores
                 shape = entry.errors.flip(0)  # by how many are left

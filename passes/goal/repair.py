@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 
 from lobo_fx.axes import Axis, kind
-from lobo_fx.passes.goal.solver import Losses, Options, fill, solve
+from lobo_fx.passes.goal.solver import Losses, Options, fill, solve, sum_of
 from lobo_fx.passes.goal.terms import Budget
 from lobo_fx.passes.pruning.widths import Widths
 
@@ -95,7 +95,7 @@ class Repair:
         for key in sorted(self.tried, key=self.tried.__getitem__):
             start = dict(zip(self.leaves, key, strict=True))
             found = [
-                (self._loss(learned, moved) * self.random.lognormvariate(0, _CURIOUS), at, moved)
+                (sum_of(learned, moved) * self.random.lognormvariate(0, _CURIOUS), at, moved)
                 for at, moved in enumerate(self._moves(start, learned))
                 if self._is_new(moved)
             ]
@@ -124,9 +124,6 @@ class Repair:
                     return moved
                 moved[leaf] = min(moved[leaf], width)
         return moved
-
-    def _loss(self, losses: Losses, widths: Widths) -> float:
-        return sum(losses[leaf][width] for leaf, width in widths.items())
 
     def learned(self) -> Losses:
         """The losses of all axes, each times a multiplier fitted to the candidates so far.

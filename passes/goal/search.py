@@ -26,7 +26,7 @@ from lobo_fx.passes.goal.ranks import rank_eliminations
 from lobo_fx.passes.goal.repair import Repair
 from lobo_fx.passes.goal.scopes import cut_by_scopes
 from lobo_fx.passes.goal.settings import Settings
-from lobo_fx.passes.goal.solver import Losses, cheapest, solve
+from lobo_fx.passes.goal.solver import Losses, cheapest, solve, sum_of
 from lobo_fx.passes.goal.terms import Budget
 from lobo_fx.passes.pruning.search import Candidates
 from lobo_fx.passes.pruning.widths import Widths, runs_through
@@ -239,7 +239,7 @@ class GoalSearch:
 
     def _loss(self, precision: Precision, widths: Widths) -> float:
         """The expected loss of widths and of rounding together."""
-        return precision.rounding + _sum(self.losses, widths)
+        return precision.rounding + sum_of(self.losses, widths)
 
     def _expected_loss(self, precision: Precision, limits: Mapping[str, float]) -> float:
         """Solves and measures structures until their costs are as expected; returns the loss expected then."""
@@ -282,7 +282,7 @@ class GoalSearch:
         self.starts[precision.name] = starts
         others = [built.widths for built in self._inside(limits) if built.precision.name == precision.name]
         in_time = not others or time.monotonic() < self.until
-        if narrower is not None and in_time and all(_sum(learned, narrower) < _sum(learned, w) for w in others):
+        if narrower is not None and in_time and all(sum_of(learned, narrower) < sum_of(learned, w) for w in others):
             self.programs.build(precision, narrower)
 
     def _using_what_is_left(self, best: Built, limits: Mapping[str, float]) -> Built:
@@ -438,10 +438,6 @@ class GoalSearch:
             widths = solve(budget, self.losses, precision.options)
             if budget.fits(widths) and all(widths != known for _, known, _ in self.programs.tried):
                 self.programs.compare(precision, widths)
-
-
-def _sum(losses: Losses, widths: Widths) -> float:
-    return sum(losses[leaf][width] for leaf, width in widths.items())
 
 
 def _latency(built: Built) -> float:

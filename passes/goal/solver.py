@@ -18,7 +18,7 @@ from lobo_fx.axes import Axis
 from lobo_fx.passes.goal.terms import Budget, Sum
 from lobo_fx.passes.pruning.widths import Widths
 
-__all__ = ["Losses", "Options", "cheapest", "fill", "solve"]
+__all__ = ["Losses", "Options", "cheapest", "fill", "solve", "sum_of"]
 
 Options = Mapping[Axis, Sequence[int]]
 """By leaf, the widths that it may have, in rising order; the last is its size."""
@@ -33,6 +33,11 @@ _STARTS = 3
 """Of several reweighings, the best from which pairs are exchanged."""
 _REWEIGHINGS = 8
 """Rounds in which limits that are full become dearer, and those with room cheaper."""
+
+
+def sum_of(losses: Losses, widths: Widths) -> float:
+    """The loss of all widths together, each as if alone."""
+    return sum(losses[leaf][width] for leaf, width in widths.items())
 
 
 def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
@@ -55,9 +60,9 @@ def solve(budget: Budget, losses: Losses, options: Options) -> Widths:
     for _ in range(_REWEIGHINGS if count > 1 else 1):
         found.append(_priced(budget, weights, losses, options, least))
         weights = _reweighed(weights, budget.shares(found[-1]))
-    filled = sorted((fill(budget, losses, options, widths) for widths in found), key=lambda w: _loss(losses, w))
+    filled = sorted((fill(budget, losses, options, widths) for widths in found), key=lambda w: sum_of(losses, w))
     exchanged = (_exchanged(budget, losses, options, widths) for widths in filled[:_STARTS])
-    return min(exchanged, key=lambda widths: _loss(losses, widths))
+    return min(exchanged, key=lambda widths: sum_of(losses, widths))
 
 
 def _reweighed(weights: Sequence[float], shares: Sequence[float]) -> list[float]:
@@ -84,7 +89,7 @@ def _priced(budget: Budget, weights: Sequence[float], losses: Losses, options: O
         price = math.sqrt(low * high)
         found = min(
             (_settled(parts, losses, price, start) for start in (widest, best)),
-            key=lambda widths: _loss(losses, widths) + price * cost(widths),
+            key=lambda widths: sum_of(losses, widths) + price * cost(widths),
         )
         if budget.fits(found):
             best, high = found, price
@@ -177,7 +182,3 @@ def _settled(parts: _Parts, losses: Losses, price: float, start: Widths) -> Widt
         if not moved:
             break
     return widths
-
-
-def _loss(losses: Losses, widths: Widths) -> float:
-    return sum(losses[leaf][width] for leaf, width in widths.items())

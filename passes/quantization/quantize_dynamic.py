@@ -18,7 +18,7 @@ from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.randomness import drop_dead
 from lobo_fx.graph.recurrent import Recurrent
-from lobo_fx.graph.rewriting import free_name
+from lobo_fx.graph.rewriting import free_name, replace_results
 from lobo_fx.graph.tensors import register
 from lobo_fx.own_operators.formats import FORMATS, Format
 from lobo_fx.own_operators.lstm import DYNAMIC_LSTM
@@ -189,7 +189,4 @@ def _write_lstm(program: Program, layer: Integers, form: Form, stored: Mapping[f
         new = call(DYNAMIC_LSTM, x, *given.states, params, given.directions)
         x, *finals = (call(operator.getitem, new, at) for at in range(3))
         outputs = [call(aten.transpose.int, x, 0, 1) if given.batch_first else x, *finals]
-    for output in list(node.users):
-        output.replace_all_uses_with(outputs[output.args[1]])  # type: ignore[index]
-        program.graph.erase_node(output)
-    program.graph.erase_node(node)
+    replace_results(node, outputs)

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 import lobo_fx
 from lobo_fx import ExportError
+from lobo_fx.capture.lifting import exported_program
 from lobo_fx.exporters.onnx.decomposing import with_translated_calls
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
 from lobo_fx.graph.operators import aten
@@ -91,6 +92,20 @@ def test_new_calls_belong_to_the_module_and_line_of_the_old() -> None:
     (pool,) = program.graph.find_nodes(op="call_function", target=aten.adaptive_avg_pool2d.default)
     new = [node for node in with_translated_calls(program, {}).graph.nodes if node.target is aten.mean.dim]
     assert [node.meta["nn_module_stack"] for node in new] == [pool.meta["nn_module_stack"]]
+
+
+def test_sizes_that_must_agree_are_not_asserted_and_trace_nothing_again(
+    tmp_path: Path, traces: list[ExportedProgram]
+) -> None:
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y
+
+    example = torch.randn(2, 5), torch.randn(2, 5)
+    program = lobo_fx.compile(Sum(), [], example_inputs=example, progress=False).program
+    assert aten._assert_scalar.default not in {node.target for node in exported_program(program).graph.nodes}
+    assert OnnxExporter().export(program, tmp_path / "model.onnx", {}).parity == 0
+    assert not traces
 
 
 def test_what_decomposes_for_one_size_only_is_refused(tmp_path: Path) -> None:
