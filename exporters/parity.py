@@ -34,6 +34,7 @@ __all__ = [
     "ROUNDING_MARGIN",
     "SAMPLE",
     "STEP_SHARE",
+    "NoisierThanRounding",
     "Parity",
     "check_draws",
     "check_parity",
@@ -68,6 +69,18 @@ class Parity:
     part: str = ""
 
 
+class NoisierThanRounding(ExportError):
+    """A quantized file agrees with PyTorch less closely than differences of rounding explain.
+
+    Attributes:
+        decibels: PyTorch's energy over that of the difference.
+    """
+
+    def __init__(self, message: str, decibels: float) -> None:
+        super().__init__(message)
+        self.decibels = decibels
+
+
 def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> Parity:
     """Compares a runtime's outputs with PyTorch's on the same inputs; of random outputs, only the shapes.
 
@@ -80,7 +93,8 @@ def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> Parity:
         found: the runtime's outputs, numpy arrays in order.
 
     Raises:
-        ExportError: shapes differ, or values by more than rounding explains.
+        NoisierThanRounding: values of a quantized program differ by more than rounding explains.
+        ExportError: shapes differ, or values of a float program.
     """
     judge = Judge(program, [inputs])
     (expected,) = judge.reference
@@ -114,9 +128,10 @@ def check_parity(program: Program, inputs: Inputs, found: list[Any]) -> Parity:
         needed = rounding_noise(program, inputs, elements) - ROUNDING_MARGIN
         if decibels[name] < needed:
             where = f" in {name}" if parity.part else ""
-            raise ExportError(
+            raise NoisierThanRounding(
                 f"the runtime's outputs agree with PyTorch's to {decibels[name]:.1f} dB{where}; rounding alone would "
-                f"give {needed:.1f} dB or better; no file was written"
+                f"give {needed:.1f} dB or better; no file was written",
+                decibels[name],
             )
     return parity
 

@@ -270,6 +270,14 @@ class Result:
             )
             self._note(note)
             warnings.warn(str(note), stacklevel=2)
+        if (saturated := artifact.details.get("saturated")) is not None:
+            self._note(
+                Note(
+                    f"{path.name} is for another CPU: this one has no VNNI, its sums of products of 8-bit integers "
+                    f"saturate, and the file agrees with PyTorch to {saturated:.1f} dB here; it was checked with exact "
+                    'sums. For this CPU, quantize with target="x86-avx2"'
+                )
+            )
         if (state := artifact.details.get("state")) is not None:
             self._note(_stateless(**state))
         return artifact

@@ -10,16 +10,35 @@ from pathlib import Path
 
 from lobo_fx.version import __version__
 
-__all__ = ["cpu_name", "machine", "versions"]
+__all__ = ["cpu_name", "is_arm", "machine", "products_saturate", "versions"]
 
 
 def cpu_name() -> str:
     """The CPU's model name, if the system provides it."""
+    lines = _cpu_facts().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def is_arm() -> bool:
+    """Whether the CPU is a 64-bit Arm."""
+    return platform.machine().lower() in ("aarch64", "arm64")
+
+
+def products_saturate() -> bool:
+    """Whether this CPU adds two products of uint8 and int8 at 16 bits, as x86 without VNNI does.
+
+    Where the system says nothing of VNNI, there is taken to be none.
+    """
+    return not is_arm() and "vnni" not in _cpu_facts()
+
+
+def _cpu_facts() -> str:
+    """What Linux says of the processors; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def machine() -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
-from pathlib import Path
 
 import torch
 
 from lobo_fx.errors import InvalidInput
+from lobo_fx.measures.machine import is_arm, products_saturate
 
 __all__ = ["TARGETS", "Target", "target_named", "target_of_this_machine"]
 
@@ -36,13 +35,9 @@ TARGETS = {
 
 def target_of_this_machine() -> str:
     """The name of this CPU's target."""
-    if platform.machine().lower() in ("aarch64", "arm64"):
+    if is_arm():
         return "arm"
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return "x86-avx2"  # right with VNNI too, if less precise
-    return "x86-vnni" if "vnni" in flags else "x86-avx2"
+    return "x86-avx2" if products_saturate() else "x86-vnni"
 
 
 def target_named(name: str) -> Target:

@@ -111,7 +111,7 @@ def test_int8_is_better_for_it(pass_: Any, model: Callable[[], nn.Module], x: to
         settings: dict[str, Any] = {"example_inputs": x, "calibration_data": [x], "progress": False}
         return lobo_fx.compile(model().eval(), passes, **settings).report.rows[-1].snr
 
-    quantize = QuantizeStatic(kernels="all", observer="min_max")
+    quantize = QuantizeStatic(kernels="all", observer="min_max", target="x86-vnni")
     assert decibels([pass_, quantize]) > decibels([quantize]) + gain
 
 

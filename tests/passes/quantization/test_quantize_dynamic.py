@@ -100,7 +100,7 @@ def test_zeros_alone_have_a_range() -> None:
 
 def test_a_product_is_the_integer_arithmetic_it_stands_for() -> None:
     model = nn.Sequential(nn.Linear(30, 8))
-    result = check_pass(QuantizeDynamic(), model, VECTORS)
+    result = check_pass(QuantizeDynamic("x86-vnni"), model, VECTORS)
     weight, bias = (tensor.detach().numpy() for tensor in model.parameters())
     stored = result.module.state_dict()
     scale = np.abs(weight).max(1, keepdims=True) / np.float32(127)

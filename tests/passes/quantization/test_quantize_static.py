@@ -115,7 +115,7 @@ def assert_quantized_weights(result: Result, name: str, weight: Array, bias: Arr
 
 def test_a_convolution_is_the_integer_arithmetic_it_stands_for() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()).eval()
-    result = quantize(model, IMAGES, correct_bias=False)
+    result = quantize(model, IMAGES, correct_bias=False, target="x86-vnni")
     weight, bias = (tensor.detach().numpy() for tensor in model.parameters())
     in_scale, in_zero = activation_parameters(seen(IMAGES))
     out_scale, out_zero = activation_parameters(model(seen(IMAGES)).detach())
@@ -140,7 +140,7 @@ def test_a_convolution_is_the_integer_arithmetic_it_stands_for() -> None:
 
 def test_a_linear_layer_is_the_integer_arithmetic_it_stands_for() -> None:
     model = nn.Sequential(nn.Linear(10, 7))
-    result = quantize(model, VECTORS, correct_bias=False)
+    result = quantize(model, VECTORS, correct_bias=False, target="x86-vnni")
     weight, bias = (tensor.detach().numpy() for tensor in model.parameters())
     scale, zero = activation_parameters(seen(VECTORS))
     scales, zeros = zip(*activation_nodes(result), strict=True)
@@ -479,7 +479,7 @@ def test_zeros_of_pruned_weights_stay_zero() -> None:
 
 def test_a_tied_embedding_that_is_to_stay_float_stands_beside_the_integers() -> None:
     model, tokens = Tied(), torch.arange(18).view(6, 3)
-    result = quantize(model, tokens, overrides={"embedding": "float"})
+    result = quantize(model, tokens, overrides={"embedding": "float"}, target="x86-vnni")
     found = [array for array in state(result).values() if array.shape == (20, 8)]
     assert sorted(str(array.dtype) for array in found) == ["float32", "int8"]
     weight = model.embedding.weight.detach().numpy()
@@ -619,7 +619,7 @@ def test_biases_take_back_the_mean_error_of_the_outputs(overrides: dict[str, str
     images = torch.randn(24, 3, 12, 12)
     means = []
     for correct_bias in (False, True):
-        result = quantize(model, images, correct_bias=correct_bias, overrides=overrides)
+        result = quantize(model, images, correct_bias=correct_bias, overrides=overrides, target="x86-vnni")
         error = (result.module(images) - model(images)).detach().double()
         means.append(error.mean(0).norm().item())
     chance = (error.var(0) / len(error)).sqrt()

@@ -306,7 +306,7 @@ def test_weights_stored_as_inputs_by_outputs_keep_their_name() -> None:
     torch.manual_seed(0)
     model = Transposed()
     rows = ROWS[:, 0]
-    result = compiled(model, QuantizeStatic(kernels="all", observer="min_max"), rows)
+    result = compiled(model, QuantizeStatic(kernels="all", observer="min_max", target="x86-vnni"), rows)
     state = result.module.state_dict()
     assert set(state) == {f"{name}{end}" for name in ("weight", "bias") for end in ("", "_scale", "_zero_point")}
     scale = model.weight.detach().abs().amax(0) / 127
