@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import sympy
@@ -35,10 +36,10 @@ def read_free_dimensions(exported: ExportedProgram, graph: fx.Graph) -> tuple[Fr
     if len(steps) != len(symbols):
         steps = [_step(symbol, size.node.shape_env) for symbol, size in symbols.items()]
     return tuple(
-        dataclasses.replace(
+        _stepped(
             _bounded(name if name.isidentifier() else "", exported.range_constraints.get(symbol)),
-            step=max(1, int(step)),
-            offset=int(offset) % max(1, int(step)),
+            int(step),
+            int(offset),
         )
         for name, symbol, (step, offset) in zip(names, symbols, steps, strict=True)
     )
@@ -48,7 +49,7 @@ def write_free_dimensions(exported: ExportedProgram, dimensions: tuple[FreeDimen
     """Stores names and steps in the program's metadata, as torch saves only the bounds."""
     custom = exported.graph_module.meta.setdefault("custom", {})
     custom[_KEY] = [dimension.name for dimension in dimensions]
-    custom[_STEPS] = [[dimension.step, dimension.offset] for dimension in dimensions]
+    custom[_STEPS] = [[0, one.lowest] if one.is_fixed else [one.step, one.offset] for one in dimensions]
 
 
 def _given_name(symbol: sympy.Symbol, size: torch.SymInt) -> str:
@@ -63,26 +64,36 @@ def _step(symbol: sympy.Symbol, environment: Any) -> tuple[int, int]:
     """The step between sizes that take the same branches of the model's code as the example, and their offset.
 
     Torch recorded its decisions on sizes as guards (`height % 32 == 0`); the step is the distance to the nearest other
-    size that fulfils all of them. If there is none within `_LONGEST_STEP`, the step is the size of the example.
+    size that fulfils all of them. If there is none within `_LONGEST_STEP`, the step is the size of the example; or 0,
+    and the offset the size, where the guards on this size alone hold for no other, multiples of it included.
     """
     hints = environment.backed_var_to_val
-    size = hints.get(symbol)
     decided = {guard.expr.xreplace(environment.replacements) for guard in environment.guards}
     decided = {expr for expr in decided if symbol in expr.free_symbols and expr.atoms(*_ROUNDED)}
-    if size is None or not decided:
+    if symbol not in hints or not decided:
         return 1, 0
+    size = int(hints[symbol])
     forms = [expr.xreplace({other: value for other, value in hints.items() if other != symbol}) for expr in decided]
     forms = [form for form in forms if form.free_symbols == {symbol}]
 
-    def holds(other: int) -> bool:
+    def holds(other: int, forms: Collection[Any] = forms) -> bool:
         try:
             return all(form.xreplace({symbol: sympy.Integer(other)}) == sympy.true for form in forms)
         except ZeroDivisionError:  # no size that the guard was made for
             return False
 
-    near = (step for step in range(1, _LONGEST_STEP) if holds(int(size) + step) or (size > step and holds(size - step)))
-    step = next(near, int(size))
-    return step, int(size) % step
+    near = [sign * step for step in range(1, _LONGEST_STEP) for sign in (1, -1) if size + sign * step > 0]
+    step = next((abs(step) for step in near if holds(size + step)), size)
+    alone = [expr for expr in decided if expr.free_symbols == {symbol}]
+    if step == size and not any(holds(size + step, alone) for step in (*near, size, 2 * size)):
+        return 0, size
+    return step, size % step
+
+
+def _stepped(dimension: FreeDimension, step: int, offset: int) -> FreeDimension:
+    if step > 0:
+        return dataclasses.replace(dimension, step=step, offset=offset % step)
+    return dataclasses.replace(dimension, lowest=offset, highest=offset)
 
 
 def _bounded(name: str, bounds: Any) -> FreeDimension:

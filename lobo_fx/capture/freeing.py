@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from lobo_fx.graph.inputs import Inputs, dynamic_shapes_of
 from lobo_fx.graph.shapes import SEQUENCES
 from lobo_fx.graph.signature import Signature
 
-__all__ = ["FreeSizes", "constant_notes", "free_sizes", "step_notes"]
+__all__ = ["FreeSizes", "constant_notes", "free_sizes", "only_sizes", "step_notes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,9 @@ class FreeSizes:
         return f"L{pytree.keystr(self.path)}.size()[{dim}]"
 
 
-def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple[Inputs, Any, list[FreeSizes]]:
+def free_sizes(
+    inputs: Inputs, forward: Callable[..., Any], which: str, fixed: Collection[tuple[int, int]] = ()
+) -> tuple[Inputs, Any, list[FreeSizes]]:
     """Inputs with at least two rows, a specification for `torch.export`, and the sizes requested besides the batch.
 
     `torch.export` treats a size of 1 as a constant, so a single row is repeated. Only tensors whose first dimension
@@ -55,6 +57,7 @@ def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple
         forward: the model's `forward`.
         which: a word of `FREED`; or "lengths" and "sizes", which are "auto" and "all" without the batch; or "steps",
             which is "batch" where only some numbers of rows may be allowed.
+        fixed: sizes not to be requested: an input's index among the flattened ones, and a dimension.
     """
     rows = next((tensor.shape[0] for tensor in inputs.tensors if tensor.dim()), 0)
 
@@ -72,23 +75,39 @@ def free_sizes(inputs: Inputs, forward: Callable[..., Any], which: str) -> tuple
     batch = Dim.AUTO if which == "steps" else Dim("batch")  # a named Dim would have to allow every size
     lengths = {tensor.shape[1] for tensor in inputs.tensors if tensor.dim() in SEQUENCES}
 
-    def sizes(leaf: torch.Tensor) -> dict[int, int]:
+    def sizes(place: int, leaf: torch.Tensor) -> dict[int, int]:
         every = {} if which in ("batch", "steps") else dict(enumerate(leaf.shape))
         wanted = which in ("all", "sizes") or leaf.dim() in SEQUENCES
-        return {dim: size for dim, size in every.items() if dim and (wanted or size in lengths)}
+        return {
+            dim: size
+            for dim, size in every.items()
+            if dim and (place, dim) not in fixed and (wanted or size in lengths)
+        }
 
-    def specify(leaf: object) -> dict[int, Any] | None:
+    def specify(place: int, leaf: object) -> dict[int, Any] | None:
         if not isinstance(leaf, torch.Tensor):
             return None
-        return ({0: batch} if carries_batch(leaf) else {}) | dict.fromkeys(sizes(leaf), Dim.AUTO) or None
+        return ({0: batch} if carries_batch(leaf) else {}) | dict.fromkeys(sizes(place, leaf), Dim.AUTO) or None
 
-    paths = pytree.tree_leaves_with_path(dynamic_shapes_of(inputs, forward, lambda leaf: leaf))
+    leaves, structure = pytree.tree_flatten_with_path(dynamic_shapes_of(inputs, forward, lambda leaf: leaf))
     requested = [
-        FreeSizes(path, place, sizes(leaf), leaf.dim() == 2 and leaf.is_floating_point())
-        for place, (path, leaf) in enumerate(paths)
-        if isinstance(leaf, torch.Tensor) and sizes(leaf)
+        FreeSizes(path, place, sizes(place, leaf), leaf.dim() == 2 and leaf.is_floating_point())
+        for place, (path, leaf) in enumerate(leaves)
+        if isinstance(leaf, torch.Tensor) and sizes(place, leaf)
     ]
-    return inputs, dynamic_shapes_of(inputs, forward, specify), requested
+    specification = pytree.tree_unflatten([specify(place, leaf) for place, (_, leaf) in enumerate(leaves)], structure)
+    return inputs, specification, requested
+
+
+def only_sizes(requested: Sequence[FreeSizes], signature: Signature) -> set[tuple[int, int]]:
+    """Free sizes of which only that of the example is allowed: an input's index, and a dimension."""
+    only = {dimension.name for dimension in signature.free if dimension.is_fixed}
+    return {
+        (entry.place, dim)
+        for entry in requested
+        for dim in entry.sizes
+        if (spec := signature.inputs[entry.place]) is not None and spec.shape[dim] in only
+    }
 
 
 def constant_notes(

@@ -20,7 +20,7 @@ from lobo_fx.capture.binding import check_arity, gathered_named, in_order
 from lobo_fx.capture.constants import Constants, constants_located
 from lobo_fx.capture.disguised_layers import reveal_layers
 from lobo_fx.capture.free_dimensions import read_free_dimensions
-from lobo_fx.capture.freeing import constant_notes, free_sizes, step_notes
+from lobo_fx.capture.freeing import FreeSizes, constant_notes, free_sizes, only_sizes, step_notes
 from lobo_fx.capture.normalize import normalize
 from lobo_fx.capture.recurrent_stacks import separate_layers
 from lobo_fx.capture.refusals import check_dynamic_shapes, check_traceable
@@ -99,11 +99,9 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
     wanted = bool(free_sizes(inputs, model.forward, which)[2])
     attempts = (which, "batch", "steps", *["sizes"] * (which == "all"), "lengths") if wanted else ("batch", "steps")
     for attempt in dict.fromkeys(attempts):
-        batched, specification, requested = free_sizes(inputs, model.forward, attempt)
         constants = Constants()
         try:
-            exported = _export(model, batched, specification, doubled=batched is not inputs, constants=constants)
-            program = _program(exported, inputs)
+            program, requested = _freed_as(model, inputs, attempt, constants)
         except TraceError as error:
             reasons[attempt] = _why_fixed(error)
             continue
@@ -122,6 +120,23 @@ def _freed(model: nn.Module, inputs: Inputs, which: str) -> Program:
     reason = reasons.get("batch", "the model's code depends on it")
     program.module.set_facts(notes=(*program.notes, Note(f"the batch size is fixed: {reason}")))
     return program
+
+
+def _freed_as(model: nn.Module, inputs: Inputs, attempt: str, constants: Constants) -> tuple[Program, list[FreeSizes]]:
+    """A program with the sizes of one attempt free, and those requested besides the batch.
+
+    A size that torch leaves free, but whose guards hold for the example alone, is fixed in another capture: shapes in
+    the graph would be wrong for any other.
+    """
+    fixed: set[tuple[int, int]] = set()
+    while True:
+        batched, specification, requested = free_sizes(inputs, model.forward, attempt, fixed)
+        exported = _export(model, batched, specification, doubled=batched is not inputs, constants=constants)
+        program = _program(exported, inputs)
+        only = only_sizes(requested, program.signature)
+        if not only:
+            return program, free_sizes(inputs, model.forward, attempt)[2]
+        fixed |= only
 
 
 def _why_fixed(error: TraceError) -> str:

@@ -79,6 +79,11 @@ class FreeDimension:
     step: int = 1
     offset: int = 0
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether only one size is allowed."""
+        return self.lowest is not None and self.lowest == self.highest
+
     def allows(self, size: int) -> bool:
         """Whether the program was traced for this size."""
         above, below = self.lowest is None or size >= self.lowest, self.highest is None or size <= self.highest

@@ -18,6 +18,7 @@ from lobo_fx import passes
 from lobo_fx.capture.tracing import trace
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import DynamicShapes
+from lobo_fx.graph.operators import aten
 from lobo_fx.graph.shapes import FreeDimension
 
 
@@ -188,6 +189,24 @@ def test_frames_of_whole_videos_are_free_in_steps_after_every_pass(tmp_path: Pat
         torch.testing.assert_close(torch.from_numpy(found), result.module(given), rtol=0, atol=0.05)
     with pytest.raises(InvalidInput, match="batch is 12, the program takes in steps of 8"):
         result.module(frames[:12])
+
+
+class Experts(nn.Module):
+    """A weight of each of four groups of features; torch leaves the number of features free, for one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4 * 16, 24))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return torch.einsum("bhd,hde->bhe", x.view(-1, 4, 16), self.weight.view(4, 16, 24))
+
+
+def test_a_size_whose_guards_hold_for_the_example_alone_is_fixed() -> None:
+    program = trace(Experts(), torch.randn(8, 64))
+    assert str(program.signature) == "x: float32[batch, 64]"
+    assert program.module(torch.randn(5, 64)).shape == (5, 4, 24)
+    assert aten.bmm.default in {node.target for node in program.graph.nodes}
 
 
 PASSES: dict[str, list[Any]] = {
