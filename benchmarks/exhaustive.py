@@ -58,12 +58,13 @@ def measure(budget: float, precision: Literal["float", "int8"]) -> dict[str, Any
     context = Context(program.signature, calibration_data=data.batches(64), show_progress=False)
     settings = FitGoal(latency=budget, precision=precision, low_rank=False, round_to=UNIT)
     search = Exhaustive(program, context, settings)
-    found = search.run()
+    search.run()
     files: list[dict[str, Any]] = [
         {"latency": built.measured["latency"], "noise": built.noise, "widths": list(built.widths.values())}
         for built in search.programs.built
     ]
-    (own,) = [file for file, built in zip(files, search.programs.built, strict=True) if built.program is found]
+    built_first = zip(files, context.candidates, strict=False)  # what was only compared follows
+    (own,) = [file for file, candidate in built_first if candidate.chosen]
     return {
         "own": own,
         "built by the search": search.built_by_search,

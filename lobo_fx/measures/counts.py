@@ -16,7 +16,7 @@ from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.weight_names import weight_names
 from lobo_fx.own_operators.table import FLOPS, packed_weights
 
-__all__ = ["Measures", "measure", "named_weights", "rows", "run_counted", "weights"]
+__all__ = ["Measures", "measure", "named_weights", "rows", "run_counted", "stored_bytes", "weights"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +58,19 @@ def named_weights(module: ProgramModule) -> Iterator[tuple[str, torch.Tensor]]:
 def measure(program: Program, macs: int | None) -> Measures:
     """Counts the program's parameters and memory; `macs` come from `run_counted`."""
     counts = [(tensor.numel(), int(torch.count_nonzero(tensor))) for tensor in weights(program.module)]
-    kept = {mask.data_ptr() for mask in masks(program).values()}
-    everything = {tensor.data_ptr(): tensor for tensor in _tensors(program.module) if tensor.data_ptr() not in kept}
     return Measures(
         parameters=sum(count for count, _ in counts),
         nonzero=sum(nonzero for _, nonzero in counts),
         macs=macs,
-        bytes=sum(tensor.numel() * tensor.element_size() for tensor in everything.values()),
+        bytes=stored_bytes(program),
     )
 
 
-def _tensors(module: ProgramModule) -> Iterator[torch.Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+def stored_bytes(program: Program) -> int:
+    """Memory of all parameters and buffers without masks; shared ones are counted once."""
+    left_out = {mask.data_ptr() for mask in masks(program).values()}
+    tensors = {tensor.data_ptr(): tensor for tensor in (*program.module.parameters(), *program.module.buffers())}
+    return sum(tensor.nbytes for place, tensor in tensors.items() if place not in left_out)
 
 
 def run_counted(program: Program) -> tuple[Any, int | None]:

@@ -31,7 +31,7 @@ __all__ = ["Role", "bytes_of", "collect_energies", "collect_grams", "in_parts", 
 
 _BYTES = 1 << 27
 """Most bytes of one role's moments: the sums of 4096 columns; wider roles keep a random choice of rows instead."""
-_TOGETHER = 1 << 30
+_TOGETHER = 1 << 29
 """Most bytes of all moments together. If they need more, calibration data is read once for each part."""
 _FEW = _ENERGY_ROWS = 4096
 """Most rows of a batch that energies are taken from; for Gram matrices the limit grows with the columns."""
@@ -146,7 +146,10 @@ def bytes_of(role: Role) -> int:
 
 
 def in_parts(items: Iterable[Item], roles: Callable[[Item], Iterable[Role]]) -> list[list[Item]]:
-    """Divides items, in order, into parts whose roles' moments fit into memory together."""
+    """Divides items, in order, into parts whose roles' moments fit into memory together.
+
+    Calibration data is read once for each part.
+    """
     parts: list[list[Item]] = []
     total = _TOGETHER
     for item in items:
@@ -197,8 +200,8 @@ def collect_grams(
 
         _walk(program, sources, context.fitting_batches(), add)
         tensors: Tensors = {}
-        for key, sums in found.items():
-            gram = sums.gram_of(centred)
+        for key in list(found):
+            gram = found.pop(key).gram_of(centred)
             tensors[f"{keys.index(key)}.values"] = gram.values
             tensors[f"{keys.index(key)}.count"] = torch.tensor([gram.count, gram.is_sum])
         return tensors

@@ -16,6 +16,7 @@ from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
+from lobo_fx.measures.counts import stored_bytes
 from lobo_fx.measures.judge import Judge, Verdict
 from lobo_fx.passes.fitting.side_by_side import Pairs
 from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
@@ -34,18 +35,23 @@ __all__ = ["Built", "Programs", "Score"]
 
 _FIT_ROWS, _FEWEST_ROWS, _FIT_WORK = 512, 16, 2e11
 """Rows that candidates are refitted to: fewer where one takes many multiply-accumulates, of which all take so many."""
+_KEPT_BYTES = 1 << 28
+"""Most bytes of the built programs that are kept, if the original's are fewer; others are made again if needed."""
 _CALLS = 3
 """Calls of a noisy `evaluate`, whose mean counts."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Built:
-    """A whole program of some widths, what its file was measured to take, and how its outputs differ."""
+    """What is known of a whole program of some widths: what its file was measured to take, how its outputs differ.
+
+    The program itself is `Programs.program_of`'s.
+    """
 
     precision: Precision
     widths: Widths
     plan: GoalPlan
-    program: Program
+    refitted: bool  # to all data
     measured: Mapping[str, float]
     noise: float
     verdict: Verdict
@@ -121,6 +127,7 @@ class Programs:
         self.tried: list[tuple[Precision, Widths, float]] = []
         self.built: list[Built] = []
         self._noises: dict[tuple[int, ...], float] = {}
+        self._kept: dict[Built, Program] = {}
         macs = macs_after(inference, {}) or 1
         self.few = _first_rows(context, int(min(_FIT_ROWS, max(_FEWEST_ROWS, _FIT_WORK / macs))))
 
@@ -181,16 +188,14 @@ class Programs:
         """Keeps another program of the same widths in its place."""
         self.built[self.built.index(built)] = other
 
-    def _built(self, precision: Precision, widths: Widths, final: bool) -> Built:
-        _, pruning = self.cut(widths)
-        plan = self.plan(precision, widths, pruning)
-        own = dataclasses.replace(self.context if final else self.few, notes=[], sheets=[])
-        with spinner("goal: build a candidate", self.show_progress):
-            if final:
-                program = plan.apply(self.start.clone(), own, self.settings.quantizing)
-            else:
-                program = plan.quantize(self._candidate(widths), own, self.settings.quantizing)
-            propagate(program.module)
+    def program_of(self, built: Built) -> Program:
+        """The program, made again if those made since took its place in memory."""
+        return self._kept.get(built) or self._made(built.plan, built.widths, built.refitted)[0]
+
+    def _built(self, precision: Precision, widths: Widths, refitted: bool) -> Built:
+        plan = self.plan(precision, widths, self.cut(widths)[1])
+        program, notes = self._made(plan, widths, refitted)
+        with spinner("goal: measure a candidate", self.show_progress):
             measured = self.costs.measure(program)
             self.costs.learn(precision, widths, measured)
             measured.setdefault("latency", self.costs.expected(precision, "latency", widths))
@@ -198,7 +203,27 @@ class Programs:
         expected = {f"{name} of the original's": value for name, value in measured.items()}
         expected["decibels"] = verdict.whole
         plan = dataclasses.replace(plan, expected=expected)
-        return Built(precision, widths, plan, program, measured, noise, verdict, score, own.notes)
+        built = Built(precision, widths, plan, refitted, measured, noise, verdict, score, notes)
+        self._keep(built, program)
+        return built
+
+    def _made(self, plan: GoalPlan, widths: Widths, refitted: bool) -> tuple[Program, list[Note]]:
+        """The program of a plan, refitted to all data or to few rows of it, and what its passes noted."""
+        own = dataclasses.replace(self.context if refitted else self.few, notes=[], sheets=[])
+        with spinner("goal: build a candidate", self.show_progress):
+            if refitted:
+                program = plan.apply(self.start.clone(), own, self.settings.quantizing)
+            else:
+                program = plan.quantize(self._candidate(widths), own, self.settings.quantizing)
+            propagate(program.module)
+        return program, own.notes
+
+    def _keep(self, built: Built, program: Program) -> None:
+        """Keeps a program and, of those made before, the latest that fit into memory with it."""
+        self._kept[built] = program
+        most = max(_KEPT_BYTES, stored_bytes(self.start))
+        while len(self._kept) > 1 and sum(map(stored_bytes, self._kept.values())) > most:
+            del self._kept[next(iter(self._kept))]
 
     def plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:
         """The plan that makes the same program of any checkpoint."""

@@ -108,7 +108,7 @@ class GoalSearch:
             self._check_loss(best)
             self._look_around(best.precision, next(iter(limits), "latency"))
         tell(self.programs, best, limits, self.context)
-        return best.program
+        return self.programs.program_of(best)
 
     def _learn_losses(self) -> None:
         macs = macs_after(self.inference, {}) or 1

@@ -7,6 +7,7 @@ columns the others replace best; then the remaining weights and the inverse Hess
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -22,7 +23,7 @@ from lobo_fx.graph.randomness import seeded
 from lobo_fx.graph.running import Runner, differentiated, kept_buffers
 from lobo_fx.measures.fidelity import stacked, tensor_leaves, variation
 from lobo_fx.passes.fitting.gram import Gram
-from lobo_fx.passes.fitting.layer_grams import Role, collect_grams
+from lobo_fx.passes.fitting.layer_grams import Role, collect_grams, in_parts
 from lobo_fx.passes.fitting.linear_problem import matrix_of
 
 __all__ = ["Elimination", "eliminations", "output_weights"]
@@ -144,26 +145,34 @@ def eliminations(
         for layer in layers(program.graph)
         if layer.read is not None and (layer.groups == 1 or layer.kind.group_dim is not None)
     }
-    grams = collect_grams(program, roles.values(), context, centred=True, times=_TIMES)
-    for leaf in members(inference) if leaves is None else leaves:
-        readers = [
-            reader
-            for layer, role in roles.items()
-            if role in grams and (reader := _reader(layer, grams[role], leaf, inference, weights)) is not None
-        ]
-        yield leaf, _eliminate(readers, leaf.size) if readers else None
+    read_by: dict[Axis, list[Layer]] = defaultdict(list)
+    for layer in roles:
+        for leaf in dict.fromkeys(_axis_read(layer, inference).leaves()):
+            read_by[leaf].append(layer)
+    for part in in_parts(
+        members(inference) if leaves is None else leaves, lambda leaf: [roles[layer] for layer in read_by[leaf]]
+    ):
+        needed = dict.fromkeys(roles[layer] for leaf in part for layer in read_by[leaf])
+        grams = collect_grams(program, needed, context, centred=True, times=_TIMES)
+        for leaf in part:
+            seen = [layer for layer in read_by[leaf] if roles[layer] in grams]
+            readers = [_reader(layer, grams[roles[layer]], leaf, inference, weights) for layer in seen]
+            yield leaf, _eliminate(readers, leaf.size) if readers else None
+
+
+def _axis_read(layer: Layer, inference: Inference) -> Axis:
+    """The axis of a layer's inputs."""
+    assert layer.read is not None
+    return inference.stored[id(inference.program.parameter(layer.read))][layer.input_dim]
 
 
 def _reader(
     layer: Layer, gram: Gram, leaf: Axis, inference: Inference, weights: Mapping[fx.Node, torch.Tensor] | None
-) -> _Reader | None:
-    """A layer as a reader of an axis; None if it does not read the axis."""
+) -> _Reader:
+    """A layer as a reader of an axis."""
     assert layer.read is not None
     parameter = inference.program.parameter(layer.read)
-    axis = inference.stored[id(parameter)][layer.input_dim]
-    if not any(part is leaf for part in axis.leaves()):
-        return None
-    places, whose = positions(axis, leaf)
+    places, whose = positions(_axis_read(layer, inference), leaf)
     window = parameter.shape[2:].numel() if layer.kind.convolves else 1
     order = sorted(range(len(places)), key=lambda at: (whose[at], places[at]))
     own = torch.tensor([places[at] for at in order]).view(leaf.size, -1, 1) * window + torch.arange(window)
