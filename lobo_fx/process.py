@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import threading
 from collections.abc import Callable
 
-__all__ = ["CAPTURE_LOCK", "Shared"]
+__all__ = ["CAPTURE_LOCK", "Shared", "release_memory"]
 
 CAPTURE_LOCK = threading.RLock()
 """Held while a library captures a program or propagates shapes. The state of torch.export, and of what silences it, is
@@ -35,3 +37,13 @@ class Shared(contextlib.ContextDecorator):
             self.inside -= 1
             if self.inside == 0:
                 self.made.close()
+
+
+def release_memory() -> None:
+    """Frees what is no longer used: dropped graphs, which refer to themselves, and pages that the C library holds.
+
+    Python looks for such cycles after many new objects, not after many bytes: ten copies of a model may wait for it.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

@@ -352,8 +352,8 @@ PUBLIC = {
         named_values set_argument training_flag works_on_codes
     """,
     "lobo_fx.graph.rewriting": """
-        Match Op Rejected Rule add_parameter call drop_unused erase_dead free_name rename replace_results
-        rewrite
+        Match Op Rejected Rule add_parameter call drop_unused erase_dead free_name rename replace_parameter
+        replace_results rewrite
     """,
     "lobo_fx.graph.running": """
         AS_IT_IS Runner kept_buffers watch written_buffers

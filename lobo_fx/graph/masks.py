@@ -7,8 +7,6 @@ off again without changing anything.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -121,7 +119,7 @@ def without_masks(program: Program) -> Program:
     """A copy of the program without masks that shares its weights; the program itself keeps its masks."""
     if not masks(program):
         return program
-    bare = dataclasses.replace(program, module=copy.copy(program.module))
+    bare = program.sharing_tensors()
     strip_masks(bare)
     return bare
 

@@ -146,6 +146,10 @@ class Program:
         """An independent copy: no tensor is shared."""
         return Program(copy.deepcopy(self.module), self.example_inputs)
 
+    def sharing_tensors(self) -> Program:
+        """A copy with a graph of its own and the same tensors, for passes that write into none of them."""
+        return dataclasses.replace(self, module=copy.copy(self.module))
+
     def with_graph_module(self, module: fx.GraphModule) -> Program:
         """This program with another graph, for instance the result of a library's transform."""
         if not isinstance(module, ProgramModule):

@@ -13,7 +13,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
-from torch import fx
+import torch
+from torch import fx, nn
 
 from lobo_fx.graph.operators import arguments, is_call
 from lobo_fx.graph.program import Program
@@ -32,6 +33,7 @@ __all__ = [
     "erase_dead",
     "free_name",
     "rename",
+    "replace_parameter",
     "replace_results",
     "rewrite",
 ]
@@ -163,6 +165,14 @@ def add_parameter(program: Program, name: str, value: Any) -> fx.Node:
     """
     register(program.module, name, value)
     return program.graph.get_attr(name)
+
+
+def replace_parameter(program: Program, read: fx.Node, value: torch.Tensor) -> None:
+    """Stores a tensor in the place of one that a `get_attr` node reads; the old one, which others may hold, stays."""
+    path, _, leaf = str(read.target).rpartition(".")
+    old = program.parameter(read)
+    made = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    setattr(program.module.get_submodule(path), leaf, made)
 
 
 def free_name(program: Program, name: str) -> str:

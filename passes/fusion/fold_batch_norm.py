@@ -14,7 +14,16 @@ from lobo_fx.graph.layers import LAYERS, Layer, layer_of
 from lobo_fx.graph.masks import weight_node
 from lobo_fx.graph.operators import aten, set_argument
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.rewriting import Match, Op, Rejected, add_parameter, drop_unused, free_name, rewrite
+from lobo_fx.graph.rewriting import (
+    Match,
+    Op,
+    Rejected,
+    add_parameter,
+    drop_unused,
+    free_name,
+    replace_parameter,
+    rewrite,
+)
 
 __all__ = ["FoldBatchNorm"]
 
@@ -77,9 +86,9 @@ def _fold(program: Program, match: Match, folded: list[str]) -> fx.Node | Reject
         bias = torch.zeros_like(mean) if layer.bias_read is None else program.parameter(layer.bias_read)
         shifted = (bias.double() - mean.double()) * scale
         shifted = shifted if beta is None else shifted + beta.double()
-        weight.copy_(_scaled(weight, scale, layer))
+        replace_parameter(program, layer.read, _scaled(weight, scale, layer).to(weight.dtype))
     if layer.bias_read is not None and len(layer.bias_read.users) == 1:
-        program.parameter(layer.bias_read).data = shifted.to(weight.dtype)
+        replace_parameter(program, layer.bias_read, shifted.to(weight.dtype))
     else:
         name = str(layer.read.target).rpartition(".")[0]
         with program.graph.inserting_before(layer.node):

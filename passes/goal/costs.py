@@ -214,7 +214,7 @@ class FileCosts:
         """The precisions to try: integers where they are faster; float; weights in few bits if the goal needs it."""
         asked, found = self.settings.precision, list[Precision]()
         if asked in ("auto", "int8"):
-            self.choices = self.settings.quantizing.simplify(self.program.clone(), self.context)[1]
+            self.choices = self.settings.quantizing.simplify(self.program.sharing_tensors(), self.context)[1]
             integers = tuple(self.choices.place().integer)
             if integers or asked == "int8":
                 found.append(self.precision("int8", integers))

@@ -29,6 +29,7 @@ from lobo_fx.passes.low_rank.lowering import lower, split_layers
 from lobo_fx.passes.low_rank.refit import LowRankFit
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.pruning.widths import Widths
+from lobo_fx.process import release_memory
 from lobo_fx.terminal.progress import spinner
 
 __all__ = ["Built", "Programs", "Score"]
@@ -37,6 +38,8 @@ _FIT_ROWS, _FEWEST_ROWS, _FIT_WORK = 512, 16, 2e11
 """Rows that candidates are refitted to: fewer where one takes many multiply-accumulates, of which all take so many."""
 _KEPT_BYTES = 1 << 28
 """Most bytes of the built programs that are kept, if the original's are fewer; others are made again if needed."""
+_LARGE_BYTES = 1 << 26
+"""Bytes of a program whose dropped copies are not left for Python to find, which takes some tenths of a second."""
 _CALLS = 3
 """Calls of a noisy `evaluate`, whose mean counts."""
 
@@ -145,6 +148,7 @@ class Programs:
         key = tuple(widths[leaf] for leaf in self.costs.leaves)
         if key not in self._noises:
             self._noises[key] = self.noise(self._candidate(widths))
+            self.release_memory()
         self.tried.append((precision, widths, self._noises[key]))
         return added(self._noises[key])
 
@@ -224,6 +228,12 @@ class Programs:
         most = max(_KEPT_BYTES, stored_bytes(self.start))
         while len(self._kept) > 1 and sum(map(stored_bytes, self._kept.values())) > most:
             del self._kept[next(iter(self._kept))]
+        self.release_memory()
+
+    def release_memory(self) -> None:
+        """Frees dropped copies of a large program."""
+        if stored_bytes(self.start) > _LARGE_BYTES:
+            release_memory()
 
     def plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:
         """The plan that makes the same program of any checkpoint."""
@@ -250,7 +260,9 @@ class Programs:
         if chosen:
             split_layers(program, chosen, chosen_ranks(self.costs.ranks, widths))
             propagate(program.module)
-        return self.costs.measure(self.costs.structure(precision, program))
+        measured = self.costs.measure(self.costs.structure(precision, program))
+        self.release_memory()
+        return measured
 
 
 def _first_rows(context: Context, rows: int) -> Context:

@@ -64,7 +64,7 @@ class GoalSearch:
     """Searches once.
 
     Args:
-        start: the program to compress; changed.
+        start: the program to compress.
         context: data, score, seed and notes.
         settings: the goal and how to look for it.
     """
@@ -73,8 +73,7 @@ class GoalSearch:
         self.context, self.settings, self.goal = context, settings, settings.goal
         # Measurements of candidates are not kept: another search meets other candidates.
         self.quiet = dataclasses.replace(context, show_progress=False, notes=[], sheets=[], measurements=None)
-        self.start = start.clone()
-        self.program = folded(start, context)
+        self.start, self.program = start, folded(start.sharing_tensors(), context)
         propagate(self.program.module)
         self.inference = Inference(self.program).run()
         self.free = {leaf: found for leaf, found in members(self.inference).items() if self._may_go(leaf, found)}
@@ -126,6 +125,7 @@ class GoalSearch:
         self.losses: Losses = {leaf: dict(enumerate(model.losses[leaf].tolist())) for leaf in self.leaves}
         given = self.start, self.inference, self.costs, self.scores, self.noise, judge, self.score
         self.programs = Programs(*given, self.quiet, self.settings, self.context.show_progress)
+        self.programs.release_memory()
 
     def _held_out(self, rows: int) -> Sequence[Inputs]:
         return self.quiet.held_out_batches(rows) or [self.program.example_inputs]

@@ -13,6 +13,7 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import Result
+from lobo_fx.contracts.context import Context
 from lobo_fx.graph.operators import aten
 from lobo_fx.passes import FoldBatchNorm, PruneWeights
 from lobo_fx.testing import check_pass
@@ -131,6 +132,16 @@ def test_weights_and_bias_are_those_of_the_formula() -> None:
     folded = result.module.state_dict()
     np.testing.assert_allclose(folded["0.weight"].numpy(), weight, rtol=1e-6, atol=0)
     np.testing.assert_allclose(folded["0.bias"].numpy(), bias, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_copy_that_shares_the_tensors_stays_as_it_is(bias: bool) -> None:
+    program = lobo_fx.trace(nn.Sequential(nn.Conv2d(4, 6, 3, bias=bias), nn.BatchNorm2d(6, eps=0.3)), IMAGES)
+    before, shared = program.module(IMAGES), program.sharing_tensors()
+    FoldBatchNorm().run(shared, Context(program.signature))
+    assert torch.equal(program.module(IMAGES), before)
+    torch.testing.assert_close(shared.module(IMAGES), before)
+    assert not shared.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
 
 
 def test_double_precision_stays_and_is_exact_to_its_own_rounding() -> None:

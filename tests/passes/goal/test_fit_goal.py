@@ -29,7 +29,7 @@ from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import FitGoal, PruneChannels, QuantizeStatic
 from lobo_fx.passes.goal import programs, search
 from lobo_fx.passes.goal.plan import GoalPlan
-from lobo_fx.passes.goal.programs import Programs
+from lobo_fx.passes.goal.programs import Built, Programs
 from lobo_fx.passes.pruning.plan import PruningPlan
 from lobo_fx.passes.quantization.integers.targets import TARGETS, target_of_this_machine
 from lobo_fx.plugins.artifact import Artifact
@@ -221,6 +221,27 @@ def test_candidates_are_refitted_to_some_rows_and_the_best_to_all(
     assert [rows for _, rows in built] == [16] * (len(built) - 1) + [len(DATA)]
     again = fitted(FitGoal(plan=found.plan), calibration_data=batches)
     torch.testing.assert_close(found.module(DATA), again.module(DATA), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("formulas")
+def test_programs_that_memory_did_not_keep_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(programs, "stored_bytes", lambda program: 1 << 30)
+    made: list[tuple[Programs, Built, Program]] = []
+    keep = Programs._keep
+
+    def noted(self: Programs, built: Built, program: Program) -> None:
+        made.append((self, built, program))
+        keep(self, built, program)
+
+    monkeypatch.setattr(Programs, "_keep", noted)
+    fitted(FitGoal(latency=0.5, moves=0, low_rank=False, precision="float"))
+    assert len(made) > 1
+    whole, built, program = made[0]
+    assert list(whole._kept) == [made[-1][1]]
+    again = whole.program_of(built)
+    assert again is not program
+    torch.testing.assert_close(again.module(DATA), program.module(DATA), rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("formulas")
