@@ -37,7 +37,7 @@ __all__ = ["Built", "Programs", "Score"]
 _FIT_ROWS, _FEWEST_ROWS, _FIT_WORK = 512, 16, 2e11
 """Rows that candidates are refitted to: fewer where one takes many multiply-accumulates, of which all take so many."""
 _KEPT_BYTES = 1 << 28
-"""Most bytes of the built programs that are kept, if the original's are fewer; others are made again if needed."""
+"""Most bytes of the built programs that are kept, but for the latest; others are made again if needed."""
 _LARGE_BYTES = 1 << 26
 """Bytes of a program whose dropped copies are not left for Python to find, which takes some tenths of a second."""
 _CALLS = 3
@@ -225,8 +225,7 @@ class Programs:
     def _keep(self, built: Built, program: Program) -> None:
         """Keeps a program and, of those made before, the latest that fit into memory with it."""
         self._kept[built] = program
-        most = max(_KEPT_BYTES, stored_bytes(self.start))
-        while len(self._kept) > 1 and sum(map(stored_bytes, self._kept.values())) > most:
+        while len(self._kept) > 1 and sum(map(stored_bytes, self._kept.values())) > _KEPT_BYTES:
             del self._kept[next(iter(self._kept))]
         self.release_memory()
 
