@@ -226,7 +226,6 @@ def test_candidates_are_refitted_to_some_rows_and_the_best_to_all(
 @pytest.mark.usefixtures("formulas")
 def test_programs_that_memory_did_not_keep_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "_KEPT_BYTES", 0)
-    monkeypatch.setattr(programs, "stored_bytes", lambda program: 1 << 30)
     made: list[tuple[Programs, Built, Program]] = []
     keep = Programs._keep
 
