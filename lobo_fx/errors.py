@@ -2,9 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["ContractError", "ExportError", "InvalidInput", "LoboError", "TraceError", "suggestion"]
+__all__ = ["ContractError", "ExportError", "InvalidInput", "LoboError", "TraceError", "first_few", "suggestion"]
 
 
 _ALIKE, _SHOWN = 0.5, 20
@@ -44,8 +44,12 @@ def suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
     if otherwise:
         return otherwise
     others = sorted(entry for _, entry in near)
-    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-    return f"known: {', '.join(others[:_SHOWN]) or 'none'}{more}"
+    return f"known: {first_few(others, _SHOWN) or 'none'}"
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are: `a, b, c and 4 more`."""
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def _likeness(one: str, other: str) -> float:

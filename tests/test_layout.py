@@ -336,7 +336,7 @@ PUBLIC = {
         SettingFacts description_of example_of settings_of
     """,
     "lobo_fx.errors": """
-        ContractError ExportError InvalidInput LoboError TraceError suggestion
+        ContractError ExportError InvalidInput LoboError TraceError first_few suggestion
     """,
     "lobo_fx.exporters.onnx.inspection": """
         FileFacts Stored inspect_file

@@ -12,6 +12,7 @@ from lobo_fx.axes.axis import Axis
 from lobo_fx.axes.inference import Inference
 from lobo_fx.axes.kinds import kind
 from lobo_fx.axes.members import Member, members, parameters
+from lobo_fx.errors import first_few
 from lobo_fx.terminal.tables import new_table
 
 if TYPE_CHECKING:
@@ -110,9 +111,10 @@ def axis_table(found: Survey) -> Table:
     """A line per free axis."""
     table = new_table("free axes", ["runs through", "size", "kind", "parameters", "importance spread", "removal"])
     for axis in found.axes:
-        names = ", ".join(axis.members[:4]) + (f" and {len(axis.members) - 4} more" if len(axis.members) > 4 else "")
         removal = "more than zeroing" if axis.inexact else "equals zeroing"
-        table.add_row(names, str(axis.size), axis.kind, f"{axis.parameters:,}", f"{axis.spread:.2f}", removal)
+        table.add_row(
+            first_few(axis.members, 4), str(axis.size), axis.kind, f"{axis.parameters:,}", f"{axis.spread:.2f}", removal
+        )
     return table
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lobo_fx.errors import InvalidInput
+from lobo_fx.errors import InvalidInput, first_few
 from lobo_fx.files import check_readable, check_unpacked_size, read_json
 from lobo_fx.sources.packages import import_package
 from lobo_fx.terminal.quiet import quiet
@@ -56,7 +56,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         ],
     }
     if any(problems.values()):
-        told = "; ".join(f"{kind}: {_first_few(names)}" for kind, names in problems.items() if names)
+        told = "; ".join(f"{kind}: {first_few(names)}" for kind, names in problems.items() if names)
         raise InvalidInput(f"{path} does not fit {type(model).__name__}; {told}")
     model.load_state_dict(state, strict=False)
 
@@ -94,11 +94,6 @@ def _renamed(state: dict[str, torch.Tensor], own: Mapping[str, Any], prefix: str
     return max(candidates, key=lambda candidate: len(own.keys() & candidate.keys()))
 
 
-def _first_few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
 _WEIGHT_FILES = tuple(
     name + index for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
 )
@@ -123,9 +118,7 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     state = read_safetensors(path) if path.suffix == ".safetensors" else _read_pt(path)
     others = [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]
     if others:
-        raise InvalidInput(
-            f"{path} holds more than named tensors ({_first_few(others)}); save model.state_dict() alone"
-        )
+        raise InvalidInput(f"{path} holds more than named tensors ({first_few(others)}); save model.state_dict() alone")
     return state
 
 
