@@ -7,21 +7,16 @@ the calls that need it are traced, and `torch.onnx` is told that the result is d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
 from lobo_fx.exporters.onnx.translations import Translations, decompositions, is_translated
-from lobo_fx.graph.known_shapes import shapes_known
+from lobo_fx.graph.decomposing import decomposition, put_in_place
 from lobo_fx.graph.operators import aten
 from lobo_fx.graph.program import Program
-from lobo_fx.graph.provenance import inherit
-from lobo_fx.graph.rewriting import replace_results
 from lobo_fx.graph.tensors import fetch
 
 __all__ = ["as_decomposed", "with_translated_calls"]
@@ -107,36 +102,7 @@ _FORMULAS: dict[object, Callable[..., Any]] = {
 
 
 def _decompose(node: fx.Node) -> None:
-    """Replaces `node` by its decomposition, unless that needs constants of its own.
-
-    Inputs are traced as contiguous: memory layouts, by which some operators decompose, mean nothing in a file.
-    """
-    leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
-    sources = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))
-
-    def call(*values: Any) -> Any:
-        known = dict(zip(sources, values, strict=True))
-        args, kwargs = pytree.tree_unflatten([known.get(leaf, leaf) for leaf in leaves], structure)
-        return _FORMULAS.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
-
-    given = [source.meta["val"] for source in sources]
-    # the Python forms of composite operators keep sizes symbolic; those of norms need not be run for their shapes
-    with torch.no_grad(), shapes_known(), enable_python_dispatcher():
-        given = [value.contiguous() if isinstance(value, torch.Tensor) else value for value in given]
-        try:
-            traced = make_fx(call, decompositions())(*given)
-        except Exception:  # a decomposition that fixes a free size, say: torch.onnx is left to refuse the operator
-            return
-    traced.graph.eliminate_dead_code()
-    if traced.graph.find_nodes(op="get_attr"):
-        return
-    copies: dict[fx.Node, fx.Node] = dict(zip(traced.graph.find_nodes(op="placeholder"), sources, strict=True))
-    with node.graph.inserting_before(node):
-        result = node.graph.graph_copy(traced.graph, copies)
-    for copy in set(copies.values()) - set(sources):
-        inherit(copy, node)
-    if isinstance(result, fx.Node):
-        node.replace_all_uses_with(result)
-        node.graph.erase_node(node)
-    else:
-        replace_results(node, cast("tuple[fx.Node, ...]", result))
+    """Replaces `node` by its decomposition; without one, `torch.onnx` is left to refuse the operator."""
+    found = decomposition(node, _FORMULAS.get(node.target, node.target), decompositions())  # type: ignore[arg-type]
+    if found is not None:
+        put_in_place(node, found)

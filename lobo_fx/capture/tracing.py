@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lobo_fx.capture.binding import check_arity, gathered_named, in_order
+from lobo_fx.capture.composites import write_composites_out
 from lobo_fx.capture.constants import Constants, constants_located
 from lobo_fx.capture.disguised_layers import reveal_layers
 from lobo_fx.capture.free_dimensions import read_free_dimensions
@@ -290,6 +291,8 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
     module.recompile()
     try:
         propagate(module)
+        if write_composites_out(module.graph):
+            propagate(module)
         if reveal_layers(module):
             propagate(module)
     except PropagationError as error:

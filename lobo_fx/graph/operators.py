@@ -39,6 +39,9 @@ SPLITS = frozenset(
         aten.split.sizes,
         aten.split_with_sizes.default,
         aten.chunk.default,
+        aten.unsafe_split.Tensor,
+        aten.unsafe_split_with_sizes.default,
+        aten.unsafe_chunk.default,
         aten.tensor_split.sections,
     }
 )

@@ -1,0 +1,39 @@
+"""Writes operators that PyTorch composes of others as these others, where axis rules know them.
+
+`hstack`, `narrow`, `negative` and `tensordot` are other spellings of `cat`, `slice`, `neg` and a product; a hundred
+more operators are. What has an axis rule of its own is kept as it is, and so is what is composed of anything without.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from lobo_fx.axes.call import rule_of
+from lobo_fx.graph.decomposing import decomposition, put_in_place
+
+__all__ = ["write_composites_out"]
+
+
+def write_composites_out(graph: fx.Graph) -> bool:
+    """Rewrites calls in place; shapes must have been propagated, and must be again if it returns true."""
+    changed = False
+    for node in list(graph.nodes):
+        target = node.target
+        if _is_known(node) or not isinstance(target, torch._ops.OpOverload) or not target._can_decompose():
+            continue
+        found = decomposition(node, target.decompose)
+        if found is not None and all(map(_is_known, found.nodes)):
+            put_in_place(node, found)
+            changed = True
+    return changed
+
+
+def _is_known(node: fx.Node) -> bool:
+    """Whether an axis rule knows what is called, or it computes no tensor."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return True
+    value = node.meta.get("val")
+    return rule_of(node) is not None or not isinstance(value, torch.Tensor | tuple | list)
