@@ -13,8 +13,11 @@ from torch import fx
 
 from lobo_fx.axes.call import rule_of
 from lobo_fx.graph.decomposing import decomposition, put_in_place
+from lobo_fx.graph.operators import aten, is_call
 
 __all__ = ["write_composites_out"]
+
+_VIEWS = aten.view.default, aten._unsafe_view.default
 
 
 def write_composites_out(graph: fx.Graph) -> bool:
@@ -26,6 +29,8 @@ def write_composites_out(graph: fx.Graph) -> bool:
             continue
         found = decomposition(node, target.decompose)
         if found is not None and all(map(_is_known, found.nodes)):
+            for view in filter(lambda inner: is_call(inner, *_VIEWS), found.nodes):
+                view.target = aten.reshape.default  # a view of what was contiguous as it was traced
             put_in_place(node, found)
             changed = True
     return changed

@@ -75,6 +75,15 @@ def test_an_operator_with_a_rule_of_its_own_stays(monkeypatch: pytest.MonkeyPatc
     assert aten.negative.default in {node.target for node in program.graph.nodes}
 
 
+def test_memory_layout_is_no_matter() -> None:
+    weight = torch.randn(3, 8)
+    model = Spelled(lambda x: torch.inner(x.transpose(1, 2), weight)).eval()
+    program = lobo_fx.trace(model, torch.randn(3, 4, 6))
+    assert not unknown(program)
+    x = torch.randn(5, 4, 6)
+    torch.testing.assert_close(program.module(x), model(x), rtol=1e-6, atol=1e-6)
+
+
 PRODUCTS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
     "inner": torch.inner,
     "tensordot": lambda x, w: torch.tensordot(x, w, dims=([-1], [1])),
