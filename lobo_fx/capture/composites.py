@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from lobo_fx.axes.call import rule_of
+from lobo_fx.axes.plugged import load_plugged_rules
 from lobo_fx.graph.decomposing import decomposition, put_in_place
 from lobo_fx.graph.operators import aten, is_call
 
@@ -23,16 +24,19 @@ _VIEWS = aten.view.default, aten._unsafe_view.default
 def write_composites_out(graph: fx.Graph) -> bool:
     """Rewrites calls in place; shapes must have been propagated, and must be again if it returns true."""
     changed = False
+    if not all(map(_is_known, graph.nodes)):
+        load_plugged_rules()  # which may know more
     for node in list(graph.nodes):
         target = node.target
         if _is_known(node) or not isinstance(target, torch._ops.OpOverload) or not target._can_decompose():
             continue
         found = decomposition(node, target.decompose)
-        if found is not None and all(map(_is_known, found.nodes)):
-            for view in filter(lambda inner: is_call(inner, *_VIEWS), found.nodes):
-                view.target = aten.reshape.default  # a view of what was contiguous as it was traced
-            put_in_place(node, found)
-            changed = True
+        if found is None or not all(map(_is_known, found.nodes)):
+            continue
+        for view in filter(lambda inner: is_call(inner, *_VIEWS), found.nodes):
+            view.target = aten.reshape.default  # a view of what was contiguous as it was traced
+        put_in_place(node, found)
+        changed = True
     return changed
 
 
