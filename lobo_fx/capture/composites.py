@@ -23,14 +23,12 @@ _VIEWS = aten.view.default, aten._unsafe_view.default
 
 def write_composites_out(graph: fx.Graph) -> bool:
     """Rewrites calls in place; shapes must have been propagated, and must be again if it returns true."""
+    if not any(map(_is_composed, graph.nodes)):
+        return False
+    load_plugged_rules()  # which may know more
     changed = False
-    if not all(map(_is_known, graph.nodes)):
-        load_plugged_rules()  # which may know more
-    for node in list(graph.nodes):
-        target = node.target
-        if _is_known(node) or not isinstance(target, torch._ops.OpOverload) or not target._can_decompose():
-            continue
-        found = decomposition(node, target.decompose)
+    for node in filter(_is_composed, list(graph.nodes)):
+        found = decomposition(node, node.target.decompose)  # type: ignore[union-attr]
         if found is None or not all(map(_is_known, found.nodes)):
             continue
         for view in filter(lambda inner: is_call(inner, *_VIEWS), found.nodes):
@@ -38,6 +36,11 @@ def write_composites_out(graph: fx.Graph) -> bool:
         put_in_place(node, found)
         changed = True
     return changed
+
+
+def _is_composed(node: fx.Node) -> bool:
+    """Whether no axis rule knows what is called, and PyTorch composes it of other operators."""
+    return not _is_known(node) and isinstance(node.target, torch._ops.OpOverload) and node.target._can_decompose()
 
 
 def _is_known(node: fx.Node) -> bool:
