@@ -28,7 +28,7 @@ def write_composites_out(graph: fx.Graph) -> bool:
     load_plugged_rules()  # which may know more
     changed = False
     for node in filter(_is_composed, list(graph.nodes)):
-        found = decomposition(node, node.target.decompose)  # type: ignore[union-attr]
+        found = decomposition(node, node.target.decompose)
         if found is None or not all(map(_is_known, found.nodes)):
             continue
         for view in filter(lambda inner: is_call(inner, *_VIEWS), found.nodes):
