@@ -14,7 +14,7 @@ from torch import fx
 from lobo_fx.axes.call import rule_of
 from lobo_fx.axes.plugged import load_plugged_rules
 from lobo_fx.graph.decomposing import decomposition, put_in_place
-from lobo_fx.graph.operators import aten, is_call
+from lobo_fx.graph.operators import aten, is_call, is_inplace
 
 __all__ = ["write_composites_out"]
 
@@ -29,7 +29,7 @@ def write_composites_out(graph: fx.Graph) -> bool:
     changed = False
     for node in filter(_is_composed, list(graph.nodes)):
         found = decomposition(node, node.target.decompose)
-        if found is None or not all(map(_is_known, found.nodes)):
+        if found is None or not all(_is_known(inner) and not is_inplace(inner) for inner in found.nodes):
             continue
         for view in filter(lambda inner: is_call(inner, *_VIEWS), found.nodes):
             view.target = aten.reshape.default  # a view of what was contiguous as it was traced

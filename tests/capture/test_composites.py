@@ -69,6 +69,12 @@ def test_what_is_composed_of_unknown_operators_stays() -> None:
     assert [node.target for node in unknown(program)] == [aten.cross_entropy_loss.default]
 
 
+def test_what_is_composed_of_writes_in_place_stays() -> None:
+    model = Spelled(lambda x: torch.isclose(x, x.round(), atol=0.1)).eval()
+    result = lobo_fx.compile(model, example_inputs=torch.randn(3, 4, 6), progress=False)
+    assert [node.target for node in unknown(result.program)] == [aten.isclose.default]
+
+
 def test_an_operator_with_a_rule_of_its_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, aten.negative.default, Entry(pointwise, MOVED))
     program = lobo_fx.trace(Spelled(SPELLINGS["negative"]).eval(), torch.randn(3, 4, 6))
