@@ -15,14 +15,23 @@ from lobo_fx.axes.call import rule_of
 from lobo_fx.axes.plugged import load_plugged_rules
 from lobo_fx.graph.decomposing import decomposition, put_in_place
 from lobo_fx.graph.operators import aten, is_call, is_inplace
+from lobo_fx.graph.program import ProgramModule
 
 __all__ = ["write_composites_out"]
 
 _VIEWS = aten.view.default, aten._unsafe_view.default
 
 
-def write_composites_out(graph: fx.Graph) -> bool:
-    """Rewrites calls in place; shapes must have been propagated, and must be again if it returns true."""
+def write_composites_out(module: ProgramModule) -> bool:
+    """Rewrites calls in place.
+
+    Args:
+        module: shapes propagated.
+
+    Returns:
+        Whether anything changed; shapes must then be propagated again.
+    """
+    graph = module.graph
     if not any(map(_is_composed, graph.nodes)):
         return False
     load_plugged_rules()  # which may know more
@@ -35,6 +44,8 @@ def write_composites_out(graph: fx.Graph) -> bool:
             view.target = aten.reshape.default  # a view of what was contiguous as it was traced
         put_in_place(node, found)
         changed = True
+    if changed:
+        module.recompile()
     return changed
 
 

@@ -291,7 +291,7 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
     module.recompile()
     try:
         propagate(module)
-        if write_composites_out(module.graph):
+        if write_composites_out(module):
             propagate(module)
         if reveal_layers(module):
             propagate(module)

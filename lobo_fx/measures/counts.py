@@ -16,7 +16,7 @@ from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.weight_names import weight_names
 from lobo_fx.own_operators.table import FLOPS, packed_weights
 
-__all__ = ["Measures", "measure", "named_weights", "rows", "run_counted", "stored_bytes", "weights"]
+__all__ = ["Measures", "measure", "named_weights", "rows", "run_counted", "tensor_bytes", "weights"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,11 @@ def measure(program: Program, macs: int | None) -> Measures:
         parameters=sum(count for count, _ in counts),
         nonzero=sum(nonzero for _, nonzero in counts),
         macs=macs,
-        bytes=stored_bytes(program),
+        bytes=tensor_bytes(program),
     )
 
 
-def stored_bytes(program: Program) -> int:
+def tensor_bytes(program: Program) -> int:
     """Memory of all parameters and buffers without masks; shared ones are counted once."""
     left_out = {mask.data_ptr() for mask in masks(program).values()}
     tensors = {tensor.data_ptr(): tensor for tensor in (*program.module.parameters(), *program.module.buffers())}

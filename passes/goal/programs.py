@@ -16,7 +16,7 @@ from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.shapes import propagate
-from lobo_fx.measures.counts import stored_bytes
+from lobo_fx.measures.counts import tensor_bytes
 from lobo_fx.measures.judge import Judge, Verdict
 from lobo_fx.passes.fitting.side_by_side import Pairs
 from lobo_fx.passes.goal.costs import FileCosts, Precision, narrowed
@@ -225,13 +225,13 @@ class Programs:
     def _keep(self, built: Built, program: Program) -> None:
         """Keeps a program and, of those made before, the latest that fit into memory with it."""
         self._kept[built] = program
-        while len(self._kept) > 1 and sum(map(stored_bytes, self._kept.values())) > _KEPT_BYTES:
+        while len(self._kept) > 1 and sum(map(tensor_bytes, self._kept.values())) > _KEPT_BYTES:
             del self._kept[next(iter(self._kept))]
         self.release_memory()
 
     def release_memory(self) -> None:
         """Frees dropped copies of a large program."""
-        if stored_bytes(self.start) > _LARGE_BYTES:
+        if tensor_bytes(self.start) > _LARGE_BYTES:
             release_memory()
 
     def plan(self, precision: Precision, widths: Widths, pruning: PruningPlan) -> GoalPlan:

@@ -58,6 +58,9 @@ def test_other_spellings_are_written_out(name: str) -> None:
     model = Spelled(SPELLINGS[name]).eval()
     program = lobo_fx.trace(model, torch.randn(3, 4, 6))
     assert not unknown(program)
+    called = program.module.code
+    program.module.recompile()
+    assert program.module.code == called, "what runs is the graph"
     assert program.signature.batch is not None
     x = torch.randn(5, 4, 6)
     torch.testing.assert_close(program.module(x), model(x), rtol=1e-6, atol=1e-6)
