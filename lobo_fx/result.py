@@ -38,7 +38,7 @@ from lobo_fx.plugins.artifact import Artifact
 from lobo_fx.plugins.exporters import exporter_of
 from lobo_fx.plugins.file_nodes import ListsNodes
 from lobo_fx.plugins.kernels import ProfilesNodes
-from lobo_fx.plugins.protocols import Exporter
+from lobo_fx.plugins.protocols import Exporter, LoadsExactly, Session
 from lobo_fx.plugins.registry import EXPORTERS, PASSES, RUNTIMES
 from lobo_fx.plugins.tuning import ChecksFiles, Tuning
 from lobo_fx.report.card import model_card
@@ -159,7 +159,7 @@ class Result:
             artifact = self._tuned(artifact, exporter, tuning)
         if (packed := artifact.details.get("packed")) is not None:
             self._note(_packed(artifact, **packed))
-        artifact = self._scored(self.program, artifact, exporter)
+        artifact = self._scored(self.program, self._told(self.program, artifact), exporter)
         self.report.artifacts["compiled"] = artifact
         return artifact
 
@@ -169,7 +169,7 @@ class Result:
         writer = exporter_of(exporter)
         if context is None or context.evaluate is None or not isinstance(writer, EXPORTERS.ours(EXPORTERS.default)):
             return artifact
-        session = RUNTIMES.ours(RUNTIMES.default)().load(artifact.path, torch.get_num_threads())
+        session = _session(artifact, torch.get_num_threads())
         try:
             with spinner(f"evaluate {artifact.path.name}", self.progress):
                 return dataclasses.replace(artifact, score=context.score_of(FileModule(session, program)))
@@ -250,7 +250,8 @@ class Result:
         """
         if self.original is None:
             raise InvalidInput("this result was loaded from a folder, which does not hold the original model")
-        artifact = self._scored(self.original, self._write(self.original, Path(path), exporter), exporter)
+        artifact = self._told(self.original, self._write(self.original, Path(path), exporter))
+        artifact = self._scored(self.original, artifact, exporter)
         self.report.artifacts = {"original": artifact} | self.report.artifacts
         return artifact
 
@@ -258,7 +259,11 @@ class Result:
         writer = exporter_of(exporter)
         check_writable(path)
         with spinner(f"export {path.name}", self.progress):
-            artifact = writer.export(program, path, self.metadata(original=program is self.original))
+            return writer.export(program, path, self.metadata(original=program is self.original))
+
+    def _told(self, program: Program, artifact: Artifact) -> Artifact:
+        """Notes what users of a file have to know; of a file that another one replaces, nothing is noted."""
+        path = artifact.path
         for node in drawing(program.module):
             self._note(note_of(node, _DRAWS))
         if (decibels := artifact.details.get("decibels", math.inf)) < _LOUD:
@@ -301,7 +306,7 @@ class Result:
             raise InvalidInput("a card is of a file: export the result first")
         signature = self.program.signature
         arrays = named_arrays(self.program, with_rows(self.program, 1))
-        outputs = RUNTIMES.ours(RUNTIMES.default)().load(artifact.path, 1).run(arrays)
+        outputs = _session(artifact, 1).run(arrays)
         names = [spec.name for spec in signature.outputs if spec]
         sample = {f"input:{name}": array for name, array in arrays.items()}
         sample |= {f"output:{name}": array for name, array in zip(names, outputs, strict=True)}
@@ -368,7 +373,8 @@ class Result:
                 if known is not None and known.path.is_file():
                     files[label] = known.path
                 elif program is not None:
-                    files[label] = self._write(program, folder / f"{label}{writer.suffix}", writer).path
+                    written = self._write(program, folder / f"{label}{writer.suffix}", writer)
+                    files[label] = self._told(program, written).path
             yield files
 
     @random_state_kept
@@ -473,6 +479,15 @@ def load(folder: str | Path) -> Result:
     saved = saving.read(Path(folder))
     saved.report.settings = saved.passes
     return Result(saved.program, None, saved.report, saved.passes)
+
+
+def _session(artifact: Artifact, threads: int) -> Session:
+    """A session of the default runtime whose outputs are those of the file, on whichever CPU that is to run."""
+    runtime = RUNTIMES.ours(RUNTIMES.default)()
+    if "saturated" in artifact.details and isinstance(runtime, LoadsExactly):
+        return runtime.load_exact(artifact.path)
+    session: Session = runtime.load(artifact.path, threads)
+    return session
 
 
 def _slower(ratio: float) -> Note:

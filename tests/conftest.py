@@ -146,9 +146,10 @@ def free_integers(tmp_path: Path) -> Callable[[], str]:
     """Writes a cost table that makes all kernels that were measured until now integer ones."""
 
     def write() -> str:
-        known = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version).costs
+        here = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version)
         path = tmp_path / "free_integers.json"
-        CostTable("test", {key: Cost(1 if key.startswith("convert") else 100, 1) for key in known}).save(path)
+        costs = {key: Cost(1 if key.startswith("convert") else 100, 1) for key in here.costs}
+        CostTable(here.machine, costs).save(path)
         return str(path)
 
     return write

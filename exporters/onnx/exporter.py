@@ -328,9 +328,7 @@ def _check(program: Program, path: Path, session: Session | None = None) -> tupl
     except NoisierThanRounding as error:
         if not products_saturate():
             raise
-        from lobo_fx.exporters.onnxruntime.exact_products import load_exact
-
-        session, details["saturated"] = load_exact(path), error.decibels
+        session, details["saturated"] = OnnxRuntime().load_exact(path), error.decibels
         parities = [_parity(program, inputs, session) for inputs in batches]
     worst = min(parities, key=lambda parity: parity.decibels)
     if math.isfinite(worst.decibels):

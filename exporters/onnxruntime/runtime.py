@@ -115,6 +115,12 @@ class OnnxRuntime:
         """
         return OnnxRuntimeSession(_session(path, threads))
 
+    def load_exact(self, path: Path) -> OnnxRuntimeSession:
+        """Loads a file made for another CPU; see `lobo_fx.exporters.onnxruntime.exact_products`."""
+        from lobo_fx.exporters.onnxruntime.exact_products import load_exact
+
+        return load_exact(path)
+
 
 def kernels(path: Path) -> dict[str, int]:
     """How often each operator occurs in the graph that ONNX Runtime runs after its optimisations."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # so that a process that only runs a file does not import PyT
     from lobo_fx.graph.program import Program
     from lobo_fx.plugins.artifact import Artifact
 
-__all__ = ["ArraySpec", "Arrays", "ChecksPrograms", "Exporter", "Runtime", "Session"]
+__all__ = ["ArraySpec", "Arrays", "ChecksPrograms", "Exporter", "LoadsExactly", "Runtime", "Session"]
 
 
 @runtime_checkable
@@ -82,3 +82,11 @@ class Runtime(Protocol):
 
     def load(self, path: Path, threads: int) -> Session:
         """Loads a file to run on `threads` threads."""
+
+
+@runtime_checkable
+class LoadsExactly(Protocol):
+    """A runtime that can give the outputs that a file has on another CPU, as this one's sums of products saturate."""
+
+    def load_exact(self, path: Path) -> Session:
+        """Loads a file so that no sum of integer products saturates, whatever the time it takes."""

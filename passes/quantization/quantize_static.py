@@ -34,7 +34,7 @@ from lobo_fx.passes.quantization.integers.placement import (
 from lobo_fx.passes.quantization.integers.prices import check_costs, measure_missing, open_table
 from lobo_fx.passes.quantization.integers.rounding import even_floating, round_weights
 from lobo_fx.passes.quantization.integers.storing import store_rest
-from lobo_fx.passes.quantization.integers.targets import target_named
+from lobo_fx.passes.quantization.integers.targets import target_named, target_of_this_machine
 from lobo_fx.plugins.kernels import Cost, Kernel
 from lobo_fx.plugins.registry import RUNTIMES
 from lobo_fx.plugins.settings import Range
@@ -162,10 +162,21 @@ class QuantizeStatic(Pass):
             from lobo_fx.passes.quantization.integers.simulation import first_batches
 
             correct_biases(prepared, first_batches(context), context.show_progress)
-        program = convert(program, prepared)
-        if placement.integer and placement.microseconds is not None:
-            program.module.set_facts(estimated=True)  # the whole file is to confirm the choice
+        program = self.to_confirm(convert(program, prepared), placement)
         return store_rest(program, placement, context, factors) if stored else program
+
+    def to_confirm(self, program: Program, placement: Placement) -> Program:
+        """Marks a program whose whole file is to confirm a choice made by this machine's times; returns it."""
+        if placement.integer and placement.microseconds is not None and self._is_for_this_machine:
+            program.module.set_facts(estimated=True)
+        return program
+
+    @property
+    def _is_for_this_machine(self) -> bool:
+        """Whether the file is to run on a CPU like this one, so that its latency here says how fast it is."""
+        if self.target not in ("auto", target_of_this_machine()):
+            return False
+        return self.costs is None or open_table(self.costs).machine == open_table(None).machine
 
     def _choices(self, program: Program, table: CostTable | None, context: Context) -> Choices:
         """The operators that could run as integers, with their costs if these decide."""
@@ -176,6 +187,11 @@ class QuantizeStatic(Pass):
         choices = choices.without(drowned(program, choices.kernels, request.table, context))
         if table is not None:
             measure_missing(table, choices.priced, context)
+            if self.costs is None and not self._is_for_this_machine:
+                context.note(
+                    f"integer kernels are chosen by the times of this machine, though target={self.target!r} is another "
+                    "CPU: run `lobo-fx costs MODEL -o costs.json` there, and give costs="
+                )
         return dataclasses.replace(choices, costs=table)
 
     def _request(self) -> Request:

@@ -115,9 +115,7 @@ class QuantizationAwareTraining(TrainingPass):
                 scores = f"the score with training is {with_training:.4g}, without it {without:.4g}, which is kept"
                 context.note(f"{self.name}: {scores}")
                 best = plain
-        if placement.integer and placement.microseconds is not None:
-            best.module.set_facts(estimated=True)
-        return best
+        return static.to_confirm(best, placement)
 
 
 class _Quantized(Objective):

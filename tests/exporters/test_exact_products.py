@@ -88,6 +88,10 @@ def test_a_file_for_another_cpu_is_checked_with_exact_sums(
         assert artifact.details["saturated"] == pytest.approx(20, abs=0.1)
         assert artifact.parity < 1e-3
         assert any("the file agrees with PyTorch to 20.0 dB here" in note for note in result.report.notes)
+        result.save_card(tmp_path)
+        sample = np.load(tmp_path / "sample.npz")
+        x = torch.from_numpy(sample["input:input"])
+        assert signal_to_noise(result.module(x), torch.from_numpy(sample["output:output"])) > 60
     else:
         with pytest.raises(lobo_fx.ExportError, match=r"agree with PyTorch's to 20\.0 dB"):
             result.export(tmp_path / "model.onnx", confirm=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx import Result
+from lobo_fx.contracts.confirmation import Confirmation
 from lobo_fx.graph.program import Program
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.measures.latency import Benchmark, Latency
 from lobo_fx.passes import ComputeInFloat, PruneChannels, QuantizeStatic
+from lobo_fx.passes.quantization.integers.targets import TARGETS, target_of_this_machine
 
 IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -180,3 +183,36 @@ def test_what_was_asked_for_is_not_taken_back(tmp_path: Path, monkeypatch: pytes
     estimated = compiled(QuantizeStatic())
     estimated.save(tmp_path / "saved")
     lobo_fx.load(tmp_path / "saved").export(tmp_path / "loaded.onnx")
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_latency_on_another_cpu_is_not_measured_here(
+    here: bool, free_integers: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def confirmed(*args: Any, **settings: Any) -> Confirmation:
+        measured.append("file")
+        return Confirmation(0.5)
+
+    monkeypatch.setattr("lobo_fx.result.confirm_file", confirmed)
+    measure_costs(pruned=False)
+    own = target_of_this_machine()
+    other = next(name for name in TARGETS if name != own)
+    costs = Path(free_integers())
+    compiled(QuantizeStatic(costs=str(costs), target=own if here else other)).export(tmp_path / "target.onnx")
+    if not here:
+        content = json.loads(costs.read_text())
+        costs.write_text(json.dumps(content | {"machine": "another CPU"}))
+    compiled(QuantizeStatic(costs=str(costs))).export(tmp_path / "costs.onnx")
+    assert measured == ["file", "file"] * here
+
+
+def test_times_of_this_machine_for_another_cpu_are_told() -> None:
+    measure_costs(pruned=False)
+    for target in TARGETS:
+        told = [
+            f"though target='{target}' is another CPU" in note
+            for note in compiled(QuantizeStatic(target=target)).report.notes
+        ]
+        assert any(told) == (target != target_of_this_machine())
