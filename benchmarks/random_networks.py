@@ -45,7 +45,6 @@ import lobo_fx
 from lobo_fx import InvalidInput, Pass, Promise, Result
 from lobo_fx.axes import KINDS
 from lobo_fx.contracts.passbase import exact_tolerance
-from lobo_fx.exporters.onnxruntime.exact_products import load_exact
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.exporters.parity import check_parity
 from lobo_fx.graph.inputs import Inputs
@@ -269,7 +268,7 @@ def check(case: Case, number: int) -> Result:
         path = Path(folder) / "model.onnx"
         result.export(path, confirm=False)
         # integers of other CPUs saturate where this one can't sum them; the export has run the file as it is
-        session = load_exact(path) if products_saturate() else OnnxRuntime().load(path, threads=1)
+        session = OnnxRuntime().load_exact(path) if products_saturate() else OnnxRuntime().load(path, threads=1)
         for x in case.more:
             inputs = Inputs((x,))
             check_parity(result.program, inputs, session.run(named_arrays(result.program, inputs)))

@@ -378,7 +378,7 @@ PUBLIC = {
         Observers PercentileObserver RangeObserver SMALLEST_SCALE observers
     """,
     "lobo_fx.plugins.protocols": """
-        ArraySpec Arrays ChecksPrograms Exporter Runtime Session
+        ArraySpec Arrays ChecksPrograms Exporter LoadsExactly Runtime Session
     """,
     "lobo_fx.plugins.registry": """
         EXPORTERS PASSES RUNTIMES Registry snake_case

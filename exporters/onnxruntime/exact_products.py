@@ -15,11 +15,10 @@ import onnxruntime
 from onnx_ir.passes.common import ShapeInferencePass
 
 from lobo_fx.exporters.onnx.writer import Writer
-from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntimeSession
 from lobo_fx.exporters.onnxruntime.session_options import ONLY_FATAL
 from lobo_fx.files import temporary_folder
 
-__all__ = ["load_exact"]
+__all__ = ["exact_session"]
 
 _WEIGHTS = {"MatMulInteger": ((1, 3),), "ConvInteger": ((1, 3),), "DynamicQuantizeLSTM": ((1, 9), (2, 11))}
 """Where weights, and the zero point of each, stand among the inputs of operators that multiply integers."""
@@ -27,8 +26,8 @@ _OFFSET = 128
 """What turns the range of int8 into that of uint8."""
 
 
-def load_exact(path: Path) -> OnnxRuntimeSession:
-    """Loads an ONNX file so that no sum of integer products saturates, on one thread."""
+def exact_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session of an ONNX file in which no sum of integer products saturates, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = ONLY_FATAL
@@ -38,7 +37,7 @@ def load_exact(path: Path) -> OnnxRuntimeSession:
     with temporary_folder() as folder:
         ir.save(model, folder / path.name, external_data=f"{path.name}.data")
         providers = ["CPUExecutionProvider"]
-        return OnnxRuntimeSession(onnxruntime.InferenceSession(str(folder / path.name), options, providers=providers))
+        return onnxruntime.InferenceSession(str(folder / path.name), options, providers=providers)
 
 
 def _make_weights_unsigned(model: ir.Model) -> None:

@@ -117,9 +117,9 @@ class OnnxRuntime:
 
     def load_exact(self, path: Path) -> OnnxRuntimeSession:
         """Loads a file made for another CPU; see `lobo_fx.exporters.onnxruntime.exact_products`."""
-        from lobo_fx.exporters.onnxruntime.exact_products import load_exact
+        from lobo_fx.exporters.onnxruntime.exact_products import exact_session
 
-        return load_exact(path)
+        return OnnxRuntimeSession(exact_session(path))
 
 
 def kernels(path: Path) -> dict[str, int]:

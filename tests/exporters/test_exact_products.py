@@ -13,7 +13,6 @@ from torch import nn
 
 import lobo_fx
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
-from lobo_fx.exporters.onnxruntime.exact_products import load_exact
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.measures.fidelity import signal_to_noise
 from lobo_fx.passes import QuantizeDynamic, QuantizeStatic
@@ -59,7 +58,7 @@ def test_sums_are_exact_on_every_cpu(kind: str, tmp_path: Path) -> None:
     result, x = compiled(kind)
     path = tmp_path / "model.onnx"
     OnnxExporter(compare=False).export(result.program, path, {})
-    session = load_exact(path)
+    session = OnnxRuntime().load_exact(path)
     (found,) = session.run({session.inputs[0].name: x.numpy()})
     assert signal_to_noise(result.module(x), torch.from_numpy(found)) > 100
 
