@@ -189,7 +189,7 @@ class QuantizeStatic(Pass):
             measure_missing(table, choices.priced, context)
             if self.costs is None and not self._is_for_this_machine:
                 context.note(
-                    f"integer kernels are chosen by the times of this machine, though target={self.target!r} is another "
+                    f"integer kernels are chosen by the times of this machine, and target={self.target!r} is another "
                     "CPU: run `lobo-fx costs MODEL -o costs.json` there, and give costs="
                 )
         return dataclasses.replace(choices, costs=table)

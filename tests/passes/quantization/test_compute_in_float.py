@@ -212,7 +212,7 @@ def test_times_of_this_machine_for_another_cpu_are_told() -> None:
     measure_costs(pruned=False)
     for target in TARGETS:
         told = [
-            f"though target='{target}' is another CPU" in note
+            f"and target='{target}' is another CPU" in note
             for note in compiled(QuantizeStatic(target=target)).report.notes
         ]
         assert any(told) == (target != target_of_this_machine())
