@@ -28,6 +28,7 @@ _MOVES = (VALUE_PRESERVING - {aten.max_pool2d.default}) | {operator.getitem}
 _MOVES |= {aten.unflatten.int, aten.unbind.int, aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default}
 _SIZES = frozenset({aten.sym_size.int})
 _TINY = 1e-9
+"""Least variance of a direction of its own, as a share of the energy: well above the square of what float32 rounds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +40,19 @@ class Basis:
         channels: (heads, dimensions) indices of the original's outputs.
         kept: (heads, dimensions) indices of those that stay.
         matrix: (heads that stay, dimensions, dimensions that stay).
+        origin: (heads that stay, dimensions) the outputs whose new coordinates are all zero.
     """
 
     layer: fx.Node
     channels: torch.Tensor
     kept: torch.Tensor
     matrix: torch.Tensor
+    origin: torch.Tensor
 
     def apply(self, output: torch.Tensor, target: torch.Tensor, stay: torch.Tensor) -> None:
         """Writes the outputs in new coordinates into `target` (outputs that stay), from the original's `output`."""
-        mixed = torch.einsum("...hd,hdr->...hr", output[..., self.channels], self.matrix.to(output.dtype))
+        moved = output[..., self.channels].double() - self.origin
+        mixed = torch.einsum("...hd,hdr->...hr", moved, self.matrix).to(output.dtype)
         target[..., (stay.cumsum(0) - 1)[self.kept]] = mixed
 
 
@@ -75,8 +79,30 @@ class _Heads:
         """How many dimensions stay."""
         return int(self.stay.sum())
 
-    def basis(self, matrix: torch.Tensor) -> Basis:
-        return Basis(self.layer, self.channels, self.channels[:, self.stay], matrix)
+    def basis(self, matrix: torch.Tensor, origin: torch.Tensor) -> Basis:
+        return Basis(self.layer, self.channels, self.channels[:, self.stay], matrix, origin)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moments:
+    """Moments of the values of heads.
+
+    Attributes:
+        second: (heads, dimensions, dimensions) sums of products, about the means over some dimensions.
+        mean: (heads, dimensions) means over all rows and tokens.
+        energy: (heads,) sums of squares, about zero.
+    """
+
+    second: torch.Tensor
+    mean: torch.Tensor
+    energy: torch.Tensor
+
+    def roots(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The symmetric square root of the second moments, and its inverse."""
+        values, vectors = torch.linalg.eigh(self.second)
+        # What varies less than rounding does has no direction of its own; the inverse would blow it up.
+        root = values.maximum((_TINY * self.energy).clamp_min(1e-30).unsqueeze(1)).sqrt()
+        return vectors * root.unsqueeze(1) @ vectors.mT, vectors / root.unsqueeze(1) @ vectors.mT
 
 
 class Bases:
@@ -116,14 +142,15 @@ class Bases:
             return []
         if not torch.equal(query.stay, key.stay) or not torch.equal(query.index, key.index):
             return []
-        query_root, query_back = _roots(self._moments(query, batches))
-        key_root, key_back = _roots(self._moments(key, batches, about=(2,)))  # softmax ignores what all keys share
+        queries = self._moments(query, batches)
+        keys = self._moments(key, batches, about=(2,))  # softmax ignores what all keys share
+        (query_root, query_back), (key_root, key_back) = queries.roots(), keys.roots()
         left, scale, right = torch.linalg.svd(query_root @ key_root)
         width = query.width
         root = scale[:, None, :width].sqrt()
         return [
-            query.basis(query_back @ left[..., :width] * root),
-            key.basis(key_back @ right.mT[..., :width] * root),
+            query.basis(query_back @ left[..., :width] * root, torch.zeros_like(queries.mean)),
+            key.basis(key_back @ right.mT[..., :width] * root, keys.mean),
         ]
 
     def _find_values(self, attention: fx.Node, batches: Iterable[Values]) -> list[Basis]:
@@ -134,10 +161,10 @@ class Bases:
         if reader is None:
             return []
         moments = self._moments(heads, batches, about=(0, 2))  # the mean becomes the reader's bias
-        root, back = _roots(moments)
+        root, back = moments.roots()
         left = torch.linalg.svd(root @ reader)[0]
-        size = moments.diagonal(dim1=1, dim2=2).mean().sqrt()
-        return [heads.basis(back @ left[..., : heads.width] * size)]
+        size = moments.second.diagonal(dim1=1, dim2=2).mean().sqrt()
+        return [heads.basis(back @ left[..., : heads.width] * size, moments.mean)]
 
     def _heads(self, node: fx.Node, values: Values) -> _Heads | None:
         """The linear layer and the heads behind a query, key or value (batch, heads, tokens, dimensions)."""
@@ -177,16 +204,17 @@ class Bases:
         found[head, dimension] = matrix.T
         return found[heads.index]
 
-    def _moments(self, heads: _Heads, batches: Iterable[Values], about: tuple[int, ...] = ()) -> torch.Tensor:
-        """(heads, dimensions, dimensions) second moments, about the mean over rows (0) or tokens (2)."""
-        total = torch.zeros(())
+    def _moments(self, heads: _Heads, batches: Iterable[Values], about: tuple[int, ...] = ()) -> _Moments:
+        """Moments of a query, key or value; the second ones about the mean over rows (0) or tokens (2)."""
+        second = total = energy = torch.zeros(())
+        count = 0
         for values in batches:
-            output = self._ahead(heads.value, dict(values))[
-                :, heads.index
-            ].double()  # (rows, heads, tokens, dimensions)
+            # (rows, heads, tokens, dimensions)
+            output = self._ahead(heads.value, dict(values))[:, heads.index].double()
             rows = (output - output.mean(about, keepdim=True) if about else output).movedim(1, 0).flatten(1, 2)
-            total = total + rows.mT @ rows
-        return total
+            second, total = second + rows.mT @ rows, total + output.sum((0, 2))
+            energy, count = energy + output.square().sum((0, 2, 3)), count + rows.shape[1]
+        return _Moments(second, total / count, energy)
 
     def _ahead(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """Evaluates a node of the original that was not run yet, and keeps the results in `values`."""
@@ -230,10 +258,3 @@ def _read_only_by(layer: fx.Node, attention: fx.Node) -> bool:
         elif reader is not attention and not is_call(reader, *_SIZES):
             return False
     return True
-
-
-def _roots(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The symmetric square root, and its inverse."""
-    values, vectors = torch.linalg.eigh(covariance)
-    root = values.clamp_min((_TINY * values.amax(1, keepdim=True)).clamp_min(1e-300)).sqrt()
-    return vectors * root.unsqueeze(1) @ vectors.mT, vectors / root.unsqueeze(1) @ vectors.mT

@@ -515,6 +515,19 @@ def test_heads_that_need_all_of_their_dimensions_do(monkeypatch: pytest.MonkeyPa
     assert 1e-5 < found[0] < found[1]
 
 
+def test_coordinates_without_variance_blow_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_fitting, "RIDGES", (1e-9,))
+    net, tokens = Attention(fused=False), draw(40, 10, 12, seed=3)
+    for layer in net.inputs:  # two directions that vary, four dimensions that stay, and means far from zero
+        layer.weight.data, layer.bias.data = draw(8, 2, seed=5) @ draw(2, 12, seed=6), 5 + draw(8, seed=8)
+    largest = max(float(layer(tokens).detach().abs().max()) for layer in net.inputs)
+    pruned = prune(net, tokens, {"inputs.0": 0.5, "inputs.2": 0.5}, "reconstruct")
+    state = pruned.state_dict()
+    within = [F.linear(tokens, state[f"inputs.{n}.weight"], state[f"inputs.{n}.bias"]) for n in range(3)]
+    assert max(float(value.abs().max()) for value in within) < 2 * largest
+    assert error(net, pruned, tokens) < 1e-5
+
+
 # --- weights that several layers share -------------------------------------------------------------------
 
 
