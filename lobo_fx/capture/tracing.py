@@ -212,7 +212,7 @@ def _check_runs(model: nn.Module, inputs: Inputs) -> None:
 
 
 def _hint(error: Exception, inputs: Inputs) -> str:
-    """Advice for an error: to change data-dependent control flow, or else to check the inputs."""
+    """Advice for an error: to change control flow or free sizes, or else to check the inputs."""
     if "DataDependent" in type(error).__name__ or "data-dependent" in str(error).lower():
         return (
             "The code depends on values, which a graph can't follow: use torch.where or torch.cond; see "
@@ -220,6 +220,8 @@ def _hint(error: Exception, inputs: Inputs) -> str:
         )
     if re.search(r"specialized it to be a constant \([01]\)", str(error)):
         return "torch.export fixes sizes of 0 and 1: where a size is to be free, give example inputs of at least 2"
+    if "Constraints violated" in str(error):
+        return "Give the sizes that torch suggests, if any, or Dim.AUTO: what the model's code allows then stays free"
     shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in inputs.tensors)
     return f"Check that the example inputs are what the model takes: {shapes}"
 
