@@ -119,7 +119,7 @@ def without_masks(program: Program) -> Program:
     """A copy of the program without masks that shares its weights; the program itself keeps its masks."""
     if not masks(program):
         return program
-    bare = program.sharing_tensors()
+    bare = program.lazy_clone()
     strip_masks(bare)
     return bare
 

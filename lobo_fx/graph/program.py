@@ -20,7 +20,7 @@ from lobo_fx.graph.operators import arguments, set_argument, training_flag
 from lobo_fx.graph.randomness import seeded
 from lobo_fx.graph.running import kept_buffers
 from lobo_fx.graph.signature import Signature, signature_of
-from lobo_fx.graph.tensors import fetch, register
+from lobo_fx.graph.tensors import fetch, lazy_clones, register
 from lobo_fx.terminal.quiet import no_warnings
 
 __all__ = ["Program", "ProgramModule", "mark_always_training", "seal"]
@@ -122,10 +122,12 @@ class Program:
     Attributes:
         module: callable, trainable; parameters under the original names.
         example_inputs: the inputs that every pass is verified on.
+        owns_tensors: whether all tensors were copied; a traced program has those of the user's model.
     """
 
     module: ProgramModule
     example_inputs: Inputs
+    owns_tensors: bool = False
 
     @property
     def notes(self) -> list[Note]:
@@ -144,11 +146,20 @@ class Program:
 
     def clone(self) -> Program:
         """An independent copy: no tensor is shared."""
-        return Program(copy.deepcopy(self.module), self.example_inputs)
+        return Program(copy.deepcopy(self.module), self.example_inputs, owns_tensors=True)
 
-    def sharing_tensors(self) -> Program:
-        """A copy with a graph of its own and the same tensors, for passes that write into none of them."""
-        return dataclasses.replace(self, module=copy.copy(self.module))
+    def lazy_clone(self) -> Program:
+        """An independent copy whose tensors take memory of their own only once either program writes into them.
+
+        The tensors of a user's model are copied at once: an array that was made of one (`tensor.numpy()`) would no
+        longer follow what is written into it.
+
+        Source: PyTorch's copy-on-write storages (`c10/core/impl/COW.h`).
+        """
+        if not self.owns_tensors:
+            return self.clone()
+        lazy = lazy_clones([*self.module.parameters(), *self.module.buffers()])
+        return dataclasses.replace(self, module=copy.deepcopy(self.module, lazy))
 
     def with_graph_module(self, module: fx.GraphModule) -> Program:
         """This program with another graph, for instance the result of a library's transform."""

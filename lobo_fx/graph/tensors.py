@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["fetch", "register", "require", "unusual_weight"]
+__all__ = ["fetch", "lazy_clones", "memory_of", "register", "require", "unusual_weight"]
 
 
 def register(module: nn.Module, name: str, tensor: torch.Tensor, persistent: bool = True) -> None:
@@ -48,3 +50,34 @@ def fetch(module: nn.Module, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Identity of a tensor's memory: the same for tensors that are the same weight.
+
+    Unlike `data_ptr()`, which promises the caller memory to write into, it makes no copy of a lazy clone.
+    """
+    return int(tensor.untyped_storage()._cdata), int(tensor.storage_offset())
+
+
+def lazy_clones(tensors: Sequence[torch.Tensor]) -> dict[int, Any]:
+    """Copies of tensors that take memory only once either is written into, by `id`, as `deepcopy` takes them.
+
+    Tensors that can't be shared so (views of one memory, memory of other libraries or processes, other devices) are
+    left out: they are copied at once.
+    """
+    sharing = Counter(memory_of(tensor)[0] for tensor in tensors)
+    clones: dict[int, Any] = {}
+    for tensor in tensors:
+        plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu"
+        if not plain or tensor.layout is not torch.strided or sharing[memory_of(tensor)[0]] > 1:
+            continue
+        try:
+            lazy = torch._lazy_clone(tensor.detach())
+        except RuntimeError:
+            continue
+        if isinstance(tensor, nn.Parameter):
+            clones[id(tensor)] = nn.Parameter(lazy, tensor.requires_grad)
+        elif not tensor.requires_grad:
+            clones[id(tensor)] = lazy
+    return clones

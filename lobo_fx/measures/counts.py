@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.masks import masks
 from lobo_fx.graph.program import Program, ProgramModule
+from lobo_fx.graph.tensors import memory_of
 from lobo_fx.graph.weight_names import weight_names
 from lobo_fx.own_operators.table import FLOPS, packed_weights
 
@@ -68,8 +69,8 @@ def measure(program: Program, macs: int | None) -> Measures:
 
 def tensor_bytes(program: Program) -> int:
     """Memory of all parameters and buffers without masks; shared ones are counted once."""
-    left_out = {mask.data_ptr() for mask in masks(program).values()}
-    tensors = {tensor.data_ptr(): tensor for tensor in (*program.module.parameters(), *program.module.buffers())}
+    left_out = {memory_of(mask) for mask in masks(program).values()}
+    tensors = {memory_of(tensor): tensor for tensor in (*program.module.parameters(), *program.module.buffers())}
     return sum(tensor.nbytes for place, tensor in tensors.items() if place not in left_out)
 
 

@@ -16,7 +16,7 @@ from lobo_fx.graph.masks import masks
 from lobo_fx.graph.operators import RECURRENT, works_on_codes
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
-from lobo_fx.graph.tensors import fetch
+from lobo_fx.graph.tensors import fetch, memory_of
 from lobo_fx.measures.counts import named_weights
 from lobo_fx.measures.module_figures import MIXED, ModuleFigures, is_inside
 from lobo_fx.own_operators.decode import DECODE
@@ -120,10 +120,10 @@ def _held(program: Program, names: Mapping[str, Any], tied: Mapping[str, list[st
         counts = found[_owner(_names(name, tied)[0], names)]
         counts[0] += weight.numel()
         counts[1] += int(torch.count_nonzero(weight))
-    seen = {mask.data_ptr() for mask in masks(program).values()}
+    seen = {memory_of(mask) for mask in masks(program).values()}
     for name, tensor in [*program.module.named_parameters(), *program.module.named_buffers()]:
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
+        if memory_of(tensor) not in seen:
+            seen.add(memory_of(tensor))
             found[_owner(_names(name, tied)[0], names)][2] += tensor.numel() * tensor.element_size()
     return {name: (counts[0], counts[1], counts[2]) for name, counts in found.items()}
 

@@ -180,7 +180,7 @@ class FileCosts:
         original = self.context.original
         if self.settings.costs is None or original is None or shapes_of(original) == shapes_of(self.start):
             return self.floating(self.whole)
-        program = folded(original.clone(), dataclasses.replace(self.context, notes=[]))
+        program = folded(original.lazy_clone(), dataclasses.replace(self.context, notes=[]))
         propagate(program.module)
         model = LatencyModel(Inference(program).run(), self.model.kernels, self._profile(program))
         self._price(model)
@@ -214,7 +214,7 @@ class FileCosts:
         """The precisions to try: integers where they are faster; float; weights in few bits if the goal needs it."""
         asked, found = self.settings.precision, list[Precision]()
         if asked in ("auto", "int8"):
-            self.choices = self.settings.quantizing.simplify(self.program.sharing_tensors(), self.context)[1]
+            self.choices = self.settings.quantizing.simplify(self.program.lazy_clone(), self.context)[1]
             integers = tuple(self.choices.place().integer)
             if integers or asked == "int8":
                 found.append(self.precision("int8", integers))
@@ -309,7 +309,7 @@ class FileCosts:
 
 def narrowed(inference: Inference, scores: Mapping[Axis, torch.Tensor], widths: Widths) -> tuple[Program, PruningPlan]:
     """A copy of a program with the best positions of each axis, not refitted, and the plan of the removal."""
-    copy = inference.program.clone()
+    copy = inference.program.lazy_clone()
     found = Inference(copy).run()
     twins = dict(zip(members(inference), members(found), strict=True))
     removal = best_positions(

@@ -178,7 +178,7 @@ class FitGoal(Pass):
 
     def priced(self, program: Program, context: Context) -> list[Kernel]:
         """The kernels whose costs a search asks for, at all sizes: a cost table for another machine must hold them."""
-        program = folded(program.clone(), context)
+        program = folded(program.lazy_clone(), context)
         propagate(program.module)
         return LatencyModel(Inference(program).run(), kernel_table(RUNTIMES.default), {}).priced
 
@@ -192,7 +192,7 @@ class FitGoal(Pass):
         if masks(program):
             context.note("weights that were zeroed before are no longer kept at zero: prune weights after the goal")
         if self.given_plan is not None:
-            self.given_plan.check(Inference(folded(program.clone(), context)).run())
+            self.given_plan.check(Inference(folded(program.lazy_clone(), context)).run())
             chosen = self.quantizer or self.given_plan.quantizer
             here = dataclasses.replace(chosen, costs=self.costs, target=self.target)
             return self.given_plan.apply(program, context, here)

@@ -216,7 +216,7 @@ class Programs:
         own = dataclasses.replace(self.context if refitted else self.few, notes=[], sheets=[])
         with spinner("goal: build a candidate", self.show_progress):
             if refitted:
-                program = plan.apply(self.start.clone(), own, self.settings.quantizing)
+                program = plan.apply(self.start.lazy_clone(), own, self.settings.quantizing)
             else:
                 program = plan.quantize(self._candidate(widths), own, self.settings.quantizing)
             propagate(program.module)

@@ -73,7 +73,7 @@ class GoalSearch:
         self.context, self.settings, self.goal = context, settings, settings.goal
         # Measurements of candidates are not kept: another search meets other candidates.
         self.quiet = dataclasses.replace(context, show_progress=False, notes=[], sheets=[], measurements=None)
-        self.start, self.program = start, folded(start.sharing_tensors(), context)
+        self.start, self.program = start, folded(start.lazy_clone(), context)
         propagate(self.program.module)
         self.inference = Inference(self.program).run()
         self.free = {leaf: found for leaf, found in members(self.inference).items() if self._may_go(leaf, found)}
@@ -134,7 +134,7 @@ class GoalSearch:
         """The precision; if it has weights alone in few bits, with its rounding noise and its file measured."""
         if precision.weights is None:
             return precision
-        made = self.costs.stored(precision.weights, self.program.clone(), self.quiet)
+        made = self.costs.stored(precision.weights, self.program.lazy_clone(), self.quiet)
         self.costs.learn(precision, self.whole, self.costs.measure(made))
         return dataclasses.replace(precision, rounding=added(self.noise(made)))
 
@@ -218,7 +218,7 @@ class GoalSearch:
 
     def _fewer_integers(self) -> list[Precision]:
         """Precisions with ever fewer operators as integers, by the noise of each operator alone at the outputs."""
-        program, choices = self.settings.quantizing.simplify(self.program.clone(), self.quiet)
+        program, choices = self.settings.quantizing.simplify(self.program.lazy_clone(), self.quiet)
         placement = choices.place()
         prepared = prepare(program, placement, self.quiet)
         calibrate(prepared, self.quiet)

@@ -236,7 +236,7 @@ def factorize(
     """
     if compensation == "auto":
         compensation = "none" if context.calibration_data is None else "reconstruct"
-    original = program if compensation == "none" else program.clone()
+    original = program if compensation == "none" else program.lazy_clone()
     wholes = lower(program, chosen, ranks)
     if compensation == "none":
         context.note("ranks were lowered by plain singular values: no calibration data says what matters")

@@ -136,7 +136,7 @@ def attempts(
             continue
         copy, layers = program, list[Fitted]()
         if name != "none":
-            copy = program.clone()
+            copy = program.lazy_clone()
             batches = ((inputs.leaves, held_out) for inputs, held_out in context.split_batches())
             with torch.no_grad(), Pairs(original.graph, copy.graph, batches) as pairs:
                 fitting = fit(copy, original, pairs, name, context.note)

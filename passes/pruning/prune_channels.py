@@ -152,11 +152,11 @@ class PruneChannels(Pass):
                 f"weights that were zeroed before are no longer kept at zero{filled}: prune weights after channels"
             )
         program = self._prepared(program, method)
-        original = program if method == "none" else program.clone()
+        original = program if method == "none" else program.lazy_clone()
         inference = Inference(program).run()
         for operator, where in inference.unknown.items():
             context.note(f"{operator} has no axis rule, so what it touches keeps its size: {where}")
-        start = program.clone() if self.steps > 1 else program
+        start = program.lazy_clone() if self.steps > 1 else program
         if self.target and self.steps > 1:  # refused before any work
             dataclasses.replace(self, steps=1).removal(inference, context)
         compensated: Compensated | None = None
@@ -264,7 +264,7 @@ class PruneChannels(Pass):
         """
         if self.steps > 1:
             raise InvalidInput("a plan is made in one step; leave steps out, or prune several times")
-        inference = Inference(self._prepared(program.clone(), self._method(context))).run()
+        inference = Inference(self._prepared(program.lazy_clone(), self._method(context))).run()
         removal, why = self._decide(inference, context)
         return PruningPlan.of(inference, removal, why)
 
@@ -395,7 +395,7 @@ def _places(leaf: Axis, found: Iterable[Member]) -> Iterator[Place]:
 
 def _sizes(program: Program) -> dict[Place, int]:
     """The size of each leaf, under the names that weights have before and after they are folded."""
-    folded = program.clone()
+    folded = program.lazy_clone()
     states = [program, *([folded] if fold_weights(folded, swapped=False) else [])]
     found: dict[Place, int] = {}
     for state in states:

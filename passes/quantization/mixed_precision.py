@@ -90,9 +90,9 @@ class MixedPrecision(Pass):
         score = None if self.drop is None else context.score(program)
         budget = DECIBELS if self.decibels is None else self.decibels
         least = budget if score is None else score - (self.drop or 0.0)
-        whole, original = choices.place(), program.clone()
+        whole, original = choices.place(), program.lazy_clone()
         whole.note(program.graph, context)
-        prepared = prepare(program.clone(), whole, context)
+        prepared = prepare(program.lazy_clone(), whole, context)
         calibrate(prepared, context)
         simulation = Simulation(prepared, whole, context, original)
         sensitivities = self._sensitivities(program, whole, simulation, context)
@@ -100,7 +100,7 @@ class MixedPrecision(Pass):
         factors = self.quantizer.rounded(program, whole, context)
 
         def quantized(index: int, stored: bool, notes: Context) -> Program:
-            copy = program.clone()
+            copy = program.lazy_clone()
             if not stored:
                 restore_floating(copy, original, placements[index], context)
             return self.quantizer.quantize(copy, placements[index], notes, factors, stored)

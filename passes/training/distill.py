@@ -128,7 +128,7 @@ class Distill(TrainingPass):
         with self._sight(program.module, teacher) as (student, seen, taught, known):
             objective = _Imitation(program.module, student, taught, seen, known, self, context)
             objective.prepare(program.example_inputs)
-            train(objective, self, context, lambda: program.clone().module)
+            train(objective, self, context, lambda: program.lazy_clone().module)
         return program
 
     @property

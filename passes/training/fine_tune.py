@@ -28,5 +28,5 @@ class FineTune(TrainingPass):
     """
 
     def run(self, program: Program, context: Context) -> Program:
-        train(Objective(program.module, context), self, context, lambda: program.clone().module)
+        train(Objective(program.module, context), self, context, lambda: program.lazy_clone().module)
         return program

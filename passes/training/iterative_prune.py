@@ -102,7 +102,7 @@ class IterativePrune(TrainingPass):
     def run(self, program: Program, context: Context) -> Program:
         if isinstance(self._pruning, PruneChannels) and self._pruning.target is not None:
             self._pruning.plan_for(program, context)  # a target that can't be hit is refused before any training
-        start = program.clone()
+        start = program.lazy_clone()
         state: dict[str, Any] = {}
         shares = [_PATHS[self.path](cut / self.cuts) for cut in range(self.cuts + 1)]
         interrupted = False
@@ -136,7 +136,7 @@ class IterativePrune(TrainingPass):
 
 
 def _copy_of(program: Program) -> torch.nn.Module:
-    return program.clone().module
+    return program.lazy_clone().module
 
 
 def _masked(state: Mapping[str, Any], program: Program) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class QuantizationAwareTraining(TrainingPass):
         program, choices = static.simplify(program, context)
         placement = choices.place()
         placement.note(program.graph, context)
-        untrained, quiet = program.clone(), dataclasses.replace(context, notes=[])
+        untrained, quiet = program.lazy_clone(), dataclasses.replace(context, notes=[])
         prepared = prepare(program, placement, context, training=True)
         calibrate(prepared, context)
         module = program.with_graph_module(prepared).module

@@ -77,7 +77,7 @@ class SparseTraining(TrainingPass):
             gone = {leaf: ~kept for leaf, kept in removal.items()}
         groups = {leaf: parameters(found) for leaf, found in members(inference).items() if gone is None or leaf in gone}
         objective = _Sparse(program.module, groups, gone, self, context)
-        train(objective, self, context, lambda: program.clone().module)
+        train(objective, self, context, lambda: program.lazy_clone().module)
         return program
 
 

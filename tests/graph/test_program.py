@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -251,9 +254,10 @@ def test_a_deep_copy_shares_nothing() -> None:
     assert not program.module.training
 
 
-def test_a_copys_graph_is_its_own() -> None:
+@pytest.mark.parametrize("clone", [Program.clone, Program.lazy_clone])
+def test_a_copys_graph_is_its_own(clone: Callable[[Program], Program]) -> None:
     program = trace(Mixed(), IMAGES)
-    twin = program.clone()
+    twin = clone(program)
     before = str(program.graph)
     for node in twin.graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default):
         node.replace_all_uses_with(node.args[0])
@@ -261,6 +265,56 @@ def test_a_copys_graph_is_its_own() -> None:
     twin.module.recompile()
     assert str(program.graph) == before
     assert not torch.equal(program.run(), twin.run())
+
+
+@pytest.mark.parametrize("writer", [0, 1])
+def test_what_is_written_into_a_lazy_clone_or_its_original_stays_there(writer: int) -> None:
+    program = trace(Mixed(), IMAGES).clone()
+    before = {name: tensor.clone() for name, tensor in program.module.state_dict().items()}
+    programs = program, program.lazy_clone()
+    written, other = programs[writer].module, programs[1 - writer].module
+    assert all(map(torch._C._is_cow_tensor, other.parameters()))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for tensor in written.state_dict().values():
+            tensor.view(-1)[:1] = 99
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert written.state_dict()[name].flatten()[0] == 99
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in written.parameters()]
+
+
+def test_arrays_of_the_users_tensors_still_follow_them() -> None:
+    model = nn.Linear(3, 2)
+    array = model.weight.detach().numpy()
+    program = trace(model, torch.ones(2, 3))
+    for twin in (program.clone().lazy_clone(), program.lazy_clone()):
+        assert torch.equal(twin.module.get_parameter("weight"), model.weight)
+    model.weight.data.fill_(2.0)
+    assert (array == 2).all()
+    assert not twin.module.get_parameter("weight").eq(2).any()
+
+
+@pytest.mark.parametrize("kind", ["one memory", "other processes", "numpy"])
+def test_tensors_that_can_not_be_shared_lazily_are_copied(kind: str) -> None:
+    class Buffers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            first = torch.from_numpy(np.ones(6, np.float32)) if kind == "numpy" else torch.ones(6)
+            if kind == "other processes":
+                first.share_memory_()  # type: ignore[no-untyped-call]
+            self.register_buffer("first", first)
+            self.register_buffer("second", first[:3] if kind == "one memory" else torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return x * self.get_buffer("first"), x[..., :3] * self.get_buffer("second")
+
+    program = dataclasses.replace(trace(Buffers(), torch.ones(2, 6)), owns_tensors=True)
+    twin, expected = program.lazy_clone().module, program.clone().module
+    for module in (twin, expected):
+        module.get_buffer("first").fill_(2.0)
+    for name in ("first", "second"):
+        assert torch.equal(twin.get_buffer(name), expected.get_buffer(name))
+        assert program.module.get_buffer(name).eq(1).all()
 
 
 def test_a_copy_still_checks_its_calls() -> None:
@@ -273,7 +327,8 @@ def test_a_copy_still_checks_its_calls() -> None:
 
 def test_tied_weights_stay_tied_and_untied_ones_apart() -> None:
     program = trace(Mixed(), IMAGES)
-    for module in (program.module, program.clone().module, program.clone().clone().module):
+    copies = program.clone(), program.clone().clone(), program.lazy_clone(), program.clone().lazy_clone()
+    for module in (program.module, *(copied.module for copied in copies)):
         assert module.get_parameter("first.weight") is module.get_parameter("second.weight")
         assert module.get_parameter("first.bias") is not module.get_parameter("second.bias")
         assert len(list(module.parameters())) == len(list(Mixed().parameters()))
@@ -284,7 +339,7 @@ def test_a_weight_tied_three_ways_keeps_every_name() -> None:
     for layer in (model[1], model[2]):
         layer.weight = model[0].weight
     program = trace(model, torch.randn(2, 3))
-    for module in (program.module, program.clone().module):
+    for module in (program.module, program.clone().module, program.clone().lazy_clone().module):
         assert list(module.state_dict()) == list(model.state_dict())
         assert len({id(module.get_parameter(f"{index}.weight")) for index in range(3)}) == 1
 

@@ -135,9 +135,9 @@ def test_weights_and_bias_are_those_of_the_formula() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_copy_that_shares_the_tensors_stays_as_it_is(bias: bool) -> None:
+def test_what_a_lazy_clone_was_made_of_stays_as_it_is(bias: bool) -> None:
     program = lobo_fx.trace(nn.Sequential(nn.Conv2d(4, 6, 3, bias=bias), nn.BatchNorm2d(6, eps=0.3)), IMAGES)
-    before, shared = program.module(IMAGES), program.sharing_tensors()
+    before, shared = program.module(IMAGES), program.lazy_clone()
     FoldBatchNorm().run(shared, Context(program.signature))
     assert torch.equal(program.module(IMAGES), before)
     torch.testing.assert_close(shared.module(IMAGES), before)
