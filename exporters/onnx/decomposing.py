@@ -92,13 +92,33 @@ def _gates(
     return linear(x, weight_x, bias_x), linear(hidden, weight_hidden, bias_hidden)
 
 
+def _kth_value(x: torch.Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[torch.Tensor, ...]:
+    """The k-th smallest values and their positions."""
+    found = (part.select(dim, k - 1) for part in x.sort(dim))
+    return tuple(part.unsqueeze(dim) if keepdim else part for part in found)
+
+
+def _stable_sort(
+    x: torch.Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[torch.Tensor, ...]:
+    return tuple(x.sort(dim, descending))  # a file's TopK keeps the order of what is equal
+
+
+def _median_along(x: torch.Tensor, dim: int, keepdim: bool = False) -> tuple[torch.Tensor, ...]:
+    return _kth_value(x, (x.shape[dim] + 1) // 2, dim, keepdim)  # of two in the middle, the lower
+
+
 _FORMULAS: dict[object, Callable[..., Any]] = {
     aten.lstm_cell.default: _lstm_cell,
     aten.gru_cell.default: _gru_cell,
     aten.rnn_tanh_cell.default: _rnn_cell(torch.tanh),
     aten.rnn_relu_cell.default: _rnn_cell(torch.relu),
+    aten.sort.stable: _stable_sort,
+    aten.kthvalue.default: _kth_value,
+    aten.median.dim: _median_along,
+    aten.median.default: lambda x: _median_along(x.flatten(), 0)[0],
 }
-"""Operators that PyTorch decomposes into writes in place, which `torch.onnx` has no functions for, as formulas."""
+"""Formulas of operators that `torch.onnx` can't translate, nor what PyTorch decomposes them into."""
 
 
 def _decompose(node: fx.Node) -> None:

@@ -24,10 +24,12 @@ from lobo_fx.exporters.onnx.preparation import (
     with_drawn_dropout,
     with_plain_attention,
     with_plain_products,
+    with_plain_splits,
     with_rounded_weights,
     without_gradients,
 )
 from lobo_fx.exporters.onnx.recurrent import refuse_projections
+from lobo_fx.exporters.onnx.simplifying import simplify
 from lobo_fx.exporters.onnx.translations import Translations, no_form, refuse_untranslated, translation_table
 from lobo_fx.exporters.onnx.versions import lower_versions, needs
 from lobo_fx.exporters.onnx.weights_beside import name_weights
@@ -176,23 +178,28 @@ class OnnxExporter:
         return file_graph(path)
 
     def _translate(self, program: Program) -> Any:
-        table = translation_table(self.translations, program)
+        table, signature = translation_table(self.translations, program), program.signature
         program = with_translated_calls(program, table)  # first: calls that the others insert have no shapes
-        program = with_plain_products(with_plain_attention(with_drawn_dropout(program)))
+        program = with_plain_splits(with_plain_products(with_plain_attention(with_drawn_dropout(program))))
         with without_gradients(program), quiet(), shapes_known():
             exported = as_decomposed(exported_program(program), table)
             try:
-                return torch.onnx.export(
+                translated: Any = torch.onnx.export(
                     exported,
                     dynamo=True,
                     verbose=False,
                     opset_version=self.opset,
                     custom_translation_table=table,
-                    input_names=[spec.name for spec in program.signature.inputs if spec],
-                    output_names=[spec.name for spec in program.signature.outputs if spec],
+                    optimize=False,
                 )
+                simplify(translated.model)
             except Exception as error:
                 raise ExportError(_explain(program, error)) from error
+        graph = translated.model.graph
+        for values, specs in ((graph.inputs, signature.inputs), (graph.outputs, signature.outputs)):
+            for value, spec in zip(values, filter(None, specs), strict=True):
+                value.name = spec.name
+        return translated
 
     def _stored_apart(self, program: Program) -> bool:
         if self.external_data is not None:

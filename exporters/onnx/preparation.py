@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import operator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +15,13 @@ from lobo_fx.graph.layers import Layer, layer_of
 from lobo_fx.graph.operators import arguments, aten, is_call, set_argument
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.randomness import draws
+from lobo_fx.graph.rewriting import replace_results
 
 __all__ = [
     "with_drawn_dropout",
     "with_plain_attention",
     "with_plain_products",
+    "with_plain_splits",
     "with_rounded_weights",
     "without_gradients",
 ]
@@ -30,7 +34,7 @@ def with_drawn_dropout(program: Program) -> Program:
     """
     if not any(_is_drawn_dropout(node) for node in program.graph.nodes):
         return program
-    program = program.clone()
+    program = program.lazy_clone()
     graph = program.graph
     for node in filter(_is_drawn_dropout, list(graph.nodes)):
         x, kept = node.args[0], 1 - arguments(node)["p"]
@@ -57,7 +61,7 @@ def with_plain_products(program: Program) -> Program:
     """
     if not any(_swapped(node) for node in program.graph.nodes):
         return program
-    program = program.clone()
+    program = program.lazy_clone()
     graph = program.graph
     for layer in filter(None, map(_swapped, list(graph.nodes))):
         stored = layer.weight.args[0]
@@ -85,11 +89,46 @@ def _swapped(node: fx.Node) -> Layer | None:
     )
 
 
+def with_plain_splits(program: Program) -> Program:
+    """The program with slices in place of splits into parts of a free size, which the translation can't count.
+
+    Before: `split(x, n)[1]`; after: `x[n : 2 * n]`.
+    """
+    if not any(map(_is_split_freely, program.graph.nodes)):
+        return program
+    program = program.lazy_clone()
+    graph = program.graph
+    for node in filter(_is_split_freely, list(graph.nodes)):
+        x, sizes, dim = (arguments(node)[name] for name in ("self", _sizes_of(node), "dim"))
+        count = len(node.meta["val"])
+        start: Any = 0
+        parts: list[fx.Node] = []
+        with graph.inserting_before(node):
+            for size in sizes if isinstance(sizes, Sequence) else [sizes] * count:
+                end = graph.call_function(operator.add, (start, size)) if len(parts) < count - 1 else sys.maxsize
+                parts.append(graph.call_function(aten.slice.Tensor, (x, dim, start, end)))
+                start = end
+        replace_results(node, tuple(parts))
+    program.module.recompile()
+    return program
+
+
+def _sizes_of(node: fx.Node) -> str:
+    return "split_size" if is_call(node, aten.split.Tensor) else "split_sizes"
+
+
+def _is_split_freely(node: fx.Node) -> bool:
+    if not is_call(node, aten.split.Tensor, aten.split_with_sizes.default):
+        return False
+    sizes = arguments(node)[_sizes_of(node)]
+    return any(isinstance(size, fx.Node) for size in (sizes if isinstance(sizes, Sequence) else [sizes]))
+
+
 def with_plain_attention(program: Program) -> Program:
     """The program with attention over other than four dimensions taken over four, as `torch.onnx` wants it."""
     if not any(_is_deep_attention(node) or _is_flat_attention(node) for node in program.graph.nodes):
         return program
-    program = program.clone()
+    program = program.lazy_clone()
     graph = program.graph
     for node in list(graph.nodes):
         given = arguments(node)
@@ -162,7 +201,7 @@ def with_rounded_weights(program: Program, dtype: torch.dtype) -> tuple[Program,
     Returns:
         A copy, and the names of the weights that are out of the type's range.
     """
-    program, range_ = program.clone(), torch.finfo(dtype)
+    program, range_ = program.lazy_clone(), torch.finfo(dtype)
     left = []
     for name, weight in program.module.named_parameters():
         if weight.dtype != torch.float32 or weight.dim() < 2 or not weight.numel():

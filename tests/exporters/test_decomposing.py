@@ -14,6 +14,7 @@ from lobo_fx import ExportError
 from lobo_fx.capture.lifting import exported_program
 from lobo_fx.exporters.onnx.decomposing import with_translated_calls
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
+from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime
 from lobo_fx.graph.operators import aten
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -171,3 +172,36 @@ def test_sizes_that_only_data_decides_keep_nothing_from_being_decomposed(
     assert not traces
     OnnxExporter().export(program_of(Selected(True)), tmp_path / "branch.onnx", {})
     assert traces
+
+
+class Ordered(nn.Module):
+    """Order statistics, and sorts that keep the order of what is equal."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ranked = x.round()
+        middle = x.median(1, keepdim=True).values, x.median(-1).indices, x.median()
+        smallest = x.kthvalue(2, 1).values, x.kthvalue(3, 2, keepdim=True).values
+        stable = torch.sort(ranked, dim=1, stable=True)
+        return *middle, *smallest, *stable, torch.argsort(ranked, dim=2, descending=True, stable=True)
+
+
+class SplitFreely(nn.Module):
+    """Parts of the batch's size, as heads that stand in the batch are split."""
+
+    def __init__(self, by_sizes: bool) -> None:
+        super().__init__()
+        self.by_sizes = by_sizes
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = x.size(0)
+        return tuple(torch.split(torch.cat([x, x.sin()]), [rows, rows] if self.by_sizes else rows))
+
+
+@pytest.mark.parametrize("model", [Ordered(), SplitFreely(by_sizes=False), SplitFreely(by_sizes=True)])
+def test_files_give_what_eager_pytorch_gives_at_other_sizes(model: nn.Module, tmp_path: Path) -> None:
+    result = lobo_fx.compile(model, [], example_inputs=torch.cat([IMAGES, IMAGES])[:, :, 0], progress=False)
+    session = OnnxRuntime().load(result.export(tmp_path / "model.onnx").path, 1)
+    for rows in (3, 5):
+        x = torch.randn(rows, 3, 8, generator=torch.Generator().manual_seed(rows))
+        for expected, found in zip(model(x), session.run({"x": x.numpy()}), strict=True):
+            torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-6, atol=1e-7)
