@@ -348,7 +348,7 @@ PUBLIC = {
         LAYERS LOOKUPS Layer LayerKind WeightUse is_constant layer_of layers weight_uses
     """,
     "lobo_fx.graph.operators": """
-        CONVOLUTIONS RECURRENT SPLITS TRANSPOSED_CONVOLUTIONS VALUE_PRESERVING arguments aten is_call is_inplace
+        CONVOLUTIONS RECURRENT SPLITS TRANSPOSED_CONVOLUTIONS VALUE_PRESERVING arguments aten is_call is_inplace is_view
         named_values set_argument training_flag works_on_codes
     """,
     "lobo_fx.graph.rewriting": """

@@ -7,14 +7,12 @@ This is the only place that lists operators with weights. Tracing rewrites other
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Iterator
 
-import torch
 from torch import fx
 
 from lobo_fx.graph.masks import weight_node
-from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call, is_inplace
+from lobo_fx.graph.operators import RECURRENT, arguments, aten, is_call, is_inplace, is_view
 from lobo_fx.graph.randomness import may_draw
 
 __all__ = [
@@ -235,12 +233,5 @@ def _is_written(value: fx.Node) -> bool:
         users = [user for user in node.users if user.args and user.args[0] is node]
         if any(map(is_inplace, users)):
             return True
-        ahead += filter(_is_view, users)
+        ahead += filter(is_view, users)
     return False
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether a call may give a view of its first argument, or of a part of it."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.arguments[0].alias_info is not None
-    return is_call(node, operator.getitem)

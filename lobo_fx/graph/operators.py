@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "aten",
     "is_call",
     "is_inplace",
+    "is_view",
     "named_values",
     "set_argument",
     "training_flag",
@@ -138,3 +140,11 @@ def is_inplace(node: fx.Node) -> bool:
     return (
         node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
     )
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a call may give a view of its first argument, or of a part of it."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        given = node.target._schema.arguments
+        return bool(given) and given[0].alias_info is not None
+    return is_call(node, operator.getitem)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from lobo_fx.graph.inputs import Inputs
-from lobo_fx.graph.operators import is_inplace
+from lobo_fx.graph.operators import arguments, is_inplace, is_view
 from lobo_fx.graph.randomness import seeded
+from lobo_fx.graph.tensors import fetch
 
 __all__ = ["AS_IT_IS", "Runner", "kept_buffers", "watch", "written_buffers"]
 
@@ -73,21 +75,35 @@ def differentiated(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_buffers(module: fx.GraphModule) -> Iterator[None]:
-    """Restores buffers that the graph writes to when the context is left."""
-    buffers = list(module.buffers()) if any(map(is_inplace, module.graph.nodes)) else []
+    """Restores buffers that the graph writes to when the context is left; those of modules that it calls stay."""
+    buffers = [fetch(module, name) for name in written_buffers(module.graph)]
     before = [buffer.clone() for buffer in buffers]
     try:
         yield
     finally:
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+                buffer.detach_().copy_(value)  # without the history of a backward pass
 
 
 def written_buffers(graph: fx.Graph) -> list[str]:
-    """Names of the buffers that a graph writes to: its state from one call to the next."""
-    written = (node.args[0] for node in graph.nodes if is_inplace(node) and node.args)
-    return list(dict.fromkeys(str(n.target) for n in written if isinstance(n, fx.Node) and n.op == "get_attr"))
+    """Names of the buffers that a graph writes to, also through views: its state from one call to the next."""
+    written = [value for node in filter(is_inplace, graph.nodes) for value in _written(node)]
+    return list(dict.fromkeys(str(node.target) for node in written if node.op == "get_attr"))
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """What the values are views of, if anything, that a call writes into."""
+    given, schema = arguments(node), cast("torch._ops.OpOverload", node.target)._schema
+    into = [given[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [_viewed(value) for value in pytree.tree_leaves(into) if isinstance(value, fx.Node)]
+
+
+def _viewed(node: fx.Node) -> fx.Node:
+    """What a value is a view of; itself if it is none."""
+    while is_view(node):
+        node = cast("fx.Node", node.args[0])
+    return node
 
 
 def watch(

@@ -9,14 +9,14 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from lobo_fx.graph.randomness import calls_that_draw, seeded_by
-from lobo_fx.graph.running import Runner
+from lobo_fx.graph.running import Runner, kept_buffers
 from lobo_fx.terminal.progress import track
 
 __all__ = ["Pair", "Pairs", "side_by_side"]
@@ -186,19 +186,22 @@ def side_by_side(
 
         ahead.append(let_go)
 
-    for node, twin in track(order, description, show_progress):
-        if node.op == "output":
-            return
-        if twin is not None:
-            run(first, twin, 0)
-        if stops(node):
-            for pair in pairs:
-                for step in ahead:
-                    step(pair)
-            ahead.clear()
-            yield node
-        run(second, node, 1)
-        drop(node, twin)
+    with contextlib.ExitStack() as stack:
+        for runner in (first, second):
+            stack.enter_context(kept_buffers(cast("fx.GraphModule", runner.module)))
+        for node, twin in track(order, description, show_progress):
+            if node.op == "output":
+                return
+            if twin is not None:
+                run(first, twin, 0)
+            if stops(node):
+                for pair in pairs:
+                    for step in ahead:
+                        step(pair)
+                ahead.clear()
+                yield node
+            run(second, node, 1)
+            drop(node, twin)
 
 
 def _constants_late(graph: fx.Graph) -> tuple[list[fx.Node], set[fx.Node]]:

@@ -19,7 +19,7 @@ from lobo_fx.graph.layers import layers
 from lobo_fx.graph.operators import aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
-from lobo_fx.graph.running import AS_IT_IS, Runner
+from lobo_fx.graph.running import AS_IT_IS, Runner, kept_buffers
 from lobo_fx.graph.shapes import dimension_names, tensor_specs
 from lobo_fx.graph.tensors import fetch
 from lobo_fx.graph.weight_names import mark_weights
@@ -131,7 +131,7 @@ def _observe(
         for name, ends in limits.items()
     ]
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), kept_buffers(prepared):
             for batch, inputs in enumerate(context.fitting_batches()):  # noqa: B007  read by see
                 count = context.signature.count_rows(inputs)
                 prepared(*inputs.args, **inputs.kwargs)
