@@ -71,7 +71,15 @@ def check_inputs_unchanged(evidence: Evidence) -> str | None:
     before, after = evidence.before.signature, evidence.after.signature
     if (before.names, before.positional, before.inputs) == (after.names, after.positional, after.inputs):
         return None
+    if before.inputs == after.inputs:
+        return f"the arguments of a call changed from ({_arguments(before)}) to ({_arguments(after)})"
     return f"the inputs changed from ({before}) to ({after})"
+
+
+def _arguments(signature: Signature) -> str:
+    """Their names as Python writes them: after the star those that are given by name alone."""
+    by_position, by_name = signature.names[: signature.positional], signature.names[signature.positional :]
+    return ", ".join([*by_position, *["*"] * bool(by_name), *by_name])
 
 
 def check_outputs_unchanged(evidence: Evidence) -> str | None:

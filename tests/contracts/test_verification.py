@@ -246,7 +246,7 @@ def test_a_renamed_input() -> None:
     def same(program: Program) -> None:
         edit_interface(program, orig_args=["x", "mask"])
 
-    complaint(Rewrite(rename), "inputs")
+    complaint(Rewrite(rename), "the arguments of a call changed from (x, mask) to (x, attention_mask)")
     verified(ExactRewrite(same))
 
 
