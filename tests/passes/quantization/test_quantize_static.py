@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
@@ -587,12 +586,12 @@ def test_a_computed_weight_stays_float_and_is_reported() -> None:
     assert torch.allclose(result.module(IMAGES), model(IMAGES), rtol=0, atol=1e-6)
 
 
-def test_quantizing_twice_is_refused_or_changes_nothing() -> None:
+def test_quantizing_twice_changes_nothing() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
     once = quantize(model, IMAGES)
-    with contextlib.suppress(InvalidInput):
-        twice = quantize(model, IMAGES, passes=[QuantizeStatic(observer="min_max", kernels="all")])
-        assert torch.equal(twice.module(IMAGES), once.module(IMAGES))
+    twice = quantize(model, IMAGES, passes=[QuantizeStatic(observer="min_max", kernels="all")])
+    assert activation_nodes(twice) == activation_nodes(once) != []
+    assert torch.equal(twice.module(IMAGES), once.module(IMAGES))
 
 
 # What keeps accuracy.
@@ -749,7 +748,12 @@ def test_a_first_input_without_dimensions_is_no_trouble() -> None:
         def forward(self, t: torch.Tensor, x: torch.Tensor) -> Any:
             return self.layer(x) * t
 
-    quantize(Timed(), [(torch.tensor(0.5), VECTORS)])
+    model = Timed()
+    result = quantize(model, [(torch.tensor(0.5), VECTORS)], target="x86-vnni")
+    weight = model.layer.weight.detach().numpy()
+    expected = to_integers(weight, along(weight_parameters(weight), 2), -127, 127)
+    np.testing.assert_array_equal(state(result)["layer.weight"], expected)
+    assert signal_to_noise(model(torch.tensor(0.5), VECTORS), result.module(torch.tensor(0.5), VECTORS)) > 30
 
 
 def test_without_facts_about_the_cpu_weights_have_the_bit_less_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:

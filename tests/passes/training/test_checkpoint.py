@@ -186,5 +186,10 @@ def test_no_pickle_is_written_or_read(program: Program, tmp_path: Path, monkeypa
 
     for name in ("torch.save", "torch.load", "pickle.load", "pickle.loads", "pickle.dump", "pickle.dumps"):
         monkeypatch.setattr(name, refused)
-    tuned(program, tmp_path)
-    tuned(program, tmp_path)
+    first = tuned(program, tmp_path).module.state_dict()
+    (tensors,) = (file for file in tmp_path.iterdir() if file.name != CHECKPOINT_FILE)
+    assert json.loads((tmp_path / CHECKPOINT_FILE).read_text())["tensors"] == tensors.name
+    assert safetensors.torch.load(tensors.read_bytes())
+    again = tuned(program, tmp_path)
+    assert any("6 batches are of an earlier run" in note.reason for note in again.report.notes)
+    assert all(torch.equal(first[name], value) for name, value in again.module.state_dict().items())
