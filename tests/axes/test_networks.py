@@ -57,6 +57,11 @@ def draw(inference: Inference, seed: int, exact: bool) -> Removal:
     return removal
 
 
+def numbers(program: Program) -> int:
+    """How many numbers a program stores."""
+    return sum(tensor.numel() for tensor in program.module.state_dict().values())
+
+
 def compare(program: Program, x: Tensor, seed: int, exact: bool) -> int:
     """Removes and, where that is promised, compares with zeroing; returns how many axes got smaller."""
     program = program.clone()
@@ -64,9 +69,10 @@ def compare(program: Program, x: Tensor, seed: int, exact: bool) -> int:
     assert not inference.unknown
     removal = draw(inference, seed, exact)
     zero(inference, removal)
-    zeroed = program.run()
+    zeroed, stored = program.run(), numbers(program)
     remove(inference, removal)
     smaller = program.run()
+    assert (numbers(program) < stored) == bool(removal)
     assert smaller.shape == zeroed.shape == (2, 5)
     if not any(leaf.inexact for leaf in removal):
         scale = float(zeroed.abs().max())

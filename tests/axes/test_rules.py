@@ -1501,17 +1501,21 @@ def test_a_second_rule_for_an_operator_is_refused(rules: dict[object, Any]) -> N
 
 
 def test_a_rule_that_finds_no_axes_locks_like_an_unknown_operator() -> None:
-    """An ellipsis in einsum: known, not understood, so not listed as without a rule."""
+    """A repetition of all elements in one row: known, not understood, so not listed as without a rule."""
 
-    def make() -> Net:
+    def make(*dim: int) -> Net:
         return Net(
-            lambda m, x: torch.einsum("...i,io->...o", m.a(x), m.b), rows(), a=nn.Linear(6, 8), b=torch.randn(8, 5)
+            lambda m, x: m.b(m.a(x).repeat_interleave(2, *dim).view(-1, 16)),
+            rows(),
+            a=nn.Linear(6, 8),
+            b=nn.Linear(16, 5),
         )
 
     inference = infer(make())
     assert not inference.unknown
-    if not members(inference):
-        assert "not understood" in locks(inference, "a.weight", 0)
+    assert not members(inference)
+    assert "repeat_interleave without a dimension is not understood" in locks(inference, "a.weight", 0)
+    assert sizes(members(infer(make(1)))) == [8]  # the same, and its dimension is told
 
 
 def test_channels_whose_greatest_is_taken_may_go_unless_its_place_is_read() -> None:
