@@ -73,7 +73,7 @@ def test_the_score_of_the_file_itself_is_in_the_report(tmp_path: Path) -> None:
     assert compiled.score == pytest.approx(-float((outputs - ANSWERS).square().mean()), rel=1e-6)
     assert compiled.score is not None
     assert compiled.score < -1e-7
-    assert result.report.rows[-1].score == pytest.approx(compiled.score, rel=0.2)
+    assert result.report.rows[-1].score == pytest.approx(compiled.score, rel=0.01)
     read = type(result.report).from_json(result.report.as_json())
     assert read.artifacts["compiled"].score == compiled.score
     assert "lower is better" in str(result)

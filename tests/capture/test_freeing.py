@@ -142,9 +142,8 @@ def test_sizes_that_take_another_way_through_the_code_are_noted_and_refused(tmp_
     assert result.program.module.program_facts.free_dimensions[1:] == (FreeDimension("", 4, None, 4),) * 2
     assert [note for note in result.report.notes if "in steps of 4" in note] == result.report.notes != []
     again = lobo_fx.load(result.save(tmp_path / "saved"))
-    assert again.program.module.program_facts == result.program.module.program_facts or (
-        again.program.module.program_facts.free_dimensions == result.program.module.program_facts.free_dimensions
-    )
+    assert again.program.module.program_facts.free_dimensions == result.program.module.program_facts.free_dimensions
+    assert again.program.signature == result.program.signature
     for module in (result.module, again.module):
         image = torch.randn(1, 3, 8, 36)
         torch.testing.assert_close(module(image), model(image), rtol=1e-5, atol=1e-6)
@@ -186,7 +185,7 @@ def test_frames_of_whole_videos_are_free_in_steps_after_every_pass(tmp_path: Pat
     for count in (8, 24):
         given = torch.randn(count, 3, 9, 9)
         (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), result.module(given), rtol=0, atol=0.05)
+        torch.testing.assert_close(torch.from_numpy(found), result.module(given), rtol=0, atol=1e-3)
     with pytest.raises(InvalidInput, match="batch is 12, the program takes in steps of 8"):
         result.module(frames[:12])
 

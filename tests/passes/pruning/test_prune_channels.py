@@ -394,7 +394,9 @@ def test_pruned_then_quantized(tmp_path: Path) -> None:
     assert [row.parameters for row in result.report.rows][1] == pruned.report.rows[1].parameters
     found = onnx_outputs(result.export(tmp_path / "model.onnx").path, data[0])
     assert found.shape == (4, 5)
-    torch.testing.assert_close(found, result.module(data[0]), rtol=0.05, atol=0.05)
+    apart = (found - result.module(data[0]).detach()).abs()
+    assert float(apart.median()) < 1e-5
+    assert float(apart.max()) < 0.01 * float(found.abs().max())  # where a value is rounded the other way
 
 
 def test_pruned_twice() -> None:

@@ -241,9 +241,9 @@ def test_a_rate_is_found_and_the_model_is_as_before(program: Program) -> None:
     assert said
     rate = float(said.group(1))
     assert rate in RATES
-    # the same training with that rate given; it is printed with two digits
+    # the same training with that rate given
     given = weights(tuned(program, batches(), learning_rate=rate))
-    assert all((given[name] - value).abs().max() < 0.05 * rate * 20 for name, value in weights(found).items())
+    assert all((given[name] - value).abs().max() <= 1e-6 for name, value in weights(found).items())
 
 
 def test_a_trial_is_a_short_training(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
