@@ -175,7 +175,10 @@ def test_the_specification_of_torch_export() -> None:
     assert str(program.signature) == "input: float32[batch, 3, height, 8]"
     images = torch.randn(3, 3, 20, 8)
     assert equal(model(images), program.module(images))
-    with pytest.raises(InvalidInput):
+    with pytest.raises(
+        InvalidInput,
+        match=r"'input' is float32\[3, 3, 20, 9\], the program takes input: float32\[batch, 3, height, 8\]",
+    ):
         program.module(torch.randn(3, 3, 20, 9))
 
 

@@ -344,7 +344,7 @@ def test_a_batch_is_free_beside_a_computed_size_whose_name_holds_its_own() -> No
 )
 def test_nested_inputs_that_nest_otherwise(args: tuple[Any, ...]) -> None:
     module = trace(Nested(), ([LEFT, RIGHT], {"weight": RIGHT})).module
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match="the inputs nest as "):
         module(*args)
 
 

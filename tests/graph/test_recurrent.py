@@ -92,7 +92,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
         def forward(self, x: torch.Tensor) -> Any:
             return torch.gru(x, self.start, list(self.layer.parameters()), True, 1, 0.0, False, False, True)[0]
 
-    with pytest.raises(TraceError):
+    with pytest.raises(TraceError, match="your code specialized it to be a constant"):
         lobo_fx.trace(Fixed().eval(), torch.randn(3, 5, 6), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 

@@ -116,6 +116,6 @@ def test_rounds_and_folder_are_checked_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="rounds"):
         result.save_node_data(tmp_path, rounds=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match="file is a file"):
         result.save_node_data(tmp_path / "file")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
