@@ -272,9 +272,12 @@ def test_every_public_name_is_on_a_page() -> None:
 def test_drawings_and_notebooks_are_made() -> None:
     from xml.etree import ElementTree
 
-    for text in drawings.pages(DOCS).values():
+    drawn, notebooks = drawings.pages(DOCS), notebook_pages.pages(DOCS)
+    assert drawn
+    for text in drawn.values():
         assert ElementTree.fromstring(text).tag.endswith("svg")
-    for name, text in notebook_pages.pages(DOCS).items():
+    assert notebooks.keys() >= {f"{path.stem}.md" for path in (DOCS / "notebooks").glob("*.ipynb")} != set()
+    for name, text in notebooks.items():
         assert text.startswith("# "), name
 
 
