@@ -401,7 +401,7 @@ def test_an_evaluation_that_differs_between_calls_is_noted_and_averaged() -> Non
     assert any("evaluate is noisy: " in str(n) and "means of 3 count" in str(n) for n in result.report.notes)
     scores = [a.candidate.score for a in result.front if a.candidate.score is not None]
     assert scores
-    assert all(score == pytest.approx(50 + at / 3) for score in scores for at in [round(3 * (score - 50))])
+    assert {round(3 * (score - 50), 6) for score in scores} <= {1, 2}  # of three calls one or two gave 51
 
 
 def test_another_machine_without_its_costs_is_refused() -> None:
@@ -415,18 +415,20 @@ def test_another_machine_without_its_costs_is_refused() -> None:
 def test_with_the_costs_of_another_machine_the_latency_is_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted(FitGoal(latency=0.5, moves=0, seconds=0))
-    known = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version).costs
-    CostTable("another", known).save(tmp_path / "costs.json")
-    measured: list[Any] = []
+    measured: list[str] = []
 
     def counted(files: Any, *args: Any, **settings: Any) -> Benchmark:
-        measured.append(files)
+        measured.extend(files)
         return timed(files, *args, **settings)
 
     monkeypatch.setattr("lobo_fx.passes.goal.costs.benchmark", counted)
+    fitted(FitGoal(latency=0.5, moves=0, seconds=0))
+    assert "candidate" in measured  # the twin, with costs of this machine
+    known = CostTable.of_this_machine(RUNTIMES.get(RUNTIMES.default)().version).costs
+    CostTable("another", known).save(tmp_path / "costs.json")
+    measured.clear()
     result = fitted(FitGoal(latency=0.3, costs=str(tmp_path / "costs.json"), **QUICK))
-    assert all("candidate" not in files for files in measured)
+    assert "candidate" not in measured
     assert taken(result)["latency"] <= 0.3 * NEAR
     assert all(alternative.candidate.measured is None for alternative in result.front)
     assert any("latency is what the cost table says of another machine" in str(n) for n in result.report.notes)
