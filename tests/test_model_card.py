@@ -131,9 +131,8 @@ def test_the_card_tells_figures_and_its_code_runs(tmp_path: Path, monkeypatch: p
     sample = np.load(tmp_path / "sample.npz")
     np.testing.assert_array_equal(sample["input:input"], ROWS[:1].numpy())
     session = onnxruntime.InferenceSession(artifact.path, providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(
-        sample["output:output"], *session.run(None, {"input": ROWS[:1].numpy()}), rtol=0, atol=1e-6
-    )
+    (expected,) = session.run(None, {"input": ROWS[:1].numpy()})
+    np.testing.assert_allclose(sample["output:output"], expected, rtol=0, atol=1e-6)
     original = network()(ROWS[:1]).detach().numpy()
     assert 1e-3 < np.abs(sample["output:output"] - original).max() < 0.1  # of the compressed file
 
