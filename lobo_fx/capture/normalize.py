@@ -18,7 +18,7 @@ from lobo_fx.graph.provenance import inherit
 from lobo_fx.graph.rewriting import replace_results
 from lobo_fx.graph.tensors import fetch
 
-__all__ = ["choose_by_mask", "drop_aliases", "inline_modes", "name_squeezed", "normalize"]
+__all__ = ["choose_by_mask", "drop_aliases", "inline_modes", "name_squeezed", "normalize", "take_what_is_copied"]
 
 _ASSERTS = frozenset(
     {
@@ -45,6 +45,7 @@ def normalize(module: ProgramModule) -> list[Note]:
     notes = inline_modes(module)
     _drop_asserts(module.graph)
     notes += remove_inplace(module)
+    take_what_is_copied(module.graph)
     drop_aliases(module.graph)
     name_squeezed(module.graph)
     choose_by_mask(module.graph)
@@ -63,6 +64,25 @@ def name_squeezed(graph: fx.Graph) -> None:
                 node.args[0],
                 [d for d, size in enumerate(source.shape) if isinstance(size, int) and size == 1],
             )
+
+
+def take_what_is_copied(graph: fx.Graph) -> None:
+    """Replaces `copy(x, y)`, which is y in the shape and dtype of x, by y itself: the operator has no derivative."""
+    for node in graph.find_nodes(op="call_function", target=aten.copy.default):
+        whole, copied = node.args[:2]
+        into, source = (part.meta.get("val") for part in (whole, copied))
+        if into is None or source is None:
+            continue
+        with graph.inserting_before(node):
+            if source.dtype != into.dtype:
+                copied = graph.call_function(aten.to.dtype, (copied, into.dtype))
+                inherit(copied, node)
+            if source.shape != into.shape:
+                copied = graph.call_function(aten.expand_as.default, (copied, whole))
+                inherit(copied, node)
+        copied.meta.setdefault("val", into)
+        node.replace_all_uses_with(copied)
+        graph.erase_node(node)
 
 
 def choose_by_mask(graph: fx.Graph) -> None:

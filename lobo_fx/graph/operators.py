@@ -130,7 +130,8 @@ def training_flag(node: fx.Node) -> str | None:
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None
     names = {argument.name for argument in node.target._schema.arguments}
-    if "running_mean" in names and arguments(node)["running_mean"] is None:
+    without = node.target is aten._native_batch_norm_legit.no_stats
+    if without or ("running_mean" in names and arguments(node)["running_mean"] is None):
         return None
     return next((name for name in _TRAINING_FLAGS if name in names), None)
 

@@ -618,6 +618,34 @@ def test_gradients_pass_through_removed_writes() -> None:
     assert_same_gradients(body)
 
 
+def _decoded(model: Model, y: torch.Tensor) -> None:
+    y[..., 2:4] = y[..., 2:4] * 4  # as boxes are decoded
+
+
+def _one_for_several(model: Model, y: torch.Tensor) -> None:
+    y[:, :3] = y[:, 3:].exp()
+
+
+def _number(model: Model, y: torch.Tensor) -> None:
+    y[:, 1].copy_(y.sum())
+
+
+def _other_dtype(model: Model, y: torch.Tensor) -> None:
+    y[:, 0] = (y[:, 1].double() * 3).tanh()
+
+
+@pytest.mark.parametrize("write", [_decoded, _one_for_several, _number, _other_dtype])
+def test_gradients_pass_through_what_is_copied_into_a_part(write: Callable[[Model, torch.Tensor], None]) -> None:
+    def body(model: Model, x: torch.Tensor) -> Any:
+        y = model.layer(x).sigmoid().clone()
+        write(model, y)
+        return y
+
+    assert_same_gradients(body)
+    with torch.no_grad():
+        check(body)
+
+
 def test_what_leaves_a_region_without_gradients_is_detached() -> None:
     def body(model: Model, x: torch.Tensor) -> Any:
         with torch.no_grad():
