@@ -9,7 +9,7 @@ import traceback
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -31,6 +31,7 @@ from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.masks import restore_masks
 from lobo_fx.graph.node_facts import facts_of
 from lobo_fx.graph.notes import Note
+from lobo_fx.graph.operators import aten, is_call
 from lobo_fx.graph.program import Program, ProgramModule, mark_always_training, seal
 from lobo_fx.graph.provenance import describe, user_line
 from lobo_fx.graph.randomness import drop_dead, random_state_kept
@@ -298,6 +299,12 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
         if reveal_layers(module):
             propagate(module)
     except PropagationError as error:
+        if is_call(error.node, aten.copy_.default) and "a leaf Variable that requires grad" in error.reason:
+            weight = cast("fx.Node", error.node.args[0]).target
+            raise TraceError(
+                f"forward writes into the weight '{weight}' (an embedding with max_norm does, for instance), which a "
+                f"graph can't while it trains: freeze it (requires_grad_(False)), or compute a new tensor from it"
+            ) from error
         raise TraceError(f"shapes can't be followed through {describe(error.node)}: {error.reason}") from error
     seal(module)
     bound = module.signature.bind(inputs.args, inputs.kwargs)  # type: ignore[union-attr]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -96,13 +97,26 @@ class Signature:
     def batch(self) -> str | None:
         """Name of the free dimension that counts rows; None if there is none, or rows can't be separated.
 
-        Frames of videos, of which the model takes a multiple, can't be: they are a length.
+        Frames of videos, of which the model takes a multiple, can't be: they are a length. Nor can what another input
+        points into: words that offsets divide into bags, of which no output has as many, or nodes that edges join.
         """
         shapes = [spec.shape for spec in self.inputs if spec is not None]
         name = next((str(shape[0]) for shape in shapes if shape and isinstance(shape[0], str)), "")
         computed = [names_in(size) for shape in shapes for size in shape if not str(size).isidentifier()]
         together = {name for names in computed for name in names} | {free.name for free in self.free if free.step > 1}
-        return name if name.isidentifier() and name not in together else None
+        results = [spec.shape for spec in self.outputs if spec is not None and spec.shape]
+        lost = bool(results) and not any(name in names_in(size) for shape in results for size in shape)
+        return name if name.isidentifier() and name not in together and not lost and not self._points(name) else None
+
+    def _points(self, batch: str) -> bool:
+        """Whether an input of integers without the batch has free sizes, and none that another input has."""
+        specs = [spec for spec in self.inputs if spec is not None]
+        sizes = [{name for size in spec.shape for name in names_in(size)} for spec in specs]
+        shared = {name for name, count in Counter(name for own in sizes for name in own).items() if count > 1}
+        return any(
+            own and not own & {batch, *shared} and not spec.dtype.is_floating_point
+            for own, spec in zip(sizes, specs, strict=True)
+        )
 
     @property
     def gives_loss(self) -> bool:

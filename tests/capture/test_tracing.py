@@ -200,6 +200,14 @@ def test_a_model_that_fixes_the_batch_is_traced_as_it_is_and_says_so() -> None:
     )
 
 
+def test_a_weight_that_forward_writes_into_is_named_unless_it_is_frozen() -> None:
+    model, tokens = nn.Sequential(nn.Embedding(10, 8, max_norm=0.5), nn.Linear(8, 4)), torch.tensor([[1, 2], [3, 1]])
+    with pytest.raises(TraceError, match=r"forward writes into the weight '0\.weight' .*freeze it"):
+        trace(model, tokens)
+    model.requires_grad_(False)
+    torch.testing.assert_close(trace(copy.deepcopy(model), tokens).module(tokens), model(tokens), rtol=0, atol=0)
+
+
 def test_a_result_that_is_compiled_further_tells_each_note_once() -> None:
     first = lobo_fx.compile(FixedBatch(), example_inputs=torch.randn(2, 12), dynamic_shapes="batch", progress=False)
     again = lobo_fx.compile(first, progress=False)

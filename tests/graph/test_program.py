@@ -13,12 +13,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import lobo_fx
 from lobo_fx.capture.tracing import trace
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.notes import Note
 from lobo_fx.graph.operators import training_flag
 from lobo_fx.graph.program import Program, ProgramModule
 from lobo_fx.graph.tensors import register
+from lobo_fx.passes import PruneChannels, QuantizeStatic
 
 IMAGES = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
@@ -433,3 +435,46 @@ def test_another_graph_in_the_same_program() -> None:
     assert changed.notes == ["kept"]
     assert torch.equal(changed.run(), program.run())
     assert changed.module.train().training
+
+
+class Bags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.EmbeddingBag(30, 8), nn.Linear(8, 4)
+
+    def forward(self, words: torch.Tensor, offsets: torch.Tensor) -> Any:
+        return self.head(self.words(words, offsets))
+
+
+class Joined(nn.Module):
+    """Nodes that edges join."""
+
+    def forward(self, nodes: torch.Tensor, edges: torch.Tensor) -> Any:
+        return torch.zeros_like(nodes).index_add(0, edges[1], nodes[edges[0]])
+
+
+class Placed(nn.Module):
+    """Rows of tokens, with positions that all rows share."""
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> Any:
+        return (tokens * positions).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "batch"),
+    [
+        (Bags(), (torch.arange(9), torch.tensor([0, 4, 6])), None),
+        (Joined(), (torch.randn(5, 8), torch.tensor([[0, 1, 2], [3, 4, 0]])), None),
+        (Placed(), (torch.ones(3, 6, dtype=torch.long), torch.arange(6)), "batch"),
+        (nn.Linear(8, 4), (torch.randn(3, 8),), "batch"),
+    ],
+)
+def test_what_another_input_points_into_is_no_batch_of_rows(model: nn.Module, inputs: Any, batch: str | None) -> None:
+    assert trace(model, inputs).signature.batch == batch
+
+
+def test_a_model_of_bags_is_quantized_batch_by_batch() -> None:
+    batches = [(torch.randint(0, 30, (size,)), torch.tensor([0, 4, 6])) for size in (9, 7, 12)]
+    passes = [PruneChannels(0.5), QuantizeStatic(kernels="all")]
+    result = lobo_fx.compile(Bags(), passes, example_inputs=batches[0], calibration_data=batches, progress=False)
+    assert result.module(*batches[2]).shape == (3, 4)

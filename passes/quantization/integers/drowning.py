@@ -98,6 +98,8 @@ class _Parts:
         squares = value.double().square()
         others = [dim for dim in range(value.dim()) if dim != 1 or self.whole]
         mean = squares.mean(others) if value.dim() > 1 or self.whole else squares.mean()
+        if self.count and mean.shape != self.energy.shape:  # as many as there are rows: no channels
+            mean, self.energy = mean.mean(), self.energy.mean()
         self.energy = (self.energy * self.count + mean) / (self.count + 1)
         self.count += 1
 

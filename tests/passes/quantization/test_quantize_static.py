@@ -974,3 +974,19 @@ def test_one_scale_drowns_no_part(joined: bool, boxes: float) -> None:
 def test_settings_of_another_type_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=f"{next(iter(settings))} is .*it must be"):
         QuantizeStatic(**settings)
+
+
+def test_every_pair_of_rows_is_compared_though_batches_differ_in_size() -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> Any:
+            return self.encode(a) @ self.encode(b).t()
+
+    torch.manual_seed(0)
+    model, batches = Siamese(), [(torch.randn(rows, 6), torch.randn(rows, 6)) for rows in (3, 4, 5)]
+    passes = [QuantizeStatic(kernels="all")]
+    result = lobo_fx.compile(model, passes, example_inputs=batches[0], calibration_data=batches, progress=False)
+    assert signal_to_noise(model(*batches[2]), result.module(*batches[2])) > 20
