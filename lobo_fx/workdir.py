@@ -86,9 +86,12 @@ class Workdir:
                 self.pipeline.context.notes.extend([note] * (note not in self.pipeline.context.notes))
                 continue
             plan = next((candidate.pass_.plan for candidate in found[before:] if candidate.chosen), None)
-            if plan is not None:
-                plan.save(place.with_name(place.name + _PLAN))
-            saving.write(saving.Saved(self.pipeline.program, self.pipeline.report("", []), []), place)
+            try:
+                if plan is not None:
+                    plan.save(place.with_name(place.name + _PLAN))
+                saving.write(saving.Saved(self.pipeline.program, self.pipeline.report("", []), []), place)
+            except InvalidInput as error:  # a full disk, say: what was computed is worth more than its copy
+                self.pipeline.context.notes.append(Note(f"a state could not be kept: {error}"))
 
     def _take_up(self, passes: Sequence[Pass], places: Sequence[Path | None]) -> int:
         """Loads the state after as many passes as possible; returns how many."""

@@ -39,11 +39,14 @@ Evaluate = Callable[[nn.Module], float]
 def users_code(name: str) -> Iterator[None]:
     """Turns any error in a function or data that the user passed into an `InvalidInput` that says where it happened.
 
+    Whether gradients are recorded is as before afterwards.
+
     Raises:
         InvalidInput: names the argument, and the line of the user's file.
     """
     try:
-        yield
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            yield
     except LoboError:
         raise
     except (Exception, SystemExit) as error:

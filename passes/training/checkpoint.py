@@ -31,15 +31,20 @@ class Identity:
     Attributes:
         pass_: name of the pass, with its settings.
         norms: by name of each parameter, its shape and the norm it starts with.
+        given: checksums of data, functions and modules that the user gave, by their names; empty where not known.
+        scored: whether the user gave `evaluate`.
     """
 
     pass_: str
     norms: Mapping[str, tuple[list[int], float]]
+    given: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    scored: bool = False
 
     @classmethod
-    def of(cls, pass_: str, module: nn.Module) -> Identity:
+    def of(cls, pass_: str, module: nn.Module, given: Mapping[str, str], scored: bool) -> Identity:
         named = module.named_parameters()
-        return cls(pass_, {name: (list(p.shape), float(p.detach().double().norm())) for name, p in named})
+        norms = {name: (list(p.shape), float(p.detach().double().norm())) for name, p in named}
+        return cls(pass_, norms, given, scored)
 
     def difference(self, other: Identity) -> str | None:
         """How a checkpoint of `other` differs from one of this, in words; None if it does not."""
@@ -54,7 +59,17 @@ class Identity:
                 return f"is one of another model: '{name}' is {list(theirs)} there, {shape} here"
             if abs(norm - start) > _ALIKE * max(norm, start):
                 return f"started from other weights: '{name}' had the norm {start:.6g} there, {norm:.6g} here"
+        if self.scored != other.scored:
+            return f"is of a training {'with' if other.scored else 'without'} evaluate"
         return None
+
+    def changed(self, other: Identity) -> tuple[str, ...]:
+        """Names of what the user gave that is known to differ.
+
+        A function whose calls change globals that it reads differs too.
+        """
+        pairs = {name: (checksum, other.given.get(name, "")) for name, checksum in self.given.items()}
+        return tuple(name for name, (mine, theirs) in pairs.items() if mine and theirs and mine != theirs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +129,12 @@ class Checkpoint:
             different = identity.difference(stored)
             if different is not None:
                 raise InvalidInput(f"the checkpoint in {folder} {different}; give another checkpoint_dir, or empty it")
+            changed = " and another ".join(identity.changed(stored))
+            if changed and record["progress"].get("done"):
+                raise InvalidInput(
+                    f"the checkpoint in {folder} is of a training that ended, with another {changed}; give another "
+                    "checkpoint_dir, or empty it"
+                )
             path = folder / Path(record["tensors"]).name
             check_named_by_content(path)
             return cls(stored, record["progress"], _filled(record["state"], read_safetensors(path)))

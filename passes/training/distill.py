@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from lobo_fx.contracts.context import Context
+from lobo_fx.contracts.context import Context, users_code
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.layers import layer_of
@@ -260,7 +260,7 @@ class _Imitation(Objective):
 
     def forward(self, inputs: Inputs, labels: Any) -> torch.Tensor:
         student, teacher = self.others
-        with torch.no_grad():
+        with torch.no_grad(), users_code("teacher"):
             said = _called(teacher, inputs)
         outputs = _called(student, inputs)
         settings, context = self.settings, self.context
@@ -281,6 +281,8 @@ class _Imitation(Objective):
             given, wanted = self.seen["attention", mine], self.known["attention", theirs]
             entropy = (wanted * (wanted.clamp_min(1e-9).log() - given.clamp_min(1e-9).log())).sum(-1).mean()
             loss = loss + settings.attention_share * entropy / len(settings.attention)
+        if not loss.isfinite() and not all(value.isfinite().all() for _, value in pairs(outputs, said)):
+            raise InvalidInput("the teacher gives NaN or infinity on a batch of train_data")
         return loss
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from lobo_fx.content import checksum_of, checksum_of_data
 from lobo_fx.contracts.context import SAY_WHICH, Context, users_code
 from lobo_fx.errors import InvalidInput
 from lobo_fx.graph.inputs import Inputs
@@ -70,6 +71,19 @@ class Trained:
     seconds: float = 0.0
     partial: float = 0.0
 
+    def check(self) -> None:
+        """Refuses what no training can have come to.
+
+        Raises:
+            ValueError: names the first field.
+        """
+        for name, value in dataclasses.asdict(self).items():
+            numbers = value if isinstance(value, list) else [value] if name in _NUMBERS else []
+            if isinstance(value, list) != (name in _LISTS) or not all(isinstance(n, int | float) for n in numbers):
+                raise ValueError(f"{name} is {value!r}")
+        if self.batches < 0 or not 0 <= self.best <= len(self.losses):
+            raise ValueError(f"batches is {self.batches}, best {self.best} of {len(self.losses)} epochs")
+
     @property
     def interrupted(self) -> bool:
         """Whether the user ended it."""
@@ -115,6 +129,10 @@ def train(
         )
     context.sheets.append(_sheet(trained, f"{settings.name} {stage}".strip()))
     return loop
+
+
+_LISTS = ("epoch_starts", "losses", "scores")
+_NUMBERS = ("rate", "batches", "best", "seconds", "partial")
 
 
 def _fell(values: Sequence[float]) -> bool:
@@ -192,7 +210,10 @@ class Loop:
         self.found: int | None = None  # the number of batches that a checkpoint had seen
         # without the folder, since a checkpoint may be moved
         self.identity = Identity.of(
-            f"{dataclasses.replace(settings, checkpoint_dir=None)}, seed {context.seed}", objective
+            f"{dataclasses.replace(settings, checkpoint_dir=None)}, seed {context.seed}",
+            objective,
+            {} if folder is None else _given(settings, context),
+            context.evaluate is not None,
         )
         self.wrote_last = 0.0
 
@@ -204,6 +225,7 @@ class Loop:
         """
         training = self.objective.module.training
         with (
+            torch.enable_grad(),
             random_state_kept,
             own_generators_kept(self.context.train_data),
             self._accelerator(),
@@ -237,6 +259,8 @@ class Loop:
                 step_scheduler_with_optimizer=False,
                 kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
             )
+            if self.settings.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+                raise InvalidInput("mixed_precision='fp16' needs a GPU: on a CPU, 'bf16' or 'no'")
             yield
         finally:
             # a process has one precision, unless told to forget it; processes and devices stay as they are
@@ -318,8 +342,10 @@ class Loop:
         Raises:
             InvalidInput: the checkpoint lacks something.
         """
+        changed = " and another ".join(self.identity.changed(found.identity))
         try:
             self.trained = Trained(**found.progress)
+            self.trained.check()
             self.found = self.trained.batches
             self.objective.load_state_dict(found.state["weights"])
             self.plain_optimizer.load_state_dict(found.state["optimizer"])
@@ -328,9 +354,15 @@ class Loop:
             for name, gradient in found.state["gradients"].items():
                 parameters[name].grad = gradient.to(parameters[name].device)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = f"was made with another {changed}" if changed else "is damaged"
             raise InvalidInput(
-                f"the checkpoint in {self.folder} is damaged ({type(error).__name__}: {error}); empty the folder"
+                f"the checkpoint in {self.folder} {reason} ({type(error).__name__}: {error}); empty the folder"
             ) from error
+        if changed:
+            self.context.note(
+                f"WARNING: the checkpoint in {self.folder} was made with another {changed}; training went on from it: "
+                "empty the folder to train anew"
+            )
 
     def _find_rate(self) -> None:
         def endless() -> Iterator[tuple[Inputs, Any]]:
@@ -476,7 +508,10 @@ class Loop:
                     raise _NotFinite(f"the loss is {value}")
                 with self._together():
                     _check_statistics(before)
-                accelerator.backward(loss / count)
+                try:
+                    accelerator.backward(loss / count)
+                except RuntimeError as error:
+                    raise InvalidInput(f"the loss can't be differentiated: {error}") from error
             if steps:
                 accelerator.unscale_gradients(self.optimizer)  # those of trials too would unscale twice
                 norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip_norm or math.inf)
@@ -556,7 +591,7 @@ class Loop:
         (score,) = broadcast_object_list(scores)
         trained = self.trained
         trained.scores.append(score)
-        if score > max(trained.scores[:-1], default=-math.inf):
+        if len(trained.scores) == 1 or score > max(trained.scores[:-1]):
             trained.best = len(trained.losses)
             if self.settings.keeps_best:
                 self.best = copy.deepcopy(self.objective.state_dict())
@@ -581,8 +616,16 @@ class Loop:
         }
         try:
             Checkpoint(self.identity, dataclasses.asdict(self.trained), state).write(self.folder)
-        except InvalidInput as error:
+        except (InvalidInput, TypeError) as error:  # an optimizer may hold what JSON can't
             self.context.note(f"a checkpoint could not be written, training went on: {error}")
+
+
+def _given(settings: TrainingPass, context: Context) -> dict[str, str]:
+    """Checksums of what the user gave, by name; of a loader, that may read other rows each time, nothing is known."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    objects = {name: value for name, value in values.items() if callable(value)}
+    found = {name: checksum_of(value) for name, value in (objects | {"loss_fn": context.loss_fn}).items()}
+    return found | {"train_data": checksum_of_data(context.train_data)}
 
 
 def length(data: Any) -> int:

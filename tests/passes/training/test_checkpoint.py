@@ -47,7 +47,7 @@ def tuned(program: Program, folder: Path, pass_: type[Pass] = FineTune, **settin
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     module = network()
-    identity = Identity.of("P()", module)
+    identity = Identity.of("P()", module, {"loss_fn": "abc"}, scored=True)
     shared = torch.randn(3, 4)
     state: dict[str, Any] = {
         "weights": {"a": shared, "b": shared, "view": shared[1:], "turned": shared.T},
@@ -193,3 +193,84 @@ def test_no_pickle_is_written_or_read(program: Program, tmp_path: Path, monkeypa
     again = tuned(program, tmp_path)
     assert any("6 batches are of an earlier run" in note.reason for note in again.report.notes)
     assert all(torch.equal(first[name], value) for name, value in again.module.state_dict().items())
+
+
+# --- what the user gave ----------------------------------------------------------------------------------
+
+
+def negative(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return -cross_entropy(outputs, labels)
+
+
+def compiled(program: Program, pass_: Pass, **given: Any) -> Result:
+    settings: dict[str, Any] = {"train_data": DATA, "loss_fn": cross_entropy, "progress": False} | given
+    return lobo_fx.compile(program, [pass_], **settings)
+
+
+def test_a_finished_training_is_not_that_of_other_data_loss_or_teacher(program: Program, tmp_path: Path) -> None:
+    def tune(folder: str) -> FineTune:
+        return FineTune(epochs=1, learning_rate=1e-2, checkpoint_dir=tmp_path / folder)
+
+    first = compiled(program, tune("same"))
+    again = compiled(program, tune("same"))
+    for name, weight in first.module.state_dict().items():
+        assert torch.equal(weight, again.module.state_dict()[name])
+    others = [(x, (y + 1) % 3) for x, y in DATA]
+    with pytest.raises(InvalidInput, match="of a training that ended, with another train_data; give another"):
+        compiled(program, tune("same"), train_data=others)
+    with pytest.raises(InvalidInput, match="of a training that ended, with another loss_fn"):
+        compiled(program, tune("same"), loss_fn=negative)
+    distill = functools.partial(Distill, epochs=1, learning_rate=1e-2, checkpoint_dir=tmp_path / "taught")
+    compiled(program, distill(teacher=network(5)), loss_fn=None)
+    with pytest.raises(InvalidInput, match="of a training that ended, with another teacher"):
+        compiled(program, distill(teacher=network(6)), loss_fn=None)
+
+
+def test_training_that_goes_on_with_another_loss_says_so(program: Program, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def fails_later(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        calls.append(0)
+        if len(calls) > len(DATA) + 1:
+            raise RuntimeError("cut off")
+        return cross_entropy(outputs, labels)
+
+    tune = FineTune(epochs=2, learning_rate=1e-2, checkpoint_dir=tmp_path)
+    with pytest.raises(InvalidInput, match="cut off"):
+        compiled(program, tune, loss_fn=fails_later)
+    notes = compiled(program, tune).report.notes
+    assert any("was made with another loss_fn; training went on from it" in note for note in notes)
+
+
+@pytest.mark.parametrize("scored_first", [True, False])
+def test_scored_and_unscored_trainings_are_not_mixed(scored_first: bool, program: Program, tmp_path: Path) -> None:
+    tune = FineTune(epochs=1, learning_rate=1e-2, checkpoint_dir=tmp_path)
+    score = {"evaluate": lambda module: 1.0}
+    compiled(program, tune, **(score if scored_first else {}))
+    with pytest.raises(InvalidInput, match=f"is of a training {'with' if scored_first else 'without'} evaluate"):
+        compiled(program, tune, **({} if scored_first else score))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batches", "x"), ("losses", 5), ("seconds", "a"), ("batches", -5), ("best", 9)]
+)
+def test_a_record_that_no_training_can_have_is_damaged(name: str, value: Any, program: Program, tmp_path: Path) -> None:
+    tune = FineTune(epochs=1, learning_rate=1e-2, checkpoint_dir=tmp_path)
+    compiled(program, tune)
+    file = tmp_path / CHECKPOINT_FILE
+    record = json.loads(file.read_text())
+    record["progress"] |= {"done": False, name: value}
+    file.write_text(json.dumps(record))
+    with pytest.raises(InvalidInput, match=f"is damaged .*{name} (is )?{value}|{name} is {value!r}"):
+        compiled(program, tune)
+
+
+def test_an_optimizer_that_json_can_not_hold_trains_without_a_checkpoint(program: Program, tmp_path: Path) -> None:
+    class Typed(torch.optim.SGD):
+        def __init__(self, groups: Any, lr: float) -> None:
+            super().__init__(groups, lr=lr)
+            self.param_groups[0]["dtype"] = torch.float32
+
+    tune = FineTune(epochs=1, learning_rate=1e-2, optimizer=Typed, checkpoint_dir=tmp_path)
+    notes = compiled(program, tune).report.notes
+    assert any("a checkpoint could not be written, training went on" in note for note in notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -386,6 +387,28 @@ class Indices(Net):
 def test_a_teacher_that_does_not_fit_is_refused_before_work(program: Program, settings: Any, words: str) -> None:
     with pytest.raises(InvalidInput, match=re.escape(words)):
         distilled(program, [IMAGES], epochs=10**9, **settings)
+
+
+class Fails(nn.Module):
+    """A teacher that takes the example's rows, and fails on others or gives NaN."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 2 and self.words:
+            raise RuntimeError(self.words)
+        return images.mean((2, 3)) @ torch.ones(3, 4) * (math.nan if len(images) > 2 else 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("only two!", r"teacher failed at .*: RuntimeError: only two!"), ("", "the teacher gives NaN or infinity")],
+)
+def test_a_teacher_that_fails_on_a_batch_is_named(words: str, told: str, program: Program) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        distilled(program, [IMAGES], epochs=1, learning_rate=1e-3, teacher=Fails(words))
 
 
 def test_a_model_without_float_outputs_can_not_be_taught() -> None:

@@ -415,10 +415,13 @@ def test_a_process_killed_while_it_writes_goes_on(
         assert same(weights(tuned(drawing_program, shuffled(), checkpoint_dir=folder)), whole)
 
 
-def test_what_is_finished_is_not_trained_again(program: Program, tmp_path: Path) -> None:
+def test_what_is_finished_is_not_trained_again(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = tuned(program, batches(), checkpoint_dir=tmp_path / "a", evaluate=accuracy)
     (tmp_path / "a").rename(tmp_path / "b")
-    again = tuned(program, batches(), checkpoint_dir=tmp_path / "b", evaluate=accuracy, loss_fn=dying(cross_entropy, 0))
+    monkeypatch.setattr(loop.Loop, "_train", lambda self: pytest.fail("it is trained"))
+    again = tuned(program, batches(), checkpoint_dir=tmp_path / "b", evaluate=accuracy)
     assert same(weights(first), weights(again))
     assert "Of these, 10 batches are of an earlier run, whose checkpoint is in" in reasons(again)
     assert "an earlier run" not in reasons(first)
@@ -778,3 +781,49 @@ def test_a_loss_that_is_none_is_refused(program: Program, function: Any, words: 
     with pytest.raises(InvalidInput, match=words):
         tuned(program, batches(), loss_fn=function)
     assert all(p.grad is None for p in program.module.parameters())
+
+
+# --- gradients, whatever the caller and the user's code do ------------------------------------------------
+
+
+def test_training_records_gradients_whatever_the_caller_does(program: Program) -> None:
+    def forgets(module: nn.Module) -> float:
+        torch.set_grad_enabled(False)
+        return 1.0
+
+    expected = weights(tuned(program, batches()))
+    with torch.no_grad():
+        found = weights(tuned(program, batches()))
+        assert not torch.is_grad_enabled()
+    tuned(program, batches(), evaluate=forgets)
+    assert torch.is_grad_enabled()
+    for name, weight in expected.items():
+        assert torch.equal(weight, found[name])
+
+
+def test_weights_before_training_are_kept_where_no_score_is_finite(program: Program) -> None:
+    result = tuned(program, batches(), evaluate=lambda module: -math.inf)
+    for name, weight in weights(result).items():
+        assert torch.equal(weight, program.module.state_dict()[name])
+    assert any("before training, whose weights are kept" in note for note in result.report.notes)
+
+
+def _spoils(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return outputs.sigmoid().mul_(0).sum() + outputs.relu().mul_(0).sqrt().sum()
+
+
+def _differentiates(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    loss = outputs.square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss
+
+
+@pytest.mark.parametrize("loss_fn", [_spoils, _differentiates])
+def test_a_loss_that_can_not_be_differentiated_is_the_users(loss_fn: Any, program: Program) -> None:
+    with pytest.raises(InvalidInput, match="the loss can't be differentiated: "):
+        tuned(program, batches(), loss_fn=loss_fn)
+
+
+def test_half_precision_needs_a_gpu(program: Program) -> None:
+    with pytest.raises(InvalidInput, match="mixed_precision='fp16' needs a GPU: on a CPU, 'bf16' or 'no'"):
+        tuned(program, batches(), mixed_precision="fp16")
