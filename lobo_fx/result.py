@@ -445,8 +445,10 @@ class Alternative:
         trial = pipeline.fork()
         trial.go_on_from(self.candidate.start, pipeline.rows[: before + 1])  # the first row is the original's
         trial.context.candidates[:] = [dataclasses.replace(self.candidate, chosen=True)]
-        trial.context.notes[:] = [note for note in trial.context.notes if note.made_by != self.candidate.made_by]
-        trial.context.sheets[:] = [sheet for sheet in trial.context.sheets if sheet.title != CANDIDATES]
+        later = {*names[before:]} - {*names[:before]}
+        trial.context.notes[:] = [note for note in trial.context.notes if note.made_by not in later]
+        titles = CANDIDATES, *later
+        trial.context.sheets[:] = [sheet for sheet in trial.context.sheets if not sheet.title.startswith(titles)]
         trial.run(pass_)
         done = [*self.result.passes[:before], (pass_.name, pass_.settings)]
         report = trial.report(self.result.report.model, done)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lobo_fx.contracts.passbase import Pass
 from lobo_fx.files import write_files
 from lobo_fx.recipe import read_recipe
+from lobo_fx.report.json import as_json
 from lobo_fx.report.records import Sheet
 from lobo_fx.studies.objectives import OBJECTIVES
 from lobo_fx.terminal.tables import escape, new_table, printable, render, to_markdown
@@ -130,12 +131,16 @@ class Front:
         return table
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as plain data, raw numbers."""
+        """Everything as plain data, raw numbers; those that are not finite as text."""
         points = [dataclasses.asdict(point) | {"file": point.file} for point in self.points]
-        return dataclasses.asdict(self) | {
-            "objectives": {name: dataclasses.asdict(OBJECTIVES[name]) for name in self.objectives},
-            "points": points,
-        }
+        plain: dict[str, Any] = as_json(
+            dataclasses.asdict(self)
+            | {
+                "objectives": {name: dataclasses.asdict(OBJECTIVES[name]) for name in self.objectives},
+                "points": points,
+            }
+        )
+        return plain
 
     def to_markdown(self) -> str:
         """The table and the notes as GitHub markdown."""
@@ -157,9 +162,8 @@ class Front:
         """
         files: dict[str, str | bytes] = {point.file: point.recipe for point in self.points}
         markdown, leader = FRONT_FILES
-        return write_files(
-            Path(folder), {**files, markdown: self.to_markdown(), leader: json.dumps(self.as_json(), indent=2)}
-        )
+        plain = json.dumps(self.as_json(), indent=2, allow_nan=False)
+        return write_files(Path(folder), {**files, markdown: self.to_markdown(), leader: plain})
 
 
 def undominated(points: Sequence[FrontPoint], objectives: Sequence[str]) -> list[FrontPoint]:

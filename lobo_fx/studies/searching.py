@@ -121,7 +121,7 @@ def search(
         "train_data": train_data,
         "loss_fn": loss_fn,
         "evaluate": evaluate,
-        "higher_is_better": direction_of(evaluate, loss_fn, higher_is_better),
+        "higher_is_better": (higher := direction_of(evaluate, loss_fn, higher_is_better)),
         "seed": seed,
     }
     kept = open_study(study, place, directions)
@@ -130,6 +130,7 @@ def search(
     program = original.program
     name = name or original.report.model
     _check_passes(found, original)
+    evaluate_name = getattr(evaluate, "__qualname__", type(evaluate).__qualname__)
     identity = {
         "model": name,
         "weights": checksum_of_data(program.module.state_dict()),
@@ -139,6 +140,7 @@ def search(
         "seed": str(seed),
         "calibration data": checksum_of_data(calibration_data),
         "training data": checksum_of_data(train_data),
+        "score": "none" if evaluate is None else f"{evaluate_name}, {'higher' if higher else 'lower'} is better",
     }
     where = "memory" if place is None else shown(place)
 

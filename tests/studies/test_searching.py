@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,7 +221,19 @@ def test_a_study_goes_on_with_the_same_things_alone(tmp_path: Path) -> None:
         search(SPACE.replace("0.9", "0.8"), **given)
     with pytest.raises(InvalidInput, match="is of another calibration data"):
         search(**given, calibration_data=[INPUTS])
+    with pytest.raises(InvalidInput, match=r"is of another score: 'none' there, '.*<lambda>, lower is better' here"):
+        search(**given, evaluate=lambda _: 1.0, higher_is_better=False, objectives=["decibels", "latency"])
     assert search(**given, study="another", calibration_data=[INPUTS]).trials == 1
+
+
+def test_a_score_that_is_not_finite_is_text_in_json(tmp_path: Path) -> None:
+    front = search(trials=1)
+    (point,) = front.points
+    spoiled = dataclasses.replace(point, measured={**point.measured, "score": -math.inf})
+    dataclasses.replace(front, points=[spoiled]).save(tmp_path)
+    text = (tmp_path / "front.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)
+    assert '"score": "-inf"' in text
 
 
 # --- refused before any work -----------------------------------------------------------------------------
