@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import fx
 
 from lobo_fx.capture.lifting import exported_program
 from lobo_fx.errors import ExportError, InvalidInput
@@ -40,7 +41,7 @@ from lobo_fx.files import followed, written_beside
 from lobo_fx.graph.inputs import Inputs
 from lobo_fx.graph.known_shapes import shapes_known
 from lobo_fx.graph.masks import without_masks
-from lobo_fx.graph.operators import aten, is_call
+from lobo_fx.graph.operators import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, arguments, aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import describe
 from lobo_fx.graph.randomness import drawing, draws
@@ -232,6 +233,7 @@ def _check_program(program: Program) -> None:
     _check_weights(program)
     _check_outputs(program)
     _check_attention(program)
+    _check_groups(program)
     refuse_projections(program)
 
 
@@ -258,6 +260,20 @@ def _check_attention(program: Program) -> None:
             f"{describe(dropping)} drops out in inference too, which has no ONNX form: "
             "pass dropout_p=self.p if self.training else 0.0"
         )
+
+
+def _check_groups(program: Program) -> None:
+    """Refuses convolutions with a free number of groups, the batch's for instance: ONNX has a fixed one.
+
+    Raises:
+        ExportError: names the call.
+    """
+    for node in program.graph.nodes:
+        if is_call(node, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS) and isinstance(arguments(node)["groups"], fx.Node):
+            raise ExportError(
+                f"{describe(node)} has a free number of groups, which has no ONNX form: fix that size, by "
+                "dynamic_shapes=None"
+            )
 
 
 def _check_outputs(program: Program) -> None:

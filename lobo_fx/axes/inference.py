@@ -99,9 +99,9 @@ class Inference:
         except Exception as error:  # a rule that fails must not end a pass
             if self.strict:
                 raise
-            return self._unknown(
-                node, f"{node.target}: its axis rule fails ({type(error).__name__}: {error})", known=True
-            )
+            free = [name for name, given in call.given.items() if _is_free(given)]
+            why = f"its {free[0]} is a size that is not fixed" if free else f"{type(error).__name__}: {error}"
+            return self._unknown(node, f"{node.target}: its axis rule fails ({why})", known=True)
         for source in node.all_input_nodes:
             if source not in call.seen:
                 lock_all(self.values.get(source), f"{node.target} does not say what it does with it ({place(node)})")
@@ -117,6 +117,11 @@ class Inference:
         for source in node.all_input_nodes:
             lock_all(self.values.get(source), f"{reason} ({where})")
         return self._fixed_axes(node.meta.get("val"), f"{reason} ({where})")
+
+
+def _is_free(value: object) -> bool:
+    """Whether an argument is a size that is computed from the inputs'."""
+    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), torch.SymInt)
 
 
 def _check_sizes(axes: Axes, value: torch.Tensor) -> None:

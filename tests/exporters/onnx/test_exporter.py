@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -27,7 +28,7 @@ from lobo_fx import Artifact, ExportError, InvalidInput, Result
 from lobo_fx.exporters.onnx.cleanup import clean
 from lobo_fx.exporters.onnx.exporter import OnnxExporter
 from lobo_fx.exporters.onnxruntime.runtime import OnnxRuntime, OnnxRuntimeSession, kernels
-from lobo_fx.passes import FoldBatchNorm, PruneWeights, QuantizeStatic
+from lobo_fx.passes import FoldBatchNorm, PruneChannels, PruneWeights, QuantizeStatic
 
 Array = npt.NDArray[Any]
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
@@ -780,3 +781,31 @@ def test_a_float_layer_between_integer_ones_stays_float(
         OnnxRuntime().load(tmp_path / f"{name}.onnx", 1).run(arrays) for name in ("kept", "seen")
     )
     assert np.abs(float_one - integer).max() > 1e-3 * np.abs(float_one).max()
+
+
+class Modulated(nn.Module):
+    """Weights of each sample's own: the batch becomes the groups of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.last = nn.Parameter(torch.randn(10, 8, 3, 3)), nn.Conv2d(10, 3, 1)
+
+    def forward(self, x: torch.Tensor, style: torch.Tensor) -> Any:
+        rows, channels, height, width = x.shape
+        weight = (self.weight * style[:, None, :, None, None]).view(rows * 10, channels, 3, 3)
+        mixed = nn.functional.conv2d(x.reshape(1, rows * channels, height, width), weight, padding=1, groups=rows)
+        return self.last(mixed.view(rows, 10, height, width))
+
+
+def test_a_free_number_of_groups_is_refused_by_name_and_locks_with_a_reason(tmp_path: Path) -> None:
+    inputs = torch.randn(3, 8, 6, 6), torch.randn(3, 8)
+    compiled = functools.partial(
+        lobo_fx.compile, Modulated(), [PruneChannels(0.5)], example_inputs=inputs, progress=False
+    )
+    free = compiled()
+    assert any("aten.conv2d.default: its axis rule fails (its groups is a size" in note for note in free.report.notes)
+    with pytest.raises(ExportError, match=r"conv2d.* has a free number of groups, .* dynamic_shapes=None"):
+        free.export(tmp_path / "free.onnx")
+    fixed = compiled(dynamic_shapes=None)
+    assert fixed.report.rows[-1].parameters < fixed.report.rows[0].parameters
+    fixed.export(tmp_path / "fixed.onnx")
