@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,3 +116,11 @@ def test_a_budget_of_an_error_that_may_rise() -> None:
     tight = lobo_fx.compile(network(), [budget], **given)
     loose = lobo_fx.compile(network(), [MixedPrecision(drop=1.0, quantizer=QuantizeStatic(kernels="all"))], **given)
     assert squared_error(tight.module) <= 1e-12 < squared_error(loose.module)
+
+
+@pytest.mark.parametrize("score", [0.5, np.array(0.5), np.array([0.5]), np.float32(0.5), torch.tensor([[0.5]])])
+def test_a_number_is_a_number_whatever_holds_it(score: Any) -> None:
+    result = lobo_fx.compile(
+        nn.Linear(3, 2), [], example_inputs=torch.ones(2, 3), evaluate=lambda module: score, progress=False
+    )
+    assert result.report.rows[0].score == 0.5

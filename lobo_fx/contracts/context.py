@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -194,7 +195,7 @@ class Context:
             empty = False
             yield self._bind("calibration_data", index, batch)
         if empty:
-            raise InvalidInput("calibration_data is empty: it must yield at least one batch")
+            raise InvalidInput("calibration_data is empty: it must yield at least one batch, each time it is read")
 
     def split_batches(self, description: str = "calibrate") -> Iterator[tuple[Inputs, bool]]:
         """Calibration data split into rows for fitting and held-out rows; one batch in memory at a time.
@@ -244,7 +245,7 @@ class Context:
             empty = False
             yield self._bind("train_data", index, batch), self._labels(batch)
         if empty:
-            raise InvalidInput("train_data is empty: it must yield at least one batch")
+            raise InvalidInput("train_data is empty: it must yield at least one batch, each time it is read")
 
     def _labels(self, batch: object) -> Any:
         """The labels of a batch: everything beside the inputs; None where there is nothing else."""
@@ -330,7 +331,7 @@ class Context:
         assert self.evaluate is not None
         with users_code("evaluate"):
             score: object = self.evaluate(module)
-        if isinstance(score, torch.Tensor) and score.numel() == 1:
+        if isinstance(score, torch.Tensor | np.ndarray) and math.prod(score.shape) == 1:
             score = score.item()
         if not isinstance(score, numbers.Real):  # NumPy's scalars are, too
             raise InvalidInput(f"evaluate returned a {type(score).__name__}; expected a number")

@@ -25,8 +25,9 @@ __all__ = [
     "to_markdown",
 ]
 
-_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {ord("\t"): " ", ord("\n"): "\n"}
-"""Control characters, which a terminal would obey instead of showing them."""
+_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), *_DIRECTIONS]) | {ord("\t"): " ", ord("\n"): "\n"}
+"""Control characters, which a terminal would obey instead of showing them, also those that turn the direction."""
 
 
 _WIDTH = 80

@@ -440,10 +440,10 @@ def test_a_compilation_reports_a_row_per_pass_and_what_it_wrote(tmp_path: Path) 
 
 def test_control_characters_reach_no_terminal() -> None:
     """An escape sequence in a name would move the cursor, hide lines or set the window's title."""
-    hostile = "a\x1b[2Jb\x9b1mc\x07d\re\x00f"
+    hostile = "a\x1b[2Jb\x9b1mc\x07d\re\x00\u202e\u2066f"
     report = Report(hostile, [row(hostile)], [Note(f"{hostile}\tnote")])
     for text in (str(report), report.to_markdown()):
-        assert not [c for c in text if c != "\n" and unicodedata.category(c) == "Cc"]
+        assert not [c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf")]
         assert "2Jb1mcdef" in text
     assert "ef note" in str(report)
     assert printable("naïve → 日本 👩‍🔬\n") == "naïve → 日本 👩‍🔬\n"

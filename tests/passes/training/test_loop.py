@@ -759,6 +759,7 @@ def test_data_without_an_end_is_read_as_far_as_asked(program: Program) -> None:
         (lambda module: None, "evaluate returned a NoneType"),
         (lambda module: math.nan, "evaluate returned NaN"),
         (lambda module: torch.ones(2), "evaluate returned a Tensor"),
+        (lambda module: np.ones(2), "evaluate returned a ndarray"),
         (lambda module: 1 / 0, "evaluate failed"),
     ],
 )
