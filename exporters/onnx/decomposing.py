@@ -31,7 +31,7 @@ def with_translated_calls(program: Program, table: Translations) -> Program:
     """
     if not any(_is_left(node, table) for node in program.graph.nodes):
         return program
-    program = program.clone()
+    program = program.lazy_clone()
     for node in list(program.graph.nodes):
         if _is_left(node, table):
             _decompose(node)

@@ -402,7 +402,7 @@ def _explain(program: Program, error: Exception) -> str:
     text = "\n".join(str(e) for e in _causes(error))
     unknown = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>", text)
     if unknown is None:
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("Use tlparse")]
         return f"torch.onnx can't translate the program: {lines[-1] if lines else type(error).__name__}"
     operator = f"{unknown[1]}.{unknown[2]}"
     users = [describe(node) for node in program.graph.nodes if str(node.target) == operator]

@@ -221,6 +221,14 @@ def _hint(error: Exception, inputs: Inputs) -> str:
         )
     if re.search(r"specialized it to be a constant \([01]\)", str(error)):
         return "torch.export fixes sizes of 0 and 1: where a size is to be free, give example inputs of at least 2"
+    lines = "".join(traceback.format_tb(error.__traceback__))
+    sizes_are_values = "nn/modules/rnn.py" in lines and "argument 'size' failed to unpack" in str(error)
+    if "pack_padded_sequence" in lines or sizes_are_values:
+        return "Packed sequences have no graph: run the layer on padded rows, and choose the last steps by torch.gather"
+    if "in output, which is not a known type" in str(error):
+        return (
+            "Register the class: torch.export.register_dataclass(TheClass) for a dataclass, or return a dict or tuple"
+        )
     if "Constraints violated" in str(error):
         return "Give the sizes that torch suggests, if any, or Dim.AUTO: what the model's code allows then stays free"
     shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in inputs.tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import re
 import types
@@ -670,3 +671,35 @@ def test_what_nobody_reads_is_not_run() -> None:
 
     program = trace(Unread().eval(), torch.randn(2, 5, 4))
     assert run_counted(program)[1] == 12
+
+
+@dataclasses.dataclass
+class Answer:
+    value: torch.Tensor
+
+
+class Answers(nn.Module):
+    def forward(self, x: torch.Tensor) -> Answer:
+        return Answer(x * 2)
+
+
+class Packs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> Any:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.lstm(packed)[1][0]
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "advice"),
+    [
+        (Answers(), torch.randn(2, 3), r"Register the class: torch\.export\.register_dataclass"),
+        (Packs(), (torch.randn(3, 6, 4), torch.tensor([6, 3, 2])), "Packed sequences have no graph: .* padded rows"),
+    ],
+)
+def test_what_to_do_is_told_for_outputs_and_packed_sequences(model: nn.Module, inputs: Any, advice: str) -> None:
+    with pytest.raises(TraceError, match=advice):
+        trace(model, inputs)

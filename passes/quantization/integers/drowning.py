@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from lobo_fx.contracts.context import Context
+from lobo_fx.graph.layers import layer_of
 from lobo_fx.graph.operators import VALUE_PRESERVING, aten, is_call
 from lobo_fx.graph.program import Program
 from lobo_fx.graph.provenance import module_name
@@ -27,6 +28,8 @@ __all__ = ["DECIBELS", "drowned"]
 DECIBELS = 20.0
 """Signal-to-noise ratio that every part must keep at the shared scale: noise of a tenth of its size."""
 _STEPS = 255
+_MIXING = (aten.matmul.default, aten.bmm.default, aten.permute.default, aten.transpose.int)
+"""Operators after which channels lie elsewhere, or nowhere."""
 
 
 def drowned(program: Program, able: Iterable[str], table: KernelTable, context: Context) -> Mapping[str, str]:
@@ -45,9 +48,10 @@ def drowned(program: Program, able: Iterable[str], table: KernelTable, context: 
     if not joins and not last:
         return {}
     sums: dict[fx.Node, _Parts] = {}
-    watched = {source: True for join in joins for source in join.all_input_nodes} | {table.end(n): False for n in last}
-    for node, whole in watched.items():
-        sums[node] = _Parts(whole)
+    for join in joins:
+        sums |= {source: _Parts(None) for source in join.all_input_nodes}
+    for node in last:
+        sums[table.end(node)] = _Parts(_channel_dim(table.end(node)))
     watch(program.module, first_batches(context), {node: parts.add for node, parts in sums.items()})
     found: dict[str, str] = {}
     for node in nodes:
@@ -81,25 +85,34 @@ def _leaves(node: fx.Node) -> bool:
     )
 
 
-class _Parts:
-    """Range and energy of a value: of the whole, or of each of its channels."""
+def _channel_dim(node: fx.Node) -> int | None:
+    """The dimension in which the channels of a value lie, by the layer that it comes from; None if none is met."""
+    while (layer := layer_of(node)) is None:
+        inputs = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+        alike = [source for source in inputs if source.meta["val"].dim() == node.meta["val"].dim()]
+        if node.op != "call_function" or not alike or is_call(node, *_MIXING):
+            return None
+        node = alike[0]
+    return layer.kind.channel_dim
 
-    def __init__(self, whole: bool) -> None:
-        self.whole = whole
+
+class _Parts:
+    """Range and energy of a value: of each channel, which lie in a dimension, or of the whole without one."""
+
+    def __init__(self, channel_dim: int | None) -> None:
+        self.channel_dim = channel_dim
         self.low = self.high = 0.0
         self.count = 0
         self.energy = torch.zeros(())
 
     def add(self, value: torch.Tensor) -> None:
-        """Adds the value of one batch, with channels in dimension 1."""
+        """Adds the value of one batch."""
         if not value.numel():
             return
         self.low, self.high = min(self.low, float(value.min())), max(self.high, float(value.max()))
         squares = value.double().square()
-        others = [dim for dim in range(value.dim()) if dim != 1 or self.whole]
-        mean = squares.mean(others) if value.dim() > 1 or self.whole else squares.mean()
-        if self.count and mean.shape != self.energy.shape:  # as many as there are rows: no channels
-            mean, self.energy = mean.mean(), self.energy.mean()
+        channels = None if self.channel_dim is None else self.channel_dim % value.dim()
+        mean = squares.mean([dim for dim in range(value.dim()) if dim != channels])
         self.energy = (self.energy * self.count + mean) / (self.count + 1)
         self.count += 1
 

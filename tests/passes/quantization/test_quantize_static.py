@@ -990,3 +990,31 @@ def test_every_pair_of_rows_is_compared_though_batches_differ_in_size() -> None:
     passes = [QuantizeStatic(kernels="all")]
     result = lobo_fx.compile(model, passes, example_inputs=batches[0], calibration_data=batches, progress=False)
     assert signal_to_noise(model(*batches[2]), result.module(*batches[2])) > 20
+
+
+def test_time_steps_are_no_channels() -> None:
+    """Quiet steps of a sequence share the scale of loud ones; a channel that is quiet throughout is drowned."""
+
+    class Steps(nn.Module):
+        def __init__(self, quiet_channel: float) -> None:
+            super().__init__()
+            linears = [nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(8, 4)]
+            for linear in linears:
+                linear.bias.data.zero_()
+            for linear in linears[1:]:
+                linear.weight.data[0] *= quiet_channel
+            self.layers = nn.ModuleList(linears)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            hidden = self.layers[0](x).relu()
+            return self.layers[1](hidden) + self.layers[2](hidden)
+
+    generator = torch.Generator().manual_seed(0)
+    loudness = torch.tensor([1.0, 1e-4]).repeat(3)[:, None]
+    batches = [torch.randn(4, 6, 6, generator=generator) * loudness for _ in range(2)]
+    for quiet, drowned in ((1.0, False), (1e-4, True)):
+        torch.manual_seed(0)
+        model = Steps(quiet)
+        passes = [QuantizeStatic(kernels="all")]
+        result = lobo_fx.compile(model, passes, example_inputs=batches[0], calibration_data=batches, progress=False)
+        assert any("one scale would leave a channel of the output" in note for note in result.report.notes) == drowned
