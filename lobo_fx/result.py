@@ -445,7 +445,7 @@ class Alternative:
         trial = pipeline.fork()
         trial.go_on_from(self.candidate.start, pipeline.rows[: before + 1])  # the first row is the original's
         trial.context.candidates[:] = [dataclasses.replace(self.candidate, chosen=True)]
-        later = {*names[before:]} - {*names[:before]}
+        later = {*names[before + 1 :]} - {*names[:before]} | {self.candidate.made_by}
         trial.context.notes[:] = [note for note in trial.context.notes if note.made_by not in later]
         titles = CANDIDATES, *later
         trial.context.sheets[:] = [sheet for sheet in trial.context.sheets if not sheet.title.startswith(titles)]

@@ -311,7 +311,7 @@ def _program(exported: ExportedProgram, inputs: Inputs) -> Program:
             weight = cast("fx.Node", error.node.args[0]).target
             raise TraceError(
                 f"forward writes into the weight '{weight}' (an embedding with max_norm does, for instance), which a "
-                f"graph can't while it trains: freeze it (requires_grad_(False)), or compute a new tensor from it"
+                "graph can't while it trains: freeze it (requires_grad_(False)), or compute a new tensor from it"
             ) from error
         raise TraceError(f"shapes can't be followed through {describe(error.node)}: {error.reason}") from error
     seal(module)

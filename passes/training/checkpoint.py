@@ -63,13 +63,14 @@ class Identity:
             return f"is of a training {'with' if other.scored else 'without'} evaluate"
         return None
 
-    def changed(self, other: Identity) -> tuple[str, ...]:
-        """Names of what the user gave that is known to differ.
+    def changed(self, other: Identity) -> str:
+        """What the user gave that is known to differ, as words after "another"; empty where nothing is.
 
         A function whose calls change globals that it reads differs too.
         """
         pairs = {name: (checksum, other.given.get(name, "")) for name, checksum in self.given.items()}
-        return tuple(name for name, (mine, theirs) in pairs.items() if mine and theirs and mine != theirs)
+        different = (name for name, (mine, theirs) in pairs.items() if mine and theirs and mine != theirs)
+        return " and another ".join(different)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +130,7 @@ class Checkpoint:
             different = identity.difference(stored)
             if different is not None:
                 raise InvalidInput(f"the checkpoint in {folder} {different}; give another checkpoint_dir, or empty it")
-            changed = " and another ".join(identity.changed(stored))
-            if changed and record["progress"].get("done"):
+            if (changed := identity.changed(stored)) and record["progress"].get("done"):
                 raise InvalidInput(
                     f"the checkpoint in {folder} is of a training that ended, with another {changed}; give another "
                     "checkpoint_dir, or empty it"

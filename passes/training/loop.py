@@ -342,7 +342,7 @@ class Loop:
         Raises:
             InvalidInput: the checkpoint lacks something.
         """
-        changed = " and another ".join(self.identity.changed(found.identity))
+        changed = self.identity.changed(found.identity)
         try:
             self.trained = Trained(**found.progress)
             self.trained.check()
